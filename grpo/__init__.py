@@ -1,0 +1,1 @@
+"""GRPO in plain PyTorch: one process, one GPU. `train.py` is the algorithm; everything here is one small job each."""
