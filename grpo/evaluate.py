@@ -47,14 +47,13 @@ def summarise(scores: Sequence[Score]) -> dict[str, float]:
     complete box where the reward has no such signal. verdict_accuracy: the reflection's verdict agrees with the truth.
     wrong_verdict_rate: the verdict says "wrong", whatever the truth.
     """
-    share = 1 / len(scores)
-    return {
-        "accuracy": share * sum(score.outcome == "correct" for score in scores),
-        "format_rate": share * sum(score.signals.get("format", float(score.answer is not None)) for score in scores),
-        "verdict_accuracy": share
-        * sum(
+    counts = {
+        "accuracy": sum(score.outcome == "correct" for score in scores),
+        "format_rate": sum(score.signals.get("format", float(score.answer is not None)) for score in scores),
+        "verdict_accuracy": sum(
             score.verdict is not None and (score.verdict == "correct") == (score.outcome == "correct")
             for score in scores
         ),
-        "wrong_verdict_rate": share * sum(score.verdict == "wrong" for score in scores),
+        "wrong_verdict_rate": sum(score.verdict == "wrong" for score in scores),
     }
+    return {name: count / len(scores) for name, count in counts.items()}

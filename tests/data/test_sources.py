@@ -1,0 +1,162 @@
+"""The download against a real server on the loopback: resumed, verified, never half there, and clear when it fails."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from data import sources
+from data.__main__ import main
+from data.sources import SOURCES, Source, download, locate, obtain
+
+BODY = bytes(range(256)) * 2000  # 512,000 bytes: several chunks
+SOURCE = Source("toy", "train", 1, "data/toy.parquet", len(BODY), hashlib.sha256(BODY).hexdigest(), "")
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `body`; cuts the connection after `cut_after` bytes of each of the first `cuts` answers."""
+
+    daemon_threads = True
+    body, cuts, cut_after, ranges, status = BODY, 0, 0, True, 200
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        server = self.server
+        asked = self.headers.get("Range")
+        server.asked.append(asked)
+        if server.status >= 400:
+            self.send_error(server.status)
+            return
+        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and server.ranges else 0
+        body = server.body[start:]
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if server.cuts:
+            server.cuts -= 1
+            body = body[: server.cut_after]
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server():
+    server = Server(("127.0.0.1", 0), Handler)
+    server.asked = []
+    server.url = f"http://127.0.0.1:{server.server_port}/toy.parquet"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_a_cut_download_goes_on_where_it_stopped(server, tmp_path):
+    server.cuts, server.cut_after = 2, 200_000
+    path = download(SOURCE, tmp_path / "deep" / "toy.parquet", url=server.url, pause_s=0)
+    assert path.read_bytes() == BODY
+    # 200,000 bytes arrived twice, so the third request asks for the rest; no byte is fetched twice.
+    assert server.asked == [None, "bytes=200000-", "bytes=400000-"]
+    assert [file.name for file in path.parent.iterdir()] == ["toy.parquet"]
+
+
+def test_an_earlier_process_part_is_used(server, tmp_path):
+    (tmp_path / "toy.parquet.part").write_bytes(BODY[:300_000])
+    assert download(SOURCE, tmp_path / "toy.parquet", url=server.url, pause_s=0).read_bytes() == BODY
+    assert server.asked == ["bytes=300000-"]
+
+
+def test_a_server_without_ranges_starts_over(server, tmp_path):
+    server.ranges = False
+    (tmp_path / "toy.parquet.part").write_bytes(b"x" * 300_000)
+    assert download(SOURCE, tmp_path / "toy.parquet", url=server.url, pause_s=0).read_bytes() == BODY
+
+
+def test_another_file_is_thrown_away(server, tmp_path):
+    server.body = BODY[:-1] + b"!"
+    with pytest.raises(ValueError, match=r"toy: .*gave another file.*thrown away"):
+        download(SOURCE, tmp_path / "toy.parquet", url=server.url, pause_s=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_always_cut_keeps_what_came_and_says_where_to_put_the_file(server, tmp_path):
+    server.cuts, server.cut_after = 99, 1000
+    with pytest.raises(ValueError, match=r"cut after 4000 of 512000") as error:
+        download(SOURCE, tmp_path / "toy.parquet", url=server.url, pause_s=0)
+    assert len(server.asked) == sources.ATTEMPTS
+    assert (tmp_path / "toy.parquet.part").stat().st_size == 4000
+    assert all(word in str(error.value) for word in ("toy", server.url, str(tmp_path / "toy.parquet"), "--data-dir"))
+
+
+def test_not_found_is_not_asked_for_again(server, tmp_path):
+    server.status = 404
+    with pytest.raises(ValueError, match="404"):
+        download(SOURCE, tmp_path / "toy.parquet", url=server.url, pause_s=0)
+    assert len(server.asked) == 1
+    server.status = 503
+    with pytest.raises(ValueError, match="503"):
+        download(SOURCE, tmp_path / "toy.parquet", url=server.url, pause_s=0)
+    assert len(server.asked) == 1 + sources.ATTEMPTS
+
+
+def test_no_network(server, tmp_path, monkeypatch, capsys):
+    server.server_close()  # the port is closed now: every connection is refused
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("GRPO_DATA_DIR", raising=False)
+    monkeypatch.setattr(sources, "RAW", server.url.removesuffix("/toy.parquet"))
+    monkeypatch.setattr(sources.time, "sleep", lambda seconds: None)
+    assert main(["fetch", "aime25"]) == 2
+    error = capsys.readouterr().err
+    assert "\n" not in error.strip()
+    target = tmp_path / "one-shot-grpo" / "eval" / "aime25" / "test.jsonl"
+    assert all(word in error for word in ("aime25", "Qwen2.5-Eval/evaluation/data/aime25/test.jsonl", str(target)))
+
+
+def test_fetch_fills_the_cache_once(server, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("GRPO_DATA_DIR", raising=False)
+    monkeypatch.setitem(SOURCES, "toy", SOURCE)
+    monkeypatch.setattr(sources, "RAW", server.url.removesuffix("/toy.parquet"))
+    assert main(["verify", "toy"]) == 2
+    assert "python -m data fetch toy" in capsys.readouterr().err
+    assert main(["fetch", "toy"]) == 0
+    assert obtain("toy").read_bytes() == BODY
+    assert len(server.asked) == 1
+    obtain("toy").write_bytes(BODY[:-1])
+    with pytest.raises(ValueError, match="damaged or another version; delete it"):
+        obtain("toy")
+
+
+def test_a_folder_of_ones_own_is_checked_too(tmp_path, monkeypatch):
+    monkeypatch.setitem(SOURCES, "toy", SOURCE)
+    with pytest.raises(ValueError, match=r"neither toy.parquet nor data/toy.parquet is in"):
+        obtain("toy", tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "toy.parquet").write_bytes(BODY)  # as a clone of the repository has it
+    assert obtain("toy.parquet", tmp_path) == tmp_path / "data" / "toy.parquet"
+    (tmp_path / "toy.parquet").write_bytes(BODY[1:])
+    with pytest.raises(ValueError, match="not the file of the table"):
+        obtain("toy", tmp_path)
+
+
+def test_unknown_name():
+    with pytest.raises(ValueError, match=r"'math501'; known: .*math500"):
+        obtain("math501")
+
+
+def test_the_table_matches_the_real_files(data_dir, capsys):
+    assert main(["verify", "--data-dir", str(data_dir)]) == 0
+    for source in SOURCES.values():
+        path = locate(source, data_dir)
+        assert path.stat().st_size == source.size
+        if source.use == "eval":
+            assert len(path.read_text().splitlines()) == source.rows
+    assert main(["list", "--data-dir", str(data_dir)]) == 0
+    assert capsys.readouterr().out.count(str(data_dir)) == 2 * len(SOURCES)
