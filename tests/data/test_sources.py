@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -106,11 +107,12 @@ def test_not_found_is_not_asked_for_again(server, tmp_path):
     assert len(server.asked) == 1 + sources.ATTEMPTS
 
 
-def test_no_network(server, tmp_path, monkeypatch, capsys):
-    server.server_close()  # the port is closed now: every connection is refused
+def test_no_network(tmp_path, monkeypatch, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as closed:  # closed before it is asked: the connection is refused
+        port = closed.getsockname()[1]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("GRPO_DATA_DIR", raising=False)
-    monkeypatch.setattr(sources, "RAW", server.url.removesuffix("/toy.parquet"))
+    monkeypatch.setattr(sources, "RAW", f"http://127.0.0.1:{port}")
     monkeypatch.setattr(sources.time, "sleep", lambda seconds: None)
     assert main(["fetch", "aime25"]) == 2
     error = capsys.readouterr().err
