@@ -6,8 +6,7 @@ nothing is ever decoded and encoded again, because that can change which tokens 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -63,6 +62,8 @@ class Sample:
     completion_ids: tuple[int, ...]
     sampler_logprobs: tuple[float, ...]
     advantage: float
+    trained: bool = True
+    """False: counted in its group's statistics, but without gradient (learner.truncated: mask)"""
 
     @property
     def length(self) -> int:
@@ -70,36 +71,61 @@ class Sample:
         return len(self.prompt_ids) + len(self.completion_ids)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """Who attends to whom in a packed sequence of T tokens: S runs of queries, each with the keys it may see.
+
+    A run sees its own tokens causally and, before them, all of its prefix. Whole sequences have no prefix; completions
+    packed behind one copy of their prompt have that prompt as prefix.
+    """
+
+    spans: tuple[tuple[int, int, int, int], ...]
+    """[S] (first token, end, first prefix token, prefix end)"""
+    cu_queries: torch.Tensor
+    """[S + 1] int32: run s holds queries cu_queries[s] .. cu_queries[s + 1]"""
+    cu_keys: torch.Tensor
+    """[S + 1] int32: the same for the gathered keys"""
+    key_index: torch.Tensor | None
+    """[K] long: tokens whose keys and values are gathered, prefix first; None when no run has a prefix (K = T)"""
+    max_queries: int
+    max_keys: int
+
+    def to(self, device: torch.device) -> Segments:
+        return _to(self, device)
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
-    """A padding-free micro-batch: whole sequences laid end to end. T tokens, N completion tokens, S sequences."""
+    """A padding-free micro-batch: sequences laid end to end. T tokens, N completion tokens."""
 
     input_ids: torch.Tensor
     """[T] long"""
     position_ids: torch.Tensor
-    """[T] long, restarting at 0 with each sequence"""
-    cu_seqlens: torch.Tensor
-    """[S + 1] int32: sequence s holds tokens cu_seqlens[s] .. cu_seqlens[s + 1]"""
-    max_seqlen: int
+    """[T] long: each token's position in its own sequence"""
+    segments: Segments
     predictors: torch.Tensor
-    """[N] long: the position whose output predicts each completion token (one before it)"""
+    """[N] long: the token whose output predicts each completion token (the one before it)"""
     targets: torch.Tensor
     """[N] long: the completion tokens, the stop token included when the model produced it"""
-    sequence: torch.Tensor
-    """[N] long: which of the S sequences a completion token belongs to"""
     advantages: torch.Tensor
     """[N] float: the advantage of the token's completion"""
     weights: torch.Tensor
-    """[N] float: the token's share in the loss; sums to one over the whole optimiser step, not over this micro-batch"""
+    """[N] float: the token's share in the loss, fixed over the whole optimiser step and not by this micro-batch"""
     sampler_logprobs: torch.Tensor
     """[N] float"""
-    rows: Sequence[int] = field(default_factory=list)
-    """[S] index of each sequence in the optimiser step's list of samples"""
+    slots: torch.Tensor
+    """[N] long: each token's place among all completion tokens of the optimiser step, in the order of its samples"""
 
     def to(self, device: torch.device) -> Batch:
-        """Copies every tensor; from pinned memory the copies are asynchronous."""
-        moved = {
-            name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-            for name, value in ((name, getattr(self, name)) for name in self.__dataclass_fields__)
-        }
-        return Batch(**moved)
+        return _to(self, device)
+
+
+def _to(record, device: torch.device):
+    """A copy with every tensor on `device`; on a GPU from pinned memory, so that the copies overlap with computing."""
+
+    def move(value):
+        if isinstance(value, torch.Tensor):
+            return (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)
+        return value.to(device) if isinstance(value, Segments) else value
+
+    return type(record)(**{name: move(getattr(record, name)) for name in record.__dataclass_fields__})

@@ -27,3 +27,30 @@ def data_dir(request: pytest.FixtureRequest) -> Path:
     if not folder.is_dir():
         pytest.skip("no real data: pass --data-dir DIR or set GRPO_DATA_DIR (python -m data fetch gets it)")
     return folder
+
+
+@pytest.fixture
+def tiny_model():
+    """A two-layer float64 Qwen2 with random weights and a 40-token vocabulary; every call of it gives the same one."""
+    return make_tiny_model()
+
+
+def make_tiny_model(tied: bool = True, dtype: torch.dtype = torch.float64, vocabulary: int = 40):
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=vocabulary,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        tie_word_embeddings=tied,
+        initializer_range=0.4,
+        eos_token_id=1,
+        pad_token_id=0,
+        bos_token_id=None,
+    )
+    return Qwen2ForCausalLM(config).to(dtype)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from grpo.types import Completion, Request
+from grpo.errors import UserError
+from grpo.types import Completion, Group, Problem, Request
 
 if TYPE_CHECKING:
+    import torch
+
+    from grpo.config import Config
     from grpo.policy import Policy
 
 
@@ -52,3 +58,38 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def rollout(
+    engine: Engine, problems: Sequence[Problem], n: int, sampling: Sampling, seed: int, step: int
+) -> list[Group]:
+    """`n` completions of each problem. What is drawn depends on (seed, step, problem, sample) and on nothing else."""
+    requests = [Request(problem.prompt_ids, n, request_seed(seed, step, problem.index)) for problem in problems]
+    completions = engine.generate(requests, sampling)
+    return [Group(problem, tuple(group)) for problem, group in zip(problems, completions, strict=True)]
+
+
+def request_seed(*key: int) -> int:
+    """62 well-mixed bits: the seeds of two prompts' samples (seed, seed + 1, ...) practically never meet."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 2
+
+
+def make_engine(config: Config, device: torch.device) -> Engine:
+    """The sampler that `rollout.engine` asks for. Raises UserError where it cannot run."""
+    name = config.rollout.engine
+    if name == "auto":
+        name = "vllm" if importlib.util.find_spec("vllm") else "torch"
+    if name == "torch":
+        from grpo.rollout.torch_engine import TorchEngine
+
+        return TorchEngine(config.rollout.max_sequences)
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError(
+            "rollout.engine is vllm, which is not installed. With an NVIDIA GPU: pip install 'vllm==0.32.*'. "
+            "Without one: make test-vllm sets up its CPU build, --rollout.engine torch samples in plain PyTorch, and "
+            "--preset cpu trains the built-in model"
+        )
+    from grpo.rollout.vllm_engine import VLLMEngine
+
+    return VLLMEngine(config, device)

@@ -1,0 +1,87 @@
+"""Attention over packed sequences, registered with transformers under the name "packed".
+
+The same function serves the sampler: without `segments` it is ordinary attention over a KV cache. Because the name is
+ours, transformers builds no mask for it, and therefore none of its guesses about packing can leak one sequence into
+another.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention.bias import causal_lower_right
+from transformers import AttentionInterface
+
+from grpo.types import Segments
+
+NAME = "packed"
+
+
+@cache
+def kernel(device_type: str, dtype: torch.dtype) -> str:
+    """flash_attention_2 where flash-attn is installed, else varlen (torch's flash kernels), else sdpa, run by run."""
+    if device_type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return "sdpa"
+    if importlib.util.find_spec("flash_attn") is not None:
+        return "flash_attention_2"
+    return "varlen"
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    segments: Segments | None = None,
+    **_: object,
+) -> tuple[torch.Tensor, None]:
+    """[B, heads, T, D] queries and [B, kv_heads, K, D] keys and values -> [B, T, heads, D].
+
+    With `segments` B is 1 and every run attends causally to itself after its prefix. Without, `attention_mask` is a
+    boolean [B, 1, T, K] or None: causal for a whole sequence, everything for the single query of a decoding step.
+    """
+    if segments is None:
+        causal = attention_mask is None and query.shape[2] > 1
+        out = _sdpa(query, key, value, scaling, attn_mask=attention_mask, is_causal=causal)
+        return out.transpose(1, 2), None
+    which = getattr(module.config, "packed_kernel", None) or kernel(query.device.type, query.dtype)
+    if which == "sdpa":
+        return _run_by_run(query, key, value, scaling, segments), None
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, D]
+    if segments.key_index is not None:
+        k, v = k[segments.key_index], v[segments.key_index]
+    limits = (segments.cu_queries, segments.cu_keys, segments.max_queries, segments.max_keys)
+    if which == "flash_attention_2":
+        from flash_attn import flash_attn_varlen_func
+
+        return flash_attn_varlen_func(q, k, v, *limits, softmax_scale=scaling, causal=True)[None], None
+    from torch.nn.attention.varlen import varlen_attn
+
+    grouped = q.shape[1] != k.shape[1]
+    return varlen_attn(q, k, v, *limits, scale=scaling, window_size=(-1, 0), enable_gqa=grouped)[None], None
+
+
+def _run_by_run(query, key, value, scaling, segments: Segments) -> torch.Tensor:
+    """Exact on any device and in any precision: one call per run, no padding and no mask between runs."""
+    out = []
+    for start, end, prefix, prefix_end in segments.spans:
+        q, k, v = (x[:, :, start:end] for x in (query, key, value))
+        if prefix_end > prefix:
+            k, v = (torch.cat([x[:, :, prefix:prefix_end], y], 2) for x, y in ((key, k), (value, v)))
+            out.append(_sdpa(q, k, v, scaling, attn_mask=causal_lower_right(q.shape[2], k.shape[2])))
+        else:
+            out.append(_sdpa(q, k, v, scaling, is_causal=True))
+    return torch.cat(out, 2).transpose(1, 2)
+
+
+def _sdpa(query, key, value, scaling, **mask) -> torch.Tensor:
+    grouped = query.shape[1] != key.shape[1]
+    return F.scaled_dot_product_attention(query, key, value, scale=scaling, enable_gqa=grouped, **mask)
+
+
+AttentionInterface.register(NAME, packed_attention)

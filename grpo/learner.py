@@ -1,0 +1,175 @@
+"""One rollout in, optimiser steps out: pack, accumulate the gradient, clip, step.
+
+The maths stands in loss.py and advantage.py. What this module adds is bookkeeping that must not change the maths: the
+loss of an optimiser step is a weighted sum over its tokens, so cutting it into micro-batches changes memory and nothing
+else, and no number leaves the device before the last micro-batch is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from grpo.config import LearnerConfig
+from grpo.loss import importance_ratio, kl_k3, policy_loss, token_weights
+from grpo.optim import Optimizer
+from grpo.packing import pack
+from grpo.policy import Policy
+from grpo.types import Batch, Sample
+
+SUMS = (
+    "loss/total",
+    "loss/policy",
+    "policy/kl",
+    "policy/entropy",
+    "policy/clip_fraction_low",
+    "policy/clip_fraction_high",
+    "gap/mean",
+)
+MAXIMA = ("policy/ratio_max", "gap/max")
+
+
+class SamplerMismatch(RuntimeError):
+    """The sampler did not draw from the policy that is being trained."""
+
+
+class NonFiniteLoss(RuntimeError):
+    """Too many optimiser steps in a row without a finite loss and gradient."""
+
+
+class Learner:
+    def __init__(
+        self,
+        policy: Policy,
+        config: LearnerConfig,
+        *,
+        temperature: float,
+        max_new_tokens: int,
+        gap_limit: float,
+        steps: int,
+    ):
+        self.policy, self.config = policy, config
+        self.temperature, self.max_new_tokens, self.gap_limit = temperature, max_new_tokens, gap_limit
+        self.optimizer = Optimizer(
+            policy.trainable().values(),
+            lr=config.lr,
+            betas=(config.beta1, config.beta2),
+            weight_decay=config.weight_decay,
+            grad_clip=config.grad_clip,
+            warmup=config.warmup,
+            schedule=config.schedule,
+            total_steps=steps * config.updates_per_rollout,
+            eight_bit=config.optimizer == "adamw_8bit",
+        )
+        self.bad_steps = 0
+
+    def update(self, groups: Sequence[Sequence[Sample]]) -> dict[str, float]:
+        """Learn from one rollout: `updates_per_rollout` optimiser steps, each on its own share of the groups.
+
+        Returns the means over all trained tokens of the rollout (sums and maxima over every micro-batch, divided once).
+        """
+        share = len(groups) // self.config.updates_per_rollout
+        shares = [[s for group in groups[i : i + share] for s in group] for i in range(0, len(groups), share)]
+        # With one optimiser step the policy that scores is the policy that sampled: old = present logprobs, ratio = 1.
+        old = [self._old_logprobs(samples) for samples in shares] if len(shares) > 1 else [None]
+        steps = [self._optimizer_step(samples, logprobs) for samples, logprobs in zip(shares, old, strict=True)]
+        tokens = sum(step["tokens"] for step in steps)
+        metrics = {name: sum(step[name] * step["tokens"] for step in steps) / max(tokens, 1) for name in SUMS}
+        metrics |= {name: max(step[name] for step in steps) for name in (*MAXIMA, "policy/grad_norm")}
+        return metrics | {"policy/lr": steps[-1]["lr"], "learner/skipped_steps": sum(step["skipped"] for step in steps)}
+
+    def _optimizer_step(self, samples: Sequence[Sample], old_logprobs: torch.Tensor | None) -> dict[str, float]:
+        totals = self._accumulate(samples, old_logprobs)
+        grad_norm = self.optimizer.clip_gradients()
+        *values, norm = torch.cat([totals, grad_norm[None]]).tolist()  # the step's only wait for the device
+        tokens = values.pop()
+        step = dict(zip((*SUMS, *MAXIMA), values, strict=True)) | {"policy/grad_norm": norm, "tokens": tokens}
+        step |= {"lr": self.optimizer.lr, "skipped": 0}
+        for name in SUMS[2:]:
+            step[name] /= max(tokens, 1)
+        self._check_sampler(step)
+        if not all(map(torch.isfinite, torch.tensor([step["loss/total"], norm]))):
+            self._count_bad_step(step)
+        else:
+            self.bad_steps = 0
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        return step
+
+    def _accumulate(self, samples: Sequence[Sample], old_logprobs: torch.Tensor | None) -> torch.Tensor:
+        """Gradients of the whole optimiser step; the sums and maxima of its metrics and its token count, on the device."""
+        sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.policy.device)
+        maxima = torch.zeros(len(MAXIMA), dtype=torch.float64, device=self.policy.device)
+        tokens = 0
+        for batch in self._micro_batches(samples):
+            old = None if old_logprobs is None else old_logprobs[batch.slots]
+            loss, batch_sums, batch_maxima = self._loss(batch, old)
+            loss.backward()
+            sums += batch_sums
+            maxima = torch.maximum(maxima, batch_maxima)
+            tokens += len(batch.targets)
+        return torch.cat([sums, maxima, sums.new_tensor([tokens])])
+
+    def _loss(self, batch: Batch, old_logprobs: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The micro-batch's part of the loss, [SUMS] sums over its tokens and [MAXIMA]."""
+        config = self.config
+        logprobs, entropy = self.policy.logprobs(batch, self.temperature)
+        old = logprobs.detach() if old_logprobs is None else old_logprobs
+        surrogate = policy_loss(logprobs, old, batch.advantages, config.clip_low, config.clip_high)
+        if config.sampler_correction:
+            surrogate = surrogate * importance_ratio(old, batch.sampler_logprobs).clamp(max=config.sampler_correction)
+        per_token = surrogate
+        kl = torch.zeros_like(logprobs)
+        if config.kl_coef:
+            kl = kl_k3(logprobs, self.policy.ref_logprobs(batch, self.temperature))
+            per_token = per_token + config.kl_coef * kl
+        if config.entropy_coef:
+            per_token = per_token - config.entropy_coef * entropy
+        loss = (batch.weights * per_token).sum()
+        with torch.no_grad():
+            ratio = importance_ratio(logprobs, old)
+            clipped_low = (ratio < 1 - config.clip_low) & (batch.advantages < 0)
+            clipped_high = (ratio > 1 + config.clip_high) & (batch.advantages > 0)
+            gap = (batch.sampler_logprobs - old).abs()
+            rows = (batch.weights * surrogate, kl, entropy, clipped_low, clipped_high, gap)
+            sums = torch.stack([loss.detach().double(), *(row.double().sum() for row in rows)])
+            maxima = torch.stack([ratio.double().max(), gap.double().max()])
+        return loss, sums, maxima
+
+    def _micro_batches(self, samples: Sequence[Sample]) -> list[Batch]:
+        """Weights are shares of the whole optimiser step, also when some of its samples need no pass."""
+        config = self.config
+        lengths = [len(s.completion_ids) if s.trained else 0 for s in samples]
+        weights = token_weights(lengths, config.aggregation, self.max_new_tokens)
+        kept = [i for i, s in enumerate(samples) if lengths[i] and not (config.skip_zero_spread and s.advantage == 0)]
+        batches = pack([samples[i] for i in kept], [weights[i] for i in kept], config.token_budget)
+        return [batch.to(self.policy.device) for batch in batches]
+
+    @torch.no_grad()
+    def _old_logprobs(self, samples: Sequence[Sample]) -> torch.Tensor:
+        """[tokens] the trainer's logprobs at the weights that sampled, in the order of the samples."""
+        batches = self._micro_batches(samples)
+        old = torch.zeros(sum(len(b.targets) for b in batches), dtype=torch.float32, device=self.policy.device)
+        for batch in batches:
+            logprobs, _ = self.policy.logprobs(batch, self.temperature)
+            old = old.to(logprobs.dtype)
+            old[batch.slots] = logprobs
+        return old
+
+    def _check_sampler(self, step: dict[str, float]) -> None:
+        if step["gap/mean"] > self.gap_limit:
+            raise SamplerMismatch(
+                f"mean |sampler logprob - trainer logprob| is {step['gap/mean']:.4f}, over rollout.gap_limit {self.gap_limit}: "
+                "the completions were not drawn from the policy being trained. Likely causes: weights not synced after the "
+                "last step, a temperature not applied on one side, different precisions"
+            )
+
+    def _count_bad_step(self, step: dict[str, float]) -> None:
+        step["skipped"] = 1
+        self.bad_steps += 1
+        if self.bad_steps >= self.config.max_bad_steps:
+            raise NonFiniteLoss(
+                f"{self.bad_steps} optimiser steps in a row had a non-finite loss ({step['loss/total']}) or gradient "
+                f"({step['policy/grad_norm']}); no weight was changed by them. Lower learner.lr and resume from a checkpoint"
+            )

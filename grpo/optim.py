@@ -1,0 +1,103 @@
+"""AdamW that keeps float32 master weights beside bfloat16 parameters, and accumulates their gradients in float32.
+
+A bfloat16 number has 8 bits of mantissa: adding a step of 1e-6 to a weight of 0.02 returns 0.02. The masters take the
+step; the bfloat16 copy follows whenever the sum has grown past half a unit in its last place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+
+
+class Optimizer:
+    """Parameters in any precision, masters and moments in float32 (float64 parameters are their own masters)."""
+
+    def __init__(
+        self,
+        parameters: Iterable[torch.nn.Parameter],
+        *,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+        grad_clip: float = 1.0,
+        warmup: int = 0,
+        schedule: Literal["constant", "linear"] = "constant",
+        total_steps: int = 1,
+        eight_bit: bool = False,
+    ):
+        self.peak_lr, self.warmup, self.schedule, self.total_steps = lr, warmup, schedule, total_steps
+        self.grad_clip, self.steps_taken = grad_clip, 0
+        self.parameters = list(parameters)
+        self.masters = [_master(p) for p in self.parameters]
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            if master is not parameter:
+                parameter.register_post_accumulate_grad_hook(lambda p, master=master: _move_gradient(p, master))
+        self.adamw = _adamw(eight_bit)(self.masters, lr=lr, betas=betas, weight_decay=weight_decay)
+
+    @property
+    def lr(self) -> float:
+        """The rate of the next step: linear warm-up, then constant or linear to zero at `total_steps`."""
+        if self.steps_taken < self.warmup:
+            return self.peak_lr * (self.steps_taken + 1) / self.warmup
+        if self.schedule == "constant":
+            return self.peak_lr
+        left = (self.total_steps - self.steps_taken) / max(1, self.total_steps - self.warmup)
+        return self.peak_lr * max(0.0, left)
+
+    def clip_gradients(self) -> torch.Tensor:
+        """Scales the gradients to at most `grad_clip` and returns their norm before that, on the device."""
+        for master in self.masters:
+            if master.grad is None:  # a step in which every group was flat is still a step
+                master.grad = torch.zeros_like(master)
+        return torch.nn.utils.clip_grad_norm_(self.masters, self.grad_clip)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.adamw.param_groups:
+            group["lr"] = self.lr
+        self.adamw.step()
+        self.steps_taken += 1
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            if master is not parameter:
+                parameter.copy_(master)
+
+    def zero_grad(self) -> None:
+        for tensor in (*self.parameters, *self.masters):
+            tensor.grad = None
+
+    def state_dict(self) -> dict:
+        return {"adamw": self.adamw.state_dict(), "masters": self.masters, "steps_taken": self.steps_taken}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict) -> None:
+        self.adamw.load_state_dict(state["adamw"])
+        self.steps_taken = state["steps_taken"]
+        for parameter, master, saved in zip(self.parameters, self.masters, state["masters"], strict=True):
+            master.copy_(saved)
+            parameter.copy_(master)
+
+
+def _master(parameter: torch.nn.Parameter) -> torch.nn.Parameter:
+    if parameter.dtype in (torch.float32, torch.float64):
+        return parameter
+    return torch.nn.Parameter(parameter.detach().float())
+
+
+def _move_gradient(parameter: torch.nn.Parameter, master: torch.nn.Parameter) -> None:
+    """After each backward pass: add the bfloat16 gradient to the float32 sum and free it."""
+    if master.grad is None:
+        master.grad = parameter.grad.float()
+    else:
+        master.grad += parameter.grad
+    parameter.grad = None
+
+
+def _adamw(eight_bit: bool):
+    if eight_bit:
+        from bitsandbytes.optim import AdamW8bit
+
+        return AdamW8bit
+    return torch.optim.AdamW

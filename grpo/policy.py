@@ -1,0 +1,228 @@
+"""The model that is trained: tokenizer, precision, LoRA, 4-bit base, reference, and what a sampler needs of it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from grpo import attention
+from grpo.config import Config, PolicyConfig
+from grpo.errors import UserError
+from grpo.logprob import token_logprobs
+from grpo.types import Batch
+
+END_TOKENS = ("<|im_end|>", "<|endoftext|>")
+UNSUPPORTED = ("attn_logit_softcapping", "final_logit_softcapping", "logit_scale", "logits_scaling")
+
+
+class Policy:
+    """A causal language model with everything that makes its log-probabilities differ from the sampler's taken out."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        config: PolicyConfig | None = None,
+        logit_chunk: int = 1024,
+        keep_reference: bool = False,
+    ):
+        config = config or PolicyConfig()
+        self.tokenizer, self.logit_chunk = tokenizer, logit_chunk
+        _check_supported(model)
+        _no_dropout(model)
+        self.stop_ids = stop_ids(model, tokenizer)
+        self.lora = config.lora_rank > 0
+        # The reference of a LoRA policy is the policy with the adapter off; all weights need a frozen copy.
+        self._reference = copy.deepcopy(model).requires_grad_(False) if keep_reference and not self.lora else None
+        self.model = _add_lora(model, config) if self.lora else model
+        self.model.train()
+        for network in filter(None, (self.model, self._reference)):
+            network.set_attn_implementation(attention.NAME)
+        if config.attention != "auto":
+            model.config.packed_kernel = config.attention
+        if config.gradient_checkpointing:
+            model.enable_input_require_grads()
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    @property
+    def network(self) -> PreTrainedModel:
+        """The causal language model itself, below PEFT's wrapper."""
+        return self.model.get_base_model() if self.lora else self.model
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.network.dtype
+
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def logprobs(self, batch: Batch, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """[N] log-probability of each completion token at `temperature`, [N] entropy in nats."""
+        return self._logprobs(self.network, batch, temperature)
+
+    @torch.no_grad()
+    def ref_logprobs(self, batch: Batch, temperature: float) -> torch.Tensor:
+        """[N] the same under the reference: the weights that training started from."""
+        if self.lora:
+            with self.model.disable_adapter():
+                return self._logprobs(self.network, batch, temperature)[0]
+        if self._reference is None:
+            raise RuntimeError("no reference was kept; build the policy with keep_reference=True")
+        return self._logprobs(self._reference, batch, temperature)[0]
+
+    def _logprobs(self, network, batch: Batch, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+        backbone = getattr(network, network.base_model_prefix)
+        # use_cache=True, the default, would let packed sequences see each other.
+        hidden = backbone(
+            input_ids=batch.input_ids[None],
+            position_ids=batch.position_ids[None],
+            use_cache=False,
+            segments=batch.segments,
+        ).last_hidden_state[0]
+        head = network.get_output_embeddings().weight
+        return token_logprobs(hidden[batch.predictors], head, batch.targets, temperature, self.logit_chunk)
+
+    @torch.no_grad()
+    def sampler_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """(Hugging Face name, weight) of the plain model that samples as this policy does.
+
+        LoRA is merged and a 4-bit base dequantised, into fresh tensors: the policy's own are never touched. A tied head
+        comes under its own name as well, because a sampler may keep a copy of it.
+        """
+        for name, tensor in self.network.state_dict().items():
+            if ".lora_" in name or ".quant_" in name or "absmax" in name or "nested_" in name:
+                continue
+            if ".base_layer.weight" in name:
+                layer = self.network.get_submodule(name.removesuffix(".base_layer.weight"))
+                tensor = _merged(layer)
+            yield name.replace(".base_layer", ""), tensor.to(self.dtype)
+
+    def save(self, folder: Path) -> None:
+        """Hugging Face layout: a model or a PEFT adapter, with tokenizer and generation config."""
+        with _plain_attention(self.network):
+            self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def load_policy(config: Config, device: torch.device) -> Policy:
+    """The policy that a run starts from. Raises UserError for a model that cannot be loaded."""
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(config.policy.dtype)
+    if dtype is None:
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    model, tokenizer = load_model(config.model, dtype, device, config.policy)
+    torch.manual_seed(config.seed)  # the adapter's initialisation
+    return Policy(model, tokenizer, config.policy, config.learner.logit_chunk, config.learner.kl_coef > 0)
+
+
+def load_model(
+    name: str, dtype: torch.dtype, device: torch.device, config: PolicyConfig
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    remote = config.trust_remote_code
+    tokenizer = load_tokenizer(name, remote)
+    quantization = None
+    if config.quant == "nf4":
+        from transformers import BitsAndBytesConfig
+
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype, bnb_4bit_use_double_quant=True
+        )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            name,
+            dtype=dtype,
+            device_map={"": device} if quantization else None,
+            quantization_config=quantization,
+            trust_remote_code=remote,
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot load the model {name}: {_first_line(error)}") from error
+    return (model if quantization else model.to(device)), tokenizer
+
+
+def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    try:
+        AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"cannot read model and tokenizer from {name}: {_first_line(error)}; "
+            "give a folder with config.json and tokenizer.json, or a Hugging Face id and a network"
+        ) from error
+
+
+def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Every id that ends a completion: the tokenizer's and the generation config's, and both of Qwen's end tokens.
+
+    Base models disagree with themselves (Qwen2.5-Math: <|im_end|> in chats, <|endoftext|> in the generation config).
+    """
+    configured = model.generation_config.eos_token_id if model.generation_config else None
+    ids = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])}
+    vocabulary = tokenizer.get_vocab()
+    ids |= {vocabulary[token] for token in END_TOKENS if token in vocabulary}
+    return tuple(sorted(ids - {None}))
+
+
+def _check_supported(model: PreTrainedModel) -> None:
+    text = model.config.get_text_config()
+    layers = set(getattr(text, "layer_types", None) or ["full_attention"])
+    strange = [name for name in UNSUPPORTED if getattr(text, name, None) not in (None, 1, 1.0)]
+    if layers != {"full_attention"} or strange or model.get_output_embeddings() is None:
+        raise UserError(
+            f"{model.config.model_type} uses {', '.join(sorted(layers - {'full_attention'}) + strange) or 'no head'}, which packed "
+            "training does not compute; use a model with plain causal attention (Qwen2, Qwen3, Llama)"
+        )
+
+
+def _no_dropout(model: PreTrainedModel) -> None:
+    """Dropout would make the first ratio differ from 1."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
+
+
+def _add_lora(model: PreTrainedModel, config: PolicyConfig):
+    from peft import LoraConfig, get_peft_model
+
+    adapter = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, adapter, autocast_adapter_dtype=True)
+
+
+def _merged(layer) -> torch.Tensor:
+    """W + scaling * B A of a LoRA layer, computed in float32."""
+    base = layer.base_layer.weight
+    if getattr(base, "quant_state", None) is not None:
+        from bitsandbytes.functional import dequantize_4bit
+
+        base = dequantize_4bit(base.data, base.quant_state)
+    return base.float() + layer.get_delta_weight("default").float()
+
+
+@contextlib.contextmanager
+def _plain_attention(network: PreTrainedModel) -> Iterator[None]:
+    """While saving: the name of our attention function means nothing to whoever loads the model."""
+    network.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        network.set_attn_implementation(attention.NAME)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
