@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from data.sources import COMMIT, LICENCE, REPOSITORY, SOURCES, find_source, locate, find
+from data.sources import COMMIT, LICENCE, REPOSITORY, SOURCES, find_source, locate
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,7 +43,7 @@ def check(sources, data_dir, *, fetch: bool) -> int:
         try:
             if not fetch and locate(source, data_dir) is None:
                 raise ValueError(f"{source.name}: not here; get it by: python -m data fetch {source.name}")
-            print(f"ok    {source.name:14} {find(source.name, data_dir)}")
+            print(f"ok    {source.name:14} {obtain(source.name, data_dir)}")
         except (ValueError, OSError) as error:
             failures += 1
             print(f"error: {error}", file=sys.stderr)

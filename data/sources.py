@@ -1,6 +1,6 @@
 """The paper's data sets: where each file comes from, its checksum, and how it gets onto this machine.
 
-Nothing of these files is kept in the repository. `find` looks in a folder of the user's own (`--data-dir` or
+Nothing of these files is kept in the repository. `obtain` looks in a folder of the user's own (`--data-dir` or
 `$GRPO_DATA_DIR`) where one is named, else in the cache, else downloads. Whatever it returns has the table's sha256.
 """
 
@@ -126,7 +126,7 @@ def find_source(name: str) -> Source:
     return SOURCES[stem]
 
 
-def find(name: str, data_dir: str | Path | None = None) -> Path:
+def obtain(name: str, data_dir: str | Path | None = None) -> Path:
     """Path of a verified copy, downloaded if need be. Raises ValueError with one line that says what to do."""
     source = find_source(name)
     named = data_dir or os.environ.get("GRPO_DATA_DIR")

@@ -11,7 +11,7 @@ import pytest
 
 from data import sources
 from data.__main__ import main
-from data.sources import SOURCES, Source, download, locate, find
+from data.sources import SOURCES, Source, download, locate
 
 BODY = bytes(range(256)) * 2000  # 512,000 bytes: several chunks
 SOURCE = Source("toy", "train", 1, "data/toy.parquet", len(BODY), hashlib.sha256(BODY).hexdigest(), "")
@@ -129,28 +129,28 @@ def test_fetch_fills_the_cache_once(server, tmp_path, monkeypatch, capsys):
     assert main(["verify", "toy"]) == 2
     assert "python -m data fetch toy" in capsys.readouterr().err
     assert main(["fetch", "toy"]) == 0
-    assert find("toy").read_bytes() == BODY
+    assert obtain("toy").read_bytes() == BODY
     assert len(server.asked) == 1
-    find("toy").write_bytes(BODY[:-1])
+    obtain("toy").write_bytes(BODY[:-1])
     with pytest.raises(ValueError, match="damaged or another version; delete it"):
-        find("toy")
+        obtain("toy")
 
 
 def test_a_folder_of_ones_own_is_checked_too(tmp_path, monkeypatch):
     monkeypatch.setitem(SOURCES, "toy", SOURCE)
     with pytest.raises(ValueError, match=r"neither toy.parquet nor data/toy.parquet is in"):
-        find("toy", tmp_path)
+        obtain("toy", tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "toy.parquet").write_bytes(BODY)  # as a clone of the repository has it
-    assert find("toy.parquet", tmp_path) == tmp_path / "data" / "toy.parquet"
+    assert obtain("toy.parquet", tmp_path) == tmp_path / "data" / "toy.parquet"
     (tmp_path / "toy.parquet").write_bytes(BODY[1:])
     with pytest.raises(ValueError, match="not the file of the table"):
-        find("toy", tmp_path)
+        obtain("toy", tmp_path)
 
 
 def test_unknown_name():
     with pytest.raises(ValueError, match=r"'math501'; known: .*math500"):
-        find("math501")
+        obtain("math501")
 
 
 def test_the_table_matches_the_real_files(data_dir, capsys):
