@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from data.sources import COMMIT, LICENCE, REPOSITORY, SOURCES, find_source, locate
+from data.sources import COMMIT, LICENCE, REPOSITORY, SOURCES, find_source, locate, obtain
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -11,7 +11,7 @@ import pytest
 
 from data import sources
 from data.__main__ import main
-from data.sources import SOURCES, Source, download, locate
+from data.sources import SOURCES, Source, download, locate, obtain
 
 BODY = bytes(range(256)) * 2000  # 512,000 bytes: several chunks
 SOURCE = Source("toy", "train", 1, "data/toy.parquet", len(BODY), hashlib.sha256(BODY).hexdigest(), "")
