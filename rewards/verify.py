@@ -1,0 +1,151 @@
+r"""Is the answer mathematically equal to the ground truth?
+
+`verify` asks in this process, without a clock. `Verifier` is what training and evaluation use: fast path, bounded cache,
+and killable workers for the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+from rewards.judge import judge, judge_fast, read
+from rewards.shape import Node
+from rewards.tags import last_box
+from rewards.text import Unreadable, numeral, number, split_unit, word
+from rewards.workers import WorkerPool
+
+__all__ = ["Verifier", "alternatives", "check_ground_truth", "last_box", "verify"]
+
+CACHE_SIZE = 65_536
+
+
+def verify(answer: str, ground_truth: Any) -> bool:
+    """Whether the content of a box equals the ground truth. In this process and without any limit of time or memory."""
+    return any(judge(answer, truth) == "correct" for truth in alternatives(ground_truth))
+
+
+@lru_cache(maxsize=4096)
+def _from_text(text: str) -> tuple[str, ...]:
+    stripped = text.strip()
+    if stripped.startswith("[") and stripped.endswith("]") and '"' in stripped:
+        try:
+            items = json.loads(stripped)
+        except ValueError:
+            items = None
+        if isinstance(items, list) and items and all(isinstance(item, str) for item in items):
+            return tuple(item.strip() for item in items)
+    return (stripped,)
+
+
+def alternatives(value: Any) -> tuple[str, ...]:
+    r"""The ground truth as accepted texts: "18", 18, 12.8, '["18"]', ["18"]. Any of several counts as right.
+
+    Only a list of strings is a list; `[0,1]` in a string is an interval. ValueError for anything else.
+    """
+    if isinstance(value, str):
+        return _from_text(value)
+    if isinstance(value, bool) or value is None:
+        raise ValueError(f"ground truth {value!r}: need a string or a number")
+    if isinstance(value, list | tuple) and value and all(isinstance(item, str) for item in value):
+        return tuple(item.strip() for item in value)
+    if isinstance(value, Fraction):
+        return (str(value),)
+    try:
+        as_float = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"ground truth {value!r} of type {type(value).__name__}: need a string or a number") from None
+    if not math.isfinite(as_float):
+        raise ValueError(f"ground truth {value!r}: not finite")
+    return (str(value.item() if hasattr(value, "item") else value),)
+
+
+def check_ground_truth(value: Any) -> str:
+    """The ground truth as one string, as it is stored in a problem; ValueError that says why if it is unreadable."""
+    texts = alternatives(value)
+    for text in texts:
+        try:
+            _check_readable(read(text)[1])
+        except Unreadable as error:
+            raise ValueError(f"ground truth {text[:200]!r} is unreadable: {error}") from None
+    return texts[0] if len(texts) == 1 else json.dumps(list(texts))
+
+
+def _check_readable(node: Node) -> None:
+    for part in node.parts:
+        _check_readable(part)
+    value = split_unit(node.text)[0]
+    if node.parts or number(value) is not None or numeral(value) is not None or word(value) is not None:
+        return
+    from rewards.algebra import expression  # imports sympy: only for what is neither number nor word
+
+    expression(value)
+
+
+class Verifier:
+    """Answers against ground truths, many at a time.
+
+    `workers` processes, `timeout_s` seconds of wall clock and `memory_limit_mb` for each answer. They are started when
+    the first answer needs algebra, which integers, decimals, fractions and words never do.
+    """
+
+    def __init__(self, workers: int = 1, timeout_s: float = 2.0, memory_limit_mb: int = 1024) -> None:
+        self.pool = WorkerPool(workers, timeout_s, memory_limit_mb)
+        self._cache: OrderedDict[tuple[str, str], str] = OrderedDict()
+        self._asked = self._known = 0
+
+    def check(self, answer: str | None, ground_truth: Any) -> str:
+        """One outcome; see `check_batch`."""
+        return self.check_batch([(answer, ground_truth)])[0]
+
+    def check_batch(self, pairs: Sequence[tuple[str | None, Any]]) -> list[str]:
+        """An outcome of `rewards.OUTCOMES` for each (answer, ground truth); an answer None is "no_answer"."""
+        wanted = [[(answer, text) for text in alternatives(truth)] if answer else [] for answer, truth in pairs]
+        known: dict[tuple[str, str], str] = {}
+        hard = []
+        for pair in (pair for options in wanted for pair in options):
+            self._asked += 1
+            if pair in known:
+                self._known += 1
+            elif pair in self._cache:
+                self._known += 1
+                self._cache.move_to_end(pair)
+                known[pair] = self._cache[pair]
+            elif (outcome := judge_fast(*pair)) is not None:
+                known[pair] = outcome
+            else:
+                known[pair] = "timeout"  # until a worker answers
+                hard.append(pair)
+        known.update(zip(hard, self.pool.run(hard), strict=True))
+        self._remember(known)
+        return [_best([known[pair] for pair in options]) for options in wanted]
+
+    def cache_hit_rate(self) -> float:
+        """Share of answers already known, since the last call; 0 when nothing was asked."""
+        rate = self._known / self._asked if self._asked else 0.0
+        self._asked = self._known = 0
+        return rate
+
+    def close(self) -> None:
+        """Ends the workers; the verifier stays usable and starts them again when it needs them."""
+        self.pool.close()
+
+    def _remember(self, known: dict[tuple[str, str], str]) -> None:
+        """Timeouts are not kept: the machine may have been busy. Oversized answers are not either, they are cheap."""
+        for pair, outcome in known.items():
+            if outcome != "timeout" and len(pair[0]) < 10_000:
+                self._cache[pair] = outcome
+        while len(self._cache) > CACHE_SIZE:
+            self._cache.popitem(last=False)
+
+
+def _best(outcomes: list[str]) -> str:
+    """The outcome over several accepted ground truths; no answer where there was none to compare."""
+    if not outcomes:
+        return "no_answer"
+    return "correct" if "correct" in outcomes else outcomes[0]
