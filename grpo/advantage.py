@@ -44,7 +44,7 @@ def group_advantages(rewards: torch.Tensor, divide_by_std: bool = True) -> torch
 
 
 def per_signal_advantages(signals: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """[signals, groups, completions] and [signals] weights -> [groups, completions] advantages (GDPO, arXiv 2601.05242).
+    """[signals, groups, completions], [signals] weights -> [groups, completions] advantages (GDPO, arXiv 2601.05242).
 
     Each signal is compared within its group before the weighted sum, so that different mixes of signals with one total
     stay apart; the sum is then brought back to unit spread over the batch.

@@ -46,7 +46,7 @@ def compare(
 def samples(
     groups: Sequence[Group], advantages: torch.Tensor, truncated: Literal["keep", "mask"]
 ) -> list[list[Sample]]:
-    """The rollout as the learner takes it; completions without a token have nothing to learn from and stay behind."""
+    """The rollout as the learner takes it."""
     return [
         [
             Sample(

@@ -4,8 +4,8 @@ With ratio rho_t = pi(o_t) / pi_old(o_t), advantage A and reference pi_ref, the 
 
     -min(rho_t A, clip(rho_t, 1 - low, 1 + high) A)  +  kl_coef * k3_t  -  entropy_coef * H_t
 
-and the loss of an optimiser step is the sum over its tokens of weight * that, where the weights come from `token_weights`
-and do not depend on how the tokens are cut into micro-batches.
+and the loss of an optimiser step is the sum over its tokens of weight * that, where the weights come from
+`token_weights` and do not depend on how the tokens are cut into micro-batches.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def policy_loss(
     clip_low: float,
     clip_high: float,
 ) -> torch.Tensor:
-    """[N] clipped surrogate (PPO, arXiv 1707.06347, eq. 7), to be minimised. All inputs [N]; gradient through `logprobs`.
+    """[N] clipped surrogate (PPO, arXiv 1707.06347, eq. 7), to be minimised; differentiable in `logprobs`.
 
-    The minimum is pessimistic: for A > 0 the gain stops at 1 + clip_high, for A < 0 at 1 - clip_low, while a move in the
-    wrong direction is never clipped.
+    The minimum is pessimistic: for A > 0 the gain stops at 1 + clip_high, for A < 0 at 1 - clip_low, while a move in
+    the wrong direction is never clipped.
     """
     ratio = importance_ratio(logprobs, old_logprobs)
     return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)

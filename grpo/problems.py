@@ -51,7 +51,7 @@ def draw(problems: list[Problem], count: int, seed: int, step: int) -> list[Prob
     """
     if count > len(problems):
         raise UserError(
-            f"rollout.problems is {count} but the data has {len(problems)} rows; lower it, or repeat the rows in the file"
+            f"rollout.problems is {count} but the data has {len(problems)} rows; lower it, or repeat the rows"
         )
     per_epoch = len(problems) // count
     epoch, place = divmod(step - 1, per_epoch)

@@ -1,0 +1,328 @@
+"""The learner against a naive loop written straight from the formula: one completion at a time, no packing.
+
+Two groups of four completions of 1 to 9 tokens: one truncated (no end token), one that is nothing but the end token,
+one with the pad id inside. Whatever the micro-batches, the order of rows or the options: same loss, gradients and metrics.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+
+import pytest
+import torch
+from conftest import make_tiny_model
+
+from grpo.config import LearnerConfig, PolicyConfig
+from grpo.learner import Learner, NonFiniteLoss, SamplerMismatch
+from grpo.policy import Policy
+from grpo.types import Sample
+
+PAD, EOS = 0, 1
+PROMPTS = ((5, 6, 7), (9, 8, 0, 6, 5))  # the second holds the pad id
+COMPLETIONS = (
+    ((4, EOS), (3, 7, 9, EOS), (EOS,), (6, 6, 2, 5, 8, 3, 9, 4, 7)),  # one only the end token, one truncated
+    ((2, 0, 8, EOS), (5, 5, EOS), (7, 3, 2, 9, 6, EOS), (8, 4, 4, 2, EOS)),  # one with the pad id inside
+)
+ADVANTAGES = ((1.5, -0.5, -0.5, -0.5), (0.3, -1.2, 0.8, 0.1))
+TEMPERATURE = 0.7
+
+
+class Tokenizer:
+    eos_token_id = EOS
+
+    def get_vocab(self):
+        return {}
+
+
+def make_policy(lora_rank: int = 0, reference: bool = True, **config) -> Policy:
+    policy = Policy(
+        make_tiny_model(),
+        Tokenizer(),
+        PolicyConfig(lora_rank=lora_rank, **config),
+        logit_chunk=3,
+        keep_reference=reference,
+    )
+    torch.manual_seed(1)
+    with torch.no_grad():  # away from the reference, so that KL is not zero
+        for p in policy.trainable().values():
+            p += 0.05 * torch.randn_like(p)
+    return policy
+
+
+def make_groups(policy: Policy, shift: float = 0.1) -> list[list[Sample]]:
+    """Sampler logprobs are the policy's plus a known pattern, so that the gap is known too."""
+    groups = []
+    for prompt, completions, advantages in zip(PROMPTS, COMPLETIONS, ADVANTAGES, strict=True):
+        group = []
+        for ids, advantage in zip(completions, advantages, strict=True):
+            logprobs, _ = naive_logprobs(policy.network, prompt, ids)
+            group.append(Sample(prompt, ids, tuple((logprobs.detach() + shift).tolist()), advantage))
+        groups.append(group)
+    return groups
+
+
+def naive_logprobs(network, prompt, ids):
+    logits = network(torch.tensor([[*prompt, *ids]]), use_cache=False, segments=None).logits[0, len(prompt) - 1 : -1]
+    logp = torch.log_softmax(logits / TEMPERATURE, -1)
+    return logp.gather(-1, torch.tensor(ids)[:, None])[:, 0], -(logp.exp() * logp).sum(-1)
+
+
+def naive_step(policy: Policy, samples: list[Sample], config: LearnerConfig, old: dict, max_new_tokens: int):
+    """Loss and metrics of one optimiser step, the way the formula reads."""
+    count = sum(len(s.completion_ids) for s in samples)
+    loss, kl_sum, entropy_sum = 0.0, 0.0, 0.0
+    for sample in samples:
+        logprobs, entropy = naive_logprobs(policy.network, sample.prompt_ids, sample.completion_ids)
+        with torch.no_grad():
+            if policy.lora:
+                with policy.model.disable_adapter():
+                    ref, _ = naive_logprobs(policy.network, sample.prompt_ids, sample.completion_ids)
+            else:
+                ref, _ = naive_logprobs(policy._reference, sample.prompt_ids, sample.completion_ids)
+        for t in range(len(sample.completion_ids)):
+            ratio = (logprobs[t] - old[sample][t]).exp()
+            low, high = 1 - config.clip_low, 1 + config.clip_high
+            surrogate = -torch.minimum(ratio * sample.advantage, ratio.clamp(low, high) * sample.advantage)
+            if config.sampler_correction:
+                weight = (old[sample][t] - sample.sampler_logprobs[t]).exp().clamp(max=config.sampler_correction)
+                surrogate = surrogate * weight
+            kl = (ref[t] - logprobs[t]).exp() - (ref[t] - logprobs[t]) - 1
+            token = surrogate + config.kl_coef * kl - config.entropy_coef * entropy[t]
+            share = {
+                "token": 1 / count,
+                "sequence": 1 / (len(samples) * len(sample.completion_ids)),
+                "constant": 1 / (len(samples) * max_new_tokens),
+            }[config.aggregation]
+            loss = loss + share * token
+            kl_sum, entropy_sum = kl_sum + kl.item(), entropy_sum + entropy[t].item()
+    return loss, {"loss/total": loss.item(), "policy/kl": kl_sum / count, "policy/entropy": entropy_sum / count}
+
+
+def learn(policy: Policy, groups, **settings) -> dict[str, float]:
+    """One update with plain SGD-like bookkeeping left to the learner; returns its metrics."""
+    config = LearnerConfig(**({"lr": 1e-3, "weight_decay": 0.0, "grad_clip": 1e9} | settings))
+    learner = Learner(policy, config, temperature=TEMPERATURE, max_new_tokens=9, gap_limit=10.0, steps=4)
+    return learner.update(groups)
+
+
+def gradients(policy: Policy, groups, **settings) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """The gradient of one optimiser step, caught before it is used."""
+    config = LearnerConfig(**({"lr": 1e-3, "grad_clip": 1e9} | settings))
+    learner = Learner(policy, config, temperature=TEMPERATURE, max_new_tokens=9, gap_limit=10.0, steps=4)
+    caught = {}
+
+    def step():
+        caught.update({name: p.grad.clone() for name, p in policy.trainable().items()})
+
+    learner.optimizer.step = step
+    metrics = learner.update(groups)
+    return caught, metrics
+
+
+@pytest.mark.parametrize("lora_rank", [0, 2])
+@pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
+@pytest.mark.parametrize(("kl", "entropy"), [(0.0, 0.0), (0.3, 0.0), (0.0, 0.2), (0.3, 0.2)])
+def test_equals_the_formula_for_every_token_budget(lora_rank, aggregation, kl, entropy):
+    policy = make_policy(lora_rank)
+    groups = make_groups(policy)
+    samples = [sample for group in groups for sample in group]
+    settings = {"aggregation": aggregation, "kl_coef": kl, "entropy_coef": entropy}
+    old = {s: naive_logprobs(policy.network, s.prompt_ids, s.completion_ids)[0].detach() for s in samples}
+    loss, expected = naive_step(policy, samples, LearnerConfig(**settings), old, max_new_tokens=9)
+    reference = torch.autograd.grad(loss, list(policy.trainable().values()))
+    for budget in (1, 17, 30, 10_000):
+        found, metrics = gradients(policy, groups, token_budget=budget, **settings)
+        for name, gradient in zip(policy.trainable(), reference, strict=True):
+            torch.testing.assert_close(found[name], gradient, rtol=1e-8, atol=1e-11)
+        assert metrics["loss/total"] == pytest.approx(expected["loss/total"], rel=1e-9)
+        assert metrics["policy/entropy"] == pytest.approx(expected["policy/entropy"], rel=1e-9)
+        assert metrics["policy/kl"] == pytest.approx(expected["policy/kl"] if kl else 0.0, rel=1e-9)
+        assert metrics["policy/ratio_max"] == 1.0
+        assert metrics["policy/clip_fraction_low"] == metrics["policy/clip_fraction_high"] == 0.0
+        assert metrics["gap/mean"] == pytest.approx(0.1, rel=1e-9)
+
+
+def test_two_optimiser_steps_use_the_weights_that_sampled_and_their_own_counts():
+    # Step 1 learns group 0; step 2 learns group 1 with a ratio against the weights before step 1, so it is not 1.
+    policy = make_policy()
+    groups = make_groups(policy)
+    naive = copy.deepcopy(policy)
+    metrics = learn(policy, groups, updates_per_rollout=2, lr=0.01, kl_coef=0.1)
+    config = LearnerConfig(updates_per_rollout=2, lr=0.01, kl_coef=0.1)
+    old = {s: naive_logprobs(naive.network, s.prompt_ids, s.completion_ids)[0].detach() for g in groups for s in g}
+    adamw = torch.optim.AdamW(naive.trainable().values(), lr=0.01, weight_decay=0.0)
+    losses = []
+    for group in groups:
+        loss, _ = naive_step(naive, group, config, old, max_new_tokens=9)
+        adamw.zero_grad()
+        loss.backward()
+        adamw.step()
+        losses.append(loss.item())
+    for name, p in policy.trainable().items():
+        torch.testing.assert_close(p, naive.trainable()[name], rtol=1e-8, atol=1e-11)
+    assert metrics["policy/ratio_max"] > 1.0
+    tokens = [sum(len(s.completion_ids) for s in group) for group in groups]
+    mean = sum(loss * n for loss, n in zip(losses, tokens, strict=True)) / sum(tokens)
+    assert metrics["loss/total"] == pytest.approx(mean, rel=1e-8)
+
+
+def test_rows_may_stand_in_any_order():
+    policy = make_policy()
+    groups = make_groups(policy)
+    first, metrics = gradients(policy, groups, kl_coef=0.1, token_budget=20)
+    shuffled = [list(reversed(groups[1])), groups[0][2:] + groups[0][:2]]
+    second, other = gradients(policy, shuffled, kl_coef=0.1, token_budget=20)
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-8, atol=1e-11)
+    assert other == pytest.approx(metrics, rel=1e-9)
+
+
+def test_the_denominator_counts_completion_tokens_and_not_the_prompt():
+    policy = make_policy()
+    groups = make_groups(policy)
+    tokens = sum(len(ids) for group in COMPLETIONS for ids in group)
+    # With advantage 1 everywhere and ratio 1 the token-mean loss is -1, whatever the prompt's length.
+    ones = [[dataclasses.replace(s, advantage=1.0) for s in group] for group in groups]
+    assert learn(policy, ones, lr=1e-12)["loss/policy"] == pytest.approx(-1.0)
+    constant = learn(policy, ones, lr=1e-12, aggregation="constant")["loss/policy"]
+    assert constant == pytest.approx(-tokens / (8 * 9))
+
+
+def test_the_end_token_is_trained_and_nothing_follows_a_truncated_completion():
+    policy = make_policy()
+    only_eos = [[Sample((5, 6, 7), (EOS,), (0.0,), 1.0), Sample((5, 6, 7), (EOS,), (0.0,), -1.0)]]
+    found, _ = gradients(policy, [[only_eos[0][0]] * 2], kl_coef=0.0)
+    assert max(g.abs().max() for g in found.values()) > 0
+
+
+def test_a_masked_truncation_keeps_the_others_advantages_and_loses_its_gradient():
+    policy = make_policy()
+    groups = make_groups(policy)
+    masked = [[dataclasses.replace(s, trained=s.completion_ids[-1] == EOS) for s in group] for group in groups]
+    without = [[s for s in group if s.completion_ids[-1] == EOS] for group in groups]
+    a, _ = gradients(policy, masked)
+    b, _ = gradients(policy, [without[0] + without[1], []][:1])
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-8, atol=1e-11)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_all_groups_flat_is_a_clean_step(skip: bool):
+    policy = make_policy()
+    flat = [[dataclasses.replace(s, advantage=0.0) for s in group] for group in make_groups(policy)]
+    before = {name: p.detach().clone() for name, p in policy.trainable().items()}
+    metrics = learn(policy, flat, skip_zero_spread=skip)
+    assert metrics["policy/grad_norm"] == 0.0
+    for name, p in policy.trainable().items():
+        assert torch.equal(p, before[name])
+
+
+def test_skipping_flat_groups_changes_nothing_but_the_time():
+    policy = make_policy()
+    groups = make_groups(policy)
+    mixed = [groups[0], [dataclasses.replace(s, advantage=0.0) for s in groups[1]]]
+    kept, _ = gradients(policy, mixed)
+    skipped, _ = gradients(policy, mixed, skip_zero_spread=True)
+    for name in kept:
+        torch.testing.assert_close(kept[name], skipped[name], rtol=1e-8, atol=1e-11)
+
+
+def test_an_empty_completion_is_harmless():
+    policy = make_policy()
+    groups = make_groups(policy)
+    extra = [[*group, Sample(PROMPTS[0], (), (), 0.7)] for group in groups]
+    a, _ = gradients(policy, groups)
+    b, metrics = gradients(policy, extra)
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-8, atol=1e-11)
+    assert all(map(torch.isfinite, map(torch.tensor, metrics.values())))
+
+
+def test_sampler_correction_weighs_each_token_up_to_its_cap():
+    policy = make_policy()
+    groups = make_groups(policy, shift=-1.5)  # trainer / sampler = e^1.5 = 4.5, capped at 2
+    free, _ = gradients(policy, groups)
+    capped, _ = gradients(policy, groups, sampler_correction=2.0)
+    for name in free:
+        torch.testing.assert_close(capped[name], 2 * free[name], rtol=1e-8, atol=1e-11)
+
+
+def test_nothing_leaks_between_sequences_of_a_pack():
+    policy = make_policy()
+    groups = make_groups(policy)
+    samples = [s for group in groups for s in group]
+    from grpo.packing import pack
+
+    def logprobs(samples):
+        (batch,) = pack(samples, [1.0] * len(samples), 10_000)
+        found = policy.logprobs(batch, TEMPERATURE)[0].detach()
+        return {i: found[batch.slots == i] for i in range(int(batch.slots.max()) + 1)}
+
+    before = logprobs(samples)
+    changed = [dataclasses.replace(samples[0], completion_ids=(9, 9)), *samples[1:]]  # same length, other tokens
+    after = logprobs(changed)
+    for slot in range(2, len(before)):
+        assert torch.equal(before[slot], after[slot])
+
+
+def test_dropout_is_off_and_checkpointing_changes_no_number():
+    model = make_tiny_model()
+    model.config.attention_dropout = 0.5
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    policy = Policy(model, Tokenizer())
+    assert learn(policy, make_groups(policy, shift=0.0))["gap/mean"] < 1e-12
+    plain, checkpointed = make_policy(), make_policy(gradient_checkpointing=True)
+    groups = make_groups(plain)
+    a, _ = gradients(plain, groups)
+    b, _ = gradients(checkpointed, groups)
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-9, atol=1e-12)
+
+
+def test_a_sampler_with_other_weights_stops_the_run():
+    policy = make_policy()
+    groups = make_groups(policy, shift=0.3)
+    learner = Learner(policy, LearnerConfig(), temperature=TEMPERATURE, max_new_tokens=9, gap_limit=0.2, steps=1)
+    before = {name: p.detach().clone() for name, p in policy.trainable().items()}
+    with pytest.raises(SamplerMismatch, match=r"0\.3000, over rollout.gap_limit 0\.2.*temperature"):
+        learner.update(groups)
+    for name, p in policy.trainable().items():
+        assert torch.equal(p, before[name])
+
+
+def test_a_non_finite_step_is_skipped_counted_and_in_the_end_fatal():
+    policy = make_policy()
+    groups = make_groups(policy)
+    bad = [[dataclasses.replace(groups[0][0], advantage=float("nan")), *groups[0][1:]], groups[1]]
+    config = LearnerConfig(max_bad_steps=2)
+    learner = Learner(policy, config, temperature=TEMPERATURE, max_new_tokens=9, gap_limit=10.0, steps=4)
+    before = {name: p.detach().clone() for name, p in policy.trainable().items()}
+    assert learner.update(bad)["learner/skipped_steps"] == 1
+    for name, p in policy.trainable().items():
+        assert torch.equal(p, before[name])
+    assert learner.update(groups)["learner/skipped_steps"] == 0  # a good step in between starts the count again
+    learner.update(bad)
+    with pytest.raises(NonFiniteLoss, match="2 optimiser steps in a row"):
+        learner.update(bad)
+
+
+def test_inputs_are_not_changed():
+    policy = make_policy()
+    groups = make_groups(policy)
+    copied = copy.deepcopy(groups)
+    learn(policy, groups)
+    assert groups == copied
+
+
+def test_metrics_do_not_depend_on_the_micro_batches():
+    policies = [make_policy() for _ in range(4)]
+    groups = make_groups(policies[0])
+    runs = [
+        learn(policy, groups, kl_coef=0.1, updates_per_rollout=2, lr=0.01, token_budget=budget)
+        for policy, budget in zip(policies, (1, 17, 30, 10_000), strict=True)
+    ]
+    for one, other in itertools.pairwise(runs):
+        assert one == pytest.approx(other, rel=1e-8)

@@ -1,0 +1,98 @@
+"""The page of maths: the clip's table, k3, and weights that sum to what they should."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from grpo.loss import importance_ratio, kl_k3, policy_loss, token_weights
+
+
+@pytest.mark.parametrize(
+    ("advantage", "ratio", "objective", "has_gradient"),
+    [
+        # clip to [0.8, 1.2]; the objective is min(ratio A, clipped A)
+        (+1, 0.5, 0.5, True),  # below the band in the wrong direction: not clipped
+        (+1, 0.9, 0.9, True),
+        (+1, 1.1, 1.1, True),
+        (+1, 1.5, 1.2, False),  # the gain stops at 1 + 0.2
+        (-1, 0.5, -0.8, False),  # the gain stops at 1 - 0.2
+        (-1, 0.9, -0.9, True),
+        (-1, 1.1, -1.1, True),
+        (-1, 1.5, -1.5, True),  # above the band in the wrong direction: not clipped
+    ],
+)
+def test_clip_table(advantage: float, ratio: float, objective: float, has_gradient: bool):
+    logprobs = torch.tensor([math.log(ratio)], dtype=torch.float64, requires_grad=True)
+    loss = policy_loss(logprobs, torch.zeros(1), torch.tensor([float(advantage)]), 0.2, 0.2)
+    loss.sum().backward()
+    assert loss.item() == pytest.approx(-objective)
+    # d(-ratio A)/d log pi = -ratio A where it is not clipped
+    assert logprobs.grad.item() == pytest.approx(-ratio * advantage if has_gradient else 0.0)
+
+
+def test_the_two_clips_are_not_swapped():
+    ratios = torch.tensor([0.5, 1.5], dtype=torch.float64)
+    advantages = torch.tensor([-1.0, 1.0])
+    loss = policy_loss(ratios.log(), torch.zeros(2), advantages, clip_low=0.1, clip_high=0.4)
+    torch.testing.assert_close(loss, torch.tensor([0.9, -1.4], dtype=torch.float64))
+
+
+def test_first_update_has_ratio_one_and_the_plain_policy_gradient():
+    logprobs = torch.tensor([-1.5, -0.2, -7.0], requires_grad=True)
+    advantages = torch.tensor([2.0, -1.0, 0.5])
+    policy_loss(logprobs, logprobs.detach(), advantages, 0.2, 0.2).sum().backward()
+    assert torch.equal(importance_ratio(logprobs, logprobs.detach()), torch.ones(3))
+    assert torch.equal(logprobs.grad, -advantages)
+
+
+def test_k3_is_exact_in_expectation_and_never_negative():
+    # Two distributions over three tokens: E_pi[k3] = sum pi (pi_ref/pi - log(pi_ref/pi) - 1) = KL(pi || pi_ref).
+    pi = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
+    ref = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    k3 = kl_k3(pi.log(), ref.log())
+    assert (k3 >= 0).all()
+    torch.testing.assert_close((pi * k3).sum(), (pi * (pi / ref).log()).sum())
+    assert kl_k3(pi.log(), pi.log()).abs().max() == 0
+
+
+def test_k3_as_a_loss_pulls_towards_the_reference_with_the_forward_kls_gradient():
+    # Over a softmax with logits z, the expected gradient of k3 (samples fixed) is that of KL(ref || pi): pi - ref.
+    z = torch.tensor([0.3, -0.4, 1.0], dtype=torch.float64, requires_grad=True)
+    ref = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    logp = torch.log_softmax(z, 0)
+    (logp.detach().exp() * kl_k3(logp, ref.log())).sum().backward()
+    torch.testing.assert_close(z.grad, logp.detach().exp() - ref)
+
+
+def test_absurd_log_ratios_stay_finite():
+    far = torch.tensor([-1000.0, 1000.0])
+    for value in (kl_k3(far, -far), importance_ratio(far, -far), policy_loss(far, -far, torch.ones(2), 0.2, 0.2)):
+        assert torch.isfinite(value).all()
+
+
+def test_nan_is_not_hidden():
+    assert policy_loss(torch.tensor([math.nan]), torch.zeros(1), torch.ones(1), 0.2, 0.2).isnan().all()
+    assert kl_k3(torch.tensor([math.nan]), torch.zeros(1)).isnan().all()
+
+
+@pytest.mark.parametrize("aggregation", ["token", "sequence"])
+def test_weights_sum_to_one(aggregation: str):
+    lengths = [3, 1, 0, 9]
+    weights = token_weights(lengths, aggregation, 16)
+    assert sum(w * n for w, n in zip(weights, lengths, strict=True)) == pytest.approx(1)
+
+
+def test_equal_lengths_make_all_aggregations_agree():
+    assert (
+        token_weights([4, 4], "token", 4)
+        == token_weights([4, 4], "sequence", 4)
+        == token_weights([4, 4], "constant", 4)
+    )
+
+
+def test_nothing_to_train_is_no_division_by_zero():
+    assert token_weights([0, 0], "token", 8) == [0.0, 0.0]
+    assert token_weights([], "sequence", 8) == []
