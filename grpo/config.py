@@ -1,217 +1,47 @@
-"""The settings of a run: one typed tree, presets that hold only what differs, overrides from the command line.
+"""How the settings of a run come about: defaults, a preset that holds only what differs, the command line on top.
 
 `python train.py --preset cpu --learner.lr 2e-4` reads configs/cpu.yaml, lays the override on top, checks the whole and
-freezes it. The docstring under a field is its `--help` text; a field that is not here cannot be set anywhere.
+freezes it. Whatever is wrong is one UserError line that names the nearest valid word.
 """
 
 from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from grpo.errors import UserError
+from grpo.settings import (
+    CheckpointConfig,
+    Config,
+    EvalConfig,
+    LearnerConfig,
+    PolicyConfig,
+    RewardConfig,
+    RolloutConfig,
+    Section,
+)
+from rewards.multi_signal import weights_from_env
+
+__all__ = [
+    "CheckpointConfig",
+    "Config",
+    "EvalConfig",
+    "LearnerConfig",
+    "PolicyConfig",
+    "RewardConfig",
+    "RolloutConfig",
+]
 
 PRESETS = Path(__file__).resolve().parent.parent / "configs"
-SHORT = {"policy.quant": "--quant", "eval.every": "--eval-every"}
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
-
-class PolicyConfig(Section):
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Compute precision. auto: bfloat16 on a GPU, float32 on a CPU. float16 overflows in RL and is not offered."""
-    attention: Literal["auto", "varlen", "flash_attention_2", "sdpa"] = "auto"
-    """auto: flash_attention_2 where flash-attn is installed, else varlen (torch's own kernels on a GPU, an exact
-    per-sequence loop on a CPU), else sdpa."""
-    lora_rank: int = Field(0, ge=0)
-    """Rank of the LoRA adapter on all linear layers. 0 trains all weights."""
-    lora_alpha: float = Field(128.0, gt=0)
-    """LoRA scaling: the adapter's product is multiplied by alpha / rank."""
-    quant: Literal["none", "nf4", "auto"] = "none"
-    """nf4: the frozen base under LoRA in 4-bit NormalFloat. auto: nf4 only when the memory plan does not fit without."""
-    gradient_checkpointing: bool = False
-    """Recompute each layer's activations in the backward pass: about a third more time, a fraction of the memory."""
-    trust_remote_code: bool = False
-    """Let a model repository run its own Python. Off unless you have read that code."""
-
-
-class RolloutConfig(Section):
-    engine: Literal["auto", "torch", "vllm"] = "auto"
-    """auto: vllm where it is installed, else the plain PyTorch sampler."""
-    problems: int = Field(128, ge=1)
-    """Problems drawn per step; each becomes one group."""
-    group: int = Field(8, ge=2)
-    """Completions per problem. At least 2: the advantage of a group of one is undefined."""
-    temperature: float = Field(1.0, gt=0, le=10)
-    """The sampling temperature. The trainer's logprobs are of logits / temperature as well."""
-    top_p: float = 1.0
-    """Only 1: the loss differentiates the full distribution, so that is what must be sampled."""
-    top_k: int = 0
-    """Only 0 (off), for the same reason."""
-    max_prompt_tokens: int = Field(1024, ge=1)
-    """A longer prompt is an error, never cut."""
-    max_new_tokens: int = Field(3072, ge=1)
-    """A completion that gets this long is cut and counted as truncated."""
-    max_sequences: int = Field(512, ge=1)
-    """Completions decoded at once; bounds the KV cache of the sampler."""
-    gap_limit: float = Field(0.1, gt=0)
-    """Stop the run when mean |sampler logprob - trainer logprob| passes this. Stale weights gave 0.2, clean bf16 0.015."""
-    kv_gib: float | None = Field(None, gt=0)
-    """vLLM: GiB of KV cache. none: what the memory plan leaves."""
-    sleep: bool = True
-    """vLLM on a GPU: hand the engine's memory to the learner between rollouts."""
-
-
-class RewardConfig(Section):
-    name: str = "multi_signal"
-    """multi_signal, verify_only, format_only, random, hybrid, or package.module:function."""
-    alpha: float = Field(1.0, ge=0)
-    """Weight of verify: the boxed answer equals the ground truth."""
-    beta: float = Field(0.5, ge=0)
-    """Weight of format: think, box and reflection, once each, in order."""
-    gamma: float = Field(0.5, ge=0)
-    """Weight of reflect: the verdict on the own answer is true."""
-    workers: int = Field(2, ge=1)
-    """Verifier processes."""
-    timeout_s: float = Field(2.0, gt=0)
-    """Seconds one answer may take before its worker is killed and the answer counts as wrong."""
-    model: str = "nvidia/AceMath-7B-RM"
-    """hybrid: the sequence-classification reward model."""
-
-
-class LearnerConfig(Section):
-    lr: float = Field(1e-6, gt=0)
-    """Peak learning rate. LoRA wants about ten times the rate of full fine-tuning."""
-    schedule: Literal["constant", "linear"] = "constant"
-    """After the warm-up: constant, or linear to zero at the last step."""
-    warmup: int = Field(0, ge=0)
-    """Optimiser steps over which the rate rises from zero."""
-    beta1: float = Field(0.9, ge=0, lt=1)
-    """AdamW: decay of the first moment."""
-    beta2: float = Field(0.999, ge=0, lt=1)
-    """AdamW: decay of the second moment."""
-    weight_decay: float = Field(0.01, ge=0)
-    """AdamW: decoupled weight decay."""
-    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
-    """adamw_8bit keeps the moments in 8 bits (bitsandbytes): 6 bytes a parameter less."""
-    grad_clip: float = Field(1.0, gt=0)
-    """Gradients are scaled down to this global norm."""
-    clip_low: float = Field(0.2, gt=0, lt=1)
-    """The ratio's lower clip is 1 - clip_low."""
-    clip_high: float = Field(0.2, gt=0)
-    """The ratio's upper clip is 1 + clip_high (more than clip_low: DAPO's clip-higher)."""
-    kl_coef: float = Field(0.0, ge=0)
-    """Weight of the k3 KL to the reference. 0 runs no reference pass."""
-    entropy_coef: float = Field(0.0, ge=0)
-    """Weight of the entropy bonus."""
-    advantage: Literal["std", "no_std", "per_signal"] = "std"
-    """std: GRPO. no_std: Dr. GRPO. per_signal: each signal normalised in its group, then weighted (GDPO)."""
-    aggregation: Literal["token", "sequence", "constant"] = "token"
-    """token: mean over all completion tokens. sequence: mean of completion means. constant: sum / (completions x max_new_tokens)."""
-    updates_per_rollout: int = Field(1, ge=1)
-    """Optimiser steps per rollout, each on its own share of the problems. With 1 the ratio is exactly 1."""
-    token_budget: int = Field(16384, ge=1)
-    """Tokens (prompt and completion) in a micro-batch; one longer sequence still goes alone. Changes memory and speed, not the result."""
-    logit_chunk: int = Field(1024, ge=1)
-    """Completion tokens whose logits exist at a time: chunk x vocabulary is the peak of the head."""
-    skip_zero_spread: bool = False
-    """Leave out groups whose rewards are all equal. Only when kl_coef and entropy_coef are 0, where they have no gradient."""
-    truncated: Literal["keep", "mask"] = "keep"
-    """mask: completions cut at max_new_tokens keep their place in the group's statistics but get no gradient."""
-    sampler_correction: float = Field(0.0, ge=0)
-    """Cap of the truncated importance weight old / sampler per token (TIS). 0 is off; 2 is usual."""
-    max_bad_steps: int = Field(3, ge=1)
-    """Steps in a row with a non-finite loss or gradient before the run stops. Each is skipped and counted."""
-
-
-class EvalConfig(Section):
-    every: int = Field(0, ge=0)
-    """Evaluate every so many steps, and before the first and after the last. 0: never."""
-    data: str | None = None
-    """Problems for the curve during training (validation)."""
-    test: str | None = None
-    """Problems scored once before and once after training, and used for nothing else."""
-    limit: int | None = Field(None, ge=1)
-    """Use only the first so many problems of each file: a smoke figure, and marked as one."""
-
-
-class CheckpointConfig(Section):
-    every: int = Field(0, ge=0)
-    """Save every so many steps. 0: only after the last."""
-    keep: int = Field(2, ge=1)
-    """Keep the newest so many."""
-
-
-class Config(Section):
-    """A whole run."""
-
-    preset: str = "none"
-    """Which file of configs/ the defaults come from."""
-    model: str = "Qwen/Qwen2.5-Math-1.5B"
-    """Folder or Hugging Face id of a causal language model."""
-    data: str = "pi1_r128.parquet"
-    """Training problems: .parquet or .jsonl in verl's schema; a bare name is looked up in the data sources."""
-    data_dir: str | None = None
-    """Folder with local copies of the published data sets (also: GRPO_DATA_DIR)."""
-    prompt: str = "multi-signal"
-    """System message: a name from prompts/ or a path to a text file."""
-    steps: int = Field(500, ge=1)
-    """Rollouts to train on."""
-    seed: int = Field(0, ge=0, lt=2**31)
-    """Data order, sampling and initialisation follow from it."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda where there is one."""
-    threads: int = Field(0, ge=0)
-    """torch's CPU threads. 0: torch's own choice. Two threads beside another busy process are slower than one."""
-    name: str | None = Field(None, pattern=r"^[\w.-]+$")
-    """The run's folder is out/name. none: preset, data and time."""
-    out: str = "runs"
-    """Where run folders are made."""
-    quiet: bool = False
-    """One line a step instead of a progress bar and samples."""
-    show_every: int = Field(10, ge=1)
-    """Steps between showing one good and one bad completion."""
-    wandb: bool = False
-    """Also log to Weights & Biases (offline without a key)."""
-    policy: PolicyConfig = PolicyConfig()
-    rollout: RolloutConfig = RolloutConfig()
-    reward: RewardConfig = RewardConfig()
-    learner: LearnerConfig = LearnerConfig()
-    eval: EvalConfig = EvalConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Config:
-        r, o, p = self.rollout, self.learner, self.policy
-        problems = [
-            (r.top_p != 1 or r.top_k != 0)
-            and f"rollout.top_p is {r.top_p} and rollout.top_k {r.top_k}: training must sample the distribution that "
-            "the loss differentiates; leave them at 1 and 0, and use temperature",
-            r.problems % o.updates_per_rollout
-            and f"rollout.problems {r.problems} does not divide into learner.updates_per_rollout {o.updates_per_rollout} "
-            "equal parts; change one of them",
-            p.quant != "none"
-            and p.lora_rank == 0
-            and f"policy.quant is {p.quant} but all weights are trained (policy.lora_rank 0): 4-bit weights have no "
-            "gradient; set policy.lora_rank 64 or policy.quant none",
-            o.skip_zero_spread
-            and (o.kl_coef or o.entropy_coef)
-            and f"learner.skip_zero_spread drops groups that kl_coef {o.kl_coef} and entropy_coef {o.entropy_coef} "
-            "still act on; set both to 0 or do not skip",
-            self.eval.every and not self.eval.data and f"eval.every is {self.eval.every} but eval.data names no file",
-        ]
-        for message in problems:
-            if message:
-                raise ValueError(message)
-        return self
+SHORT = {"policy.quant": "--quant", "eval.every": "--eval_every"}
+WEIGHTS = ("reward.alpha", "reward.beta", "reward.gamma")
 
 
 class Command(NamedTuple):
@@ -223,7 +53,61 @@ class Command(NamedTuple):
     overrides: dict[str, str]
 
 
-def fields(model: type[BaseModel] = Config, prefix: str = "") -> dict[str, Any]:
+def parse_args(argv: Sequence[str], default_preset: str) -> Command:
+    """The command line as a checked Config. `--data-dir` and `--data_dir` are the same option."""
+    cli = parser()
+    cli.error = _raise  # argparse itself would print its usage and exit
+    given, unknown = cli.parse_known_args([_underscores(word) for word in argv])
+    if unknown:
+        options = [option for action in cli._actions for option in action.option_strings]
+        word = unknown[0].partition("=")[0]
+        raise UserError(f"unknown option {word}{nearest(word, options)}")
+    given = vars(given)
+    resume, check, preset = (given.pop(name, None) for name in ("resume", "check", "preset"))
+    # A run that is continued has its settings in its own folder.
+    config = Config() if resume is not None else build(preset or default_preset, given)
+    return Command(config, resume, bool(check), given)
+
+
+def build(preset: str | None, overrides: dict[str, str]) -> Config:
+    """The preset's file, REWARD_WEIGHTS where it is set, and the overrides on top, checked."""
+    config = parse(_preset(preset)) if preset is not None else Config()
+    try:
+        weights = weights_from_env((config.reward.alpha, config.reward.beta, config.reward.gamma))
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return changed(config, dict(zip(WEIGHTS, weights, strict=True)) | overrides)
+
+
+def _preset(name: str) -> dict[str, Any]:
+    names = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+    if name not in names:
+        raise UserError(f"unknown preset {name!r}; there are {', '.join(names)}{nearest(name, names)}")
+    return yaml.safe_load((PRESETS / f"{name}.yaml").read_text()) | {"preset": name}
+
+
+def changed(config: Config, overrides: dict[str, Any]) -> Config:
+    """The same settings but for these (dotted name -> value, or the text of it), checked again."""
+    return parse(config.model_dump(), overrides)
+
+
+def parse(tree: dict[str, Any], overrides: dict[str, Any] | None = None) -> Config:
+    """A checked Config from nested settings and dotted overrides. Raises UserError with one line."""
+    tree = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
+    leaves = fields()
+    for dotted, value in (overrides or {}).items():
+        if dotted not in leaves:
+            raise UserError(f"unknown setting {dotted}{nearest(dotted, leaves)}")
+        section, _, leaf = dotted.rpartition(".")
+        none = value == "none" and leaves[dotted].default is None
+        (tree.setdefault(section, {}) if section else tree)[leaf] = None if none else value
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(_one_line(error, leaves)) from None
+
+
+def fields(model: type[BaseModel] = Config, prefix: str = "") -> dict[str, FieldInfo]:
     """Dotted name -> pydantic field, for every leaf."""
     leaves = {}
     for name, field in model.model_fields.items():
@@ -234,48 +118,30 @@ def fields(model: type[BaseModel] = Config, prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def nearest(word: str, words: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, words, n=1, cutoff=0.4)
+def flat(config: Config) -> dict[str, Any]:
+    """Dotted name -> value, for every leaf."""
+    values = {}
+    for dotted in fields():
+        section, _, leaf = dotted.rpartition(".")
+        values[dotted] = getattr(getattr(config, section) if section else config, leaf)
+    return values
+
+
+def short(config: Config) -> str:
+    """One line: the preset and whatever differs from it, as it would be typed."""
+    plain = flat(Config() if config.preset == "none" else parse(_preset(config.preset)))
+    words = [f"--{name} {typed(value)}" for name, value in flat(config).items() if value != plain[name]]
+    return " ".join([f"--preset {config.preset}", *words])
+
+
+def typed(value: Any) -> str:
+    """A value as the command line takes it."""
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.4)
     return f"; did you mean {close[0]}?" if close else ""
-
-
-def build(preset: str | None, overrides: dict[str, str]) -> Config:
-    """The preset's file with the overrides on top, checked. Raises UserError with one line."""
-    tree: dict[str, Any] = {}
-    if preset is not None:
-        names = sorted(path.stem for path in PRESETS.glob("*.yaml"))
-        if preset not in names:
-            raise UserError(f"unknown preset {preset!r}; there are {', '.join(names)}{nearest(preset, names)}")
-        tree = yaml.safe_load((PRESETS / f"{preset}.yaml").read_text()) | {"preset": preset}
-    return parse(tree, overrides)
-
-
-def parse(tree: dict[str, Any], overrides: dict[str, str] | None = None) -> Config:
-    """A checked Config from nested settings and dotted overrides (strings, as typed)."""
-    tree = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
-    for dotted, value in (overrides or {}).items():
-        *section, leaf = dotted.split(".")
-        (tree.setdefault(section[0], {}) if section else tree)[leaf] = (
-            None if value == "none" and _optional(dotted) else value
-        )
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(_one_line(error)) from None
-
-
-def _optional(dotted: str) -> bool:
-    return fields()[dotted].default is None
-
-
-def _one_line(error: ValidationError) -> str:
-    first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return f"unknown setting {name}{nearest(name, list(fields()))}"
-    if not name:  # a cross-field check, whose message names its fields
-        return first["msg"].removeprefix("Value error, ")
-    return f"{name} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -286,7 +152,6 @@ def parser() -> argparse.ArgumentParser:
         epilog="python train.py --preset cpu | --preset l4 | --preset h100",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     cli.add_argument("--preset", help="cpu, l4 or h100. Without it: what fits the machine")
     cli.add_argument("--resume", help="continue the run in this folder, or the newest one: auto")
@@ -295,28 +160,35 @@ def parser() -> argparse.ArgumentParser:
     for dotted, field in fields().items():
         if dotted == "preset":
             continue
-        section = dotted.rpartition(".")[0]
+        section, _, leaf = dotted.rpartition(".")
         group = groups.setdefault(section, cli.add_argument_group(section or "run"))
         names = [f"--{dotted}", *filter(None, [SHORT.get(dotted)])]
-        default = "none" if field.default is None else field.default
-        text = f"{(field.description or '').replace('%', '%%')} [{default}]".replace("\n", " ")
+        text = f"{field.description} [{typed(field.default)}]".replace("%", "%%").replace("\n", " ")
         flag = {"nargs": "?", "const": "true"} if field.annotation is bool else {}
-        group.add_argument(*names, dest=dotted, metavar=dotted.rpartition(".")[2].upper(), help=text, **flag)
+        group.add_argument(*names, dest=dotted, metavar=leaf.upper(), help=text, **flag)
     return cli
 
 
-def parse_args(argv: Sequence[str], default_preset: str) -> Command:
-    """The command line as a checked Config. Raises UserError naming the nearest valid option for an unknown one."""
-    cli = parser()
-    cli.error = lambda message: (_ for _ in ()).throw(UserError(message))  # argparse would print its usage and exit
-    known, unknown = cli.parse_known_args(argv)
-    if unknown:
-        options = [option for action in cli._actions for option in action.option_strings]
-        word = unknown[0].partition("=")[0]
-        raise UserError(f"unknown option {word}{nearest(word, options)}")
-    given = vars(known)
-    resume, check = given.pop("resume", None), given.pop("check", False)
-    preset = given.pop("preset", None)
-    if resume is not None:  # the settings then come from the run's own folder
-        return Command(Config(), resume, check, given)
-    return Command(build(preset or default_preset, given), None, check, given)
+def _raise(message: str) -> None:
+    raise UserError(message)
+
+
+def _underscores(word: str) -> str:
+    """--learner.token-budget=4096 -> --learner.token_budget=4096"""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def _one_line(error: ValidationError, leaves: dict[str, FieldInfo]) -> str:
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"unknown setting {name}{nearest(name, leaves)}"
+    if not name:  # a cross-field check, whose message names its fields
+        return first["msg"].removeprefix("Value error, ")
+    message = f"{name} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    if first["type"] == "literal_error":
+        message += nearest(str(first["input"]), get_args(leaves[name].annotation))
+    return message
