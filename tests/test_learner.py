@@ -1,7 +1,7 @@
 """The learner against a naive loop written straight from the formula: one completion at a time, no packing.
 
 Two groups of four completions of 1 to 9 tokens: one truncated (no end token), one that is nothing but the end token,
-one with the pad id inside. Whatever the micro-batches, the order of rows or the options: same loss, gradients and metrics.
+one with the pad id inside. Whatever the micro-batches, the order of rows or the options: same loss, gradients, metrics.
 """
 
 from __future__ import annotations

@@ -1,0 +1,89 @@
+"""Packing: every sample once, never over the budget, equal prompts laid down once."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from grpo.packing import pack, plan
+from grpo.types import Sample
+
+PROMPTS = st.lists(st.integers(2, 9), min_size=1, max_size=6).map(tuple)
+IDS = st.lists(st.integers(2, 9), max_size=12).map(tuple)
+
+
+@st.composite
+def sample_lists(draw):
+    prompts = draw(st.lists(PROMPTS, min_size=1, max_size=3))
+    rows = draw(st.lists(st.tuples(st.sampled_from(prompts), IDS), min_size=1, max_size=12))
+    return [Sample(p, ids, tuple(-0.1 * i for i in ids), float(n)) for n, (p, ids) in enumerate(rows)]
+
+
+@settings(deadline=None, max_examples=150)
+@given(sample_lists(), st.integers(1, 60))
+def test_every_completion_token_is_there_once_in_its_place(samples, budget):
+    flat = [(t, s.advantage, w) for s, w in zip(samples, range(len(samples)), strict=True) for t in s.completion_ids]
+    seen = {}
+    for batch in pack(samples, list(range(len(samples))), budget):
+        rows = zip(
+            batch.slots.tolist(), batch.targets.tolist(), batch.advantages.tolist(), batch.weights.tolist(), strict=True
+        )
+        for slot, token, advantage, weight in rows:
+            assert slot not in seen
+            seen[slot] = (token, advantage, weight)
+    assert [seen[slot] for slot in range(len(flat))] == flat
+
+
+@settings(deadline=None, max_examples=150)
+@given(sample_lists(), st.integers(1, 60))
+def test_the_budget_holds_unless_one_sequence_alone_is_longer(samples, budget):
+    for rows, batch in zip(plan(samples, budget), pack(samples, [1.0] * len(samples), budget), strict=True):
+        assert len(batch.input_ids) <= budget or len(rows) == 1
+
+
+@settings(deadline=None, max_examples=150)
+@given(sample_lists(), st.integers(1, 60))
+def test_each_token_is_predicted_from_the_one_before_it_in_its_own_sequence(samples, budget):
+    for rows, batch in zip(plan(samples, budget), pack(samples, [1.0] * len(samples), budget), strict=True):
+        ids, positions = batch.input_ids.tolist(), batch.position_ids.tolist()
+        expected = [
+            ((*samples[i].prompt_ids, *samples[i].completion_ids)[p - 1], p - 1)
+            for i in rows
+            for p in range(len(samples[i].prompt_ids), samples[i].length)
+        ]
+        assert [(ids[p], positions[p]) for p in batch.predictors.tolist()] == expected
+
+
+def test_a_shared_prompt_is_laid_down_once_and_seen_by_every_completion():
+    # Prompt of 3, completions of 2 and 4: 3 + 2 + 4 tokens instead of 5 + 7.
+    samples = [Sample((5, 6, 7), (2, 3), (0.0,) * 2, 1.0), Sample((5, 6, 7), (4, 4, 4, 4), (0.0,) * 4, 1.0)]
+    (batch,) = pack(samples, [1.0, 1.0], 100)
+    assert batch.input_ids.tolist() == [5, 6, 7, 2, 3, 4, 4, 4, 4]
+    assert batch.position_ids.tolist() == [0, 1, 2, 3, 4, 3, 4, 5, 6]
+    assert batch.segments.spans == ((0, 3, 0, 0), (3, 5, 0, 3), (5, 9, 0, 3))
+    assert batch.segments.cu_queries.tolist() == [0, 3, 5, 9]
+    assert batch.segments.cu_keys.tolist() == [0, 3, 8, 15]
+    assert batch.segments.key_index.tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 0, 1, 2, 5, 6, 7, 8]
+    assert batch.predictors.tolist() == [2, 3, 2, 5, 6, 7]
+
+
+def test_groups_of_one_prompt_stay_two_prompts_of_another_do_not_mix():
+    samples = [Sample((5,), (2,), (0.0,), 1.0), Sample((6,), (2,), (0.0,), 2.0), Sample((5,), (3,), (0.0,), 3.0)]
+    (batch,) = pack(samples, [1.0] * 3, 100)
+    assert batch.input_ids.tolist() == [5, 2, 3, 6, 2]
+    assert batch.advantages.tolist() == [1.0, 3.0, 2.0]
+    assert batch.slots.tolist() == [0, 2, 1]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_micro_batches_are_about_equally_full(seed):
+    rng = random.Random(seed)
+    lengths = [min(3072, max(1, int(rng.lognormvariate(6.2, 0.8)))) for _ in range(256)]
+    samples = [Sample((1,) * 150, (2,) * n, (0.0,) * n, 1.0) for n in lengths]
+    sizes = [len(batch.input_ids) for batch in pack(samples, [1.0] * 256, 16384)]
+    # A batch can only be short by less than the completion that did not fit into it.
+    assert max(sizes) <= 16384
+    assert max(sizes) - min(sizes) < max(lengths) + 150
