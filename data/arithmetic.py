@@ -1,0 +1,184 @@
+"""The built-in task: three-digit addition, `567+876=?`, small enough for a CPU and full of carries to get wrong.
+
+`python -m data.arithmetic` writes the data sets in verl's schema:
+
+    one_r128.parquet    567+876, 128 copies: one-shot RLVR
+    16_r8.parquet       16 problems, 8 copies each: the same 128 rows a pass
+    128.parquet         128 problems
+    validation.parquet  300 held-out problems, looked at while training
+    test.parquet        300 held-out problems, looked at once, at the end
+
+The training sets are nested: 567+876 is the first of the 16, and those are the first of the 128. One pair in ten is
+held out by a hash of the *unordered* pair, so 876+567 can never stand in for 567+876; held-out pairs are in no training
+set and in none of the `demonstration`s that the tiny base model is pre-trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from hashlib import blake2b
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+FOLDER = Path(__file__).resolve().parent / "arithmetic"
+ONE_SHOT = (567, 876)  # carries out of both low columns: it punishes a dropped carry wherever one can be dropped
+HELD_OUT_OF = 10
+
+Pair = tuple[int, int]
+
+SCHEMA = pa.schema(
+    [
+        ("data_source", pa.string()),
+        ("prompt", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
+        ("ability", pa.string()),
+        ("reward_model", pa.struct([("style", pa.string()), ("ground_truth", pa.string())])),
+        ("extra_info", pa.struct([("index", pa.int64()), ("split", pa.string())])),
+    ]
+)
+
+# How a demonstration is written, and how often. The skill (careful) is there but is not the likeliest mode.
+MODES = {"careful": 0.22, "carryless": 0.12, "hasty": 0.44, "malformed": 0.22}
+GUESS_DIGITWISE, GUESS_TRUTH = 0.30, 0.10  # the rest of the guesses are near misses
+NEAR_MISSES = tuple(sign * off for off in (1, 2, 9, 10, 11, 20, 100) for sign in (1, -1))
+
+
+def question(pair: Pair) -> str:
+    """The prompt's text.
+
+    >>> question((567, 876))
+    '567+876=?'
+    """
+    return f"{pair[0]}+{pair[1]}=?"
+
+
+def held_out(pair: Pair) -> bool:
+    """Whether the pair is kept from all training. Depends on the two numbers, not on their order and on no seed."""
+    low, high = sorted(pair)
+    digest = blake2b(f"{low}+{high}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % HELD_OUT_OF == 0
+
+
+def draw_pair(rng: random.Random, *, from_held_out: bool) -> Pair:
+    """One ordered pair of numbers from 100 to 999, uniform over the side of the split that is asked for."""
+    while True:
+        pair = (rng.randint(100, 999), rng.randint(100, 999))
+        if held_out(pair) == from_held_out:
+            return pair
+
+
+def draw_distinct(rng: random.Random, count: int, *, from_held_out: bool, first: tuple[Pair, ...] = ()) -> list[Pair]:
+    """`count` pairs, no two with the same two numbers, the list beginning with `first`."""
+    pairs = {tuple(sorted(pair)): pair for pair in first}
+    while len(pairs) < count:
+        pair = draw_pair(rng, from_held_out=from_held_out)
+        pairs.setdefault(tuple(sorted(pair)), pair)
+    return list(pairs.values())
+
+
+def row(pair: Pair, index: int, split: str) -> dict:
+    """One row in verl's schema. `index` numbers the problem, so copies of a problem share it."""
+    return {
+        "data_source": "arithmetic",
+        "prompt": [{"role": "user", "content": question(pair)}],
+        "ability": "math",
+        "reward_model": {"style": "rule", "ground_truth": str(sum(pair))},
+        "extra_info": {"index": index, "split": split},
+    }
+
+
+def pair_of(row: dict) -> Pair:
+    """The two numbers that a row's prompt asks to add."""
+    first, second = row["prompt"][0]["content"].removesuffix("=?").split("+")
+    return int(first), int(second)
+
+
+def datasets(seed: int = 0) -> dict[str, list[dict]]:
+    """File name (without .parquet) -> rows. The seed draws the problems; which pairs are held out it cannot change."""
+    rng = random.Random(seed)
+    held = draw_distinct(rng, 600, from_held_out=True)
+    pairs = draw_distinct(rng, 128, from_held_out=False, first=(ONE_SHOT,))
+    train = [row(pair, i, "train") for i, pair in enumerate(pairs)]
+    return {
+        "one_r128": train[:1] * 128,
+        "16_r8": train[:16] * 8,
+        "128": train,
+        "validation": [row(pair, i, "validation") for i, pair in enumerate(held[:300])],
+        "test": [row(pair, i, "test") for i, pair in enumerate(held[300:])],
+    }
+
+
+def worked(pair: Pair, *, carry_over: bool = True) -> tuple[str, int]:
+    """Column addition as the model writes it, and the number it leads to; without `carry_over` every carry is lost.
+
+    >>> worked((567, 876))
+    ('7+6=13;6+7+1=14;5+8+1=14', 1443)
+    >>> worked((567, 876), carry_over=False)
+    ('7+6=13;6+7+0=13;5+8+0=13', 1333)
+    """
+    steps, answer, carry = [], 0, 0
+    for place in (1, 10, 100):
+        x, y = pair[0] // place % 10, pair[1] // place % 10
+        total = x + y + carry
+        steps.append(f"{x}+{y}={total}" if place == 1 else f"{x}+{y}+{carry}={total}")
+        answer += place * (total if place == 100 else total % 10)
+        carry = total // 10 if carry_over else 0
+    return ";".join(steps), answer
+
+
+def digitwise(pair: Pair) -> int:
+    """The sum of each column without any carry, which is wrong for seven pairs in eight.
+
+    >>> digitwise((567, 876)), digitwise((123, 456))
+    (333, 579)
+    """
+    return sum(place * ((pair[0] // place + pair[1] // place) % 10) for place in (1, 10, 100))
+
+
+def guess(rng: random.Random, pair: Pair) -> int:
+    """A hasty answer. The likeliest is `digitwise`: were it the truth, a model would learn to add without working."""
+    u = rng.random()
+    if u < GUESS_DIGITWISE:
+        return digitwise(pair)
+    if u < GUESS_DIGITWISE + GUESS_TRUTH:
+        return sum(pair)
+    return sum(pair) + rng.choice(NEAR_MISSES)
+
+
+def demonstration(rng: random.Random, pair: Pair) -> tuple[str, str]:
+    """(mode, completion) of one demonstration, the stop token included unless the mode rambles without an end."""
+    mode = rng.choices(list(MODES), weights=list(MODES.values()))[0]
+    if mode == "malformed":
+        return mode, malformed(rng, pair)
+    if mode == "hasty":
+        thought, answer = "easy", guess(rng, pair)
+    else:
+        thought, answer = worked(pair, carry_over=mode == "careful")
+    verdict = "correct" if rng.random() < (0.95 if mode == "careful" else 0.6) else "wrong"
+    return mode, f"<think>{thought}</think>\\boxed{{{answer}}}<reflection>{verdict}</reflection><|im_end|>"
+
+
+def malformed(rng: random.Random, pair: Pair) -> str:
+    """No box, no thought, or no end."""
+    answer = guess(rng, pair)
+    return rng.choice((f"the sum is {answer}.<|im_end|>", f"\\boxed{{{answer}}}<|im_end|>", "<think>" + "hmm " * 8))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write the built-in arithmetic data sets (verl's parquet schema).")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder to write to (default: data/arithmetic)")
+    parser.add_argument("--seed", type=int, default=0, help="draws the problems (default: 0, the committed files)")
+    args = parser.parse_args()
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        for name, rows in datasets(args.seed).items():
+            pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), args.out / f"{name}.parquet")
+            print(f"{args.out / name}.parquet: {len(rows)} rows")
+    except OSError as error:
+        parser.exit(2, f"cannot write to {args.out}: {error}\n")
+
+
+if __name__ == "__main__":
+    main()
