@@ -7,15 +7,20 @@ else, and no number leaves the device before the last micro-batch is done.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import TypeVar
 
 import torch
 
+from grpo import signals
 from grpo.config import LearnerConfig
+from grpo.errors import UserError
 from grpo.loss import importance_ratio, kl_k3, policy_loss, token_weights
 from grpo.optim import Optimizer
 from grpo.packing import pack
 from grpo.policy import Policy
+from grpo.show import say
 from grpo.types import Batch, Sample
 
 SUMS = (
@@ -28,6 +33,9 @@ SUMS = (
     "gap/mean",
 )
 MAXIMA = ("policy/ratio_max", "gap/max")
+OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
+
+Result = TypeVar("Result")
 
 
 class SamplerMismatch(RuntimeError):
@@ -48,7 +56,9 @@ class Learner:
         max_new_tokens: int,
         gap_limit: float,
         steps: int,
+        save_bad_batch: Callable[[dict], None] | None = None,
     ):
+        """`save_bad_batch` is handed the samples of every optimiser step that is skipped."""
         self.policy, self.config = policy, config
         self.temperature, self.max_new_tokens, self.gap_limit = temperature, max_new_tokens, gap_limit
         self.optimizer = Optimizer(
@@ -62,7 +72,7 @@ class Learner:
             total_steps=steps * config.updates_per_rollout,
             eight_bit=config.optimizer == "adamw_8bit",
         )
-        self.bad_steps = 0
+        self.save_bad_batch, self.bad_steps, self.token_budget = save_bad_batch, 0, config.token_budget
 
     def update(self, groups: Sequence[Sequence[Sample]]) -> dict[str, float]:
         """Learn from one rollout: `updates_per_rollout` optimiser steps, each on its own share of the groups.
@@ -72,7 +82,9 @@ class Learner:
         share = len(groups) // self.config.updates_per_rollout
         shares = [[s for group in groups[i : i + share] for s in group] for i in range(0, len(groups), share)]
         # With one optimiser step the policy that scores is the policy that sampled: old = present logprobs, ratio = 1.
-        old = [self._old_logprobs(samples) for samples in shares] if len(shares) > 1 else [None]
+        old = [None]
+        if len(shares) > 1:
+            old = [self._within_memory(samples, lambda s=samples: self._old_logprobs(s)) for samples in shares]
         steps = [self._optimizer_step(samples, logprobs) for samples, logprobs in zip(shares, old, strict=True)]
         tokens = sum(step["tokens"] for step in steps)
         metrics = {name: sum(step[name] * step["tokens"] for step in steps) / max(tokens, 1) for name in SUMS}
@@ -80,7 +92,7 @@ class Learner:
         return metrics | {"policy/lr": steps[-1]["lr"], "learner/skipped_steps": sum(step["skipped"] for step in steps)}
 
     def _optimizer_step(self, samples: Sequence[Sample], old_logprobs: torch.Tensor | None) -> dict[str, float]:
-        totals = self._accumulate(samples, old_logprobs)
+        totals = self._within_memory(samples, lambda: self._accumulate(samples, old_logprobs))
         grad_norm = self.optimizer.clip_gradients()
         *values, norm = torch.cat([totals, grad_norm[None]]).tolist()  # the step's only wait for the device
         tokens = values.pop()
@@ -90,15 +102,16 @@ class Learner:
             step[name] /= max(tokens, 1)
         self._check_sampler(step)
         if not all(map(torch.isfinite, torch.tensor([step["loss/total"], norm]))):
-            self._count_bad_step(step)
+            self._count_bad_step(step, samples)
         else:
             self.bad_steps = 0
+            signals.hold()  # until the step is on record, an interruption waits
             self.optimizer.step()
         self.optimizer.zero_grad()
         return step
 
     def _accumulate(self, samples: Sequence[Sample], old_logprobs: torch.Tensor | None) -> torch.Tensor:
-        """Gradients of the whole optimiser step; the sums and maxima of its metrics and its token count, on the device."""
+        """Gradients of the whole optimiser step; its metrics' sums and maxima and its token count, on the device."""
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.policy.device)
         maxima = torch.zeros(len(MAXIMA), dtype=torch.float64, device=self.policy.device)
         tokens = 0
@@ -143,7 +156,7 @@ class Learner:
         lengths = [len(s.completion_ids) if s.trained else 0 for s in samples]
         weights = token_weights(lengths, config.aggregation, self.max_new_tokens)
         kept = [i for i, s in enumerate(samples) if lengths[i] and not (config.skip_zero_spread and s.advantage == 0)]
-        batches = pack([samples[i] for i in kept], [weights[i] for i in kept], config.token_budget)
+        batches = pack([samples[i] for i in kept], [weights[i] for i in kept], self.token_budget)
         return [batch.to(self.policy.device) for batch in batches]
 
     @torch.no_grad()
@@ -160,16 +173,48 @@ class Learner:
     def _check_sampler(self, step: dict[str, float]) -> None:
         if step["gap/mean"] > self.gap_limit:
             raise SamplerMismatch(
-                f"mean |sampler logprob - trainer logprob| is {step['gap/mean']:.4f}, over rollout.gap_limit {self.gap_limit}: "
-                "the completions were not drawn from the policy being trained. Likely causes: weights not synced after the "
-                "last step, a temperature not applied on one side, different precisions"
+                f"mean |sampler logprob - trainer logprob| is {step['gap/mean']:.4f}, over rollout.gap_limit "
+                f"{self.gap_limit}: the completions were not drawn from the policy being trained. Likely causes: "
+                "weights not synced after the last step, a temperature not applied on one side, different precisions"
             )
 
-    def _count_bad_step(self, step: dict[str, float]) -> None:
+    def _within_memory(self, samples: Sequence[Sample], work: Callable[[], Result]) -> Result:
+        """`work`, started over with half the token budget when the memory does not suffice for its micro-batches."""
+        while True:
+            try:
+                return work()
+            except (RuntimeError, MemoryError) as error:
+                if not isinstance(error, MemoryError) and not any(text in str(error) for text in OUT_OF_MEMORY):
+                    raise
+            # Not inside `except`: the error's traceback keeps the tensors of the failed pass alive.
+            self.optimizer.zero_grad()
+            if self.policy.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self._halve_token_budget(samples)
+
+    def _halve_token_budget(self, samples: Sequence[Sample]) -> None:
+        longest, budget = max(s.length for s in samples), min(self.token_budget, sum(s.length for s in samples))
+        if budget <= longest:
+            raise UserError(
+                f"out of memory in a micro-batch of {budget} tokens, which is one sequence of the longest kind. Lower "
+                "learner.logit_chunk or rollout.max_new_tokens, or set policy.gradient_checkpointing, policy.lora_rank "
+                "or policy.quant"
+            )
+        self.token_budget = max(longest, budget // 2)
+        say(
+            f"out of memory: the step starts over with micro-batches of {self.token_budget} tokens instead of {budget} "
+            "(same result, more passes); set learner.token_budget to that next time"
+        )
+
+    def _count_bad_step(self, step: dict[str, float], samples: Sequence[Sample]) -> None:
         step["skipped"] = 1
         self.bad_steps += 1
+        if self.save_bad_batch is not None:
+            figures = {name: str(step[name]) for name in ("loss/total", "policy/grad_norm")}  # JSON has no NaN
+            self.save_bad_batch(figures | {"samples": [asdict(sample) for sample in samples]})
         if self.bad_steps >= self.config.max_bad_steps:
             raise NonFiniteLoss(
                 f"{self.bad_steps} optimiser steps in a row had a non-finite loss ({step['loss/total']}) or gradient "
-                f"({step['policy/grad_norm']}); no weight was changed by them. Lower learner.lr and resume from a checkpoint"
+                f"({step['policy/grad_norm']}); no weight was changed by them. Lower learner.lr or go back to an "
+                "earlier checkpoint"
             )
