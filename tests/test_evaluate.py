@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from grpo.evaluate import evaluate_problems, problem_seed, summarise
-from grpo.rollout import Sampling
+from grpo.evaluate import evaluate_problems, summarise
+from grpo.rollout import Sampling, request_seed
 from grpo.types import Completion, Problem
 
 
@@ -59,8 +59,8 @@ def test_each_completion_meets_its_own_ground_truth_and_special_tokens_are_gone(
     assert seen == [("5", "5"), ("3", "3"), ("9", "9")]
     assert result["accuracy"] == 1.0
     # The seed of row 3 is the same wherever it stands in the list, and other rows and seeds have others.
-    assert engine.requests[1].seed == problem_seed(1, 3)
-    assert len({request.seed for request in engine.requests} | {problem_seed(2, 3)}) == 4
+    assert engine.requests[1].seed == request_seed(1, 3)
+    assert len({request.seed for request in engine.requests} | {request_seed(2, 3)}) == 4
 
 
 def test_nothing_to_evaluate_is_an_error():

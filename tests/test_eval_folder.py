@@ -1,0 +1,97 @@
+"""Nothing finished is ever lost, nothing half-written is ever counted, and settings do not mix."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+
+import pytest
+
+from grpo.errors import UserError
+from grpo.eval_folder import OUTPUTS, EvalFolder
+
+
+def row(problem: int, sample: int = 0, text: str = "") -> dict:
+    return {"problem": problem, "sample": sample, "completion": text}
+
+
+def make(tmp_path, **settings) -> EvalFolder:
+    return EvalFolder.create(tmp_path, "model", "math500", {"seed": 0} | settings)
+
+
+def test_same_settings_same_folder_and_any_other_another(tmp_path):
+    folder = make(tmp_path)
+    assert folder.path == make(tmp_path).path
+    assert folder.path.parent == tmp_path / "model"
+    assert folder.path.name.startswith("math500-")
+    assert folder.settings == {"seed": 0}
+    assert make(tmp_path, seed=1).path != folder.path != make(tmp_path, extra=None).path
+
+
+def test_a_line_cut_in_two_is_not_a_row(tmp_path):
+    folder = make(tmp_path)
+    folder.append([row(1, text="ü\n\u2028"), row(0)])
+    with (folder.path / OUTPUTS).open("ab") as file:
+        file.write(b'{"problem": 2, "samp')  # as a kill leaves it
+    assert folder.rows() == [row(0), row(1, text="ü\n\u2028")]
+    folder.keep_whole_problems(samples=1)
+    folder.append([row(2)])
+    assert [r["problem"] for r in folder.rows()] == [0, 1, 2]
+
+
+def test_a_problem_with_missing_samples_is_done_anew(tmp_path):
+    folder = make(tmp_path)
+    folder.append([row(0, 0), row(0, 1), row(1, 0)])
+    assert folder.keep_whole_problems(samples=2) == [row(0, 0), row(0, 1)] == folder.rows()
+
+
+def test_a_damaged_line_in_the_middle_is_named(tmp_path):
+    folder = make(tmp_path)
+    folder.append([row(0)])
+    with (folder.path / OUTPUTS).open("ab") as file:
+        file.write(b"garbage\n")
+    folder.append([row(1)])
+    with pytest.raises(UserError, match=r"outputs.jsonl line 2 is damaged"):
+        folder.rows()
+
+
+@contextlib.contextmanager
+def files_up_to(size: int):
+    """The operating system refuses to let any file of this process grow further: an ENOSPC of another name."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_keeps_what_was_finished(tmp_path):
+    folder = make(tmp_path)
+    folder.append([row(0)])
+    with files_up_to(10_000), pytest.raises(UserError, match=r"cannot save to .*outputs.jsonl.*goes on from there"):
+        folder.append([row(1, text="x" * 20_000)])
+    assert folder.rows() == [row(0)]
+    folder.save_scores({"old": True})
+    with files_up_to(1_000), pytest.raises(UserError, match=r"cannot save .*scores.json"):
+        folder.save_scores({"new": "x" * 2_000})
+    assert folder.scores == {"old": True}
+    assert not list(folder.path.glob("*.part"))
+
+
+def test_what_is_no_evaluation(tmp_path):
+    with pytest.raises(UserError, match=r"is no evaluation: it has no outputs.jsonl"):
+        EvalFolder.open(tmp_path)
+    with pytest.raises(UserError, match=r"unfinished"):
+        make(tmp_path).scores  # noqa: B018
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write to .*--out"):
+        EvalFolder.create(tmp_path / "file", "model", "bench", {})
+
+
+def test_rows_are_json_lines(tmp_path):
+    folder = make(tmp_path)
+    folder.append([row(0, text="a\nb\ud800")])  # a lone surrogate, as a broken decoder may give it
+    (line,) = (folder.path / OUTPUTS).read_bytes().splitlines()
+    assert json.loads(line)["completion"] == "a\nb\ud800"
