@@ -1,4 +1,4 @@
-"""Imports run one way: train.py, eval.py -> grpo -> rewards, prompts, data; optional packages only where they belong."""
+"""Imports run one way: entry points -> grpo -> rewards, prompts, data; optional packages only where they belong."""
 
 from __future__ import annotations
 
