@@ -1,0 +1,189 @@
+"""Runs -> the text of one HTML page, and the page -> disk.
+
+The page holds everything: plotly.js, style, script and data. Three walls stand between a model's text and the
+browser: jinja2 escapes what is in the HTML, the data is JSON with `<`, `>`, `&` and `'` as \\u escapes (so no
+`</script>` can end it), and a Content-Security-Policy runs only the scripts whose hashes it names and
+connects to nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from grpo.errors import UserError
+from grpo.report.charts import charts_for
+from grpo.report.read import Run
+
+HERE = Path(__file__).resolve().parent
+SCRIPTS = ("text.js", "charts.js", "browser.js")
+RECENT = 10
+"""Steps that "now" is the mean of."""
+
+
+def render(runs: Sequence[Run]) -> str:
+    charts = [
+        {"id": f"chart-{n}", **asdict(c)} for n, c in enumerate(charts_for({m for run in runs for m in run.metrics}))
+    ]
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.policies["json.dumps_kwargs"] = {}  # the default sorts keys; signals keep the reward's order
+    scripts = [get_plotlyjs(), *((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)]
+    return environment.get_template("page.html.j2").render(
+        runs=runs,
+        overview=overview(runs),
+        verdicts=[(run.name, cells) for run in runs if (cells := verdict_table(run))],
+        differences=config_differences(runs),
+        sections=[(name, list(group)) for name, group in groupby(charts, key=lambda chart: chart["section"])],
+        data={"runs": [browser_data(run) for run in runs], "charts": charts},
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        recent=RECENT,
+        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
+        scripts=[Markup(script) for script in scripts],
+        hashes=" ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts),
+    )
+
+
+def browser_data(run: Run) -> dict[str, Any]:
+    return {
+        "name": run.name,
+        "steps": run.steps,
+        "metrics": run.metrics,
+        "prompts": run.prompts,
+        "completions": run.completions,
+    }
+
+
+def overview(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """The table at the top: (row title, one cell a run). A row that no run can fill is left out."""
+    rows = [
+        ("State", [state(run) for run in runs]),
+        ("Last step written", [last_written(run) for run in runs]),
+        ("Training time", [duration(run) for run in runs]),
+        (f"Reward, first step → mean of last {RECENT}", [first_to_now(run, "reward/mean") for run in runs]),
+        (
+            "Held-out sampled accuracy, first → best → last",
+            [first_best_last(run, "eval/sampled_accuracy") for run in runs],
+        ),
+        (
+            "Held-out greedy accuracy, first → best → last",
+            [first_best_last(run, "eval/greedy_accuracy") for run in runs],
+        ),
+        *(
+            (f"Test half, {n.replace('_', ' ')}, before → after", [before_after(run, n) for run in runs])
+            for n in tested(runs)
+        ),
+        ("Tokens/s, median", [middle(run, "speed/tokens_per_second") for run in runs]),
+    ]
+    return [(title, cells) for title, cells in rows if any(cells)]
+
+
+def state(run: Run) -> str:
+    planned = run.config.get("steps")
+    done = max(run.steps, default=0)
+    of = f"{done} of {planned} steps" if isinstance(planned, int) else f"{done} steps"
+    return f"finished, {of}" if run.summary is not None else f"going or stopped, {of}"
+
+
+def last_written(run: Run) -> str:
+    times = values(run, "time")
+    return datetime.fromtimestamp(max(times), UTC).strftime("%Y-%m-%d %H:%M:%S UTC") if times else ""
+
+
+def duration(run: Run) -> str:
+    """Sum of the steps, not of the clock: an interrupted run's pauses do not count."""
+    seconds = round(sum(values(run, "time/step")))
+    hours, minutes = seconds // 3600, seconds // 60 % 60
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds % 60:02d} s" if seconds else ""
+
+
+def values(run: Run, metric: str) -> list[float]:
+    return [value for value in run.metrics.get(metric, []) if value is not None]
+
+
+def first_to_now(run: Run, metric: str) -> str:
+    found = values(run, metric)
+    return f"{found[0]:.3f} → {fmean(found[-RECENT:]):.3f}" if found else ""
+
+
+def first_best_last(run: Run, metric: str) -> str:
+    found = values(run, metric)
+    return f"{found[0]:.1%} → {max(found):.1%} → {found[-1]:.1%}" if found else ""
+
+
+def middle(run: Run, metric: str) -> str:
+    found = values(run, metric)
+    return f"{median(found):,.0f}" if found else ""
+
+
+def tested(runs: Sequence[Run]) -> list[str]:
+    """The figures of summary.json that were taken before and after training."""
+    halves = [(run.summary or {}).get("after") for run in runs]
+    return list(dict.fromkeys(name for half in halves if isinstance(half, dict) for name in half))
+
+
+def before_after(run: Run, name: str) -> str:
+    halves = [(run.summary or {}).get(half) for half in ("before", "after")]
+    found = [half.get(name) if isinstance(half, dict) else None for half in halves]
+    if not any(isinstance(value, int | float) for value in found):
+        return ""
+    return " → ".join(f"{value:.1%}" if isinstance(value, int | float) else "?" for value in found)
+
+
+def verdict_table(run: Run) -> dict[str, str]:
+    """Cell -> share over the last steps; empty where the reward gives no verdicts."""
+    cells = ("right_says_correct", "right_says_wrong", "wrong_says_correct", "wrong_says_wrong", "none")
+    recent = {cell: values(run, f"verdict/{cell}")[-RECENT:] for cell in cells}
+    return (
+        {cell: f"{fmean(found):.1%}" if found else "" for cell, found in recent.items()} if any(recent.values()) else {}
+    )
+
+
+def config_differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """The settings in which the runs differ: (dotted name, one value a run)."""
+    trees = [flatten(run.config) for run in runs]
+    names = dict.fromkeys(name for tree in trees for name in tree)
+    rows = [(name, [str(tree.get(name, "")) for tree in trees]) for name in names]
+    return [(name, cells) for name, cells in rows if len(set(cells)) > 1]
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def write(page: str, path: Path) -> None:
+    """All or nothing: written beside `path`, then renamed over it.
+
+    Raises:
+        UserError: `path` is a folder, or cannot be written.
+    """
+    if path.is_dir():
+        raise UserError(f"--out {path} is a folder; name a file, such as {path / 'report.html'}")
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("w", encoding="utf-8", newline="\n", errors="backslashreplace") as file:
+            file.write(page)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another place by --out") from error
+    finally:
+        if beside.exists():
+            beside.unlink()

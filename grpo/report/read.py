@@ -1,0 +1,205 @@
+"""Read a run folder as it lies on disk: finished, still going, or cut off in the middle of a line.
+
+Nothing here fails because of a damaged line: what cannot be read is counted and said in `Run.notes`, which the page
+shows. Only a folder that is missing or is no run folder is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from grpo.errors import UserError
+
+MAX_STEPS_SHARE = 8
+"""One step may take this fraction (1/8) of a run's completions, so that the browser always shows a run over time."""
+MAX_TEXT = 20_000
+"""Characters of one prompt or completion that are kept: the beginning and the end."""
+ROW_FIELDS = ("sample", "finish_reason", "tokens", "reward", "signals", "answer", "verdict", "outcome", "ground_truth")
+
+
+@dataclass(slots=True)
+class Run:
+    name: str
+    folder: Path
+    steps: list[int] = field(default_factory=list)
+    metrics: dict[str, list[float | None]] = field(default_factory=dict)
+    """One column a metric, as long as `steps`; None where the step has no finite value."""
+    config: dict[str, Any] = field(default_factory=dict)
+    config_text: str = ""
+    summary: dict[str, Any] | None = None
+    """None while the run is going, or when it was stopped."""
+    prompts: list[str] = field(default_factory=list)
+    """Each distinct prompt once: in One-Shot RLVR there is only one."""
+    completions: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def read_run(folder: Path, max_completions: int) -> Run:
+    """Everything the page shows of one run.
+
+    Raises:
+        UserError: the folder does not exist or holds neither config.yaml nor metrics.jsonl.
+    """
+    if not folder.is_dir():
+        raise UserError(f"no such run folder: {folder}; a run writes runs/NAME")
+    if not any((folder / name).is_file() for name in ("config.yaml", "metrics.jsonl")):
+        raise UserError(f"not a run folder: {folder} has neither config.yaml nor metrics.jsonl")
+    run = Run(name=folder.resolve().name, folder=folder)
+    read_config(run)
+    read_summary(run)
+    read_metrics(run)
+    read_completions(run, max_completions)
+    return run
+
+
+def read_lines(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a .jsonl file. A line that is none is left out and counted in `notes`."""
+    unreadable, last_is_cut, number = [], False, 0
+    with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if isinstance(row, dict):
+                yield row
+            else:
+                unreadable.append(number)
+                last_is_cut = not line.endswith("\n")
+    if last_is_cut:
+        unreadable.pop()
+        notes.append(f"{path.name}: the last line ({number}) is incomplete and was left out")
+    if unreadable:
+        notes.append(f"{path.name}: {len(unreadable)} unreadable lines left out, the first is line {unreadable[0]}")
+
+
+def read_config(run: Run) -> None:
+    path = run.folder / "config.yaml"
+    if not path.is_file():
+        run.notes.append("config.yaml is missing")
+        return
+    run.config_text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        loaded = yaml.safe_load(run.config_text)
+    except yaml.YAMLError:
+        run.notes.append("config.yaml is not readable as YAML")
+        return
+    run.config = loaded if isinstance(loaded, dict) else {}
+
+
+def read_summary(run: Run) -> None:
+    path = run.folder / "summary.json"
+    if not path.is_file():
+        return
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+    except ValueError:
+        run.notes.append("summary.json is not readable as JSON")
+        return
+    run.summary = loaded if isinstance(loaded, dict) else None
+
+
+def read_metrics(run: Run) -> None:
+    """Rows -> columns. A step written twice (a resumed run repeats some) counts once, the later value wins."""
+    path = run.folder / "metrics.jsonl"
+    if not path.is_file():
+        run.notes.append("metrics.jsonl is not there yet: no step was finished")
+        return
+    rows: dict[int, dict[str, Any]] = {}
+    for row in read_lines(path, run.notes):
+        step = row.pop("step", None)
+        if isinstance(step, int):
+            rows.setdefault(step, {}).update(row)
+    run.steps = sorted(rows)
+    names = sorted({name for row in rows.values() for name, value in row.items() if is_number(value)})
+    for name in names:
+        values = [rows[step].get(name) for step in run.steps]
+        run.metrics[name] = [finite(value) for value in values]
+        broken = [
+            step for step, value in zip(run.steps, values, strict=True) if is_number(value) and finite(value) is None
+        ]
+        if broken:
+            run.notes.append(f"{name} is NaN or infinite at {len(broken)} steps, the first is step {broken[0]}")
+
+
+def read_completions(run: Run, limit: int) -> None:
+    """At most `limit` rows: the newest step, the first, then the middles of what lies between, until `limit` is met."""
+    paths = sorted((run.folder / "completions").glob("step_*.jsonl"))
+    if not paths:
+        run.notes.append("completions/ holds no step yet")
+        return
+    share = max(1, limit // min(len(paths), MAX_STEPS_SHARE))
+    seen: dict[str, int] = {}
+    shown, cut = 0, 0
+    for index in newest_first_then_spread(len(paths)):
+        room = min(share, limit - len(run.completions))
+        if room <= 0:
+            break
+        rows = list(read_lines(paths[index], run.notes))
+        run.completions.extend(completion_row(row, seen) for row in rows[:room])
+        shown, cut = shown + 1, cut + (len(rows) > room)
+    run.completions.sort(key=lambda row: (row["step"], row["group"]))
+    run.prompts = list(seen)
+    if cut or shown < len(paths):
+        run.notes.append(
+            f"the browser holds {len(run.completions)} completions from {shown} of {len(paths)} steps"
+            f"{f', {cut} of these steps in part' if cut else ''}; --completions N sets another limit than {limit}"
+        )
+
+
+def completion_row(row: dict[str, Any], seen: dict[str, int]) -> dict[str, Any]:
+    """One row for the page; `prompt` becomes its place in `seen`, which maps each distinct prompt to a number."""
+    kept = {name: row.get(name) for name in ROW_FIELDS}
+    kept["signals"] = {str(k): finite(v) for k, v in (row.get("signals") or {}).items()}
+    for name in ("reward", "advantage", "tokens", "step", "group"):
+        kept[name] = finite(row.get(name))
+    kept["text"] = shorten(str(row.get("completion", "")))
+    kept["prompt"] = seen.setdefault(shorten(str(row.get("prompt", ""))), len(seen))
+    return kept
+
+
+def newest_first_then_spread(count: int) -> list[int]:
+    """Every index below `count` once: the last, the first, then halves, quarters, eighths of what lies between.
+
+    >>> newest_first_then_spread(5)
+    [4, 0, 2, 1, 3]
+    """
+    order = dict.fromkeys([count - 1, 0] if count else [])
+    parts = 1
+    while len(order) < count:
+        parts *= 2
+        order.update(dict.fromkeys(round((count - 1) * part / parts) for part in range(1, parts, 2)))
+    return list(order)
+
+
+def shorten(text: str) -> str:
+    if len(text) <= MAX_TEXT:
+        return text
+    head, tail = MAX_TEXT * 2 // 3, MAX_TEXT // 3
+    return f"{text[:head]}\n[... {len(text) - head - tail} characters left out of this page ...]\n{text[-tail:]}"
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def finite(value: object) -> float | None:
+    """A number the browser's JSON can hold, six significant digits (whole numbers exactly), or None."""
+    if not is_number(value) or not math.isfinite(value):
+        return None
+    return value if isinstance(value, int) or abs(value) >= 1e6 else float(f"{value:.6g}")
+
+
+def distinct_names(runs: Sequence[Run]) -> None:
+    """Runs of one name (runs/A, other/A) are called by their path, or the legend could not tell them apart."""
+    names = [run.name for run in runs]
+    for run in runs:
+        if names.count(run.name) > 1:
+            run.name = str(run.folder)
