@@ -151,7 +151,10 @@ def load_model(
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     try:
         AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        if not tokenizer("0", add_special_tokens=False)["input_ids"]:  # what transformers makes of a missing file
+            raise ValueError("there is no tokenizer in it, only a model")
+        return tokenizer
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"cannot read model and tokenizer from {name}: {_first_line(error)}; "
