@@ -11,7 +11,6 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from grpo.checkpoint import checkpoints
 from grpo.config import PolicyConfig
 from grpo.errors import UserError
 from grpo.policy import Policy, load_model, load_tokenizer
@@ -61,7 +60,7 @@ def of_run(folder: str) -> list[Target]:
     settings = run / "config.yaml"
     if not settings.is_file():
         raise UserError(f"{run} is no run: it has no config.yaml (runs/NAME, as train.py prints it)")
-    found = checkpoints(run / "checkpoints")
+    found = sorted((run / "checkpoints").glob("step_*"))
     if not found:
         raise UserError(f"{run} has no checkpoint yet: checkpoints/ is empty")
     config = yaml.safe_load(settings.read_text())

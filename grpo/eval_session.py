@@ -90,7 +90,8 @@ class Session:
         """What `make_engine` wants to know."""
         engine = self.args.engine
         if engine == "auto":
-            engine = "vllm" if importlib.util.find_spec("vllm") else "torch"
+            found = importlib.util.find_spec("vllm")
+            engine = "vllm" if found and found.origin else "torch"  # no origin: just some folder called vllm
         return parse(
             {
                 "model": target.base,

@@ -1,0 +1,284 @@
+"""eval.py from the command line, with the tiny model on real benchmark files."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+import eval as cli
+from data import tiny_base
+from grpo.eval_folder import OUTPUTS
+from grpo.eval_session import Session
+
+REPO = Path(__file__).resolve().parent.parent
+SIX = ("math500", "aime24", "aime25", "amc23", "minerva_math", "olympiadbench")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    """A model of the built-in kind with random weights: its folder."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tokenizer = tiny_base.make_tokenizer()
+    model = tiny_base.make_model(tokenizer, seed=0)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path, capsys):
+    """Calls eval.py and gives (exit code, what it printed, its error line)."""
+
+    def call(*argv: object) -> tuple[int, str, str]:
+        code = cli.main([str(arg) for arg in argv])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def folder_of(out: Path, bench: str) -> Path:
+    (found,) = out.glob(f"*/{bench}-*")
+    return found
+
+
+def rows_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / OUTPUTS).read_text().split("\n") if line]
+
+
+def test_all_six_on_the_real_files(run, tiny, tmp_path, data_dir):
+    ask = (
+        "--bench",
+        "all",
+        "--model",
+        tiny,
+        "--limit",
+        2,
+        "--max-new-tokens",
+        6,
+        "--data-dir",
+        data_dir,
+        "--out",
+        tmp_path,
+    )
+    code, out, _ = run(*ask)
+    assert code == 0
+    assert "prompt qwen25-math-cot" in out
+    for name in SIX:
+        folder = folder_of(tmp_path, name)
+        settings, scores = (json.loads((folder / file).read_text()) for file in ("settings.json", "scores.json"))
+        samples = 8 if name in ("aime24", "aime25", "amc23") else 1  # the paper's mode, by default
+        assert (settings["samples"], settings["temperature"]) == (samples, 0.6 if samples == 8 else 0.0)
+        assert settings["versions"]["torch"]
+        rows = rows_of(folder)
+        assert [(row["problem"], row["sample"]) for row in rows] == [(p, s) for p in (0, 1) for s in range(samples)]
+        assert all(row["tokens"] <= 6 and row["finish_reason"] in ("stop", "length") for row in rows)
+        assert r"put your final answer within \boxed{}." in rows[0]["prompt"]
+        assert scores["problems"] == 2
+        assert 0 <= scores["strict"]["low"] <= scores["strict"]["mean"] <= scores["strict"]["high"] <= 1
+        assert ("pass" in scores["strict"]) == (samples == 8)
+    assert "smoke figure" in out
+    assert "The paper's own figures, not ours" in out
+    assert "average 17.6 base, 35.7 after pi1" in out
+
+    # Asked again, everything is there: no model is loaded, nothing changes.
+    before = {path: path.read_bytes() for path in tmp_path.glob("*/*/outputs.jsonl")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Session, "load", lambda *_: pytest.fail("a finished evaluation loaded the model"))
+        assert run(*ask)[0] == 0
+    assert {path: path.read_bytes() for path in before} == before
+
+    # Regrading finds the same grades; a grade that was tampered with is put right.
+    target = folder_of(tmp_path, "math500")
+    scores = json.loads((target / "scores.json").read_text())
+    code, out, _ = run("--regrade", tmp_path)
+    assert code == 0
+    assert out.count("0 rows changed") == 6
+    assert {key: value for key, value in scores.items() if key != "graded_with"} == {
+        key: value for key, value in json.loads((target / "scores.json").read_text()).items() if key != "graded_with"
+    }
+    rows = rows_of(target)
+    rows[0]["strict"] = True
+    (target / OUTPUTS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "1 rows changed" in run("--regrade", target)[1]
+    assert not rows_of(target)[0]["strict"]
+
+
+def test_other_settings_other_folder(run, tiny, tmp_path):
+    base = (
+        "--bench",
+        "arithmetic-test",
+        "--model",
+        tiny,
+        "--limit",
+        2,
+        "--out",
+        tmp_path / "evals",
+        "--max-new-tokens",
+    )
+    changes = (
+        [4],
+        [5],
+        [4, "--seed", 1],
+        [4, "--temperature", 0.5],
+        [4, "--prompt", "multi-signal"],
+        [4, "--samples", 2],
+    )
+    for change in changes:
+        assert run(*base, *change)[0] == 0
+    assert len(list((tmp_path / "evals").glob("*/*"))) == len(changes)
+    # The same path with other weights is another model.
+    copy = tmp_path / "tiny"
+    shutil.copytree(tiny, copy)
+    run("--bench", "arithmetic-test", "--model", copy, "--limit", 2, "--out", tmp_path / "evals", "--max-new-tokens", 4)
+    tiny_base.make_model(tiny_base.make_tokenizer(), seed=1).save_pretrained(copy)
+    run("--bench", "arithmetic-test", "--model", copy, "--limit", 2, "--out", tmp_path / "evals", "--max-new-tokens", 4)
+    assert len(list((tmp_path / "evals").glob("*/*"))) == len(changes) + 2
+
+
+def test_killed_and_continued_equals_uninterrupted(tiny, tmp_path):
+    """SIGKILL after the first save; the second call goes on, and the rows are those of a run that was never cut."""
+    argv = [sys.executable, "eval.py", "--bench", "arithmetic-test", "--model", str(tiny), "--temperature", "1"]
+    argv += ["--samples", "2", "--max-new-tokens", "60", "--engine", "torch", "--out"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([*argv, str(tmp_path / "cut")], cwd=REPO, env=environment, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if any(path.stat().st_size for path in tmp_path.glob("cut/*/*/outputs.jsonl")):
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    folder = folder_of(tmp_path / "cut", "arithmetic-test")
+    have = len(rows_of(folder))
+    assert 0 < have < 600
+    with (folder / OUTPUTS).open("a") as file:
+        file.write('{"problem": 299, "sample": 0, "prom')  # and the last line was cut in two
+    assert cli.main([*argv[2:], str(tmp_path / "cut")]) == 0
+    assert cli.main([*argv[2:], str(tmp_path / "whole")]) == 0
+    whole = folder_of(tmp_path / "whole", "arithmetic-test")
+    assert whole.name == folder.name
+    assert (folder / OUTPUTS).read_bytes() == (whole / OUTPUTS).read_bytes()
+
+
+def test_adapter_merged_model_and_run(run, tiny, tmp_path):
+    """A LoRA adapter scores exactly as the merged model; --run puts base and checkpoints in one table and one plot."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny), LoraConfig(r=4, target_modules="all-linear"))
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    run_folder = tmp_path / "runs" / "demo"
+    for step in (4, 12):
+        model.save_pretrained(run_folder / "checkpoints" / f"step_{step:06d}")
+    (run_folder / "config.yaml").write_text(yaml.safe_dump({"model": str(tiny), "prompt": "multi-signal"}))
+    merged = tmp_path / "merged"
+    model.merge_and_unload().save_pretrained(merged)
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        if (tiny / file).exists():
+            shutil.copy(tiny / file, merged)
+
+    ask = ("--bench", "arithmetic-test", "--limit", 4, "--max-new-tokens", 12, "--out", tmp_path / "evals")
+    code, out, _ = run(*ask, "--run", run_folder)
+    assert code == 0
+    assert out.count("prompt multi-signal") == 3
+    assert [line.split()[0] for line in out.splitlines() if " x 1 " in line] == [
+        "demo--base", "demo--step_000004", "demo--step_000012"
+    ]  # fmt: skip
+    # All score 0, so last is the last step and best the first: earliest on a tie. The base is neither.
+    assert "last: step 12" in out
+    assert "best: step 4" in out
+    assert "earliest on a tie" in out
+    plot = tmp_path / "evals" / "demo--arithmetic-test.png"
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+    checkpoint = run_folder / "checkpoints" / "step_000012"
+    assert run(*ask, "--model", checkpoint)[0] == 0  # brings the run's prompt, so it is the evaluation of --run
+    assert len(list((tmp_path / "evals" / "demo--step_000012").iterdir())) == 1
+    assert run(*ask, "--model", merged, "--prompt", "multi-signal")[0] == 0
+    texts = {
+        name: [row["completion"] for row in rows_of(next((tmp_path / "evals" / name).iterdir()))]
+        for name in ("merged", "demo--step_000012", "demo--base")
+    }
+    assert texts["merged"] == texts["demo--step_000012"] != texts["demo--base"]
+
+    # The two sides of a comparison: same problems, paired.
+    sides = [next((tmp_path / "evals" / name).iterdir()) for name in ("demo--base", "demo--step_000012")]
+    rows = rows_of(sides[1])
+    rows[2]["strict"] = True
+    (sides[1] / OUTPUTS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, out, _ = run("--compare", *sides)
+    assert code == 0
+    assert "strict    B - A = +25.0 points [+0.0, +75.0]" in out  # 1 of 4; P(none of 4 draws) = .32, P(4 of 4) = .004
+    assert "gained 1: rows 2" in out
+
+
+BAD = {
+    "unknown benchmark": (["--bench", "math501", "--model", "TINY"], "'math501' is no benchmark; there are math500"),
+    "missing file": (["--bench", "nowhere.jsonl", "--model", "TINY"], "nowhere.jsonl"),
+    "corrupt file": (["--bench", "BROKEN", "--model", "TINY"], "broken.parquet"),
+    "no answer": (["--bench", "NO_ANSWER", "--model", "TINY"], "row 1 has no ground truth"),
+    "no model": (["--bench", "aime24", "--model", "./nowhere"], "there is no such folder"),
+    "no tokenizer": (["--bench", "arithmetic", "--model", "NO_TOKENIZER"], "tokenizer"),
+    "context": (
+        ["--bench", "arithmetic", "--model", "TINY", "--max-new-tokens", "5000"],
+        "context of 4096; use --max-new",
+    ),
+    "copies": (
+        ["--bench", "arithmetic", "--model", "TINY", "--samples", "4", "--temperature", "0"],
+        "would be 4 copies",
+    ),
+    "negative": (["--bench", "arithmetic", "--model", "TINY", "--limit", "0"], "--limit is 0; it must be at least 1"),
+    "nothing named": (["--bench", "arithmetic"], "--model MODEL or --run"),
+    "no run": (["--bench", "arithmetic", "--run", "TINY"], "is no run: it has no config.yaml"),
+    "no evaluation": (["--regrade", "TINY"], "is no evaluation"),
+    "prompt": (["--bench", "arithmetic", "--model", "TINY", "--prompt", "nowhere"], "nowhere"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(case, run, tiny, tmp_path):
+    broken, no_answer, bare = tmp_path / "broken.parquet", tmp_path / "rows.jsonl", tmp_path / "bare"
+    broken.write_bytes(b"PAR1 not really")
+    rows = [{"problem": "1+1", "answer": "2"}, {"problem": "2+2"}]
+    no_answer.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shutil.copytree(tiny, bare, ignore=shutil.ignore_patterns("tokenizer*", "*.jinja"))
+    places = {"TINY": tiny, "BROKEN": broken, "NO_ANSWER": no_answer, "NO_TOKENIZER": bare}
+    argv, message = BAD[case]
+    code, _, error = run(*(places.get(arg, arg) for arg in argv), "--out", tmp_path / "evals")
+    assert code == 2
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert not list(tmp_path.glob("evals/*/*/outputs.jsonl"))
+
+
+def test_a_changed_local_copy_is_refused(run, tiny, tmp_path, data_dir):
+    copy = tmp_path / "eval" / "aime25"
+    copy.mkdir(parents=True)
+    text = (data_dir / "eval" / "aime25" / "test.jsonl").read_text()
+    (copy / "test.jsonl").write_text(text.replace('"70"', '"71"', 1))
+    code, _, error = run("--bench", "aime25", "--model", tiny, "--data-dir", tmp_path, "--out", tmp_path / "evals")
+    assert code == 2
+    assert "not the file of the table" in error
+
+
+def test_list(run):
+    code, out, _ = run("--list")
+    assert code == 0
+    for name, size in zip(SIX, (500, 30, 30, 40, 272, 675), strict=True):
+        assert any(line.split()[:2] == [name, str(size)] for line in out.splitlines())
