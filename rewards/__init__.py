@@ -1,10 +1,11 @@
-"""Rewards: a completion's text and a ground truth in, named signals out. Knows nothing of torch, models or the trainer."""
+"""Rewards: a completion's text and a ground truth in, named signals out. Knows nothing of models or the trainer."""
 
 from __future__ import annotations
 
 from rewards.multi_signal import MultiSignalMathReward, weight_warnings, weights_from_env
 from rewards.registry import NAMES, make_reward
 from rewards.score import OUTCOMES, Reward, Score
+from rewards.self_test import self_test
 from rewards.summary import DeadSignalWatch, summarize
 from rewards.verify import Verifier, check_ground_truth, last_box, verify
 
@@ -19,6 +20,7 @@ __all__ = [
     "check_ground_truth",
     "last_box",
     "make_reward",
+    "self_test",
     "summarize",
     "verify",
     "weight_warnings",

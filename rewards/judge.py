@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from fractions import Fraction
 from functools import lru_cache
 
-from rewards.shape import Node, parse, same
-from rewards.text import Unreadable, check_limits, clean, same_leaf
+from rewards.compare import same
+from rewards.leaf import same_leaf
+from rewards.shape import Node, parse
+from rewards.text import Unreadable, check_limits, clean
 
 
 class Undecided(Exception):
@@ -14,7 +17,7 @@ class Undecided(Exception):
 
 
 class Fast:
-    """Algebra for `shape.same` that knows text and exact numbers, and gives up on the rest."""
+    """Algebra for `compare.same` that knows text and exact numbers, and gives up on the rest."""
 
     def leaf(self, truth: str, answer: str) -> bool:
         decided = same_leaf(truth, answer)
@@ -74,6 +77,11 @@ def judge(answer: str, truth: str) -> str:
     try:
         if same(read(truth)[1], read(answer)[1], algebra):
             return "correct"
-    except (Unreadable, RecursionError):
+    except Unreadable:
+        return "unparsed"
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a bug in sympy must cost one answer and not the run
+        print(f"rewards: {type(error).__name__} from sympy on {answer[:200]!r}", file=sys.stderr, flush=True)
         return "unparsed"
     return "unparsed" if algebra.unreadable else "wrong"

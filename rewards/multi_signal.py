@@ -104,7 +104,7 @@ def weight_warnings(weights: dict[str, float]) -> list[str]:
         )
     if beta + gamma > alpha and beta + gamma > 0:
         warnings.append(
-            f"beta + gamma {beta + gamma:g} > alpha {alpha:g}: a well-formed wrong answer that admits it outranks a right "
-            "answer without the format. Lower beta or gamma."
+            f"beta + gamma {beta + gamma:g} > alpha {alpha:g}: a well-formed wrong answer that admits it outranks "
+            "a right answer without the format. Lower beta or gamma."
         )
     return warnings

@@ -1,18 +1,19 @@
-r"""The shape of an answer: lists, tuples, intervals, sets, unions, matrices, equations; mathematics stays in the leaves.
+r"""The shape of an answer: lists, tuples, intervals, sets, unions, matrices, equations; mathematics stays in leaves.
 
-Splitting at brackets and commas is done here and not by the LaTeX grammar, because there `(5,2)` is an empty interval,
-`52_8` is 52 and the order of a list is lost. Comparison goes leaf by leaf, so the leaves decide alone what is equal.
+Splitting at brackets and commas is done here and not by the LaTeX grammar, because there `(5,2)` is an empty interval
+and the order of a list is lost. `rewards.compare` then goes leaf by leaf.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
-from typing import Literal, Protocol
+from typing import Literal
 
-from rewards.text import Unreadable, closing, number, unwrap, word
+from rewards.leaf import word
+from rewards.numbers import number
+from rewards.text import Unreadable, closing, unwrap
 
 Kind = Literal["leaf", "list", "set", "tuple", "union", "matrix", "relation"]
 MAX_PARTS = 64
@@ -27,24 +28,8 @@ class Node:
     """The two brackets of a tuple; the operators of a relation; the separator words of a list"""
 
 
-class Algebra(Protocol):
-    """What comparing shapes needs to know about leaves. The fast path has one that gives up instead of calling sympy."""
-
-    def leaf(self, truth: str, answer: str) -> bool: ...
-
-    def relation(self, truth: Node, answer: Node) -> bool:
-        """Equations and inequalities."""
-        ...
-
-    def point_set(self, truth: Node, answer: Node) -> bool:
-        """Intervals, unions and inequalities in one unknown, as sets of real numbers."""
-        ...
-
-    def between(self, lower: Fraction, text: str, upper: Fraction) -> bool: ...
-
-
-_LIST = re.compile(r",? ?\\text\{,?(?:or|and)\} ?|,? (?:or|and) |[,;]")
-_THOUSANDS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
+_LIST = re.compile(r",? ?\\text\{,?(?:or|and)\} ?|,? (?:or|and) |[,;]", re.IGNORECASE)
+_LIST_OF_THOUSANDS = re.compile(_LIST.pattern.replace("[,;]", r";|(?<![0-9]),|,(?![0-9]{3}(?![0-9]))"), re.IGNORECASE)
 _UNION = re.compile(r"\\cup(?![A-Za-z])")
 _RELATION = re.compile(r"[=<>]|\\(?:le|ge|lt|gt|ne|in|approx|equiv|sim)(?![A-Za-z])")
 _NESTING = re.compile(r"\\begin\{|\\end\{|[{(\[]|[})\]]")
@@ -92,9 +77,7 @@ def parse(text: str, as_list: bool = False) -> Node:
 
 def _split_list(text: str, as_list: bool) -> tuple[list[str], list[str]]:
     """List items; 1,000, 2,000 has two, because a comma with a space says which commas separate."""
-    if not as_list and ", " in text and _THOUSANDS.search(text):
-        text = _THOUSANDS.sub("", text)
-    pieces, marks = split(text, _LIST)
+    pieces, marks = split(text, _LIST_OF_THOUSANDS if ", " in text and not as_list else _LIST)
     while len(pieces) > 1 and not pieces[-1]:  # a trailing comma
         pieces.pop()
         marks.pop()
@@ -172,117 +155,3 @@ def assignment(node: Node) -> tuple[str, Node] | None:
 
 def _chain(parts: Sequence[Node]) -> Node:
     return Node("relation", "=".join(part.text for part in parts), tuple(parts), ("=",) * (len(parts) - 1))
-
-
-def same(truth: Node, answer: Node, algebra: Algebra) -> bool:
-    """Whether the answer is the ground truth. Not symmetric: the ground truth says how the answer is to be read."""
-    truth_named, answer_named = assignment(truth), assignment(answer)
-    if truth_named and answer_named:
-        if truth_named[0] != answer_named[0]:
-            return algebra.relation(truth, answer)
-        return same(truth_named[1], answer_named[1], algebra)
-    if answer_named and truth.kind != "relation":
-        return same(truth, answer_named[1], algebra)
-    if truth_named and answer.kind != "relation":
-        return same(truth_named[1], answer, algebra)
-    if answer.kind == "relation" and truth.kind != "relation":
-        values = _one_value(answer, algebra)
-        if values is not None:
-            return same(truth, values, algebra)
-    return _SAME.get(truth.kind, _same_leaf)(truth, answer, algebra)
-
-
-def _one_value(node: Node, algebra: Algebra) -> Node | None:
-    r"""The value of a chain 2+3=5 whose members agree, and of 1/3 \approx 0.333 where the decimal is its rounding."""
-    first = node.parts[0]
-    for mark, part in zip(node.marks, node.parts[1:], strict=True):
-        if mark == "=" and not same(first, part, algebra):
-            return None
-        if mark == "\\approx" and not is_rounding(first, part, algebra):
-            return None
-        if mark not in ("=", "\\approx"):
-            return None
-    return first
-
-
-def is_rounding(exact: Node, decimal: Node, algebra: Algebra) -> bool:
-    """Whether a plain decimal is the correct rounding of an exact number (half a unit of its last digit)."""
-    given, digits = number(decimal.text), decimal.text.partition(".")[2]
-    if given is None or not re.fullmatch(r"[0-9]*", digits):
-        return False
-    half = Fraction(1, 2 * 10 ** len(digits))
-    return algebra.between(given - half, exact.text, given + half)
-
-
-def _same_leaf(truth: Node, answer: Node, algebra: Algebra) -> bool:
-    if answer.kind in ("set", "list") and len(answer.parts) == 1:
-        return same(truth, answer.parts[0], algebra)
-    return answer.kind == "leaf" and algebra.leaf(truth.text, answer.text)
-
-
-def _same_list(truth: Node, answer: Node, algebra: Algebra) -> bool:
-    """Order does not matter, except where the answer wrote a tuple."""
-    if answer.kind == "leaf" and "," in answer.text:
-        answer = parse(answer.text, as_list=True)
-    if answer.kind == "tuple":
-        return answer.marks == ("(", ")") and _in_order(truth.parts, answer.parts, algebra)
-    if answer.kind in ("list", "set"):
-        return _any_order(truth.parts, answer.parts, algebra)
-    if "or" in " ".join(truth.marks) and answer.kind in ("union", "tuple"):
-        return algebra.point_set(truth, answer)
-    return len(truth.parts) == 1 and same(truth.parts[0], answer, algebra)
-
-
-def _same_tuple(truth: Node, answer: Node, algebra: Algebra) -> bool:
-    """Order matters; for two entries so do the brackets, which may make it an interval."""
-    if answer.kind == "list":
-        return truth.marks == ("(", ")") and _in_order(truth.parts, answer.parts, algebra)
-    if answer.kind == "tuple":
-        same_brackets = truth.marks == answer.marks or len(truth.parts) > 2
-        return same_brackets and _in_order(truth.parts, answer.parts, algebra)
-    return answer.kind in ("relation", "union") and algebra.point_set(truth, answer)
-
-
-def _same_union(truth: Node, answer: Node, algebra: Algebra) -> bool:
-    return algebra.point_set(truth, answer)
-
-
-def _same_matrix(truth: Node, answer: Node, algebra: Algebra) -> bool:
-    return (
-        answer.kind == "matrix"
-        and len(truth.parts) == len(answer.parts)
-        and all(_in_order(a.parts, b.parts, algebra) for a, b in zip(truth.parts, answer.parts, strict=True))
-    )
-
-
-def _same_relation(truth: Node, answer: Node, algebra: Algebra) -> bool:
-    if answer.kind == "relation":
-        return algebra.relation(truth, answer)
-    return answer.kind in ("tuple", "union", "list") and algebra.point_set(truth, answer)
-
-
-def _in_order(truth: Sequence[Node], answer: Sequence[Node], algebra: Algebra) -> bool:
-    return len(truth) == len(answer) and all(same(a, b, algebra) for a, b in zip(truth, answer, strict=True))
-
-
-def _any_order(truth: Sequence[Node], answer: Sequence[Node], algebra: Algebra) -> bool:
-    """One to one. Equality is transitive, so the first match is as good as any other."""
-    left = list(answer)
-    if len(truth) != len(left):
-        return False
-    for wanted in truth:
-        match = next((index for index, given in enumerate(left) if same(wanted, given, algebra)), None)
-        if match is None:
-            return False
-        left.pop(match)
-    return True
-
-
-_SAME: dict[str, Callable[[Node, Node, Algebra], bool]] = {
-    "list": _same_list,
-    "set": _same_list,
-    "tuple": _same_tuple,
-    "union": _same_union,
-    "matrix": _same_matrix,
-    "relation": _same_relation,
-}

@@ -11,6 +11,9 @@ from rewards.score import OUTCOMES, Score
 DEAD_SHARE = 0.95
 """Above this share of one verdict the reflection signal tells completions apart no longer."""
 
+MIN_GIVEN = 0.1
+"""Share of completions that must give a verdict before the share of the larger one means anything."""
+
 
 def summarize(groups: Sequence[Sequence[Score]]) -> dict[str, float]:
     """Metrics of one step; `groups[g]` are the scores of problem g's completions. ValueError when there are none.
@@ -63,7 +66,7 @@ class DeadSignalWatch:
     def __call__(self, metrics: dict[str, float]) -> str | None:
         """The warning the first time `verdict/larger_share` is above DEAD_SHARE, else None."""
         share = metrics.get("verdict/larger_share", 0.0)
-        if self.said or share <= DEAD_SHARE:
+        if self.said or share <= DEAD_SHARE or metrics["verdict/none"] > 1.0 - MIN_GIVEN:
             return None
         self.said = True
         larger = (

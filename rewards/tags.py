@@ -123,9 +123,10 @@ _BETWEEN = (
 )
 _GAP = r"[^\w.,;:!?]+"  # within one clause
 _VERDICT = re.compile(
-    r"(?P<negation>(?:\b(?:not|never|neither|nor|nothing|cannot|hardly|(?:is|was|are|ca|wo|do|does|did|could|should|would)nt)\b"
+    r"(?P<negation>(?:\b(?:not|never|neither|nor|nothing|cannot|hardly)\b"
+    r"|\b(?:is|was|are|ca|wo|do|does|did|could|should|would)nt\b"
     rf"|n['’]t\b)(?:{_GAP}{_BETWEEN}){{0,7}}{_GAP})?"
-    r"(?<![\w])(?:(?P<correct>correct|right|accurate)|(?P<wrong>wrong|(?:in[- ]?)correct|inaccurate|mistaken|false))(?!\w)"
+    r"(?<!\w)(?:(?P<correct>correct|right|accurate)|(?P<wrong>wrong|in[- ]?correct|inaccurate|mistaken|false))(?!\w)"
     r"(?!\W+(?:triangles?|angles?|angled|hand|side|sides)\b)",
     re.IGNORECASE,
 )

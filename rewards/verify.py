@@ -1,7 +1,7 @@
 r"""Is the answer mathematically equal to the ground truth?
 
-`verify` asks in this process, without a clock. `Verifier` is what training and evaluation use: fast path, bounded cache,
-and killable workers for the rest.
+`verify` asks in this process, without a clock. `Verifier` is what training and evaluation use: fast path, bounded
+cache, and killable workers for the rest.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from functools import lru_cache
 from typing import Any
 
 from rewards.judge import judge, judge_fast, read
-from rewards.shape import Node
+from rewards.leaf import split_unit, word
+from rewards.numbers import number, numeral
+from rewards.shape import Node, assignment
 from rewards.tags import last_box
-from rewards.text import Unreadable, numeral, number, split_unit, word
+from rewards.text import Unreadable
 from rewards.workers import WorkerPool
 
 __all__ = ["Verifier", "alternatives", "check_ground_truth", "last_box", "verify"]
@@ -77,12 +79,13 @@ def check_ground_truth(value: Any) -> str:
 
 
 def _check_readable(node: Node) -> None:
-    for part in node.parts:
+    named = assignment(node)  # m_{\max}=5: the name is only compared as text
+    for part in [named[1]] if named else node.parts:
         _check_readable(part)
     value = split_unit(node.text)[0]
     if node.parts or number(value) is not None or numeral(value) is not None or word(value) is not None:
         return
-    from rewards.algebra import expression  # imports sympy: only for what is neither number nor word
+    from rewards.grammar import expression  # imports sympy: only for what is neither number nor word
 
     expression(value)
 

@@ -67,7 +67,7 @@ class WorkerPool:
         return [worker.pid for worker in self._workers if worker.pid]
 
     def run(self, pairs: Sequence[tuple[str, str]]) -> list[str]:
-        """The outcome of each (answer, ground truth), in order; "timeout" past `timeout_s` seconds each or the memory."""
+        """The outcome of each (answer, ground truth), in order; "timeout" past the limit of time or memory."""
         if not pairs:
             return []
         with self._lock:

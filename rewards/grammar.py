@@ -1,0 +1,102 @@
+r"""LaTeX to sympy, exactly: math-verify's grammar and normalisation, with three of its habits taken away.
+
+Decimals become fractions, so nothing is ever a float; a subscript of a number is its base; and numbers side by side are
+a mixed number, a product in brackets or an error, never a sum. Model text goes to the ANTLR grammar and nowhere else.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from fractions import Fraction
+from functools import lru_cache
+
+import sympy
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy
+from latex2sympy2_extended.math_normalization import NormalizationConfig, normalize_latex
+
+from rewards.numbers import numeral
+from rewards.text import Unreadable
+
+MAX_DIGITS = 20_000
+"""Decimal digits that a number written in an answer may have when it is worked out."""
+_NORMALIZATION = NormalizationConfig(basic_latex=True, malformed_operators=True, boxed="none")
+_CONVERSION = ConversionConfig(lowercase_symbols=False)
+_REFUSED = re.compile(r"\\[lc]?dots(?![A-Za-z])|\.\.|'|\\text\{[^{}]{2,}\}|\\approx|\?|\\degree")
+_TIDY = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in [
+        (r"(?<![\\A-Za-z])(sqrt|sin|cos|tan|cot|sec|csc|log|ln|exp|pi)(?![A-Za-z])", r"\\\1"),
+        (r"\\text\{(.?)\}", r"\1"),
+        (r"\\[dt]?binom ?([0-9]) ?([0-9])", r"\\binom{\1}{\2}"),
+        (r"\\[dt]binom", r"\\binom"),
+    ]
+]
+
+
+class _Exact(_Latex2Sympy):
+    """latex2sympy with exact numbers."""
+
+    def parse_number(self, text: str) -> sympy.Rational:
+        return sympy.Rational(Fraction(text.replace(",", "")))
+
+    def convert_atom(self, atom):
+        if atom.number_subexpr() and atom.number_subexpr().subexpr():
+            based = numeral(atom.getText())
+            if based is None:
+                raise Unreadable(f"{atom.getText()} is no numeral")
+            return sympy.Integer(based[0])
+        return super().convert_atom(atom)
+
+    def convert_postfix_list(self, arr, i=0):
+        r"""Only 1\frac{1}{2} is a mixed number; 5(3) is fifteen and `5 6` is nothing."""
+        if i + 1 < len(arr):
+            left, right = arr[i].getText(), arr[i + 1].getText()
+            if re.fullmatch(r"[0-9.,]+", left) and re.fullmatch(r"[0-9.,].*", right):
+                raise Unreadable(f"two numbers side by side: {left} {right}")
+            if not (left.isdigit() and re.fullmatch(r"\\frac\{[0-9]+\}\{[0-9]+\}", right)):
+                rest = self.convert_postfix_list(arr, i + 1)
+                first = self.convert_postfix(arr[i])
+                if isinstance(first, sympy.Rational) and isinstance(rest, sympy.Rational):
+                    return first * rest
+        return super().convert_postfix_list(arr, i)
+
+
+@lru_cache(maxsize=4096)
+def expression(text: str) -> sympy.Basic:
+    """The expression a cleaned leaf stands for; Unreadable if there is none, or if it is too large to work out."""
+    if _REFUSED.search(text):
+        raise Unreadable(f"not a single expression: {text}")
+    for pattern, replacement in _TIDY:
+        text = pattern.sub(replacement, text)
+    try:
+        parsed = _Exact(is_real=True, config=_CONVERSION).parse(normalize_latex(text, _NORMALIZATION))
+        if isinstance(parsed, sympy.Expr):
+            digits(parsed)
+            parsed = parsed.xreplace({s: sympy.I for s in parsed.free_symbols if s.name == "i"}).doit()
+    except (MemoryError, Unreadable):
+        raise
+    except Exception as error:  # noqa: BLE001 - the grammar raises Exception itself, and sympy anything on odd input
+        raise Unreadable(f"{type(error).__name__} while reading {text}") from None
+    if not isinstance(parsed, sympy.Expr | sympy.Set):
+        raise Unreadable(f"a {type(parsed).__name__}, not an expression: {text}")
+    if parsed.has(sympy.nan, sympy.zoo):
+        raise Unreadable(f"not defined: {text}")
+    return parsed
+
+
+def digits(expr: sympy.Basic) -> float:
+    """An upper bound of the decimal digits of a number (symbols count as 1); Unreadable past MAX_DIGITS."""
+    if isinstance(expr, sympy.Rational):
+        size = max(abs(expr.p), expr.q).bit_length() * math.log10(2)
+    elif isinstance(expr, sympy.Pow):
+        size = max(digits(expr.base), 1.0) * 10 ** digits(expr.exp) if expr.exp.is_number else 1.0
+    elif isinstance(expr, sympy.factorial | sympy.gamma | sympy.factorial2 | sympy.binomial | sympy.exp):
+        size = max(digits(arg) * 10 ** digits(arg) if arg.is_number else 1.0 for arg in expr.args)
+    elif isinstance(expr, sympy.Mul):
+        size = sum(digits(arg) for arg in expr.args)
+    else:
+        size = max((digits(arg) for arg in expr.args if isinstance(arg, sympy.Basic)), default=0.0) + 0.5
+    if size > MAX_DIGITS:
+        raise Unreadable(f"a number of more than {MAX_DIGITS} digits")
+    return size

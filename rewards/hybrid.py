@@ -1,0 +1,147 @@
+"""A reward model's opinion within the bounds that the verifier sets: a wrong answer never outranks a right one.
+
+correct: (1 - b) + 2b * s, wrong: -a + 2a * s, with s = (rm - min) / (max - min + eps) the reward model's score, scaled
+by the smallest and largest score of a warm-up. With a = b = 0.5: right answers get 0.5 .. 1.5, wrong ones -0.5 .. 0.5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from rewards import tags
+from rewards.score import Score
+from rewards.verify import Verifier
+
+DEFAULT_MODEL = "nvidia/AceMath-7B-RM"
+
+
+class RewardModel:
+    """A Hugging Face sequence-classification model with one output, in bf16.
+
+    `offload` keeps the weights in main memory and brings them to the device for the time of one call.
+    """
+
+    def __init__(
+        self, name: str, device: str | None = None, offload: bool = False, batch_size: int = 8, max_tokens: int = 4096
+    ) -> None:
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.offload, self.batch_size, self.max_tokens = offload, batch_size, max_tokens
+        self.tokenizer = AutoTokenizer.from_pretrained(name, padding_side="right", truncation_side="left")
+        self.model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=1, dtype=torch.bfloat16).eval()
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.model.config.pad_token_id = self.tokenizer.pad_token_id
+        if not offload:
+            self.model.to(self.device)
+
+    @torch.inference_mode()
+    def score(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+        """One number for each completion, read as the assistant's whole turn after its rendered prompt."""
+        end = self.tokenizer.eos_token or ""
+        texts = [_encodable(prompt + text + end) for prompt, text in zip(prompts, completions, strict=True)]
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))  # alike lengths, little padding
+        scores = [0.0] * len(texts)
+        self.model.to(self.device)
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            batch = self.tokenizer(
+                [texts[row] for row in rows],
+                add_special_tokens=False,  # the rendered prompt has them
+                padding=True,
+                truncation=True,
+                max_length=self.max_tokens,
+                return_tensors="pt",
+            ).to(self.device)
+            logits = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+            for row, value in zip(rows, logits[:, 0].float().tolist(), strict=True):
+                scores[row] = value
+        if self.offload:
+            self.model.to("cpu")
+        return scores
+
+
+class HybridReward:
+    """Verifier and reward model. The scale is set by the first `warmup` completions and then stays.
+
+    While the warm-up lasts, a batch is scaled by what has been seen up to and including itself. Scores outside the
+    warm-up's range are clipped to it, or an outlier would lift a wrong answer above a right one.
+    """
+
+    def __init__(
+        self,
+        model: str = DEFAULT_MODEL,
+        *,
+        a: float = 0.5,
+        b: float = 0.5,
+        eps: float = 0.01,
+        warmup: int = 1024,
+        device: str | None = None,
+        offload: bool = False,
+        batch_size: int = 8,
+        max_tokens: int = 4096,
+        **verifier_options: Any,
+    ) -> None:
+        if not (a >= 0 and b >= 0 and eps > 0 and a + b <= 1 and warmup > 0):
+            raise ValueError(
+                f"hybrid reward: a={a}, b={b}, eps={eps}, warmup={warmup}: need a, b >= 0 with a + b <= 1 "
+                "(or a wrong answer could outrank a right one), eps > 0 and warmup > 0"
+            )
+        self.weights = {"hybrid": 1.0, "verify": 0.0, "model": 0.0}
+        self.a, self.b, self.eps, self.warmup = a, b, eps, warmup
+        self.name = model
+        self.seen, self.min, self.max = 0, float("inf"), float("-inf")
+        self.verifier = Verifier(**verifier_options)
+        self.model = RewardModel(model, device, offload, batch_size, max_tokens)
+
+    def __call__(self, completion: str, ground_truth: Any, prompt: str = "") -> Score:
+        return self.score_batch([completion], [ground_truth], [prompt])[0]
+
+    def score_batch(
+        self, completions: Sequence[str], ground_truths: Sequence[Any], prompts: Sequence[str] | None = None
+    ) -> list[Score]:
+        """Scores in order; ValueError without prompts, because a reward model judges an answer to a question."""
+        if prompts is None:
+            raise ValueError("hybrid reward: pass the rendered prompts to score_batch, one for each completion")
+        layouts = [tags.read(text) for text in completions]
+        pairs = [(layout.answer, truth) for layout, truth in zip(layouts, ground_truths, strict=True)]
+        outcomes = self.verifier.check_batch(pairs)
+        opinions = self.model.score(prompts, completions)
+        self._calibrate(opinions)
+        return [self._score(*row) for row in zip(layouts, outcomes, opinions, strict=True)]
+
+    def _calibrate(self, opinions: Sequence[float]) -> None:
+        for opinion in opinions[: max(0, self.warmup - self.seen)]:
+            self.min, self.max = min(self.min, opinion), max(self.max, opinion)
+        self.seen += len(opinions)
+
+    def _score(self, layout: tags.Layout, outcome: str, opinion: float) -> Score:
+        s = min(max((opinion - self.min) / (self.max - self.min + self.eps), 0.0), 1.0)
+        correct = outcome == "correct"
+        total = (1 - self.b) + 2 * self.b * s if correct else -self.a + 2 * self.a * s
+        signals = {"hybrid": total, "verify": float(correct), "model": s}
+        return Score(total, signals, layout.answer, layout.verdict, outcome)
+
+    def cache_hit_rate(self) -> float:
+        return self.verifier.cache_hit_rate()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"model": self.name, "seen": self.seen, "min": self.min, "max": self.max}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state.get("model") != self.name:
+            raise ValueError(
+                f"hybrid reward: model {self.name!r}, but the checkpoint was made with {state.get('model')!r}"
+            )
+        self.seen, self.min, self.max = state["seen"], state["min"], state["max"]
+
+    def close(self) -> None:
+        self.verifier.close()
+
+
+def _encodable(text: str) -> str:
+    """Tokenizers take no lone surrogates."""
+    return text.encode("utf-8", "replace").decode("utf-8")
