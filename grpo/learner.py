@@ -15,7 +15,7 @@ import torch
 
 from grpo import signals
 from grpo.config import LearnerConfig
-from grpo.errors import UserError
+from grpo.errors import SamplerMismatch, UserError
 from grpo.loss import importance_ratio, kl_k3, policy_loss, token_weights
 from grpo.optim import Optimizer
 from grpo.packing import pack
@@ -36,10 +36,6 @@ MAXIMA = ("policy/ratio_max", "gap/max")
 OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
 
 Result = TypeVar("Result")
-
-
-class SamplerMismatch(RuntimeError):
-    """The sampler did not draw from the policy that is being trained."""
 
 
 class NonFiniteLoss(RuntimeError):
