@@ -98,13 +98,12 @@ class Policy:
         LoRA is merged and a 4-bit base dequantised, into fresh tensors: the policy's own are never touched. A tied head
         comes under its own name as well, because a sampler may keep a copy of it.
         """
-        for name, tensor in self.network.state_dict().items():
-            if ".lora_" in name or ".quant_" in name or "absmax" in name or "nested_" in name:
+        for name, tensor in self.network.named_parameters(remove_duplicate=False):
+            if ".lora_" in name:
                 continue
-            if ".base_layer.weight" in name:
-                layer = self.network.get_submodule(name.removesuffix(".base_layer.weight"))
-                tensor = _merged(layer)
-            yield name.replace(".base_layer", ""), tensor.to(self.dtype)
+            if name.endswith(".base_layer.weight"):
+                tensor = _merged(self.network.get_submodule(name.removesuffix(".base_layer.weight")))
+            yield name.replace(".base_layer", ""), tensor.detach().to(self.dtype)
 
     def save(self, folder: Path) -> None:
         """Hugging Face layout: a model or a PEFT adapter, with tokenizer and generation config."""
@@ -115,12 +114,16 @@ class Policy:
 
 def load_policy(config: Config, device: torch.device) -> Policy:
     """The policy that a run starts from. Raises UserError for a model that cannot be loaded."""
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(config.policy.dtype)
-    if dtype is None:
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    model, tokenizer = load_model(config.model, dtype, device, config.policy)
+    model, tokenizer = load_model(config.model, compute_dtype(config, device), device, config.policy)
     torch.manual_seed(config.seed)  # the adapter's initialisation
     return Policy(model, tokenizer, config.policy, config.learner.logit_chunk, config.learner.kl_coef > 0)
+
+
+def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
+    """The policy's precision, and its sampler's: whatever the model's files say, never float16."""
+    if config.policy.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return getattr(torch, config.policy.dtype)
 
 
 def load_model(

@@ -1,0 +1,287 @@
+"""Sampling with vLLM inside the trainer's process: no server, no second process, weights handed over by reference.
+
+The same code runs on a GPU and on vLLM's CPU build. The engine starts with random weights, reads none from disk, and
+refuses to generate before its first `sync`: whatever it samples with came from the policy. docs/vllm.md has the reasons.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig
+
+from grpo.config import Config
+from grpo.errors import SamplerMismatch, UserError
+from grpo.packing import pack
+from grpo.policy import Policy, compute_dtype
+from grpo.rollout import Sampling
+from grpo.types import Completion, Request, Sample
+
+GIB = 2**30
+CPU_BLOCK = 32  # the smallest that vLLM's CPU attention takes; only full blocks of a prompt are shared
+CPU_KV_GIB = 1.0
+PROOF_PROMPT, PROOF_SAMPLES, PROOF_TOKENS = "2 + 3 =", 4, 16
+
+
+class VLLMEngine:
+    """One engine, one owner of its weights: `sync`. It sleeps at level 2, because the next sync brings everything."""
+
+    def __init__(self, config: Config, device: torch.device):
+        self.config, self.device, self.version = config.rollout, device, 0
+        self._asleep = False
+        self._stop_ids: list[int] = []
+        with _trainer_undisturbed(device):
+            self._llm = _start(config, device)
+        self._expected = self._llm.apply_model(checkpoint_names)[0]
+
+    def sync(self, policy: Policy) -> None:
+        """All weights, then nothing that was cached under the old ones, then a proof. Raises SamplerMismatch."""
+        with _trainer_undisturbed(self.device):
+            self._wake("weights")
+            self._load(policy.sampler_weights())
+            if not self._llm.reset_prefix_cache():
+                raise SamplerMismatch("vLLM did not reset its prefix cache: it still holds requests of an earlier call")
+            self._wake("kv_cache")
+        self._asleep = False
+        self._stop_ids = list(policy.stop_ids)
+        self.version += 1
+        self._prove(policy)
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[list[Completion]]:
+        if self.version == 0 or self._asleep:
+            raise RuntimeError("the engine has no weights: call sync(policy) before generate")
+        self._check_lengths(requests, sampling)
+        with _trainer_undisturbed(self.device):
+            outputs = self._run(requests, sampling, progress)
+        if sampling.temperature == 0:  # every greedy completion of a prompt is the same one
+            return [[_completion(output.outputs[0])] * r.n for r, output in zip(requests, outputs, strict=True)]
+        return [[_completion(one) for one in output.outputs] for output in outputs]
+
+    def sleep(self) -> None:
+        if self.config.sleep and not self._asleep:
+            self._llm.sleep(level=2)
+            _empty_cache(self.device)
+            self._asleep = True
+
+    def close(self) -> None:
+        self._llm.llm_engine.engine_core.shutdown()
+        del self._llm
+        self.version = 0
+        gc.collect()
+        _empty_cache(self.device)
+
+    def _wake(self, tag: str) -> None:
+        if self._asleep:
+            _empty_cache(self.device)  # the learner's freed blocks, which torch would keep for itself
+            self._llm.wake_up(tags=[tag])
+
+    def _load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Streams the weights in, and accounts for every name: vLLM itself only logs what it did not get."""
+        missing = set(self._expected)
+
+        def accounted() -> Iterator[tuple[str, torch.Tensor]]:
+            for name, tensor in weights:
+                if name not in self._expected:
+                    raise SamplerMismatch(f"the policy has a weight {name} that vLLM's model does not know")
+                missing.discard(name)
+                yield name, tensor
+
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": accounted()})
+        if missing:
+            raise SamplerMismatch(
+                f"{len(missing)} of {len(self._expected)} weights were not handed to vLLM, which would go on sampling "
+                f"with old ones: {', '.join(sorted(missing)[:3])}"
+            )
+
+    def _prove(self, policy: Policy) -> None:
+        """A few sampled tokens: their log-probabilities must be the policy's. About one decoded batch of 16 tokens."""
+        prompt = tuple(policy.tokenizer(PROOF_PROMPT)["input_ids"])
+        sampling = Sampling(PROOF_TOKENS, self.config.temperature, ignore_eos=True)
+        completions = self.generate([Request(prompt, PROOF_SAMPLES, self.version)], sampling)[0]
+        gap = sampler_gap(policy, prompt, completions, self.config.temperature).mean().item()
+        if not gap <= self.config.gap_limit:
+            raise SamplerMismatch(
+                f"after sync {self.version} mean |sampler logprob - trainer logprob| of {PROOF_SAMPLES * PROOF_TOKENS} "
+                f"tokens is {gap:.4f}, over rollout.gap_limit {self.config.gap_limit}: vLLM does not sample from the "
+                f"policy's weights. Likely causes: a weight that did not arrive (a tied lm_head, an adapter), another "
+                f"model or precision than {policy.dtype}, a temperature not applied on one side"
+            )
+
+    def _check_lengths(self, requests: Sequence[Request], sampling: Sampling) -> None:
+        longest = max((len(request.prompt_ids) for request in requests), default=0)
+        limit = self.config.max_prompt_tokens + self.config.max_new_tokens
+        if longest + sampling.max_new_tokens > limit:
+            raise UserError(
+                f"a prompt of {longest} tokens and {sampling.max_new_tokens} new ones exceed what the engine was "
+                f"started for: rollout.max_prompt_tokens + rollout.max_new_tokens = {limit}; raise one of them"
+            )
+
+    def _run(self, requests: Sequence[Request], sampling: Sampling, progress: Callable[[int], None] | None) -> list:
+        """vLLM's outputs in the order of the requests."""
+        params = [_sampling_params(request, sampling, self._stop_ids) for request in requests]
+        prompts = [{"prompt_token_ids": list(request.prompt_ids)} for request in requests]
+        self._llm.enqueue(prompts, params, use_tqdm=False)
+        done = []
+        while self._llm.llm_engine.has_unfinished_requests():
+            for output in self._llm.llm_engine.step():
+                if output.finished:
+                    done.append(output)
+                    if progress is not None:
+                        progress(len(output.outputs))
+        return sorted(done, key=lambda output: int(output.request_id))  # vLLM counts them up
+
+
+def checkpoint_names(model: torch.nn.Module) -> frozenset[str]:
+    """Hugging Face names of all that vLLM's model is made of: fused projections taken apart, a tied head included."""
+    fused: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
+    names = set()
+    for name, _ in model.named_parameters(remove_duplicate=False):
+        module = name.split(".")[-2]
+        names |= {name.replace(f".{module}.", f".{part}.") for part in fused.get(module, [module])}
+    return frozenset(names)
+
+
+@torch.no_grad()
+def sampler_gap(
+    policy: Policy, prompt: tuple[int, ...], completions: Sequence[Completion], temperature: float
+) -> torch.Tensor:
+    """[tokens] |sampler logprob - trainer logprob| of completions of one prompt."""
+    samples = [Sample(prompt, c.ids, c.sampler_logprobs, advantage=0.0) for c in completions]
+    tokens = sum(sample.length for sample in samples)
+    (batch,) = pack(samples, [1.0] * len(samples), tokens)
+    batch = batch.to(policy.device)
+    return (policy.logprobs(batch, temperature)[0] - batch.sampler_logprobs).abs()
+
+
+def _sampling_params(request: Request, sampling: Sampling, stop_ids: list[int]) -> Any:
+    from vllm import SamplingParams
+
+    greedy = sampling.temperature == 0
+    return SamplingParams(
+        n=1 if greedy else request.n,
+        temperature=sampling.temperature,
+        top_p=1.0 if greedy else sampling.top_p,
+        max_tokens=sampling.max_new_tokens,
+        seed=request.seed,  # completion i is drawn with seed + i
+        stop_token_ids=[] if sampling.ignore_eos else stop_ids,
+        ignore_eos=True,  # only the ids above stop, whatever tokenizer and generation config say
+        logprobs=0,  # of the sampled token alone
+        flat_logprobs=True,  # plain lists: no Python object per token
+        detokenize=False,
+    )
+
+
+def _completion(output: Any) -> Completion:
+    if output.finish_reason not in ("stop", "length"):
+        raise RuntimeError(f"vLLM gave a completion up: finish_reason {output.finish_reason}")
+    return Completion(tuple(output.token_ids), tuple(output.logprobs.logprobs), output.finish_reason)
+
+
+def _start(config: Config, device: torch.device) -> Any:
+    """vLLM's engine for the run's model, with room for the longest prompt and completion."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in another process weights could not be handed over
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its warnings, some per sync, are about choices made here
+    from vllm import LLM
+
+    rollout, dtype = config.rollout, compute_dtype(config, device)
+    model = AutoConfig.from_pretrained(config.model, trust_remote_code=config.policy.trust_remote_code)
+    length = rollout.max_prompt_tokens + rollout.max_new_tokens
+    positions = getattr(model.get_text_config(), "max_position_embeddings", length)
+    if length > positions:
+        raise UserError(
+            f"rollout.max_prompt_tokens + rollout.max_new_tokens is {length}, but {config.model} has positions for "
+            f"{positions} tokens; lower one of them"
+        )
+    own = _on_cpu(model, length) if device.type == "cpu" else _on_gpu(rollout.sleep)
+    try:
+        return LLM(
+            config.model,
+            load_format="dummy",
+            skip_tokenizer_init=True,
+            generation_config="vllm",
+            trust_remote_code=config.policy.trust_remote_code,
+            dtype=str(dtype).removeprefix("torch."),
+            max_model_len=length,
+            max_num_seqs=rollout.max_sequences,
+            kv_cache_memory_bytes=_kv_bytes(config, model, length, dtype, device),
+            logprobs_mode="processed_logprobs",
+            seed=0,
+            **own,
+        )
+    except ValueError as error:
+        raise UserError(f"vLLM cannot run {config.model}: {error}; --rollout.engine torch may") from error
+
+
+def _on_gpu(sleep: bool) -> dict[str, Any]:
+    """With the KV cache given in bytes, the share of the card only has to be below what is free at the start."""
+    free, total = torch.cuda.mem_get_info()
+    return {"gpu_memory_utilization": round(0.95 * free / total, 3), "enable_sleep_mode": sleep}
+
+
+def _on_cpu(model: Any, length: int) -> dict[str, Any]:
+    """Eager, and without two things that take a CPU half a minute: a subprocess to inspect the model's class, and
+    compiling the function that ranks the sampled token. A prompt is read in one go: CPU generators cannot be rewound."""
+    import vllm.v1.sample.sampler
+    from vllm import ModelRegistry
+
+    vllm.v1.sample.sampler.batched_count_greater_than = lambda x, values: (x >= values).sum(-1)
+    for name in model.architectures or []:
+        if hasattr(ModelRegistry.models.get(name), "module_name"):
+            ModelRegistry.register_model(name, ModelRegistry.models[name].load_model_cls())
+    return {
+        "enforce_eager": True,
+        "block_size": CPU_BLOCK,
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(4096, length),
+    }
+
+
+def _kv_bytes(config: Config, model: Any, length: int, dtype: torch.dtype, device: torch.device) -> int:
+    """rollout.kv_gib, or enough for max_sequences of full length, within half of what is free now."""
+    if config.rollout.kv_gib is not None:
+        return int(config.rollout.kv_gib * GIB)
+    text = model.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    token = 2 * text.num_hidden_layers * heads * width * dtype.itemsize
+    room = torch.cuda.mem_get_info()[0] / 2 if device.type == "cuda" else CPU_KV_GIB * GIB
+    sequence = token * (length + CPU_BLOCK)
+    return int(max(sequence, min(sequence * config.rollout.max_sequences, room)))
+
+
+def _empty_cache(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def _trainer_undisturbed(device: torch.device) -> Iterator[None]:
+    """vLLM reseeds and draws from the process's random generators, disables torch.set_num_threads and has child
+    processes preload its allocator; none of that may reach the trainer or its reward workers."""
+    python, numpy = random.getstate(), np.random.get_state()
+    threads, set_threads, preload = torch.get_num_threads(), torch.set_num_threads, os.environ.get("LD_PRELOAD")
+    try:
+        with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_num_threads = set_threads
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        os.environ.pop("LD_PRELOAD", None)
+        if preload is not None:
+            os.environ["LD_PRELOAD"] = preload
