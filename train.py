@@ -8,35 +8,44 @@ python train.py --preset h100     # all weights on 80 GB
 from __future__ import annotations
 
 import sys
-import time
+from pathlib import Path
 
 import torch
-from rewards.summary import summarize
 
-from grpo import checkpoint, experience
-from grpo.clock import Clock
-from grpo.config import Command, Config, parse_args
+from grpo import experience, signals
+from grpo.config import Config, parse_args
 from grpo.errors import UserError
-from grpo.evaluate import evaluate_problems
+from grpo.held_out import HeldOut
 from grpo.learner import Learner
 from grpo.plot import plot_run
 from grpo.policy import load_policy
 from grpo.problems import draw, load_problems
+from grpo.resume import is_finished, settle
 from grpo.rollout import Sampling, make_engine, rollout
 from grpo.run import Run
+from grpo.show import printable
+from grpo.state import TrainingState
 from rewards import make_reward, self_test
 
 
-def train(config: Config, resume: str | None = None) -> Run:
+def train(config: Config, resumed: Path | None = None) -> Run:
+    """Trains, in a new run folder or on from where the folder `resumed` stands."""
+    run = Run(config, resumed)
     device = choose_device(config)
     policy = load_policy(config, device)
     problems = load_problems(
         config.data, policy.tokenizer, config.prompt, config.rollout.max_prompt_tokens, config.data_dir
     )
     draw(problems, config.rollout.problems, config.seed, step=1)  # fails now rather than after loading the engine
-    reward = make_reward(config.reward.name, weights=(config.reward.alpha, config.reward.beta, config.reward.gamma))
+    reward = make_reward(
+        config.reward.name,
+        weights=(config.reward.alpha, config.reward.beta, config.reward.gamma),
+        seed=config.seed,
+        workers=config.reward.workers,
+        timeout_s=config.reward.timeout_s,
+    )
     self_test(reward, sorted({problem.ground_truth for problem in problems}))
-    evaluate = Evaluation(config, policy)
+    held_out = HeldOut(config, policy, run.clock)
     learner = Learner(
         policy,
         config.learner,
@@ -44,86 +53,37 @@ def train(config: Config, resume: str | None = None) -> Run:
         max_new_tokens=config.rollout.max_new_tokens,
         gap_limit=config.rollout.gap_limit,
         steps=config.steps,
+        save_bad_batch=run.save_bad_batch,
     )
     engine = make_engine(config, device)
-    engine.sync(policy)
-    sampling = Sampling(config.rollout.max_new_tokens, config.rollout.temperature)
+    sampling, clock = Sampling(config.rollout.max_new_tokens, config.rollout.temperature), run.clock
 
-    run, clock, started = Run.create(config), Clock(), time.perf_counter()
-    before = evaluate.test(engine)
-    run.log({"step": 0} | evaluate.validation(engine))
+    with run.recording(TrainingState(policy, learner, reward, problems)):
+        engine.sync(policy)
+        if run.step == 0:
+            run.notes["before"] = held_out.test(engine)
+        if run.unlogged:  # step 0, or a step whose evaluation was cut off
+            run.log(held_out.validation(engine, run.step))
 
-    for step in range(1, config.steps + 1):
-        with clock("rollout"):
-            drawn = draw(problems, config.rollout.problems, config.seed, step)
-            groups = rollout(engine, drawn, config.rollout.group, sampling, config.seed, step)
-        with clock("reward"):
-            texts = experience.decode(policy.tokenizer, groups)
-            scores = experience.score(reward, groups, texts)
-            advantages = experience.compare(scores, reward.weights, config.learner.advantage)
-        with clock("learn"):
-            engine.sleep()
-            metrics = learner.update(experience.samples(groups, advantages, config.learner.truncated))
-        with clock("sync"):
-            engine.sync(policy)
+        for step in range(run.step + 1, config.steps + 1):
+            with clock("rollout"):
+                drawn = draw(problems, config.rollout.problems, config.seed, step)
+                groups = rollout(engine, drawn, config.rollout.group, sampling, config.seed, step)
+            with clock("reward"):
+                texts = experience.decode(policy.tokenizer, groups)
+                scores = experience.score(reward, groups, texts)
+                advantages = experience.compare(scores, reward.weights, config.learner.advantage)
+            with clock("learn"):
+                engine.sleep()
+                learned = learner.update(experience.samples(groups, advantages, config.learner.truncated))
+            run.record(step, groups, texts, scores, advantages, learned)  # from here on the step cannot be lost
+            with clock("sync"):
+                engine.sync(policy)
+            run.log(held_out.validation(engine, step))
 
-        last = step == config.steps
-        if config.eval.every and (step % config.eval.every == 0 or last):
-            with clock("eval"):
-                metrics |= evaluate.validation(engine)
-        if last or (config.checkpoint.every and step % config.checkpoint.every == 0):
-            checkpoint.save(run.checkpoints, step, policy, learner, reward, config.checkpoint.keep)
-        run.save_completions(step, groups, texts, scores, advantages)
-        run.log({"step": step} | summarize(scores) | experience.completion_metrics(groups) | metrics | clock.read())
-
-    after = evaluate.test(engine)
-    run.finish({"before": before, "after": after, "steps": config.steps, "seconds": time.perf_counter() - started})
+        run.finish(after=held_out.test(engine))
     plot_run(run.folder)
     return run
-
-
-class Evaluation:
-    """Held-out accuracy, sampled as in training and greedy, on the validation and the test problems."""
-
-    def __init__(self, config: Config, policy):
-        self.config, self.tokenizer = config, policy.tokenizer
-        self.judge = make_reward("multi_signal")  # whatever the run is paid for, it is judged on the truth
-        self.problems = {name: self._load(name) for name in ("data", "test")}
-
-    def _load(self, name: str):
-        path = getattr(self.config.eval, name)
-        if path is None:
-            return []
-        config = self.config
-        loaded = load_problems(path, self.tokenizer, config.prompt, config.rollout.max_prompt_tokens, config.data_dir)
-        return loaded[: config.eval.limit]
-
-    def _measure(self, engine, problems) -> dict[str, float]:
-        if not problems:
-            return {}
-        rollout = self.config.rollout
-        sampled, greedy = (
-            evaluate_problems(
-                engine,
-                self.tokenizer,
-                problems,
-                self.judge,
-                Sampling(rollout.max_new_tokens, temperature),
-                self.config.seed,
-            )
-            for temperature in (rollout.temperature, 0.0)
-        )
-        return {
-            "sampled_accuracy": sampled["accuracy"],
-            "greedy_accuracy": greedy["accuracy"],
-            **{name: sampled[name] for name in ("format_rate", "verdict_accuracy", "wrong_verdict_rate")},
-        }
-
-    def validation(self, engine) -> dict[str, float]:
-        return {f"eval/{name}": value for name, value in self._measure(engine, self.problems["data"]).items()}
-
-    def test(self, engine) -> dict[str, float]:
-        return self._measure(engine, self.problems["test"])
 
 
 def choose_device(config: Config) -> torch.device:
@@ -145,13 +105,21 @@ def default_preset() -> str:
 
 def main(argv: list[str]) -> int:
     try:
-        command: Command = parse_args(argv, default_preset())
-        run = train(command.config, command.resume)
+        with signals.interruptible():
+            preset = default_preset()
+            config, resumed = settle(parse_args(argv, preset), preset)
+            if resumed and is_finished(resumed, config):
+                print(f"{resumed} is finished: {config.steps} steps; a larger --steps goes on")
+                return 0
+            run = train(config, resumed)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
+    except signals.Interrupted as interruption:
+        print(f"ended by {interruption}", file=sys.stderr)
+        return interruption.code
     print(
-        f"run folder  {run.folder}\nplot        {run.folder / 'plot.png'}\nmodel       {checkpoint.checkpoints(run.checkpoints)[-1]}"
+        f"run folder  {run.folder}\nplot        {run.folder / 'plot.png'}\nmodel       {run.checkpoints.path(run.step)}"
     )
     return 0
 

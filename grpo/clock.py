@@ -1,4 +1,7 @@
-"""Where a step's time goes: `with clock("rollout"): ...` adds to that phase; `other` is what no phase claimed."""
+"""Where a step's time goes: `with clock("rollout"): ...` adds to that phase; `other` is what no phase claimed.
+
+Durations come from a clock that only goes forward: setting the machine's time does not make a step last -3600 s.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,7 @@ PHASES = ("rollout", "reward", "learn", "sync", "eval")
 
 class Clock:
     def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        self._start, self._seconds = time.perf_counter(), dict.fromkeys(PHASES, 0.0)
+        self._restart()
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
@@ -25,9 +25,12 @@ class Clock:
             self._seconds[phase] += time.perf_counter() - start
 
     def read(self) -> dict[str, float]:
-        """Seconds of the step so far, by phase; then starts the next step."""
+        """Seconds by phase since the last reading, `time/step` being all of them."""
         total = time.perf_counter() - self._start
         seconds = {f"time/{phase}": value for phase, value in self._seconds.items()}
         seconds |= {"time/other": total - sum(self._seconds.values()), "time/step": total}
-        self.restart()
+        self._restart()
         return seconds
+
+    def _restart(self) -> None:
+        self._start, self._seconds = time.perf_counter(), dict.fromkeys(PHASES, 0.0)

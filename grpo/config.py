@@ -51,6 +51,8 @@ class Command(NamedTuple):
     resume: str | None
     check: bool
     overrides: dict[str, str]
+    preset: str | None = None
+    """As typed; the settings of a run that is continued are compared with it."""
 
 
 def parse_args(argv: Sequence[str], default_preset: str) -> Command:
@@ -66,12 +68,16 @@ def parse_args(argv: Sequence[str], default_preset: str) -> Command:
     resume, check, preset = (given.pop(name, None) for name in ("resume", "check", "preset"))
     # A run that is continued has its settings in its own folder.
     config = Config() if resume is not None else build(preset or default_preset, given)
-    return Command(config, resume, bool(check), given)
+    return Command(config, resume, bool(check), given, preset)
 
 
 def build(preset: str | None, overrides: dict[str, str]) -> Config:
     """The preset's file, REWARD_WEIGHTS where it is set, and the overrides on top, checked."""
-    config = parse(_preset(preset)) if preset is not None else Config()
+    return overridden(parse(_preset(preset)) if preset is not None else Config(), overrides)
+
+
+def overridden(config: Config, overrides: dict[str, str]) -> Config:
+    """REWARD_WEIGHTS where it is set, and the overrides on top."""
     try:
         weights = weights_from_env((config.reward.alpha, config.reward.beta, config.reward.gamma))
     except ValueError as error:
