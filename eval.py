@@ -21,7 +21,7 @@ from grpo.eval_folder import OUTPUTS, EvalFolder
 from grpo.eval_report import Line
 from grpo.eval_session import Session, sampling_name
 from grpo.evaluate import compare, regrade
-from rewards.verify import Verifier
+from grpo.grading import new_verifier
 
 
 def parser() -> argparse.ArgumentParser:
@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
 def evaluate(args: argparse.Namespace) -> None:
     targets = eval_models.of_run(args.run) if args.run else [eval_models.single(args.model)]
     names = benchmarks.names(args.bench)
-    with closing(Verifier()) as verifier:
+    with closing(new_verifier()) as verifier:
         session = Session(args, verifier)
         try:
             lines = [session.line(target, name) for target in targets for name in names]
@@ -86,7 +86,7 @@ def regrade_all(path: str) -> None:
     """One evaluation, or all of them under a folder."""
     folders = sorted(found.parent for found in Path(path).glob(f"**/{OUTPUTS}")) or [Path(path)]
     lines = []
-    with closing(Verifier()) as verifier:
+    with closing(new_verifier()) as verifier:
         for place in folders:
             folder = EvalFolder.open(place)
             scores, changed = regrade(folder, verifier)

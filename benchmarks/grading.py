@@ -20,7 +20,7 @@ from contextlib import closing
 
 from grpo.benchmarks import PAPER_PROTOCOL, file_of, read_benchmark
 from grpo.errors import UserError
-from grpo.grading import Grade, grade
+from grpo.grading import Grade, grade, new_verifier
 from rewards.verify import Verifier, check_ground_truth
 
 COPIES = 6
@@ -47,7 +47,7 @@ def measure(args: argparse.Namespace) -> None:
     print(f"{os.cpu_count()} cores, {args.workers} workers, {COPIES} x all rows")
     print(f"{'benchmark':14} rows   6 x same    strict  flexible   respelled          next row equal")
     exceptions = []
-    with closing(Verifier(workers=args.workers)) as verifier:
+    with closing(new_verifier(args.workers)) as verifier:
         verifier.check_batch([(r"\sqrt{2}+x", r"x+\sqrt{2}")])  # starts the workers
         for name in PAPER_PROTOCOL:
             answers = [answer for _, answer in read_benchmark(file_of(name, args.data_dir))]

@@ -10,8 +10,7 @@ from benchmarks.grading import respelled
 from data import tiny_base
 from grpo import benchmarks
 from grpo.errors import UserError
-from grpo.grading import grade
-from rewards.verify import Verifier
+from grpo.grading import grade, new_verifier
 
 
 def pairs(name: str, data_dir) -> list[tuple[str, str]]:
@@ -38,6 +37,12 @@ def test_question_and_reference(name, row, answer, begins, data_dir):
     assert question.startswith(begins)
 
 
+@pytest.fixture(scope="module")
+def verifier():
+    with closing(new_verifier(workers=1)) as verifier:
+        yield verifier
+
+
 READABLE_ONLY_AS_TEXT = {  # spelled another way these are not found right; docs/evaluation.md says why
     "minerva_math": {5, 38, 49, 138},
     "olympiadbench": {96},
@@ -45,23 +50,23 @@ READABLE_ONLY_AS_TEXT = {  # spelled another way these are not found right; docs
 
 
 @pytest.mark.parametrize("name", benchmarks.PAPER_PROTOCOL)
-def test_own_references_are_right_and_the_next_rows_are_not(name, data_dir):
+def test_own_references_are_right_and_the_next_rows_are_not(name, data_dir, verifier):
     answers = [answer for _, answer in pairs(name, data_dir)]
     size = {"math500": 500, "aime24": 30, "aime25": 30, "amc23": 40, "minerva_math": 272, "olympiadbench": 675}[name]
     assert len(answers) == size
-    with closing(Verifier(workers=1, timeout_s=20)) as verifier:
 
-        def strict(outputs, truths):
-            graded = grade([f"It is $\\boxed{{{output}}}$." for output in outputs], truths, verifier)
-            return [one.strict for one in graded], [one.flexible for one in graded]
+    def right(outputs: list[str], truths: list[str], column: str = "strict") -> list[bool]:
+        graded = grade([f"It is $\\boxed{{{output}}}$." for output in outputs], truths, verifier)
+        return [getattr(one, column) for one in graded]
 
-        assert strict(answers, answers) == ([True] * size, [True] * size)
-        again, _ = strict([respelled(answer) for answer in answers], answers)
-        assert {row for row, right in enumerate(again) if not right} <= READABLE_ONLY_AS_TEXT.get(name, set())
-        following = answers[1:] + answers[:1]
-        crossed, _ = strict(answers, following)
-        equal = {(a, b) for a, b, right in zip(answers, following, crossed, strict=True) if right and a != b}
-        assert equal == ({("5", "x=5")} if name == "math500" else set())
+    assert all(right(answers, answers))
+    assert all(right(answers, answers, "flexible"))
+    again = right([respelled(answer) for answer in answers], answers)
+    assert {row for row, found in enumerate(again) if not found} <= READABLE_ONLY_AS_TEXT.get(name, set())
+    following = answers[1:] + answers[:1]
+    crossed = right(answers, following)
+    equal = {(a, b) for a, b, found in zip(answers, following, crossed, strict=True) if found and a != b}
+    assert equal == ({("5", "x=5")} if name == "math500" else set())
 
 
 def test_the_prompt_is_rendered_once_and_the_limit_holds(data_dir):

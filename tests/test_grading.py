@@ -6,8 +6,7 @@ from contextlib import closing
 
 import pytest
 
-from grpo.grading import close_numbers, flexible_answer, grade
-from rewards.verify import Verifier
+from grpo.grading import close_numbers, flexible_answer, grade, new_verifier
 
 # What a base model writes | reference | strict | flexible
 SAVED = [
@@ -32,7 +31,7 @@ SAVED = [
 
 def test_saved_outputs_give_these_counts():
     texts, truths, strict, flexible = zip(*SAVED, strict=True)
-    with closing(Verifier()) as verifier:
+    with closing(new_verifier()) as verifier:
         grades = grade(texts, truths, verifier)
     assert [g.strict for g in grades] == list(strict)
     assert [g.flexible for g in grades] == list(flexible)
