@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
+import multiprocessing
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,7 +17,6 @@ from data import tiny_base
 from grpo.eval_folder import OUTPUTS
 from grpo.eval_session import Session
 
-REPO = Path(__file__).resolve().parent.parent
 SIX = ("math500", "aime24", "aime25", "amc23", "minerva_math", "olympiadbench")
 
 
@@ -148,24 +145,25 @@ def test_other_settings_other_folder(run, tiny, tmp_path):
 
 def test_killed_and_continued_equals_uninterrupted(tiny, tmp_path):
     """SIGKILL after the first save; the second call goes on, and the rows are those of a run that was never cut."""
-    argv = [sys.executable, "eval.py", "--bench", "arithmetic-test", "--model", str(tiny), "--temperature", "1"]
-    argv += ["--limit", "256", "--max-new-tokens", "30", "--engine", "torch", "--out"]  # four saves of 64
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([*argv, str(tmp_path / "cut")], cwd=REPO, env=environment, stdout=subprocess.DEVNULL)
+    argv = ["--bench", "arithmetic-test", "--model", str(tiny), "--temperature", "1", "--engine", "torch"]
+    argv += ["--limit", "256", "--max-new-tokens", "30", "--out"]  # four saves of 64
+    process = multiprocessing.get_context("fork").Process(target=cli.main, args=([*argv, str(tmp_path / "cut")],))
+    process.start()
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if any(path.stat().st_size for path in tmp_path.glob("cut/*/*/outputs.jsonl")):
             break
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     folder = folder_of(tmp_path / "cut", "arithmetic-test")
     have = len(rows_of(folder))
     assert 0 < have < 256
     with (folder / OUTPUTS).open("a") as file:
         file.write('{"problem": 255, "sample": 0, "prom')  # and the last line was cut in two
-    assert cli.main([*argv[2:], str(tmp_path / "cut")]) == 0
-    assert cli.main([*argv[2:], str(tmp_path / "whole")]) == 0
+    assert cli.main([*argv, str(tmp_path / "cut")]) == 0
+    assert cli.main([*argv, str(tmp_path / "whole")]) == 0
     whole = folder_of(tmp_path / "whole", "arithmetic-test")
     assert whole.name == folder.name
     assert (folder / OUTPUTS).read_bytes() == (whole / OUTPUTS).read_bytes()
