@@ -1,0 +1,126 @@
+"""Controls pay for one thing and log everything; a user's function is checked before training."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+
+import pytest
+
+from rewards import NAMES, Reward, Score, make_reward, self_test
+
+RIGHT = r"<think>a</think>\boxed{5}<reflection>correct</reflection>"
+WRONG = r"<think>a</think>\boxed{6}<reflection>wrong</reflection>"
+BARE = r"\boxed{5}"
+
+
+@pytest.mark.parametrize(
+    ("name", "totals"),
+    [
+        ("multi_signal", [2.0, 1.0, 1.0]),  # verify + format / 2 + reflect / 2
+        ("verify_only", [1.0, 0.0, 1.0]),
+        ("format_only", [1.0, 1.0, 0.0]),
+    ],
+)
+def test_what_each_pays_for(name, totals):
+    reward = make_reward(name)
+    scores = reward.score_batch([RIGHT, WRONG, BARE], ["5"] * 3)
+    assert [score.total for score in scores] == totals
+    assert [score.outcome for score in scores] == ["correct", "wrong", "correct"], (
+        "accuracy is logged under every control"
+    )
+    for score in scores:
+        assert score.total == sum(reward.weights[name] * score.signals[name] for name in reward.weights)
+
+
+def test_only_multi_signal_reads_the_weights():
+    assert make_reward("multi_signal", weights=(3, 2, 1))(RIGHT, "5").total == 6.0
+    assert make_reward("verify_only", weights=(3, 2, 1))(RIGHT, "5").total == 1.0
+
+
+def coins(seed: int, texts: list[str]) -> list[float]:
+    return [score.total for score in make_reward("random", seed=seed).score_batch(texts, ["5"] * len(texts))]
+
+
+def test_random_is_a_fair_seeded_coin_that_looks_at_nothing():
+    texts = [RIGHT] * 2000
+    tossed = coins(1, texts)
+    assert tossed == coins(1, texts)
+    assert tossed != coins(2, texts)
+    assert set(tossed) == {0.0, 1.0}
+    assert 900 < sum(tossed) < 1100  # 1000 +- 4.5 standard deviations of sqrt(2000 / 4) = 22
+    assert coins(1, [RIGHT, WRONG])[0] == coins(1, [RIGHT, RIGHT])[0]
+
+
+def test_random_goes_on_where_it_stopped():
+    whole = coins(7, [RIGHT] * 20)
+    first, second = make_reward("random", seed=7), make_reward("random", seed=7)
+    head = [score.total for score in first.score_batch([RIGHT] * 12, ["5"] * 12)]
+    second.load_state_dict(first.state_dict())
+    assert head + [score.total for score in second.score_batch([RIGHT] * 8, ["5"] * 8)] == whole
+    with pytest.raises(ValueError, match="seed 8"):
+        make_reward("random", seed=8).load_state_dict(first.state_dict())
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    (tmp_path / "my_rewards.py").write_text(
+        textwrap.dedent(
+            """
+            def length(completion, ground_truth):
+                return {"short": float(len(completion) < 10), "has_truth": str(ground_truth) in completion}
+            def number(completion, ground_truth): return 1.0
+            def nothing(completion, ground_truth): return {}
+            def text(completion, ground_truth): return {"a": "1"}
+            def infinite(completion, ground_truth): return {"a": float("inf")}
+            def changing(completion, ground_truth): return {"a" if completion else "b": 1.0}
+            value = 3
+            """
+        )
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield "my_rewards"
+    sys.modules.pop("my_rewards", None)
+
+
+def test_a_function_of_the_users_own(module):
+    reward = make_reward(f"{module}:length")
+    assert isinstance(reward, Reward)
+    assert reward("5", "5") == Score(2.0, {"short": 1.0, "has_truth": 1.0}, None, None, "unverified")
+    assert [score.total for score in reward.score_batch(["a" * 20, "5"], ["5", "6"])] == [0.0, 1.0]
+    self_test(reward, ["anything"])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("my_rewards:number", "returned 1.0 of type float: need a dict"),
+        ("my_rewards:nothing", "need a dict"),
+        ("my_rewards:text", "signal 'a' is '1', need a finite number"),
+        ("my_rewards:infinite", "need a finite number"),
+        ("my_rewards:missing", "has no function 'missing'"),
+        ("my_rewards:value", "has no function 'value'"),
+        ("no_such_module:f", "cannot import 'no_such_module'"),
+        ("nonsense", "unknown reward 'nonsense': one of multi_signal"),
+    ],
+)
+def test_one_clear_error_before_training(module, name, message):
+    with pytest.raises(ValueError, match=message):
+        make_reward(name)
+
+
+def test_signals_may_not_change_on_the_way(module):
+    with pytest.raises(ValueError, match="signals"):
+        make_reward(f"{module}:changing")("text", "5")
+
+
+def test_every_name_is_built_and_unknown_options_are_refused():
+    for name in set(NAMES) - {"hybrid"}:
+        reward = make_reward(name)
+        assert isinstance(reward, Reward)
+        reward.load_state_dict(reward.state_dict())
+        reward.close()
+        with pytest.raises(ValueError, match="takes no options"):
+            make_reward(name, tempo=3)
+    with pytest.raises(ValueError, match="keeps no state"):
+        make_reward("multi_signal").load_state_dict({"seen": 3})

@@ -1,0 +1,103 @@
+"""The hybrid reward, end to end with a tiny random reward model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForSequenceClassification
+
+from rewards import make_reward, self_test
+from rewards.hybrid import HybridReward, RewardModel
+
+RIGHT, WRONG = r"so \boxed{5}", r"so \boxed{6}"
+WORDS = ["<pad>", "<eos>", "<unk>", "so", "\\", "boxed", "{", "}", "5", "6", "?", "a", "b", "c"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("reward-model")
+    vocabulary = {word: index for index, word in enumerate(WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Punctuation()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=len(WORDS), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, num_labels=1, pad_token_id=0, initializer_range=0.5,
+    )  # fmt: skip
+    Qwen2ForSequenceClassification(config).save_pretrained(folder)
+    return str(folder)
+
+
+def test_the_formula(model):
+    """correct: (1 - b) + 2b s, wrong: -a + 2a s, s = (rm - min) / (max - min + eps)."""
+    reward = HybridReward(model, a=0.3, b=0.4, eps=0.01, device="cpu")
+    completions, prompts = [RIGHT, WRONG, RIGHT, "a"], ["a", "b", "c?", "a b c"]
+    scores = reward.score_batch(completions, ["5"] * 4, prompts)
+    opinions = reward.model.score(prompts, completions)
+    low, high = min(opinions), max(opinions)
+    assert high - low > 0.1, "the random model tells texts apart"
+    for score, opinion, correct in zip(scores, opinions, [True, False, True, False], strict=True):
+        s = (opinion - low) / (high - low + 0.01)
+        assert score.total == pytest.approx((1 - 0.4) + 2 * 0.4 * s if correct else -0.3 + 2 * 0.3 * s)
+        assert score.signals == {"hybrid": score.total, "verify": float(correct), "model": pytest.approx(s)}
+        assert score.total == sum(reward.weights[name] * value for name, value in score.signals.items())
+    reward.close()
+
+
+def test_a_wrong_answer_never_outranks_a_right_one(model):
+    """After a warm-up that saw a single score every other one lies outside: clipped, wrong <= 0.5 <= right."""
+    reward = HybridReward(model, warmup=1, device="cpu")
+    reward.score_batch([RIGHT], ["5"], ["a"])
+    prompts = [" ".join(WORDS[3 + i : 6 + i]) for i in range(9)]
+    right = reward.score_batch([RIGHT] * 9, ["5"] * 9, prompts)
+    wrong = reward.score_batch([RIGHT] * 9, ["6"] * 9, prompts)
+    assert max(score.total for score in wrong) <= 0.5 <= min(score.total for score in right)
+    reward.close()
+
+
+def test_the_scale_is_calibrated_saved_and_restored(model):
+    reward = HybridReward(model, warmup=2, device="cpu")
+    reward.score_batch([RIGHT, WRONG], ["5", "5"], ["a", "b"])
+    scale = (reward.min, reward.max)
+    reward.score_batch([RIGHT, "a"], ["5", "5"], ["c c c", "?"])
+    assert (reward.min, reward.max) == scale, "the warm-up is over"
+    resumed = HybridReward(model, warmup=2, device="cpu")
+    resumed.load_state_dict(reward.state_dict())
+    batch = ([RIGHT, WRONG, "b"], ["5"] * 3, ["a a", "b b", "c"])
+    assert resumed.score_batch(*batch) == reward.score_batch(*batch)
+    with pytest.raises(ValueError, match="checkpoint was made with"):
+        resumed.load_state_dict({**reward.state_dict(), "model": "another"})
+    for each in (reward, resumed):
+        each.close()
+
+
+def test_batches_order_and_offload_do_not_change_scores(model):
+    prompts = [" ".join(WORDS[3 : 4 + i]) for i in range(7)]
+    texts = ["a b c"] * 7
+    one_by_one = RewardModel(model, "cpu", batch_size=1).score(prompts, texts)
+    batched = RewardModel(model, "cpu", offload=True, batch_size=3).score(prompts, texts)
+    assert len(set(one_by_one)) > 1
+    # bf16 keeps 8 bits: padding changes the order of sums, not more
+    assert batched == pytest.approx(one_by_one, rel=0.05, abs=0.05)
+    assert RewardModel(model, "cpu").model.dtype == torch.bfloat16
+
+
+def test_by_name_with_its_options_and_any_text(model):
+    reward = make_reward("hybrid", model=model, warmup=4, device="cpu")
+    texts = ["", "\ud800", "a " * 6000, RIGHT]
+    scores = reward.score_batch(texts, ["5"] * 4, ["a"] * 4)
+    assert [score.outcome for score in scores] == ["no_answer"] * 3 + ["correct"]
+    self_test(reward, ["5"])
+    reward.close()
+
+
+def test_prompts_are_needed_and_impossible_settings_refused(model):
+    reward = HybridReward(model, device="cpu")
+    with pytest.raises(ValueError, match="pass the rendered prompts"):
+        reward.score_batch([RIGHT], ["5"])
+    with pytest.raises(ValueError, match="could outrank"):
+        HybridReward(model, a=0.7, b=0.7)

@@ -1,0 +1,196 @@
+"""Equality: a labelled table of pairs, every ground truth of MATH-500, and exactness as a property."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from rewards import check_ground_truth, last_box, make_reward, self_test
+from rewards.startup import mutate
+from rewards.verify import Verifier, alternatives, verify
+
+PAIRS = [json.loads(line) for line in Path(__file__).with_name("pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def verifier():
+    verifier = Verifier(workers=2, timeout_s=20)
+    yield verifier
+    verifier.close()
+
+
+def test_every_labelled_pair(verifier):
+    outcomes = verifier.check_batch([(row["answer"], row["truth"]) for row in PAIRS])
+    wrong = [(row, got) for row, got in zip(PAIRS, outcomes, strict=True) if (got == "correct") != row["equal"]]
+    assert len(PAIRS) >= 500
+    assert not wrong
+
+
+@pytest.mark.parametrize("row", PAIRS[::25], ids=lambda row: f"{row['answer']} / {row['truth']}")
+def test_in_process_says_the_same(row):
+    assert verify(row["answer"], row["truth"]) == row["equal"]
+
+
+@pytest.fixture(scope="module")
+def math500(data_dir):
+    path = data_dir / "eval" / "math500" / "test.jsonl"
+    if not path.is_file():
+        pytest.skip("no MATH-500 in the data folder")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_math500_truths_are_readable_and_mutants_differ(math500, verifier):
+    truths = [row["answer"] for row in math500]
+    assert [check_ground_truth(truth) for truth in truths] == truths
+    mutants = verifier.check_batch([(mutate(truth), truth) for truth in truths])
+    assert [truth for truth, outcome in zip(truths, mutants, strict=True) if outcome == "correct"] == []
+
+
+def test_math500_truths_equal_themselves_and_the_box_of_their_solution(math500, verifier):
+    for pairs in (
+        [(row["answer"] + " ", row["answer"]) for row in math500],
+        [(f"${row['answer']}$.", row["answer"]) for row in math500],
+        [(last_box(row["solution"]), row["answer"]) for row in math500],
+    ):
+        outcomes = verifier.check_batch(pairs)
+        assert [pair for pair, outcome in zip(pairs, outcomes, strict=True) if outcome != "correct"] == []
+
+
+def test_math500_truths_differ_from_their_neighbours(math500, verifier):
+    truths = [row["answer"] for row in math500]
+    neighbours = truths[1:] + truths[:1]
+    same_number = {("x=5", "5"), ("5", "x=5")}  # equal by convention
+    pairs = [(a, b) for a, b in zip(neighbours, truths, strict=True) if a != b and (a, b) not in same_number]
+    outcomes = verifier.check_batch(pairs)
+    assert [pair for pair, outcome in zip(pairs, outcomes, strict=True) if outcome == "correct"] == []
+
+
+@pytest.mark.parametrize("name", ["pi1_r128", "pi2_r128", "pi13_r128", "pi1209_r128"])
+def test_the_examples_of_the_paper_pass_the_self_test(name, data_dir):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = parquet.read_table(data_dir / f"{name}.parquet").to_pylist()
+    reward = make_reward("multi_signal", timeout_s=20)
+    self_test(reward, [check_ground_truth(row["reward_model"]["ground_truth"]) for row in rows])
+    reward.close()
+
+
+rationals = st.fractions(max_denominator=10**6).filter(lambda value: abs(value) < 10**12)
+
+
+def latex(value: Fraction) -> str:
+    return f"{'-' if value < 0 else ''}\\frac{{{abs(value.numerator)}}}{{{value.denominator}}}"
+
+
+@given(rationals, rationals)
+def test_fractions_are_equal_exactly_when_they_are(a, b):
+    assert verify(latex(a), f"{b.numerator}/{b.denominator}") == (a == b)
+    assert verify(f"{a.numerator}/{a.denominator}", latex(a))
+
+
+@given(st.integers(0, 10**33), st.integers(0, 29))
+def test_a_change_in_any_digit_is_a_wrong_answer(digits, place):
+    """30 decimals, of which one changes: no float has that many."""
+    plain, changed = (f"{n // 10**30}.{n % 10**30:030d}" for n in (digits, digits + 10**place))
+    assert verify(plain.rstrip("0"), plain)
+    assert not verify(changed, plain)
+
+
+@given(st.integers(-(10**9), 10**9), st.integers(0, 300))
+def test_notations_of_one_number_agree(mantissa, exponent):
+    assert verify(f"{mantissa}e-{exponent}", rf"{mantissa} \times 10^{{-{exponent}}}")
+    assert verify(f"{mantissa}e{exponent}", str(mantissa * 10**exponent)) or exponent > 900
+    assert not verify(f"{mantissa}1e-{exponent}", f"{mantissa}e-{exponent}") or mantissa == 0
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(-50, 50), st.integers(-50, 50), st.integers(2, 30))
+def test_surds_need_a_proof(a, b, root):
+    """(a + b sqrt r)^2 expands to a^2 + b^2 r + 2ab sqrt r; one more is another number."""
+    square = rf"({a} + ({b})\sqrt{{{root}}})^2"
+    rational = a * a + b * b * root
+    assert verify(rf"{rational} + ({2 * a * b})\sqrt{{{root}}}", square)
+    assert not verify(rf"{rational + 1} + ({2 * a * b})\sqrt{{{root}}}", square)
+
+
+@given(st.lists(st.integers(-99, 99), min_size=2, max_size=5, unique=True), st.randoms(use_true_random=False))
+def test_order_matters_in_tuples_and_not_in_lists(items, rng):
+    turned = rng.sample(items, len(items))
+    assume(turned != items)
+    assert verify(", ".join(map(str, turned)), ", ".join(map(str, items)))
+    assert not verify(f"({', '.join(map(str, turned))})", f"({', '.join(map(str, items))})")
+
+
+GROUND_TRUTHS = [
+    ("12.8", "12.8"),
+    (" 12.8 ", "12.8"),
+    (18, "18"),
+    (12.8, "12.8"),
+    (np.int64(3), "3"),
+    (np.float64(0.5), "0.5"),
+    ('["18"]', "18"),
+    (["18"], "18"),
+    ('["1", "2"]', '["1", "2"]'),
+    ("[1, 2]", "[1, 2]"),
+    (r"\text{east}", r"\text{east}"),
+    (Fraction(1, 2), "1/2"),
+]
+
+
+@pytest.mark.parametrize(("value", "expected"), GROUND_TRUTHS)
+def test_ground_truths_as_data_sets_have_them(value, expected):
+    assert check_ground_truth(value) == expected
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "  ",
+        None,
+        True,
+        float("nan"),
+        float("inf"),
+        [],
+        '[""]',
+        {},
+        object(),
+        b"5",
+        r"\frac{1}{",
+        "9" * 2000,
+        "(" * 60,
+    ],
+)
+def test_an_unreadable_ground_truth_is_an_error(value):
+    with pytest.raises(ValueError, match="ground truth"):
+        check_ground_truth(value)
+
+
+def test_any_of_several_ground_truths_counts():
+    assert alternatives('["1", "2"]') == ("1", "2")
+    assert verify("2", '["1", "2"]')
+    assert not verify("3", '["1", "2"]')
+    assert not verify("1", "[1, 2]"), "this is an interval"
+
+
+def test_the_cache_knows_repeated_answers():
+    verifier = Verifier()
+    verifier.check_batch([("77", "78")] * 9 + [("79", "78")])
+    assert verifier.cache_hit_rate() == 0.8  # two of ten were new
+    verifier.check("77", "78")
+    assert verifier.cache_hit_rate() == 1.0
+    assert verifier.cache_hit_rate() == 0.0  # nothing asked since
+
+
+def test_the_cache_is_bounded(monkeypatch):
+    monkeypatch.setattr("rewards.verify.CACHE_SIZE", 100)
+    verifier = Verifier()
+    verifier.check_batch([(str(i), "5") for i in range(1000)])
+    assert len(verifier._cache) == 100
+    assert verifier.check("999", "5") == "wrong"
+    assert verifier.cache_hit_rate() > 0, "the newest are kept"
