@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface
 
+from grpo.errors import UserError
 from grpo.types import Segments
 
 NAME = "packed"
@@ -28,6 +29,24 @@ def kernel(device_type: str, dtype: torch.dtype) -> str:
     if importlib.util.find_spec("flash_attn") is not None:
         return "flash_attention_2"
     return "varlen"
+
+
+def note(device_type: str, dtype: torch.dtype, chosen: str | None = None) -> str | None:
+    """One line on what a GPU loses with the kernel it gets; None where nothing is lost, as with a CPU's one choice."""
+    if chosen == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+        raise UserError(
+            "policy.attention is flash_attention_2, but flash-attn is not installed: pip install flash-attn "
+            "--no-build-isolation (it compiles for long), or policy.attention auto"
+        )
+    which = chosen or kernel(device_type, dtype)
+    if device_type != "cuda" or which == "flash_attention_2":
+        return None
+    if which == "varlen":
+        return (
+            "attention: flash-attn is not installed, so torch's own varlen kernels run: exact and packed as well, "
+            "perhaps slower (pip install flash-attn)"
+        )
+    return f"attention: {which}, one call per sequence: the same result, slower with many short sequences"
 
 
 def packed_attention(

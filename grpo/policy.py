@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,12 +42,12 @@ class Policy:
         self._reference = copy.deepcopy(model).requires_grad_(False) if keep_reference and not self.lora else None
         self.model = _add_lora(model, config) if self.lora else model
         self.model.train()
-        for network in filter(None, (self.model, self._reference)):
+        chosen = None if config.attention == "auto" else config.attention
+        self.attention_note = attention.note(self.device.type, self.dtype, chosen)
+        for network in filter(None, (self.network, self._reference)):
             network.set_attn_implementation(attention.NAME)
-        if config.attention != "auto":
-            model.config.packed_kernel = config.attention
-        if config.gradient_checkpointing:
-            model.enable_input_require_grads()
+            network.config.packed_kernel = chosen
+        if config.gradient_checkpointing:  # not reentrant: that one gives no gradient to LoRA's first layers
             model.gradient_checkpointing_enable({"use_reentrant": False})
 
     @property
@@ -107,8 +108,11 @@ class Policy:
 
     def save(self, folder: Path) -> None:
         """Hugging Face layout: a model or a PEFT adapter, with tokenizer and generation config."""
+        # PEFT would ask the hub whether the vocabulary has grown; no embedding is ever trained here.
+        peft = {"save_embedding_layers": False} if self.lora else {}
         with _plain_attention(self.network):
-            self.model.save_pretrained(folder)
+            self.model.save_pretrained(folder, **peft)
+        self.network.generation_config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
 
@@ -131,13 +135,7 @@ def load_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     remote = config.trust_remote_code
     tokenizer = load_tokenizer(name, remote)
-    quantization = None
-    if config.quant == "nf4":
-        from transformers import BitsAndBytesConfig
-
-        quantization = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype, bnb_4bit_use_double_quant=True
-        )
+    quantization = _nf4(dtype) if config.quant == "nf4" else None
     try:
         model = AutoModelForCausalLM.from_pretrained(
             name,
@@ -148,7 +146,25 @@ def load_model(
         )
     except (OSError, ValueError) as error:
         raise UserError(f"cannot load the model {name}: {_first_line(error)}") from error
+    for module in model.modules():
+        # In eval mode bitsandbytes would repack the 4-bit weights for such CPUs, for bfloat16 products only, and
+        # dequantising them afterwards gives garbage.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return (model if quantization else model.to(device)), tokenizer
+
+
+def _nf4(dtype: torch.dtype):
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            "policy.quant nf4 needs bitsandbytes, which is not installed: pip install 'bitsandbytes>=0.50', or "
+            "--quant none (the base in bfloat16)"
+        )
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype, bnb_4bit_use_double_quant=True
+    )
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -182,9 +198,10 @@ def _check_supported(model: PreTrainedModel) -> None:
     layers = set(getattr(text, "layer_types", None) or ["full_attention"])
     strange = [name for name in UNSUPPORTED if getattr(text, name, None) not in (None, 1, 1.0)]
     if layers != {"full_attention"} or strange or model.get_output_embeddings() is None:
+        uses = ", ".join(sorted(layers - {"full_attention"}) + strange) or "no head"
         raise UserError(
-            f"{model.config.model_type} uses {', '.join(sorted(layers - {'full_attention'}) + strange) or 'no head'}, which packed "
-            "training does not compute; use a model with plain causal attention (Qwen2, Qwen3, Llama)"
+            f"{model.config.model_type} uses {uses}, which packed training does not compute; use a model with plain "
+            "causal attention (Qwen2, Qwen3, Llama)"
         )
 
 
@@ -223,11 +240,13 @@ def _merged(layer) -> torch.Tensor:
 @contextlib.contextmanager
 def _plain_attention(network: PreTrainedModel) -> Iterator[None]:
     """While saving: the name of our attention function means nothing to whoever loads the model."""
+    chosen = network.config.__dict__.pop("packed_kernel")
     network.set_attn_implementation("sdpa")
     try:
         yield
     finally:
         network.set_attn_implementation(attention.NAME)
+        network.config.packed_kernel = chosen
 
 
 def _first_line(error: Exception) -> str:

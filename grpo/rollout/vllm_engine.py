@@ -1,7 +1,7 @@
 """Sampling with vLLM inside the trainer's process: no server, no second process, weights handed over by reference.
 
 The same code runs on a GPU and on vLLM's CPU build. The engine starts with random weights, reads none from disk, and
-refuses to generate before its first `sync`: whatever it samples with came from the policy. docs/vllm.md has the reasons.
+refuses to generate before its first `sync`: whatever it samples with came from the policy. Reasons: docs/vllm.md.
 """
 
 from __future__ import annotations
@@ -10,24 +10,23 @@ import contextlib
 import gc
 import os
 import random
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig
 
 from grpo.config import Config
 from grpo.errors import SamplerMismatch, UserError
-from grpo.packing import pack
+from grpo.memory import GIB, VLLM_BATCHED_TOKENS, full_length, running_sequences, shape_of
 from grpo.policy import Policy, compute_dtype
 from grpo.rollout import Sampling
-from grpo.types import Completion, Request, Sample
+from grpo.rollout.proof import prove
+from grpo.types import Completion, Request
 
-GIB = 2**30
 CPU_BLOCK = 32  # the smallest that vLLM's CPU attention takes; only full blocks of a prompt are shared
 CPU_KV_GIB = 1.0
-PROOF_PROMPT, PROOF_SAMPLES, PROOF_TOKENS = "2 + 3 =", 4, 16
 
 
 class VLLMEngine:
@@ -37,7 +36,8 @@ class VLLMEngine:
         self.config, self.device, self.version = config.rollout, device, 0
         self._asleep = False
         self._stop_ids: list[int] = []
-        with _trainer_undisturbed(device):
+        with _trainer_undisturbed(device), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what vLLM's imports say about each other
             self._llm = _start(config, device)
         self._expected = self._llm.apply_model(checkpoint_names)[0]
 
@@ -52,7 +52,7 @@ class VLLMEngine:
         self._asleep = False
         self._stop_ids = list(policy.stop_ids)
         self.version += 1
-        self._prove(policy)
+        prove(self, policy, self.config.temperature, self.config.gap_limit)
 
     def generate(
         self,
@@ -105,20 +105,6 @@ class VLLMEngine:
                 f"with old ones: {', '.join(sorted(missing)[:3])}"
             )
 
-    def _prove(self, policy: Policy) -> None:
-        """A few sampled tokens: their log-probabilities must be the policy's. About one decoded batch of 16 tokens."""
-        prompt = tuple(policy.tokenizer(PROOF_PROMPT)["input_ids"])
-        sampling = Sampling(PROOF_TOKENS, self.config.temperature, ignore_eos=True)
-        completions = self.generate([Request(prompt, PROOF_SAMPLES, self.version)], sampling)[0]
-        gap = sampler_gap(policy, prompt, completions, self.config.temperature).mean().item()
-        if not gap <= self.config.gap_limit:
-            raise SamplerMismatch(
-                f"after sync {self.version} mean |sampler logprob - trainer logprob| of {PROOF_SAMPLES * PROOF_TOKENS} "
-                f"tokens is {gap:.4f}, over rollout.gap_limit {self.config.gap_limit}: vLLM does not sample from the "
-                f"policy's weights. Likely causes: a weight that did not arrive (a tied lm_head, an adapter), another "
-                f"model or precision than {policy.dtype}, a temperature not applied on one side"
-            )
-
     def _check_lengths(self, requests: Sequence[Request], sampling: Sampling) -> None:
         longest = max((len(request.prompt_ids) for request in requests), default=0)
         limit = self.config.max_prompt_tokens + self.config.max_new_tokens
@@ -153,18 +139,6 @@ def checkpoint_names(model: torch.nn.Module) -> frozenset[str]:
     return frozenset(names)
 
 
-@torch.no_grad()
-def sampler_gap(
-    policy: Policy, prompt: tuple[int, ...], completions: Sequence[Completion], temperature: float
-) -> torch.Tensor:
-    """[tokens] |sampler logprob - trainer logprob| of completions of one prompt."""
-    samples = [Sample(prompt, c.ids, c.sampler_logprobs, advantage=0.0) for c in completions]
-    tokens = sum(sample.length for sample in samples)
-    (batch,) = pack(samples, [1.0] * len(samples), tokens)
-    batch = batch.to(policy.device)
-    return (policy.logprobs(batch, temperature)[0] - batch.sampler_logprobs).abs()
-
-
 def _sampling_params(request: Request, sampling: Sampling, stop_ids: list[int]) -> Any:
     from vllm import SamplingParams
 
@@ -197,15 +171,13 @@ def _start(config: Config, device: torch.device) -> Any:
     from vllm import LLM
 
     rollout, dtype = config.rollout, compute_dtype(config, device)
-    model = AutoConfig.from_pretrained(config.model, trust_remote_code=config.policy.trust_remote_code)
-    length = rollout.max_prompt_tokens + rollout.max_new_tokens
-    positions = getattr(model.get_text_config(), "max_position_embeddings", length)
-    if length > positions:
+    shape, length = shape_of(config.model, config.policy.trust_remote_code), full_length(config)
+    if shape.context is not None and length > shape.context:
         raise UserError(
             f"rollout.max_prompt_tokens + rollout.max_new_tokens is {length}, but {config.model} has positions for "
-            f"{positions} tokens; lower one of them"
+            f"{shape.context} tokens; lower one of them"
         )
-    own = _on_cpu(model, length) if device.type == "cpu" else _on_gpu(rollout.sleep)
+    own = _on_cpu(shape.config.architectures or []) if device.type == "cpu" else _on_gpu(rollout.sleep)
     try:
         return LLM(
             config.model,
@@ -215,8 +187,9 @@ def _start(config: Config, device: torch.device) -> Any:
             trust_remote_code=config.policy.trust_remote_code,
             dtype=str(dtype).removeprefix("torch."),
             max_model_len=length,
-            max_num_seqs=rollout.max_sequences,
-            kv_cache_memory_bytes=_kv_bytes(config, model, length, dtype, device),
+            max_num_seqs=running_sequences(config),
+            max_num_batched_tokens=max(VLLM_BATCHED_TOKENS, length),
+            kv_cache_memory_bytes=_kv_bytes(config, shape.kv_bytes * dtype.itemsize // 2, device),
             logprobs_mode="processed_logprobs",
             seed=0,
             **own,
@@ -231,35 +204,27 @@ def _on_gpu(sleep: bool) -> dict[str, Any]:
     return {"gpu_memory_utilization": round(0.95 * free / total, 3), "enable_sleep_mode": sleep}
 
 
-def _on_cpu(model: Any, length: int) -> dict[str, Any]:
-    """Eager, and without two things that take a CPU half a minute: a subprocess to inspect the model's class, and
-    compiling the function that ranks the sampled token. A prompt is read in one go: CPU generators cannot be rewound."""
+def _on_cpu(architectures: list[str]) -> dict[str, Any]:
+    """Eager, and without what takes a CPU half a minute: a subprocess to inspect the model's class, and compiling the
+    function that ranks the sampled token. Prompts are read in one go, because CPU generators cannot be rewound."""
     import vllm.v1.sample.sampler
     from vllm import ModelRegistry
 
     vllm.v1.sample.sampler.batched_count_greater_than = lambda x, values: (x >= values).sum(-1)
-    for name in model.architectures or []:
+    for name in architectures:
         if hasattr(ModelRegistry.models.get(name), "module_name"):
             ModelRegistry.register_model(name, ModelRegistry.models[name].load_model_cls())
-    return {
-        "enforce_eager": True,
-        "block_size": CPU_BLOCK,
-        "enable_chunked_prefill": False,
-        "max_num_batched_tokens": max(4096, length),
-    }
+    return {"enforce_eager": True, "block_size": CPU_BLOCK, "enable_chunked_prefill": False}
 
 
-def _kv_bytes(config: Config, model: Any, length: int, dtype: torch.dtype, device: torch.device) -> int:
-    """rollout.kv_gib, or enough for max_sequences of full length, within half of what is free now."""
+def _kv_bytes(config: Config, token: int, device: torch.device) -> int:
+    """rollout.kv_gib, which a training run gets from its plan; else what all running sequences can fill (`token` bytes
+    each), within half of what is free."""
     if config.rollout.kv_gib is not None:
         return int(config.rollout.kv_gib * GIB)
-    text = model.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    token = 2 * text.num_hidden_layers * heads * width * dtype.itemsize
+    sequence = token * (full_length(config) + CPU_BLOCK)
     room = torch.cuda.mem_get_info()[0] / 2 if device.type == "cuda" else CPU_KV_GIB * GIB
-    sequence = token * (length + CPU_BLOCK)
-    return int(max(sequence, min(sequence * config.rollout.max_sequences, room)))
+    return int(max(sequence, min(sequence * running_sequences(config), room)))
 
 
 def _empty_cache(device: torch.device) -> None:

@@ -1,0 +1,260 @@
+"""The policy: precision, LoRA, 4-bit base, reference, stop ids, what a sampler gets, what is saved."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_tiny_model
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from data.tiny_base import make_tokenizer
+from grpo import attention
+from grpo.config import Config, PolicyConfig, build, parse
+from grpo.errors import UserError
+from grpo.packing import pack
+from grpo.policy import Policy, compute_dtype, load_policy
+from grpo.types import Batch, Sample
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+LORA = {"lora_rank": 4, "lora_alpha": 8}
+LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A random tiny Qwen2 with the built-in model's tokenizer, saved in float16, which nobody may train in."""
+    path = tmp_path_factory.mktemp("model")
+    model, tokenizer = make_tiny_model(tied=True, dtype=torch.float16, vocabulary=96), make_tokenizer()
+    model.generation_config.eos_token_id = 0
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def config(folder: Path, kl_coef: float = 0.0, **policy) -> Config:
+    return parse({"model": str(folder), "policy": policy, "learner": {"kl_coef": kl_coef}})
+
+
+def batch() -> Batch:
+    """Three completions of two prompts, all ids below 40."""
+    samples = [Sample((3, 5, 7), (9, 11, 2), (0.0,) * 3, 1.0), Sample((3, 5, 7), (8, 2), (0.0,) * 2, -1.0)]
+    samples.append(Sample((4, 4, 6, 13), (20, 21, 22, 23), (0.0,) * 4, 0.5))
+    (packed,) = pack(samples, [1.0] * 3, 100)
+    return packed
+
+
+def move(policy: Policy) -> None:
+    """Some weights that training could have led to."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in policy.trainable().values():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+
+
+def logprobs(policy: Policy) -> torch.Tensor:
+    return policy.logprobs(batch(), 0.7)[0].detach()
+
+
+def gradients(policy: Policy) -> dict[str, torch.Tensor]:
+    policy.logprobs(batch(), 0.7)[0].sum().backward()
+    return {name: parameter.grad for name, parameter in policy.trainable().items()}
+
+
+# Precision
+
+
+def test_bfloat16_on_a_gpu_float32_on_a_cpu_and_never_float16():
+    assert compute_dtype(parse({}), GPU) is torch.bfloat16
+    assert compute_dtype(parse({}), CPU) is torch.float32
+    assert compute_dtype(parse({"policy": {"dtype": "float32"}}), GPU) is torch.float32
+    with pytest.raises(UserError, match="dtype"):
+        parse({"policy": {"dtype": "float16"}})
+
+
+def test_the_models_own_float16_is_not_taken_over(folder: Path):
+    policy = load_policy(config(folder), CPU)
+    assert {p.dtype for p in policy.model.parameters()} == {torch.float32}
+
+
+# LoRA
+
+
+def test_lora_sits_on_every_linear_layer_but_the_head_in_float32(folder: Path):
+    policy = load_policy(config(folder, dtype="bfloat16", **LORA), CPU)
+    adapted = {name.split(".")[-4] for name in policy.trainable()}
+    assert adapted == LINEAR
+    # Two layers, seven linear layers each, A and B.
+    assert len(policy.trainable()) == 2 * 7 * 2
+    assert {p.dtype for p in policy.trainable().values()} == {torch.float32}
+    assert policy.dtype is torch.bfloat16
+    assert all(p.shape[0] == 4 for name, p in policy.trainable().items() if "lora_A" in name)
+
+
+def test_the_l4_preset_trains_rank_64_with_alpha_128():
+    policy = build("l4", {}).policy
+    assert (policy.lora_rank, policy.lora_alpha) == (64, 128)
+
+
+def test_a_fresh_adapter_changes_nothing_and_a_moved_one_does(folder: Path):
+    base, policy = load_policy(config(folder), CPU), load_policy(config(folder, **LORA), CPU)
+    assert torch.equal(logprobs(base), logprobs(policy))
+    move(policy)
+    assert (logprobs(base) - logprobs(policy)).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("lora", [{}, LORA], ids=["full", "lora"])
+def test_gradient_checkpointing_gives_the_same_gradients_and_moves_both_matrices(folder: Path, lora: dict):
+    plain = load_policy(config(folder, **lora), CPU)
+    saving = load_policy(config(folder, gradient_checkpointing=True, **lora), CPU)
+    for policy in (plain, saving):
+        move(policy)  # B starts at 0, where A has no gradient yet
+    expected, found = gradients(plain), gradients(saving)
+    assert saving.network.is_gradient_checkpointing
+    assert expected.keys() == found.keys()
+    for name, gradient in expected.items():
+        assert gradient.abs().max() > 0, name
+        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-6)
+
+
+# The reference
+
+
+@pytest.mark.parametrize("lora", [{}, LORA], ids=["full", "lora"])
+def test_the_reference_stays_where_training_started(folder: Path, lora: dict):
+    policy = load_policy(config(folder, kl_coef=0.001, **lora), CPU)
+    start = logprobs(policy)
+    move(policy)
+    assert (logprobs(policy) - start).abs().max() > 0.01
+    assert torch.equal(policy.ref_logprobs(batch(), 0.7), start)
+    assert (logprobs(policy) - start).abs().max() > 0.01, (
+        "asking the reference must not switch the adapter off for good"
+    )
+
+
+def test_no_reference_is_kept_that_nobody_asked_for(folder: Path):
+    policy = load_policy(config(folder), CPU)
+    with pytest.raises(RuntimeError, match="keep_reference"):
+        policy.ref_logprobs(batch(), 1.0)
+
+
+# Stop ids
+
+
+def test_stop_ids_are_those_of_tokenizer_and_generation_config_and_qwens(folder: Path):
+    # The tokenizer says <|im_end|> (2), the generation config <|endoftext|> (0).
+    assert load_policy(config(folder), CPU).stop_ids == (0, 2)
+    model = make_tiny_model(vocabulary=96)
+    model.generation_config.eos_token_id = [5, 7]
+    assert Policy(model, make_tokenizer()).stop_ids == (0, 2, 5, 7)
+    model.generation_config.eos_token_id = None
+    assert Policy(model, make_tokenizer()).stop_ids == (0, 2)
+
+
+# What a sampler gets
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("lora", [0, 4], ids=["full", "lora"])
+def test_a_plain_model_with_the_sampler_weights_is_the_policy(tied: bool, lora: int):
+    tokenizer = make_tokenizer()
+    policy = Policy(make_tiny_model(tied, torch.float32, 96), tokenizer, PolicyConfig(lora_rank=lora, lora_alpha=8))
+    move(policy)
+    before = {name: p.clone() for name, p in policy.model.named_parameters()}
+    weights = dict(policy.sampler_weights())
+    plain = make_tiny_model(tied, torch.float32, 96)
+    assert weights.keys() == plain.state_dict().keys(), "the head has its own name also when it is tied"
+    plain.load_state_dict(weights)
+    torch.testing.assert_close(logprobs(Policy(plain, tokenizer)), logprobs(policy), rtol=0, atol=1e-5)
+    assert all(torch.equal(p, before[name]) for name, p in policy.model.named_parameters()), "merging moved the base"
+
+
+def test_merging_rounds_once(folder: Path):
+    """In bfloat16 W + s B A must be the rounded float32 sum, not a sum of rounded products."""
+    policy = load_policy(config(folder, dtype="bfloat16", **LORA), CPU)
+    move(policy)
+    layer = policy.network.model.layers[0].self_attn.q_proj
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    exact = (layer.base_layer.weight.double() + 8 / 4 * b.double() @ a.double()).bfloat16()
+    merged = dict(policy.sampler_weights())["model.layers.0.self_attn.q_proj.weight"]
+    assert merged.dtype is torch.bfloat16
+    # The same but for sums that fall on a rounding boundary: a unit in the last place of 1 is 2^-8 = 0.0039.
+    assert (merged != exact).float().mean() < 0.01
+
+
+# 4-bit base
+
+
+def test_nf4_under_lora_and_what_the_sampler_gets_of_it(folder: Path):
+    linear = pytest.importorskip("bitsandbytes", exc_type=ImportError).nn.Linear4bit
+    policy = load_policy(config(folder, quant="nf4", **LORA), CPU)
+    original = load_policy(config(folder), CPU)
+    assert sum(type(module) is linear for module in policy.network.modules()) == 2 * 7
+    assert {p.dtype for p in policy.trainable().values()} == {torch.float32}
+    move(policy)
+    with torch.no_grad():  # the torch sampler's eval-mode forward must not repack what is dequantised afterwards
+        policy.network.eval()
+        logprobs(policy)
+        policy.network.train()
+    weights = dict(policy.sampler_weights())
+    plain = make_tiny_model(True, torch.float32, 96)
+    assert weights.keys() == plain.state_dict().keys()
+    plain.load_state_dict(weights)
+    gap = (logprobs(Policy(plain, policy.tokenizer)) - logprobs(policy)).abs().max()
+    assert gap < 1e-4
+    # The reference, the adapter switched off, is the 4-bit base and not the original one.
+    assert (policy.ref_logprobs(batch(), 0.7) - logprobs(original)).abs().max() > 100 * gap
+
+
+def test_nf4_gradients_reach_the_adapter_through_checkpointing(folder: Path):
+    pytest.importorskip("bitsandbytes", exc_type=ImportError)
+    policy = load_policy(config(folder, quant="nf4", gradient_checkpointing=True, **LORA), CPU)
+    move(policy)
+    assert all(gradient.abs().max() > 0 for gradient in gradients(policy).values())
+
+
+def test_four_bits_are_refused_where_all_weights_are_trained():
+    with pytest.raises(UserError, match="4-bit weights have no gradient"):
+        build("h100", {"policy.quant": "nf4"})
+    assert build("h100", {}).policy.quant == "none"
+
+
+# Attention kernels
+
+
+def test_what_a_gpu_loses_without_flash_attn_is_said_in_one_line(folder: Path):
+    assert load_policy(config(folder), CPU).attention_note is None
+    if attention.kernel("cuda", torch.bfloat16) == "varlen":
+        assert "flash-attn is not installed" in attention.note("cuda", torch.bfloat16)
+        with pytest.raises(UserError, match="flash-attn is not installed"):
+            load_policy(config(folder, attention="flash_attention_2"), CPU)
+    assert "one call per sequence" in attention.note("cuda", torch.float32)
+
+
+# Saving
+
+
+def test_a_saved_model_loads_anywhere(folder: Path, tmp_path: Path):
+    policy = load_policy(config(folder, attention="sdpa"), CPU)
+    move(policy)
+    policy.save(tmp_path)
+    text = (tmp_path / "config.json").read_text()
+    assert attention.NAME not in text, "the name of our attention function means nothing to whoever loads the model"
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    ids = torch.tensor([[3, 5, 7, 9]])
+    assert torch.equal(loaded(ids).logits, AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits)
+    torch.testing.assert_close(logprobs(load_policy(config(tmp_path), CPU)), logprobs(policy), rtol=0, atol=1e-5)
+    logprobs(policy)  # and training goes on with its own attention
+
+
+def test_a_saved_adapter_is_peft_s(folder: Path, tmp_path: Path):
+    policy = load_policy(config(folder, **LORA), CPU)
+    move(policy)
+    policy.save(tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == str(folder)
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    merged = PeftModel.from_pretrained(base, tmp_path).merge_and_unload()
+    torch.testing.assert_close(logprobs(Policy(merged, policy.tokenizer)), logprobs(policy), rtol=0, atol=1e-5)
