@@ -86,16 +86,23 @@ def packed_attention(
 
 
 def _run_by_run(query, key, value, scaling, segments: Segments) -> torch.Tensor:
-    """Exact on any device and in any precision: one call per run, no padding and no mask between runs."""
-    out = []
-    for start, end, prefix, prefix_end in segments.spans:
-        q, k, v = (x[:, :, start:end] for x in (query, key, value))
-        if prefix_end > prefix:
-            k, v = (torch.cat([x[:, :, prefix:prefix_end], y], 2) for x, y in ((key, k), (value, v)))
-            out.append(_sdpa(q, k, v, scaling, attn_mask=causal_lower_right(q.shape[2], k.shape[2])))
-        else:
-            out.append(_sdpa(q, k, v, scaling, is_causal=True))
-    return torch.cat(out, 2).transpose(1, 2)
+    """Exact on any device and in any precision: one call per run, no padding and no mask between runs.
+
+    `split` rather than slices: the gradient of a split is one concatenation, that of a slice a tensor full of zeros.
+    """
+    if segments.key_index is not None:
+        key, value = (x.index_select(2, segments.key_index) for x in (key, value))
+    queries = [end - start for start, end, _, _ in segments.spans]
+    keys = [end - start + prefix_end - prefix for start, end, prefix, prefix_end in segments.spans]
+    runs = zip(query.split(queries, 2), key.split(keys, 2), value.split(keys, 2), strict=True)
+    return torch.cat([_causal(q, k, v, scaling) for q, k, v in runs], 2).transpose(1, 2)
+
+
+def _causal(query, key, value, scaling) -> torch.Tensor:
+    """The last query sees every key, each one before it one fewer."""
+    if query.shape[2] == key.shape[2]:
+        return _sdpa(query, key, value, scaling, is_causal=True)
+    return _sdpa(query, key, value, scaling, attn_mask=causal_lower_right(query.shape[2], key.shape[2]))
 
 
 def _sdpa(query, key, value, scaling, **mask) -> torch.Tensor:

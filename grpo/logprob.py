@@ -26,51 +26,69 @@ def token_logprobs(
     return _TokenLogprobs.apply(hidden, head, targets, temperature, chunk)
 
 
-def _log_softmax(hidden: torch.Tensor, head: torch.Tensor, temperature: float) -> torch.Tensor:
-    """[n, V] in float32 (float64 for float64 input): bfloat16 would put an error of a few percent into the ratio."""
-    logits = (hidden @ head.T).to(torch.promote_types(hidden.dtype, torch.float32))
-    return torch.log_softmax(logits.div_(temperature), -1)
+def _buffers(hidden: torch.Tensor, head: torch.Tensor, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two [chunk, V] in float32 (float64 for float64 input): bfloat16 would put an error of percents into the ratio.
+
+    They serve every chunk: on a CPU, memory fresh from the system costs more time than what is computed in it.
+    """
+    shape = min(chunk, len(hidden)), len(head)
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    return tuple(torch.empty(shape, dtype=dtype, device=hidden.device) for _ in range(2))
+
+
+def _log_softmax(hidden, head, temperature: float, buffers) -> tuple[torch.Tensor, torch.Tensor]:
+    """[n, V] log-probabilities in one of the buffers, and the other to compute in."""
+    logits, logp = (buffer[: len(hidden)] for buffer in buffers)
+    if hidden.dtype == logits.dtype:
+        torch.mm(hidden, head.T, out=logits)
+    else:
+        logits.copy_(hidden @ head.T)
+    return torch.log_softmax(logits.div_(temperature), -1, out=logp), logits
 
 
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, head, targets, temperature, chunk):
-        logprobs, entropy = [], []
-        for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True):
-            logp = _log_softmax(h, head, temperature)
-            logprobs.append(logp.gather(-1, t[:, None])[:, 0])
-            entropy.append(-_rowwise_dot(logp.exp(), logp))
+        buffers = _buffers(hidden, head, chunk)
+        logprobs, entropy = (buffers[0].new_empty(len(targets)) for _ in range(2))
+        for start in range(0, len(targets), chunk):
+            part = slice(start, start + chunk)
+            logp, scratch = _log_softmax(hidden[part], head, temperature, buffers)
+            logprobs[part] = logp.gather(-1, targets[part, None])[:, 0]
+            entropy[part] = -torch.exp(logp, out=scratch).mul_(logp).sum(-1)
         ctx.temperature, ctx.chunk = temperature, chunk
         ctx.set_materialize_grads(False)
-        logprobs, entropy = torch.cat(logprobs), torch.cat(entropy)
         ctx.save_for_backward(hidden, head, targets, entropy)
         return logprobs, entropy
 
     @staticmethod
     def backward(ctx, grad_logprobs, grad_entropy):
         hidden, head, targets, entropy = ctx.saved_tensors
+        buffers = _buffers(hidden, head, ctx.chunk)
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         # Summed over chunks in float32: in bfloat16 the late chunks would be rounded away.
         grad_head = torch.zeros_like(head, dtype=entropy.dtype) if ctx.needs_input_grad[1] else None
+        g = (torch.zeros_like(entropy) if grad_logprobs is None else grad_logprobs)[:, None]
         for start in range(0, len(targets), ctx.chunk):
             part = slice(start, start + ctx.chunk)
-            logp = _log_softmax(hidden[part], head, ctx.temperature)
-            p = logp.exp()
-            grad = torch.zeros_like(p)
-            if grad_logprobs is not None:
-                g = grad_logprobs[part, None]
-                grad -= p * g
-                grad.scatter_add_(-1, targets[part, None], g.to(grad.dtype))
-            if grad_entropy is not None:
-                grad -= p * (logp + entropy[part, None]) * grad_entropy[part, None]
-            grad = grad.div_(ctx.temperature).to(hidden.dtype)
+            logp, p = _log_softmax(hidden[part], head, ctx.temperature, buffers)
+            torch.exp(logp, out=p)
+            if grad_entropy is None:
+                grad = p.mul_(-g[part])
+            else:  # -p (g + dH (log p + H))
+                inner = logp.add_(entropy[part, None]).mul_(grad_entropy[part, None]).add_(g[part])
+                grad = p.mul_(inner.neg_())
+            grad = grad.scatter_add_(-1, targets[part, None], g[part]).div_(ctx.temperature).to(hidden.dtype)
             if grad_hidden is not None:
-                grad_hidden[part] = grad @ head
+                torch.mm(grad, head, out=grad_hidden[part])
             if grad_head is not None:
-                grad_head += grad.T @ hidden[part]
+                _add_product(grad_head, grad.T, hidden[part])
         return grad_hidden, None if grad_head is None else grad_head.to(head.dtype), None, None, None
 
 
-def _rowwise_dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """[n, V] x [n, V] -> [n], without a third tensor of that size."""
-    return torch.bmm(a[:, None, :], b[:, :, None])[:, 0, 0]
+def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """total += a @ b, without rounding the product to the precision of a and b first."""
+    if total.device.type == "cuda" and a.dtype != total.dtype:
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+    else:
+        total.addmm_(a.to(total.dtype), b.to(total.dtype))
