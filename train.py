@@ -24,7 +24,7 @@ from grpo.resume import is_finished, settle
 from grpo.rollout import Sampling, make_engine, rollout
 from grpo.run import Run
 from grpo.show import printable
-from grpo.state import TrainingState
+from grpo.state import TrainingState, set_seed
 from rewards import make_reward, self_test
 
 
@@ -32,6 +32,7 @@ def train(config: Config, resumed: Path | None = None) -> Run:
     """Trains, in a new run folder or on from where the folder `resumed` stands."""
     run = Run(config, resumed)
     device = choose_device(config)
+    set_seed(config.seed)
     policy = load_policy(config, device)
     problems = load_problems(
         config.data, policy.tokenizer, config.prompt, config.rollout.max_prompt_tokens, config.data_dir

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from grpo import attention
 from grpo.config import Config, PolicyConfig
@@ -118,6 +119,7 @@ class Policy:
 
 def load_policy(config: Config, device: torch.device) -> Policy:
     """The policy that a run starts from. Raises UserError for a model that cannot be loaded."""
+    disable_progress_bar()  # the run has one of its own
     model, tokenizer = load_model(config.model, compute_dtype(config, device), device, config.policy)
     torch.manual_seed(config.seed)  # the adapter's initialisation
     return Policy(model, tokenizer, config.policy, config.learner.logit_chunk, config.learner.kl_coef > 0)

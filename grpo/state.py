@@ -85,6 +85,12 @@ def digest(problems: Sequence[Problem]) -> str:
     return seen.hexdigest()
 
 
+def set_seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
 def random_state() -> dict:
     name, keys, *rest = np.random.get_state()
     return {
