@@ -1,0 +1,125 @@
+"""Will it fit, and how long will it take: known before anything is loaded, from the model's configuration alone.
+
+python -m grpo.plan --preset h100 --gpu h100      # for a card that is not in this machine
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from itertools import combinations
+
+import torch
+
+from grpo.config import Config, changed, flat, parse_args, typed
+from grpo.errors import UserError
+from grpo.forecast import Plan, make_plan
+from grpo.hardware import Card, card_named, this_card
+from grpo.memory import GIB, full_length, shape_of
+from grpo.plan_text import describe
+
+
+def resolve_quant(config: Config, card: Card) -> tuple[Config, str | None]:
+    """`policy.quant auto` decided by the plan, and the line that says so."""
+    if config.policy.quant != "auto":
+        return config, None
+    plain = changed(config, {"policy.quant": "none"})
+    plan = make_plan(plain, card)
+    need = max(plan.needs("learn"), plan.needs("rollout")) / GIB
+    of = f"{need:.1f} of {plan.usable / GIB:.1f} GiB on {card.name}"
+    if plan.fits:
+        return plain, f"quant auto: the base stays in bfloat16, which fits ({of} without the KV cache)"
+    return changed(config, {"policy.quant": "nf4"}), f"quant auto: the base in NF4, because bfloat16 needs {of}"
+
+
+# What may be changed to make a run fit, the mildest first: memory and speed, then precision, then the training itself.
+REMEDIES: tuple[dict[str, object], ...] = (
+    {"rollout.kv_gib": None},
+    {"policy.gradient_checkpointing": True},
+    {"learner.token_budget": 0},  # down to one full-length sequence
+    {"learner.logit_chunk": 256},
+    {"rollout.sleep": True},
+    {"rollout.max_sequences": 32},
+    {"learner.optimizer": "adamw_8bit"},
+    {"policy.lora_rank": 64, "learner.lr": 1e-5},
+    {"policy.quant": "nf4"},
+    {"learner.kl_coef": 0.0},
+    {"rollout.max_new_tokens": 1024},
+    {"model": "Qwen/Qwen2.5-0.5B"},
+)
+
+
+def remedies(plan: Plan, at_most: int = 3) -> list[dict[str, object]]:
+    """The smallest sets of changes that make the plan fit, none of which contains another."""
+    found: list[dict[str, object]] = []
+    for size in range(1, 4):
+        for combination in combinations(REMEDIES, size):
+            options = _differing(plan.config, {key: value for part in combination for key, value in part.items()})
+            if len(options) < size or any(done.items() <= options.items() for done in found):
+                continue
+            if make_plan(changed(plan.config, options), plan.card).fits:
+                found.append(options)
+                if len(found) == at_most:
+                    return found
+    return found
+
+
+def _differing(config: Config, options: dict[str, object]) -> dict[str, object]:
+    """Those that change something, and for the better."""
+    now = flat(config)
+    if "learner.token_budget" in options:
+        options["learner.token_budget"] = options.get("rollout.max_new_tokens", config.rollout.max_new_tokens) + (
+            config.rollout.max_prompt_tokens
+        )
+    smaller = ("learner.token_budget", "learner.logit_chunk", "rollout.max_sequences", "rollout.max_new_tokens")
+    lora = now["policy.lora_rank"] or "policy.lora_rank" in options
+    return {
+        key: value
+        for key, value in options.items()
+        if now[key] != value
+        and not (key in smaller and now[key] <= value)
+        and not (key == "policy.quant" and not lora)
+        and not (key == "model" and shape_of(str(value)).parameters >= shape_of(config.model).parameters)
+        and not (key in ("policy.lora_rank", "learner.lr") and now["policy.lora_rank"])
+    }
+
+
+def check_fits(plan: Plan) -> None:
+    """Raises UserError naming up to three ways to make it fit."""
+    if plan.fits:
+        return
+    used = f"{plan.usable / GIB:.1f} of {plan.card.memory / GIB:.1f} GiB may be used"
+    phase, need = max(plan.totals().items(), key=lambda item: item[1])
+    if need > plan.usable:
+        problem = f"{phase} needs {need / GIB:.1f} GiB"
+    else:
+        problem = f"the KV cache would hold {plan.kv_sequences} sequences of {full_length(plan.config)} tokens"
+    ways = [" ".join(f"--{key} {typed(value)}" for key, value in options.items()) for options in remedies(plan)]
+    advice = "It fits with: " + "; or ".join(ways) if ways else "Use a smaller --model, or a larger card"
+    raise UserError(f"does not fit {plan.card.name}: {problem}, and {used}. {advice}")
+
+
+def main(argv: Sequence[str]) -> int:
+    """[--gpu l4|a10|a100|h100|h200|cpu] and any option of train.py. Returns 2 where the run does not fit."""
+    own = argparse.ArgumentParser(prog="python -m grpo.plan", add_help=False, allow_abbrev=False)
+    own.add_argument("--gpu")
+    given, rest = own.parse_known_args(argv)
+    try:
+        config = parse_args(rest, "l4").config
+        device = torch.device("cuda" if torch.cuda.is_available() and config.device != "cpu" else "cpu")
+        card = card_named(given.gpu) if given.gpu else this_card(device)
+        config, note = resolve_quant(config, card)
+        plan = make_plan(config, card)
+        print(describe(plan))
+        if note:
+            print(note)
+        check_fits(plan)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
