@@ -32,10 +32,10 @@ class Optimizer:
         self.grad_clip, self.steps_taken = grad_clip, 0
         self.parameters = list(parameters)
         self.masters = [_master(p) for p in self.parameters]
-        for parameter, master in zip(self.parameters, self.masters, strict=True):
-            if master is not parameter:
-                parameter.register_post_accumulate_grad_hook(lambda p, master=master: _move_gradient(p, master))
-        self.adamw = _adamw(eight_bit)(self.masters, lr=lr, betas=betas, weight_decay=weight_decay)
+        self.copies = [(p, m) for p, m in zip(self.parameters, self.masters, strict=True) if m is not p]
+        for parameter, master in self.copies:
+            parameter.register_post_accumulate_grad_hook(lambda p, master=master: _move_gradient(p, master))
+        self.adamw = _adamw(self.masters, eight_bit, lr=lr, betas=betas, weight_decay=weight_decay)
 
     @property
     def lr(self) -> float:
@@ -60,9 +60,8 @@ class Optimizer:
             group["lr"] = self.lr
         self.adamw.step()
         self.steps_taken += 1
-        for parameter, master in zip(self.parameters, self.masters, strict=True):
-            if master is not parameter:
-                parameter.copy_(master)
+        if self.copies:
+            torch._foreach_copy_(*zip(*self.copies, strict=True))
 
     def zero_grad(self) -> None:
         for tensor in (*self.parameters, *self.masters):
@@ -95,9 +94,9 @@ def _move_gradient(parameter: torch.nn.Parameter, master: torch.nn.Parameter) ->
     parameter.grad = None
 
 
-def _adamw(eight_bit: bool):
+def _adamw(masters: list[torch.nn.Parameter], eight_bit: bool, **settings) -> torch.optim.Optimizer:
     if eight_bit:
         from bitsandbytes.optim import AdamW8bit
 
-        return AdamW8bit
-    return torch.optim.AdamW
+        return AdamW8bit(masters, **settings)
+    return torch.optim.AdamW(masters, fused=True, **settings)  # one pass over the memory, and none besides

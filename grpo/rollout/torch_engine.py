@@ -9,6 +9,7 @@ token from the cumulative distribution. A completion therefore does not depend o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -147,14 +148,39 @@ def _pick(policy: Policy, hidden: torch.Tensor, u: np.ndarray, sampling: Samplin
         logp = torch.log_softmax(logits, -1)
         tokens = logits.argmax(-1)
     else:
-        logp = torch.log_softmax(logits / sampling.temperature, -1)
+        logp = torch.log_softmax(logits.div_(sampling.temperature), -1)
         if sampling.top_p < 1:
             logp = _nucleus(logp, sampling.top_p)
-        # Inverse of the cumulative distribution, in float64: float32 sums over a large vocabulary lose the rare tokens.
-        cumulative = logp.double().exp().cumsum(-1)
-        target = torch.from_numpy(u).to(cumulative) * cumulative[:, -1]
-        tokens = torch.searchsorted(cumulative, target[:, None], right=True)[:, 0].clamp(max=logp.shape[-1] - 1)
+        tokens = _draw(logp, torch.from_numpy(u).to(logp.device))
     return tokens, logp.gather(-1, tokens[:, None])[:, 0]
+
+
+def _draw(logp: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+    """[B, V] log-probabilities, [B] numbers in [0, 1) -> [B] tokens: where the cumulative distribution passes u.
+
+    Searched in blocks of about sqrt(V) tokens, first the block and then the token in it, so that only their sums are
+    taken in float64: in float32, a cumulative sum over a large vocabulary loses the rare tokens.
+    """
+    rows, vocabulary = logp.shape
+    block = math.isqrt(vocabulary - 1) + 1
+    p = logp.new_zeros(rows, -(-vocabulary // block) * block)
+    torch.exp(logp, out=p[:, :vocabulary])
+    p = p.view(rows, -1, block)
+    sums = p.sum(-1).double()
+    chosen, rest = _search(sums, u[:, None] * sums.sum(-1, keepdim=True))
+    inside = p.gather(1, chosen[:, :, None].expand(-1, -1, block))[:, 0].double()
+    return (chosen * block + _search(inside, rest)[0])[:, 0]
+
+
+def _search(weights: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """[B, n], [B, 1] -> [B, 1] the first entry at which the running sum exceeds `target`, and what is left of it there.
+
+    Never an entry of weight 0, also where rounding brings the target to the end.
+    """
+    ends = weights.cumsum(-1)
+    target = torch.minimum(target, ends[:, -1:].nextafter(torch.zeros_like(target)))
+    index = torch.searchsorted(ends, target, right=True)
+    return index, (target - (ends - weights).gather(1, index)).clamp(min=0)
 
 
 def _nucleus(logp: torch.Tensor, top_p: float) -> torch.Tensor:
