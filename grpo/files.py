@@ -15,10 +15,14 @@ from grpo.errors import UserError
 def write(path: Path, text: str) -> None:
     """The whole text or nothing: written beside, flushed to the disk, renamed."""
     beside = path.with_name(f".{path.name}.partial")
-    with beside.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(text)
-        _to_disk(file)
-    os.replace(beside, path)
+    try:
+        with beside.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+            _to_disk(file)
+        os.replace(beside, path)
+    except OSError:
+        beside.unlink(missing_ok=True)  # half a file would keep a full disk full
+        raise
     sync_folder(path.parent)
 
 

@@ -239,6 +239,6 @@ def test_a_failed_write_leaves_the_old_page(tmp_path: Path) -> None:
 
 def test_one_run_named_twice_is_one_and_equal_names_are_told_apart(tmp_path: Path) -> None:
     first, second = write_run(tmp_path / "x" / "A", steps=1), write_run(tmp_path / "y" / "A", steps=1)
-    assert [run["name"] for run in Page(report(first, first / ".")).data["runs"]] == ["A"]
+    assert [run["name"] for run in Page(report(first, first / ".." / "A")).data["runs"]] == ["A"]
     assert main([str(first), str(second)]) == 0  # without --out: beside the first run
     assert [run["name"] for run in Page(tmp_path / "x" / "report.html").data["runs"]] == [str(first), str(second)]

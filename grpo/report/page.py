@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -23,6 +22,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from grpo import files
 from grpo.errors import UserError
 from grpo.report.charts import charts_for
 from grpo.report.read import Run
@@ -168,22 +168,12 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def write(page: str, path: Path) -> None:
-    """All or nothing: written beside `path`, then renamed over it.
+    """All or nothing.
 
     Raises:
         UserError: `path` is a folder, or cannot be written.
     """
     if path.is_dir():
         raise UserError(f"--out {path} is a folder; name a file, such as {path / 'report.html'}")
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("w", encoding="utf-8", newline="\n", errors="backslashreplace") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; choose another place by --out") from error
-    finally:
-        if beside.exists():
-            beside.unlink()
+    with files.writing(path.parent):
+        files.write(path, page)
