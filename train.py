@@ -13,10 +13,13 @@ from pathlib import Path
 import torch
 
 from grpo import experience, signals
+from grpo.check import check
 from grpo.config import Config, parse_args
 from grpo.errors import UserError
 from grpo.held_out import HeldOut
 from grpo.learner import Learner
+from grpo.plan import plan_run, timed
+from grpo.plan_text import compare
 from grpo.plot import plot_run
 from grpo.policy import load_policy
 from grpo.problems import draw, load_problems
@@ -30,8 +33,10 @@ from rewards import make_reward, self_test
 
 def train(config: Config, resumed: Path | None = None) -> Run:
     """Trains, in a new run folder or on from where the folder `resumed` stands."""
-    run = Run(config, resumed)
     device = choose_device(config)
+    plan = plan_run(config, device)  # stops here when it cannot fit
+    config = plan.config
+    run = Run(config, resumed)
     set_seed(config.seed)
     policy = load_policy(config, device)
     problems = load_problems(
@@ -56,7 +61,7 @@ def train(config: Config, resumed: Path | None = None) -> Run:
         steps=config.steps,
         save_bad_batch=run.save_bad_batch,
     )
-    engine = make_engine(config, device)
+    engine = make_engine(plan.engine_config, device)
     sampling, clock = Sampling(config.rollout.max_new_tokens, config.rollout.temperature), run.clock
 
     with run.recording(TrainingState(policy, learner, reward, problems)):
@@ -80,10 +85,12 @@ def train(config: Config, resumed: Path | None = None) -> Run:
             run.record(step, groups, texts, scores, advantages, learned)  # from here on the step cannot be lost
             with clock("sync"):
                 engine.sync(policy)
-            run.log(held_out.validation(engine, step))
+            plan = timed(plan, run.log(held_out.validation(engine, step)))
 
         run.finish(after=held_out.test(engine))
     plot_run(run.folder)
+    if device.type == "cuda":
+        print(compare(plan))
     return run
 
 
@@ -108,7 +115,10 @@ def main(argv: list[str]) -> int:
     try:
         with signals.interruptible():
             preset = default_preset()
-            config, resumed = settle(parse_args(argv, preset), preset)
+            command = parse_args(argv, preset)
+            config, resumed = settle(command, preset)
+            if command.check:
+                return check(config, choose_device(config))
             if resumed and is_finished(resumed, config):
                 print(f"{resumed} is finished: {config.steps} steps; a larger --steps goes on")
                 return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass, field, replace
 
-from grpo.config import Config
+from grpo.config import Config, changed
 from grpo.duration import EXPECTED_SHARE, step_seconds
 from grpo.hardware import Card
 from grpo.memory import (
@@ -24,6 +24,8 @@ USABLE = 0.93
 """Share of the memory to plan with; the rest is for fragmentation and for what a plan forgets."""
 LEAST_SEQUENCES = 4
 """A KV cache that holds fewer full-length sequences is no rollout engine."""
+CPU_KV = GIB
+"""vLLM's CPU build touches all of its KV cache at the start."""
 MEASURED = ("completion/tokens_mean", "memory/peak_gib")
 
 
@@ -76,11 +78,18 @@ class Plan:
         if not self.config.rollout.sleep or self.card.is_cpu:
             taken = max(taken, self.needs("learn"))
         every = running_sequences(self.config) * full_length(self.config) * self.shape.kv_bytes
-        return max(0.0, min(every, self.usable - taken))
+        return max(0.0, min(every, self.usable - taken, CPU_KV if self.card.is_cpu else every))
 
     @property
     def kv_gib(self) -> float:
         return self.kv_bytes / GIB
+
+    @property
+    def engine_config(self) -> Config:
+        """The settings with the size of vLLM's KV cache decided. A CPU's engine decides for itself."""
+        if self.engine == "torch" or self.card.is_cpu or self.config.rollout.kv_gib is not None:
+            return self.config
+        return changed(self.config, {"rollout.kv_gib": round(self.kv_gib, 2)})
 
     @property
     def kv_sequences(self) -> int:
@@ -124,7 +133,8 @@ class Plan:
         planned = step_seconds(self.config, self.shape, self.card, self.engine, self.kv_bytes, tokens)
         if completion_tokens is not None or not self.measured:
             return planned
-        return {name.removeprefix("time/"): value for name, value in self.measured.items() if name.startswith("time/")}
+        phases = {name: value for name, value in self.measured.items() if name.startswith("time/")}
+        return {name.removeprefix("time/"): value for name, value in phases.items() if name != "time/step"}
 
     @property
     def step_seconds(self) -> float:

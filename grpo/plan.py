@@ -12,12 +12,14 @@ from itertools import combinations
 
 import torch
 
-from grpo.config import Config, changed, flat, parse_args, typed
+from grpo import traps
+from grpo.config import Config, changed, flat, parse_args, short, typed
 from grpo.errors import UserError
 from grpo.forecast import Plan, make_plan
 from grpo.hardware import Card, card_named, this_card
 from grpo.memory import GIB, full_length, shape_of
-from grpo.plan_text import describe
+from grpo.plan_text import describe, length, shares, summary
+from grpo.show import say
 
 
 def resolve_quant(config: Config, card: Card) -> tuple[Config, str | None]:
@@ -29,9 +31,11 @@ def resolve_quant(config: Config, card: Card) -> tuple[Config, str | None]:
     need = max(plan.needs("learn"), plan.needs("rollout")) / GIB
     of = f"{need:.1f} of {plan.usable / GIB:.1f} GiB on {card.name}"
     if plan.fits:
-        return plain, f"quant auto: the base stays in bfloat16, which fits ({of} without the KV cache)"
-    return changed(config, {"policy.quant": "nf4"}), f"quant auto: the base in NF4, because bfloat16 needs {of}"
+        return plain, f"quant auto: the base is not quantised, which fits ({of} without the KV cache)"
+    return changed(config, {"policy.quant": "nf4"}), f"quant auto: the base in NF4, because without it needs {of}"
 
+
+TIMED_STEPS = 3
 
 # What may be changed to make a run fit, the mildest first: memory and speed, then precision, then the training itself.
 REMEDIES: tuple[dict[str, object], ...] = (
@@ -98,6 +102,32 @@ def check_fits(plan: Plan) -> None:
     ways = [" ".join(f"--{key} {typed(value)}" for key, value in options.items()) for options in remedies(plan)]
     advice = "It fits with: " + "; or ".join(ways) if ways else "Use a smaller --model, or a larger card"
     raise UserError(f"does not fit {plan.card.name}: {problem}, and {used}. {advice}")
+
+
+def plan_run(config: Config, device: torch.device) -> Plan:
+    """The plan of a run that is about to start, printed. Raises UserError with all that would make the run fail.
+
+    `plan.config` are the settings to run with: what was left to the plan (policy.quant auto) is decided in them.
+    """
+    card = this_card(device)
+    config, note = resolve_quant(config, card)
+    plan = make_plan(config, card)
+    if wrong := traps.problems(plan):
+        raise UserError("; and ".join(wrong))
+    print(summary(plan) if config.quiet else f"{short(config)}\n{describe(plan)}", flush=True)
+    check_fits(plan)
+    for line in filter(None, [note, *traps.warnings(plan)]):
+        say(line)
+    return plan
+
+
+def timed(plan: Plan, row: dict[str, float]) -> Plan:
+    """The plan with the times of a step, and once they mean something, a line that says what they come to."""
+    plan = plan.updated(row)
+    if plan.steps_measured == TIMED_STEPS and row["step"] < plan.config.steps:
+        left = plan.step_seconds * (plan.config.steps - row["step"])
+        say(f"measured: {length(plan.step_seconds)} a step ({shares(plan)}), {length(left)} to go")
+    return plan
 
 
 def main(argv: Sequence[str]) -> int:

@@ -15,10 +15,10 @@ COMPARED = ("time/step", "time/rollout", "time/learn", "time/sync", "completion/
 
 def describe(plan: Plan) -> str:
     config, shape = plan.config, plan.shape
-    trained = f"LoRA rank {config.policy.lora_rank}, {shape.adapter(config.policy.lora_rank) / 1e6:.1f} M trained"
+    trained = f"LoRA rank {config.policy.lora_rank}, {_millions(shape.adapter(config.policy.lora_rank))} trained"
     how = trained if config.policy.lora_rank else "all weights trained"
     lines = [
-        f"plan for {config.model} ({shape.parameters / 1e9:.3f} B parameters, {how}"
+        f"plan: {config.model} ({_millions(shape.parameters)} parameters, {how}"
         f"{', NF4 base' if config.policy.quant == 'nf4' else ''}) on {plan.card.name}, {_gib(plan.card.memory)} GiB"
         f"{' free' if plan.card.here else ''}",
         *_memory(plan),
@@ -60,6 +60,12 @@ def length(seconds: float) -> str:
     return f"{seconds:.1f} s"
 
 
+def shares(plan: Plan) -> str:
+    """Each phase's share of a step."""
+    seconds = plan.seconds()
+    return ", ".join(f"{phase} {value / sum(seconds.values()):.0%}" for phase, value in seconds.items())
+
+
 def _memory(plan: Plan) -> list[str]:
     phases, totals = plan.phases(), plan.totals()
     if plan.engine == "vllm":
@@ -84,17 +90,16 @@ def _memory(plan: Plan) -> list[str]:
 def _time(plan: Plan) -> list[str]:
     config, seconds = plan.config, plan.seconds()
     step = sum(seconds.values())
-    shares = ", ".join(f"{phase} {value / step:.0%}" for phase, value in seconds.items())
     full = sum(plan.seconds(config.rollout.max_new_tokens).values())
     expected = round(EXPECTED_SHARE * config.rollout.max_new_tokens)
     source = "a guess" if plan.card.is_cpu else "from data sheets"
     lines = [
-        f"time, {source} until steps have been timed: {length(step)} a step ({shares}), "
+        f"time, {source} until steps have been timed: {length(step)} a step ({shares(plan)}), "
         f"{length(step * config.steps)} for {config.steps} steps, with {expected} tokens a completion; "
         f"{length(full)} a step if all run to {config.rollout.max_new_tokens}. Evaluation and rewards come on top"
     ]
     if step * config.steps > HOUR:
-        lines.append(f"an hour is {int(HOUR / step)} of these steps; {hour_schedule(plan)}")
+        lines.append(f"an hour holds {int(HOUR / step)} of these steps; {hour_schedule(plan)}")
     return lines
 
 
@@ -110,8 +115,14 @@ def hour_schedule(plan: Plan) -> str:
         if steps >= STEPS_WORTH_RUNNING or fewer < 1 or fewer % config.learner.updates_per_rollout:
             break
         problems = fewer
+    if steps == 0:
+        return "not even one of a single problem"
     return f"a schedule that fits one: --rollout.problems {problems} --rollout.group {group} --steps {max(1, steps)}"
 
 
 def _gib(value: float, digits: int = 1) -> str:
     return f"{value / GIB:.{digits}f}"
+
+
+def _millions(count: float) -> str:
+    return f"{count / 1e9:.3f} B" if count >= 1e9 else f"{count / 1e6:.3g} M"

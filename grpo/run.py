@@ -123,8 +123,8 @@ class Run:
             say(warning)
         signals.release()
 
-    def log(self, evaluation: dict[str, float]) -> None:
-        """The row of the last step goes to metrics.jsonl and the terminal; a checkpoint is written if one is due."""
+    def log(self, evaluation: dict[str, float]) -> dict[str, float]:
+        """The last step's row, sent to metrics.jsonl and the terminal; a checkpoint is written if one is due."""
         row, step = self._finished_row() | evaluation, self.step
         with files.writing(self.folder):
             files.append(self.folder / "metrics.jsonl", json.dumps(row) + "\n")
@@ -140,6 +140,7 @@ class Run:
         due = self.config.checkpoint.every and step % self.config.checkpoint.every == 0
         if step and (due or step == self.config.steps):
             self.save()
+        return row
 
     def _finished_row(self) -> dict[str, float]:
         row = dict(self.state.row)
