@@ -20,12 +20,13 @@ def make_reward(
     workers: int = 1,
     timeout_s: float = 2.0,
     memory_limit_mb: int = 1024,
+    model: str | None = None,
     **options: Any,
 ) -> Reward:
     """The reward of that name, or a user's own as `package.module:function`.
 
-    `weights` (alpha, beta, gamma) are multi_signal's; `seed` is random's; `options` are hybrid's. ValueError for an
-    unknown name or option.
+    `weights` (alpha, beta, gamma) are multi_signal's, `seed` is random's, `model` and the other `options` are hybrid's.
+    ValueError for an unknown name or option.
     """
     limits = {"workers": workers, "timeout_s": timeout_s, "memory_limit_mb": memory_limit_mb}
     if options and name != "hybrid":
@@ -37,9 +38,9 @@ def make_reward(
     if name == "random":
         return RandomReward(seed, **limits)
     if name == "hybrid":
-        from rewards.hybrid import HybridReward  # torch and transformers, only when asked for
+        from rewards.hybrid import DEFAULT_MODEL, HybridReward  # torch and transformers, only when asked for
 
-        return HybridReward(**limits, **options)
+        return HybridReward(model or DEFAULT_MODEL, **limits, **options)
     if ":" in name:
         return FunctionReward(name)
     raise ValueError(f"unknown reward {name!r}: one of {', '.join(NAMES)}, or package.module:function")

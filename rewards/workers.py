@@ -49,10 +49,10 @@ class WorkerPool:
     """`workers` processes behind one lock. Started by the first `run`, started again after a fork of this process."""
 
     def __init__(self, workers: int = 1, timeout_s: float = 2.0, memory_limit_mb: int = 1024) -> None:
-        if workers < 1 or timeout_s <= 0 or memory_limit_mb < 256:
+        if workers < 1 or timeout_s <= 0 or memory_limit_mb < 96:
             raise ValueError(
                 f"workers={workers}, timeout_s={timeout_s}, memory_limit_mb={memory_limit_mb}: "
-                "need workers >= 1, timeout_s > 0 and memory_limit_mb >= 256 (sympy alone takes about 150)"
+                "need workers >= 1, timeout_s > 0 and memory_limit_mb >= 96 (sympy alone takes about 70)"
             )
         self.size, self.timeout_s, self.memory_limit_mb = workers, timeout_s, memory_limit_mb
         self._lock = threading.Lock()

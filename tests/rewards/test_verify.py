@@ -118,6 +118,12 @@ def test_surds_need_a_proof(a, b, root):
     assert not verify(rf"{rational + 1} + ({2 * a * b})\sqrt{{{root}}}", square)
 
 
+def test_what_evaluation_cannot_refute_still_needs_a_proof():
+    """sin(e) - e is -e^3 / 6, 3800 digits below e = 10^-1900, and the polynomial is 0 wherever `is_zero` looks."""
+    assert not verify(r"\sin(10^{-1900})", "10^{-1900}")
+    assert not verify(r"x + (x-\frac{5}{7})(x+\frac{19}{11})", "x")
+
+
 @given(st.lists(st.integers(-99, 99), min_size=2, max_size=5, unique=True), st.randoms(use_true_random=False))
 def test_order_matters_in_tuples_and_not_in_lists(items, rng):
     turned = rng.sample(items, len(items))

@@ -108,11 +108,15 @@ def test_a_hang_costs_one_answer():
 
 
 def test_memory_is_limited_and_the_worker_replaced():
-    """2^24 terms of an expanded power do not fit into 256 MiB."""
-    pool = WorkerPool(workers=1, timeout_s=60, memory_limit_mb=256)
-    answer = "(a+b+c+d+f+g+h+k+m+n)^{90}"
-    assert pool.run([(answer, answer.replace("a", "2a/2") + "+0"), HARD])[1] == "correct"
-    assert psutil.Process(pool.pids[0]).memory_info().rss < 256 * 2**20
+    """Both sides agree wherever they are tried, so a proof is attempted: an expansion into 10^12 terms."""
+    pool = WorkerPool(workers=1, timeout_s=60, memory_limit_mb=96)
+    pool.run([HARD])
+    before = pool.pids
+    started = time.monotonic()
+    terms = ("(a+b+c+d+f+g+h+k+m+n)^{90}", "(-a-b-c-d-f-g-h-k-m-n)^{90}")
+    assert pool.run([terms, HARD]) == ["timeout", "correct"]
+    assert time.monotonic() - started < 60, "memory ran out before time did"
+    assert pool.pids != before
     pool.close()
 
 
