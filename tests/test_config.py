@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from grpo.config import PRESETS, build, changed, fields, flat, nearest, parse, parse_args, parser, short, typed
+from grpo.errors import UserError
+from grpo.settings import Config
+
+PRESET_NAMES = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def config(*argv: str) -> Config:
+    return parse_args(argv, "cpu").config
+
+
+def error(*argv: str) -> str:
+    with pytest.raises(UserError) as raised:
+        parse_args(argv, "cpu")
+    message = str(raised.value)
+    assert "\n" not in message
+    return message
+
+
+# ---- the command line
+
+
+def test_later_layers_win():
+    """default 1e-6, configs/cpu.yaml 1e-4, command line 2e-4"""
+    assert Config().learner.lr == 1e-6
+    assert config().learner.lr == 1e-4
+    assert config("--learner.lr", "2e-4").learner.lr == 2e-4
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("--learner.token_budget", "77"),
+        ("--learner.token_budget=77",),
+        ("--learner.token-budget", "77"),
+        ("--learner.token-budget=77",),
+    ],
+)
+def test_every_way_to_write_an_option(argv):
+    assert config(*argv).learner.token_budget == 77
+
+
+def test_dashes_in_values_stay():
+    assert config("--data-dir", "a-b_c").data_dir == "a-b_c"
+    assert config("--data_dir=a-b_c").data_dir == "a-b_c"
+    assert config("--eval-every", "3").eval.every == config("--eval.every", "3").eval.every == 3
+
+
+@pytest.mark.parametrize(
+    ("argv", "quiet"),
+    [((), False), (("--quiet",), True), (("--quiet", "--seed", "1"), True), (("--quiet", "false"), False)],
+)
+def test_flags_need_no_value(argv, quiet):
+    assert config(*argv).quiet is quiet
+
+
+def test_none_only_where_none_is_a_value():
+    assert config("--eval.limit", "none").eval.limit is None
+    assert config("--model", "none").model == "none"
+    assert "steps is 'none'" in error("--steps", "none")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("--quiett",), "unknown option --quiett; did you mean --quiet?"),
+        (("--learner.lrr", "3"), "unknown option --learner.lrr; did you mean --learner.lr?"),
+        (("--rollout.temprature=1",), "unknown option --rollout.temprature; did you mean --rollout.temperature?"),
+        (("stray",), "unknown option stray"),
+        (("--steps",), "argument --steps: expected one argument"),
+        (("--preset", "h10"), "unknown preset 'h10'; there are cpu, h100, l4; did you mean h100?"),
+        (
+            ("--policy.quant", "nf5"),
+            "policy.quant is 'nf5': input should be 'none', 'nf4' or 'auto'; did you mean nf4?",
+        ),
+        (("--learner.advantage", "nostd"), "did you mean no_std?"),
+        (("--policy.dtype", "float16"), "did you mean bfloat16?"),
+        (("--steps", "0"), "steps is '0': input should be greater than or equal to 1"),
+        (("--steps", "ten"), "steps is 'ten': input should be a valid integer"),
+        (("--seed", "1.5"), "seed is '1.5': input should be a valid integer"),
+        (("--learner.lr", "nan"), "learner.lr is 'nan': input should be a finite number"),
+        (("--rollout.group", "1"), "rollout.group is '1': input should be greater than or equal to 2"),
+        (("--learner.clip_low", "1"), "learner.clip_low is '1': input should be less than 1"),
+        (("--quiet", "maybe"), "quiet is 'maybe': input should be a valid boolean"),
+        (("--name", "a/b"), "name is 'a/b'"),
+    ],
+)
+def test_bad_input_is_one_line_that_says_what_would_be_good(argv, message):
+    assert message in error(*argv)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("--rollout.top_p", "0.9"), ("rollout.top_p is 0.9", "temperature")),
+        (("--rollout.top_k", "50"), ("rollout.top_k 50", "leave them at 1 and 0")),
+        (("--learner.updates_per_rollout", "3"), ("rollout.problems 16", "updates_per_rollout 3", "change one")),
+        (("--policy.quant", "nf4"), ("policy.quant is nf4", "policy.lora_rank 64")),
+        (("--learner.kl_coef", "0.1"), ("skip_zero_spread", "kl_coef 0.1")),
+        (("--learner.entropy_coef", "0.1"), ("skip_zero_spread", "entropy_coef 0.1")),
+        (("--eval.data", "none"), ("eval.every is 4", "eval.data")),
+    ],
+)
+def test_settings_that_exclude_each_other(argv, words):
+    message = error(*argv)
+    assert all(word in message for word in words), message
+
+
+def test_the_h100_preset_cannot_be_loaded_in_4_bits():
+    assert "4-bit weights have no gradient" in error("--preset", "h100", "--policy.quant", "nf4")
+    assert "4-bit weights have no gradient" in error("--preset", "h100", "--quant", "auto")
+
+
+# ---- every field
+
+
+@pytest.mark.parametrize("name", fields())
+def test_every_field_is_documented_and_an_option(name):
+    description = fields()[name].description
+    assert description, f"{name} has no docstring"
+    assert description[-1] in ".)", f"{name}: {description}"
+    text = re.sub(r"\s+", "", parser().format_help())
+    assert f"--{name}" in text
+    assert name == "preset" or re.sub(r"\s+", "", description) in text
+
+
+def other_value(name: str, value):
+    """A legal value that is not this one."""
+    if name == "preset":
+        return "l4"
+    choices = {
+        "policy.dtype": "float32",
+        "policy.attention": "sdpa",
+        "rollout.engine": "torch",
+        "learner.schedule": "linear",
+        "learner.optimizer": "adamw_8bit",
+        "learner.advantage": "no_std",
+        "learner.aggregation": "sequence",
+        "learner.truncated": "mask",
+        "device": "cpu",
+    }
+    if name in choices:
+        return choices[name]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 2
+    if isinstance(value, float):
+        return value / 2 + 0.1
+    return "3.0" if name == "rollout.kv_gib" else "3" if value is None else f"{value}x"
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in fields() if name not in ("rollout.top_p", "rollout.top_k", "preset")]
+)
+def test_every_field_can_be_set_from_the_command_line_and_survives_yaml(name):
+    other = {"policy.quant": "nf4", "eval.every": 2}.get(name, other_value(name, flat(Config())[name]))
+    needs = {
+        "policy.quant": {"policy.lora_rank": "4"},
+        "eval.every": {"eval.data": "x"},
+        "learner.skip_zero_spread": {"learner.kl_coef": "0", "learner.entropy_coef": "0"},
+    }.get(name, {})
+    if name == "learner.updates_per_rollout":
+        other = 2
+    options = [word for key, value in ({name: typed(other)} | needs).items() for word in (f"--{key}", value)]
+    changed_ = parse_args(["--preset", "h100", *options], "cpu").config
+    assert typed(flat(changed_)[name]) == typed(other)
+    assert parse(yaml.safe_load(yaml.safe_dump(changed_.model_dump()))) == changed_
+
+
+@pytest.mark.parametrize("preset", PRESET_NAMES)
+def test_a_resolved_config_round_trips_through_yaml(preset):
+    whole = build(preset, {})
+    assert parse(yaml.safe_load(yaml.safe_dump(whole.model_dump(), sort_keys=False))) == whole
+    assert changed(whole, {}) == whole
+
+
+@given(st.text(st.characters(exclude_categories=["C", "Z"]), max_size=20))
+def test_no_text_breaks_the_parser(text):
+    """Whatever is typed gives settings, or one line, or the help text. (main spells control characters out.)"""
+    try:
+        parse_args(["--model", text, f"--{text}", "1"], "cpu")
+        message = ""
+    except UserError as problem:
+        message = str(problem)
+    except SystemExit:
+        message = "" if text in ("h", "help") else "\n"
+    assert "\n" not in message
+
+
+# ---- the short form
+
+
+def test_short_names_only_what_differs_from_the_preset():
+    assert short(config()) == "--preset cpu"
+    assert short(config("--learner.lr", "2e-4", "--quiet")) == "--preset cpu --quiet true --learner.lr 0.0002"
+    assert short(config("--eval.limit", "none", "--learner.lr", "1e-4")) == "--preset cpu"
+    assert short(Config()) == "--preset none"
+
+
+def test_short_can_be_typed_again():
+    first = config("--preset", "l4", "--rollout.group", "4", "--eval.limit", "3", "--wandb", "--learner.lr", "3e-05")
+    assert parse_args(short(first).split(), "cpu").config == first
+
+
+# ---- the reward's weights
+
+
+def test_reward_weights_from_the_environment_are_part_of_the_resolved_config(monkeypatch):
+    monkeypatch.setenv("REWARD_WEIGHTS", "2,0.25,0")
+    reward = config().reward
+    assert (reward.alpha, reward.beta, reward.gamma) == (2.0, 0.25, 0.0)
+    assert config("--reward.beta", "0.125").reward.beta == 0.125  # what is typed now wins over what was exported
+    monkeypatch.setenv("REWARD_WEIGHTS", "1,2")
+    assert "REWARD_WEIGHTS='1,2'" in error()
+
+
+def test_nearest_says_nothing_when_nothing_is_near():
+    assert nearest("zzzz", ["learner.lr", "steps"]) == ""
