@@ -69,8 +69,9 @@ def evaluate(args: argparse.Namespace) -> None:
             print(text)
     if args.run:
         print(eval_report.last_and_best(lines))
-        path = Path(args.out) / f"{Path(args.run).resolve().name}--{Path(args.bench).stem}.png"
-        print(f"plot  {eval_report.plot(lines, path)}")
+        run = Path(args.run).resolve().name
+        path = Path(args.out) / f"{run}--{Path(args.bench).stem}.png"
+        print(f"plot  {eval_report.plot(lines, run, path)}")
 
 
 def list_benchmarks() -> None:

@@ -32,7 +32,8 @@ def table(lines: Sequence[Line]) -> str:
     body = [_cells(line) for line in lines]
     widths = [max(len(row[i]) for row in (header, *body)) for i in range(len(header))]
     text = "\n".join(
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in (header, *body)
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (header, *body)
     )
     notes = [
         "strict: last complete box. flexible: the paper's rule (without a box what follows 'answer is', else the last "
@@ -114,7 +115,7 @@ def last_and_best(lines: Sequence[Line]) -> str:
     )
 
 
-def plot(lines: Sequence[Line], path: Path) -> Path:
+def plot(lines: Sequence[Line], title: str, path: Path) -> Path:
     """Accuracy over steps with 95% intervals, one panel a benchmark, both columns."""
     import matplotlib
 
@@ -133,6 +134,7 @@ def plot(lines: Sequence[Line], path: Path) -> Path:
         panel.set(title=bench + ("*" if points[0].limited else ""), xlabel="step", ylabel="accuracy, %", ylim=(0, 100))
         panel.grid(alpha=0.3)
         panel.legend()
+    figure.suptitle(f"{title}, 95% bootstrap intervals over problems", fontsize="medium")
     figure.savefig(path, dpi=120)
     plt.close(figure)
     return path
