@@ -78,8 +78,8 @@ def metrics(rng: random.Random, step: int, steps: int) -> dict[str, float]:
         "loss/total": rng.gauss(0, 0.01), "loss/policy": rng.gauss(0, 0.01), "policy/kl": about(0.02 * done),
         "policy/entropy": about(1.2 - done), "policy/clip_fraction_low": 0.0, "policy/clip_fraction_high": 0.0,
         "policy/ratio_max": 1.0, "policy/grad_norm": about(1.0 - 0.8 * done), "policy/lr": 1e-4,
-        "gap/mean": about(4e-7),
-        "gap/max": about(3e-6), "time/rollout": about(1.5), "time/reward": about(0.1), "time/learn": about(1.0),
+        "learner/skipped_steps": 0, "gap/mean": about(4e-7), "gap/max": about(3e-6), "time/rollout": about(1.5),
+        "time/reward": about(0.1), "time/learn": about(1.0),
         "time/sync": about(0.02), "time/eval": 0.0, "time/other": about(0.05), "time/step": 2.7,
         "speed/tokens_per_second": about(1800), "speed/mfu": about(0.2), "memory/peak_gib": about(0.9),
     }  # fmt: skip

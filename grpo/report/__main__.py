@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--completions",
         type=int,
-        default=1000,
+        default=1024,
         metavar="N",
         help="completions kept of each run, newest step first (%(default)s)",
     )

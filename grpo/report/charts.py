@@ -6,7 +6,7 @@ A metric that no chart names still gets one, under "Everything else": nothing th
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -179,6 +179,9 @@ AFTER_SIGNALS = (
         "Only spikes and NaN matter here.",
         (("loss/total", "total"), ("loss/policy", "policy")),
     ),
+    Chart(
+        OPTIMISER, "Skipped updates", "Not finite, so not made. Healthy: 0.", (("learner/skipped_steps", "skipped"),)
+    ),
     Chart(OPTIMISER, "Learning rate", "As scheduled.", (("policy/lr", "rate"),)),
     Chart(
         COST,
@@ -246,7 +249,5 @@ def charts_for(metrics: Collection[str]) -> list[Chart]:
         series = tuple((metric, label) for metric, label in chart.series if metric in metrics)
         if series:
             kind = "lines" if chart.kind == "band" and len(series) < 2 else chart.kind
-            drawn.append(
-                Chart(chart.section, chart.title, chart.caption, series, kind, chart.unit, chart.log, chart.markers)
-            )
+            drawn.append(replace(chart, series=series, kind=kind))
     return sorted(drawn, key=lambda chart: SECTIONS.index(chart.section))

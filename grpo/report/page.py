@@ -72,7 +72,7 @@ def overview(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     rows = [
         ("State", [state(run) for run in runs]),
         ("Last step written", [last_written(run) for run in runs]),
-        ("Training time", [duration(run) for run in runs]),
+        ("Time, evaluations included", [duration(run) for run in runs]),
         (f"Reward, first step → mean of last {RECENT}", [first_to_now(run, "reward/mean") for run in runs]),
         (
             "Held-out sampled accuracy, first → best → last",
