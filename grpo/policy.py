@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import importlib.util
 from collections.abc import Iterator
@@ -237,18 +236,6 @@ def _merged(layer) -> torch.Tensor:
 
         base = dequantize_4bit(base.data, base.quant_state)
     return base.float() + layer.get_delta_weight("default").float()
-
-
-@contextlib.contextmanager
-def _plain_attention(network: PreTrainedModel) -> Iterator[None]:
-    """While saving: the name of our attention function means nothing to whoever loads the model."""
-    chosen = network.config.__dict__.pop("packed_kernel")
-    network.set_attn_implementation("sdpa")
-    try:
-        yield
-    finally:
-        network.set_attn_implementation(attention.NAME)
-        network.config.packed_kernel = chosen
 
 
 def _first_line(error: Exception) -> str:

@@ -242,7 +242,7 @@ def test_a_saved_model_loads_anywhere(folder: Path, tmp_path: Path):
     move(policy)
     policy.save(tmp_path)
     text = (tmp_path / "config.json").read_text()
-    assert attention.NAME not in text, "the name of our attention function means nothing to whoever loads the model"
+    assert attention.NAME not in text, "our attention function means nothing to whoever loads the model"
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     ids = torch.tensor([[3, 5, 7, 9]])
     assert torch.equal(loaded(ids).logits, AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits)
