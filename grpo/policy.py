@@ -110,8 +110,11 @@ class Policy:
         """Hugging Face layout: a model or a PEFT adapter, with tokenizer and generation config."""
         # PEFT would ask the hub whether the vocabulary has grown; no embedding is ever trained here.
         peft = {"save_embedding_layers": False} if self.lora else {}
-        with _plain_attention(self.network):
+        chosen = self.network.config.__dict__.pop("packed_kernel")  # means nothing to whoever loads the model
+        try:
             self.model.save_pretrained(folder, **peft)
+        finally:
+            self.network.config.packed_kernel = chosen
         self.network.generation_config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
