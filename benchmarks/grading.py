@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import resource
 import sys
 import time
 from contextlib import closing
@@ -69,6 +70,9 @@ def measure(args: argparse.Namespace) -> None:
                 elif unreadable(answer):
                     exceptions.append(f"{name} row {row}: unreadable, only the same text is right: {answer}")
             exceptions += [f"{name}: {a} counts as {b}" for a, b in equal if a != b]
+    mine, workers = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    print(f"CPU seconds, imports included: {mine.ru_utime + mine.ru_stime:.1f} here, ", end="")
+    print(f"{workers.ru_utime + workers.ru_stime:.1f} in the workers")
     print("\n".join(["exceptions:", *exceptions] if exceptions else ["no exceptions"]))
 
 

@@ -233,7 +233,7 @@ BAD = {
     "no model": (["--bench", "aime24", "--model", "./nowhere"], "there is no such folder"),
     "no tokenizer": (["--bench", "arithmetic", "--model", "NO_TOKENIZER"], "tokenizer"),
     "context": (
-        ["--bench", "arithmetic", "--model", "TINY", "--max-new-tokens", "5000"],
+        ["--bench", "arithmetic", "--model", "TINY", "--max-new-tokens", "5000", "--limit", "1"],
         "context of 4096; use --max-new",
     ),
     "copies": (
