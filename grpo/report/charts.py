@@ -151,7 +151,7 @@ AFTER_SIGNALS = (
     Chart(
         OPTIMISER,
         "Largest ratio",
-        "The largest new / old probability ratio of any token. 1 with one update per rollout.",
+        "New / old probability; 1 with one update a rollout.",
         (("policy/ratio_max", "ratio"),),
     ),
     Chart(
