@@ -144,16 +144,11 @@ AFTER_SIGNALS = (
     Chart(
         OPTIMISER,
         "Clip fraction",
-        "Share of tokens whose gradient the clip removed. Exactly 0 with one update per rollout, where the ratio is 1; "
+        "Share of tokens whose gradient the clip removed. 0 with one update per rollout, where every ratio is 1; "
         "a few per cent with several. Above 0.2 the updates are too large.",
         (("policy/clip_fraction_low", "below 1 - clip"), ("policy/clip_fraction_high", "above 1 + clip")),
     ),
-    Chart(
-        OPTIMISER,
-        "Largest ratio",
-        "New / old probability; 1 with one update a rollout.",
-        (("policy/ratio_max", "ratio"),),
-    ),
+    Chart(OPTIMISER, "Largest ratio", "New / old probability of a token.", (("policy/ratio_max", "ratio"),)),
     Chart(
         OPTIMISER,
         "Gradient norm",
