@@ -37,8 +37,8 @@ def soak(out: Path, kills: int, steps: int, seed: int, settings: dict) -> str:
     further = sum(a != b for a, b in zip([0, *reached], reached, strict=False))
     return (
         f"{kills} kills over {steps} steps ({further} lives got further, the last kill after step {reached[-1]}), "
-        f"{time.monotonic() - begun:.0f} s: figures, completions, weights, moments and random states equal those of the "
-        "undisturbed run"
+        f"{time.monotonic() - begun:.0f} s: figures, completions, weights, moments and random states equal those of "
+        "the undisturbed run"
     )
 
 
