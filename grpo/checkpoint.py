@@ -22,6 +22,8 @@ from grpo.show import say
 
 MANIFEST = "manifest.json"
 UNFINISHED = ".unfinished_"
+TORCH_WRITER = "inline_container"
+"""Names the part of torch that writes the file in the RuntimeError it raises when the disk refuses."""
 GIB = 2**30
 
 
@@ -55,7 +57,7 @@ class Checkpoints:
             _seal(unfinished)
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(unfinished, ignore_errors=True)
-            if isinstance(error, RuntimeError) and _free(self.folder) >= needed:  # not the disk's fault
+            if isinstance(error, RuntimeError) and TORCH_WRITER not in str(error):  # not the disk's fault
                 raise
             raise UserError(f"{self._not_saved(step)}: {str(error).splitlines()[0]}") from error
         with files.writing(self.folder):
