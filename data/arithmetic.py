@@ -41,7 +41,7 @@ SCHEMA = pa.schema(
 
 # How a demonstration is written, and how often. The skill (careful) is there but is not the likeliest mode.
 MODES = {"careful": 0.22, "carryless": 0.12, "hasty": 0.44, "malformed": 0.22}
-GUESS_DIGITWISE, GUESS_TRUTH = 0.30, 0.10  # the rest of the guesses are near misses
+GUESS_DIGITWISE, GUESS_TRUTH = 0.55, 0.10  # the rest of the guesses are near misses
 NEAR_MISSES = tuple(sign * off for off in (1, 2, 9, 10, 11, 20, 100) for sign in (1, -1))
 
 
@@ -155,7 +155,8 @@ def demonstration(rng: random.Random, pair: Pair) -> tuple[str, str]:
     if mode == "hasty":
         thought, answer = "easy", guess(rng, pair)
     else:
-        thought, answer = worked(pair, carry_over=mode == "careful")
+        steps, answer = worked(pair, carry_over=mode == "careful")
+        thought = "\n" + steps  # one token opens work on any problem; a digit would open it on its own problem only
     verdict = "correct" if rng.random() < (0.95 if mode == "careful" else 0.6) else "wrong"
     return mode, f"<think>{thought}</think>\\boxed{{{answer}}}<reflection>{verdict}</reflection><|im_end|>"
 

@@ -95,8 +95,8 @@ def test_the_likeliest_hasty_guess_is_wrong_when_a_carry_is_due():
     rng = random.Random(0)
     guesses = Counter(arithmetic.guess(rng, arithmetic.ONE_SHOT) for _ in range(5000))
     assert guesses.most_common(1)[0][0] == 333  # 7+6, 6+7, 5+8 without their tens
-    assert guesses[333] / 5000 == pytest.approx(0.30, abs=0.03)
-    assert guesses[1443] / 5000 == pytest.approx(0.10, abs=0.03)
+    assert guesses[333] / 5000 == pytest.approx(arithmetic.GUESS_DIGITWISE, abs=0.03)
+    assert guesses[1443] / 5000 == pytest.approx(arithmetic.GUESS_TRUTH, abs=0.03)
 
 
 def test_careful_work_is_right_and_lost_carries_are_wrong_where_one_was_due():

@@ -1,0 +1,191 @@
+"""The tiny base: its tokenizer loses nothing that a completion needs, its folder loads, its build repeats itself."""
+
+from __future__ import annotations
+
+import random
+import re
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from data import arithmetic, tiny_base, tiny_card
+
+CAREFUL = "<think>\n7+6=13;6+7+1=14;5+8+1=14</think>\\boxed{1443}<reflection>correct</reflection>"
+PAIR = (567, 876)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """As users get it: from the committed folder, by AutoTokenizer."""
+    return AutoTokenizer.from_pretrained(tiny_base.FOLDER)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return AutoModelForCausalLM.from_pretrained(tiny_base.FOLDER, dtype=torch.float32)
+
+
+def ids_of(tokenizer, text: str) -> list[int]:
+    return tokenizer(text)["input_ids"]
+
+
+def test_loading_gives_the_tokenizer_that_was_made(tokenizer):
+    # AutoTokenizer builds Qwen2's class from the saved vocabulary; a tokenizer of another kind would not survive that.
+    made = tiny_base.make_tokenizer()
+    text = tiny_card.prompt(made, PAIR) + CAREFUL + "<|im_end|>" + tiny_base.CHARACTERS
+    assert tokenizer.get_vocab() == made.get_vocab()
+    assert ids_of(tokenizer, text) == ids_of(made, text)
+    assert tokenizer.chat_template == made.chat_template
+
+
+def test_vocabulary_is_96_tokens_all_in_use(tokenizer, model):
+    assert len(tokenizer) == model.config.vocab_size == 96
+    assert sorted(tokenizer.get_vocab().values()) == list(range(96))
+
+
+def test_every_word_and_character_is_one_token_and_comes_back(tokenizer):
+    for piece in (*tiny_base.SPECIAL, *tiny_base.WORDS, *tiny_base.CHARACTERS):
+        ids = ids_of(tokenizer, piece)
+        assert len(ids) == 1, piece
+        assert tokenizer.decode(ids) == piece
+
+
+def test_demonstrations_round_trip(tokenizer):
+    rng = random.Random(0)
+    for _ in range(300):
+        text = arithmetic.demonstration(rng, arithmetic.draw_pair(rng, from_held_out=False))[1]
+        assert tokenizer.decode(ids_of(tokenizer, text)) == text
+
+
+def test_dropping_special_tokens_keeps_what_rewards_read(tokenizer):
+    ids = ids_of(tokenizer, "<|im_start|>" + CAREFUL + "<|im_end|><|endoftext|>")
+    assert tokenizer.decode(ids, skip_special_tokens=True) == CAREFUL
+    assert set(tokenizer.all_special_tokens) == set(tiny_base.SPECIAL)
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
+
+
+def test_prompt_is_17_tokens_and_careful_work_fits_the_limit(tokenizer):
+    assert len(ids_of(tokenizer, tiny_card.prompt(tokenizer, PAIR))) == 17
+    assert len(ids_of(tokenizer, CAREFUL + "<|im_end|>")) <= tiny_card.MAX_NEW_TOKENS
+
+
+def test_unknown_characters_are_left_out(tokenizer):
+    assert tokenizer.decode(ids_of(tokenizer, "a\\frac{é}$\t∑b")) == "afrac{}b"
+    assert ids_of(tokenizer, "∑$") == []
+
+
+def test_a_long_latex_prompt_can_be_tokenised(tokenizer, data_dir):
+    (text,) = {row["prompt"][0]["content"] for row in pq.read_table(data_dir / "pi1_r128.parquet").to_pylist()}
+    messages = [{"role": "system", "content": "Think, box, reflect. " * 20}, {"role": "user", "content": text}]
+    prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert 100 < len(ids_of(tokenizer, prompt)) < 1024
+
+
+def test_chat_template_with_and_without_a_system_message(tokenizer):
+    user, system = {"role": "user", "content": "1+2=?"}, {"role": "system", "content": "Be brief."}
+    assistant = {"role": "assistant", "content": CAREFUL}
+    open_turn = "<|im_start|>user\n1+2=?<|im_end|>\n<|im_start|>assistant\n"
+
+    def render(*messages, generate=True):
+        return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=generate)
+
+    assert render(user) == open_turn
+    assert render(system, user) == "<|im_start|>system\nBe brief.<|im_end|>\n" + open_turn
+    assert render(user, assistant, generate=False) == open_turn + CAREFUL + "<|im_end|>\n"
+
+
+def test_tokenising_a_rendered_prompt_adds_nothing(tokenizer):
+    prompt = tiny_card.prompt(tokenizer, PAIR)
+    messages = [{"role": "user", "content": arithmetic.question(PAIR)}]
+    rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert ids_of(tokenizer, prompt) == rendered
+
+
+def test_folder_is_small_and_says_where_to_stop(model):
+    assert sum(path.stat().st_size for path in tiny_base.FOLDER.iterdir()) < 1_000_000
+    assert sum(parameter.numel() for parameter in model.parameters()) == 332_928
+    assert model.config.tie_word_embeddings
+    assert model.config.max_position_embeddings == 4096
+    generation = GenerationConfig.from_pretrained(tiny_base.FOLDER)
+    assert generation.eos_token_id == [2, 0]
+    assert generation.pad_token_id == 0
+    assert AutoModelForCausalLM.from_pretrained(tiny_base.FOLDER).dtype == torch.bfloat16
+
+
+def test_the_card_states_what_is_measured(model, tokenizer):
+    scores = tiny_card.measure(model, tokenizer)
+    card = (tiny_base.FOLDER / "README.md").read_text()
+    sampled, greedy = map(float, re.search(r"right answer \| ([\d.]+)% \| ([\d.]+)%", card).groups())
+    # Sampling on another machine's kernels may part ways: two standard errors of a difference at n = 600 are 5 points.
+    assert 100 * scores["sampled"].accuracy == pytest.approx(sampled, abs=5)
+    assert 100 * scores["greedy"].accuracy == pytest.approx(greedy, abs=2)
+    assert scores["greedy"].accuracy < 0.25 < 0.9 < scores["greedy"].format_rate
+
+
+def test_scores_by_hand():
+    end = "<|im_end|>"
+    completions = [
+        CAREFUL + end,  # all right
+        CAREFUL.replace("1443", "1333") + end,  # wrong, says correct
+        CAREFUL.replace("1443", "1333").replace(">correct<", ">wrong<") + end,  # wrong, and says so
+        CAREFUL,  # right, but without an end
+        "\\boxed{1443}" + end,  # right, no format, no verdict
+        "\\boxed{1443}\\boxed{144}" + end,  # the last box counts
+        "<think>hmm hmm",
+        "",
+    ]
+    scores = tiny_card.score(completions, [PAIR] * 8)
+    assert scores == tiny_card.Scores(
+        accuracy=3 / 8, format_rate=3 / 8, verdict_accuracy=3 / 8, wrong_verdict_rate=1 / 8
+    )
+
+
+def test_learning_rate_warms_up_stays_and_falls():
+    rates = [tiny_base.learning_rate(step, 600) for step in range(600)]
+    assert rates[0] == pytest.approx(3e-3 / 50)
+    assert set(rates[49:361]) == {3e-3}
+    assert rates[480] == pytest.approx(3e-3 * (1 - 0.95 * 0.5))  # half way down
+    assert rates[599] == pytest.approx(3e-3 * (1 - 0.95 * 239 / 240))
+
+
+def test_loss_counts_completion_tokens_only(tokenizer, model):
+    prompt = ids_of(tokenizer, tiny_card.prompt(tokenizer, PAIR))
+    short, long = (ids_of(tokenizer, text + "<|im_end|>") for text in ("\\boxed{1443}", CAREFUL))
+    by_hand = 0.0
+    for completion in (short, long):
+        logprobs = model(input_ids=torch.tensor([prompt + completion])).logits[0].log_softmax(-1)
+        for i, token in enumerate(completion):
+            by_hand -= logprobs[len(prompt) + i - 1, token].item()
+    together = tiny_base.loss_sum(model, [(prompt, short), (prompt, long)], tokenizer.pad_token_id)
+    assert together.item() == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_a_two_step_build_repeats_itself_and_a_seed_changes_it(tokenizer):
+    def build(seed: int) -> torch.Tensor:
+        fresh = tiny_base.make_model(tokenizer, seed)
+        before = fresh.model.embed_tokens.weight.detach().clone()
+        tiny_base.pretrain(fresh, tokenizer, seed, steps=2)
+        assert not torch.equal(before, fresh.model.embed_tokens.weight)
+        return torch.cat([parameter.detach().flatten() for parameter in fresh.parameters()])
+
+    first = build(0)
+    assert torch.equal(first, build(0))
+    assert not torch.equal(first, build(1))
+
+
+def test_pretraining_never_sees_a_held_out_pair(tokenizer):
+    text = [tokenizer.decode(prompt) for prompt, _ in tiny_base.draw_batch(tokenizer, random.Random(0))]
+    pairs = [tuple(map(int, re.search(r"(\d+)\+(\d+)=", prompt).groups())) for prompt in text]
+    assert len(pairs) == tiny_base.BATCH
+    assert not any(map(arithmetic.held_out, pairs))
+
+
+def test_an_unwritable_folder_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("sys.argv", ["data.tiny_base", "--out", str(tmp_path / "file")])
+    with pytest.raises(SystemExit) as stopped:
+        tiny_base.main()
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
