@@ -30,7 +30,9 @@ def test_means_and_standard_deviations():
 
 
 def test_equal_rewards_are_flat_whatever_the_float_dust():
-    assert summarize([[score(1, total=0.1 + 0.2)] * 12])["reward/group_std"] == 0.0
+    """The mean of three 0.1 is not 0.1 in floats, of twelve 0.3 it is: neither group may have a spread."""
+    for value, size in ((0.1, 3), (0.1 + 0.2, 7), (0.3, 12)):
+        assert summarize([[score(1, total=value)] * size])["reward/group_std"] == 0.0
     assert summarize([[score(1)]])["groups/zero_spread"] == 1.0
 
 
