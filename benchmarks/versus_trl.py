@@ -47,6 +47,7 @@ CASES = {
     "step": Case("1m", 16, 8, 64),
     "ragged": Case("1m", 4, 16, 512, ragged=True),
     "vocabulary": Case("vocabulary", 4, 8, 256),
+    "h100": Case("1.5b", 4, 32, 3072, ragged=True, mean=700),  # on a GPU only: see benchmarks/gpu.py
     "tiny": Case("tiny", 2, 4, 6),
     "tiny-ragged": Case("tiny", 2, 4, 12, ragged=True, mean=5),
 }
@@ -63,13 +64,16 @@ def ours(case: Case, model: str, token_budget: int, logit_chunk: int) -> None:
     import torch
 
     from benchmarks import learner, step
+    from grpo.config import changed
     from grpo.policy import load_policy
 
     args = argparse.Namespace(**vars(case), steps=1000, engine="torch", token_budget=token_budget)
     args.logit_chunk = logit_chunk
     config = step.make_settings(model, args)
     if case.ragged:
-        policy = load_policy(config, torch.device("cpu"))
+        if torch.cuda.is_available():
+            config = changed(config, {"policy.gradient_checkpointing": True})
+        policy = load_policy(config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         groups = learner.make_samples(case.lengths, case.group, 17, policy.network.config.vocab_size)
         work = learner.make_learner(policy, config)
         answer(common.stopwatch, lambda: work.update(groups))
@@ -137,8 +141,8 @@ def trl(case: Case, model: str, micro_batch: int | None) -> None:
                 beta=0.0,
                 learning_rate=1e-6,
                 max_steps=1000,
-                gradient_checkpointing=False,
-                bf16=False,
+                gradient_checkpointing=torch.cuda.is_available(),
+                bf16=torch.cuda.is_available(),
                 use_cpu=not torch.cuda.is_available(),
                 model_init_kwargs={"dtype": "float32"},
                 logging_steps=10**6,
