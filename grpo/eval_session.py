@@ -48,7 +48,7 @@ class Session:
         """One model on one benchmark. Raises UserError before anything big is loaded."""
         args = self.args
         protocol = choose_protocol(name, args)
-        prompt = args.prompt or target.prompt or ("plain" if name in benchmarks.ARITHMETIC else "qwen25-math-cot")
+        prompt = self.prompt(target, name)
         tokenizer = eval_models.tokenizer_of(target)
         problems = benchmarks.load(name, tokenizer, prompt, args.data_dir, args.limit)
         check_context(problems, protocol.max_new_tokens, eval_models.context_length(target))
@@ -86,19 +86,14 @@ class Session:
             "versions": versions(GENERATED_WITH),
         }
 
-    def config(self, target: Target, protocol: Protocol) -> Config:
+    def config(self, target: Target, protocol: Protocol, **more: int) -> Config:
         """What `make_engine` wants to know."""
         engine = self.args.engine
         if engine == "auto":
             found = importlib.util.find_spec("vllm")
             engine = "vllm" if found and found.origin else "torch"  # no origin: just some folder called vllm
-        return parse(
-            {
-                "model": target.base,
-                "device": self.device.type,
-                "rollout": {"engine": engine, "max_new_tokens": protocol.max_new_tokens},
-            }
-        )
+        rollout = {"engine": engine, "max_new_tokens": protocol.max_new_tokens, "sleep": False}
+        return parse({"model": target.base, "device": self.device.type, "rollout": rollout | more})
 
     def rows(
         self,
@@ -136,9 +131,25 @@ class Session:
             return
         policy = eval_models.open_policy(target, self.device)
         if self.engine is None:
-            self.engine = make_engine(self.config(target, protocol), self.device)
+            room = {"max_prompt_tokens": self.longest_prompt(target)}
+            self.engine = make_engine(self.config(target, protocol, **room), self.device)
         self.engine.sync(policy)
         self.loaded = target
+
+    def longest_prompt(self, target: Target) -> int:
+        """Tokens, over everything that will be asked: vLLM reserves its room once."""
+        tokenizer = eval_models.tokenizer_of(target)
+        return max(
+            len(problem.prompt_ids)
+            for name in benchmarks.names(self.args.bench)
+            for problem in benchmarks.load(
+                name, tokenizer, self.prompt(target, name), self.args.data_dir, self.args.limit
+            )
+        )
+
+    def prompt(self, target: Target, name: str) -> str:
+        """The one asked for, else the one the run was trained with, else the paper's."""
+        return self.args.prompt or target.prompt or ("plain" if name in benchmarks.ARITHMETIC else "qwen25-math-cot")
 
     def close(self) -> None:
         if self.engine is not None:
