@@ -23,6 +23,7 @@ from grpo.config import Config
 from grpo.experience import completion_metrics
 from grpo.rows import completion_rows
 from grpo.show import good_and_bad, say, step_line
+from grpo.speed import utilisation
 from grpo.state import TrainingState
 from grpo.types import Group
 from grpo.wandb_log import WandbProcess, run_id
@@ -116,7 +117,9 @@ class Run:
         metrics = summarize(scores) | completion_metrics(groups) | learned
         metrics["completion/tokens"] = sum(len(c.ids) for group in groups for c in group.completions)
         metrics["verifier/cache_hit_rate"] = self.state.reward.cache_hit_rate()
-        self.state.complete(step, {"step": step} | metrics | self.clock.read())
+        times = self.clock.read()
+        metrics |= utilisation(self.state.policy, groups, advantages, self.config.learner, times["time/learn"])
+        self.state.complete(step, {"step": step} | metrics | times)
         if not self.bar.disable and step % self.config.show_every == 0:
             tqdm.write(good_and_bad(groups, texts, scores), file=sys.stderr)
         if warning := self._watch(metrics):

@@ -7,7 +7,6 @@ writes an offline run into FOLDER/wandb, which `wandb sync` uploads. The only mo
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import secrets
@@ -15,6 +14,7 @@ import select
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
@@ -34,7 +34,7 @@ class WandbProcess:
 
     def __init__(self, folder: Path, patience_s: float = PATIENCE_S):
         self.folder, self.patience_s, self.process = folder, patience_s, None
-        if importlib.util.find_spec("wandb") is None:
+        if find_spec("wandb") is None:
             say("wandb is not installed (pip install wandb): the run goes on without it")
             return
         package = str(Path(__file__).resolve().parent.parent)
