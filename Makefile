@@ -32,7 +32,7 @@ test-vllm: .venv-vllm/ready
 	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -m vllm
 
 test-peers: .venv-peers/ready
-	OMP_NUM_THREADS=1 .venv-peers/bin/python -m pytest -m peers
+	OMP_NUM_THREADS=1 .venv-peers/bin/python -m pytest -m peers tests/peers
 
 # torch first and alone: a range in another package must not pull in a second build of it.
 $(VENV)/base: requirements/base.txt

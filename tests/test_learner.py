@@ -12,7 +12,7 @@ import itertools
 
 import pytest
 import torch
-from conftest import make_tiny_model
+from tiny_model import make_tiny_model
 
 from grpo.config import LearnerConfig, PolicyConfig
 from grpo.learner import Learner, NonFiniteLoss, SamplerMismatch

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_tiny_model
 from peft import PeftModel
+from tiny_model import make_tiny_model
 from transformers import AutoModelForCausalLM
 
 from data.tiny_base import make_tokenizer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import make_tiny_model
+from tiny_model import make_tiny_model
 
 from data.tiny_base import make_tokenizer
 from grpo.errors import SamplerMismatch

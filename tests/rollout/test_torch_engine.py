@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from conftest import make_tiny_model
+from tiny_model import make_tiny_model
 
 from grpo.policy import Policy
 from grpo.rollout import Sampling, request_seed, rollout
