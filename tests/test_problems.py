@@ -44,13 +44,13 @@ def write(tmp_path, rows, kind="jsonl"):
     if kind == "parquet":
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     else:
-        path.write_text("\n".join(map(json.dumps, rows)))
+        path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
     return path
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_rows_become_problems(tmp_path, tokenizer, kind):
-    path = write(tmp_path, [row(), row("2+2=?", "4")], kind)
+    path = write(tmp_path, [row(), row("2+2=?\u2028", "4")], kind)  # a line separator, but not the end of a row
     first, second = load_problems(path, tokenizer, "qwen25-math-cot", 200)
     assert first.prompt == (
         f"<|im_start|>system\n{prompts.load('qwen25-math-cot')}<|im_end|>\n"
