@@ -140,13 +140,8 @@ def learning_parts(config: Config, shape: Shape, element: int, token_budget: int
         LOGIT_BYTES[element] * min(config.learner.logit_chunk, tokens) * c.vocab_size + tokens * c.hidden_size * element
     )
     trained = shape.adapter(lora) if lora else shape.parameters
-    # The head's gradient is summed in float32; a tied one then waits in compute precision for the embedding's. AdamW
-    # takes the square roots of all second moments at once, when the activations are gone.
-    moments = {
-        "logits of a chunk": logits + 4 * head,
-        "a layer's backward": tokens * passing + 2 * element * head,
-        "the optimiser's step": 4 * trained - tokens * saved,
-    }
+    # The head's gradient is summed in float32; a tied one then waits in compute precision for the embedding's.
+    moments = {"logits of a chunk": logits + 4 * head, "a layer's backward": tokens * passing + 2 * element * head}
     largest = max(moments, key=lambda name: moments[name])
     return {"gradients": 4 * trained, "saved activations": tokens * saved, largest: moments[largest]}
 

@@ -117,7 +117,9 @@ def hour_schedule(plan: Plan) -> str:
         problems = fewer
     if steps == 0:
         return "not even one of a single problem"
-    return f"a schedule that fits one: --rollout.problems {problems} --rollout.group {group} --steps {max(1, steps)}"
+    return (
+        f"a schedule that fits an hour: --rollout.problems {problems} --rollout.group {group} --steps {max(1, steps)}"
+    )
 
 
 def _gib(value: float, digits: int = 1) -> str:

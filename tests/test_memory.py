@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig
 
-from grpo import attention
+from grpo import attention, optim
 from grpo.config import build, changed
 from grpo.errors import UserError
 from grpo.memory import GIB, NF4_BYTES, Shape, learning_parts, model_config, policy_parts, shape_of
@@ -142,6 +142,16 @@ def flash_like(query, key, value, scaling, segments):
     return FlashLike.apply(q, k[segments.key_index], v[segments.key_index])[None]
 
 
+class FusedLike(torch.optim.Optimizer):
+    """What fused AdamW allocates: two moments. Meta tensors have no fused kernels."""
+
+    @torch.no_grad()
+    def step(self):
+        for master in self.param_groups[0]["params"]:
+            if not self.state[master]:
+                self.state[master] = {name: torch.zeros_like(master) for name in ("exp_avg", "exp_avg_sq")}
+
+
 class NoTokenizer:
     eos_token_id = 1
 
@@ -154,6 +164,7 @@ def live_peak(config, shape: Shape, monkeypatch) -> tuple[float, float]:
     from transformers import AutoModelForCausalLM
 
     monkeypatch.setattr(attention, "_run_by_run", flash_like)
+    monkeypatch.setattr(optim, "_adamw", lambda masters, eight_bit, **settings: FusedLike(masters, settings))
     dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[config.policy.dtype]
     rollout, live = config.rollout, LiveBytes()
     completions = config.learner.token_budget // (rollout.max_prompt_tokens + rollout.max_new_tokens)
@@ -198,13 +209,13 @@ CASES = {
     "all weights, small chunk": ("h100", {"learner.logit_chunk": 64}),
     "all weights without checkpointing": ("h100", {"policy.gradient_checkpointing": "false"}),
     "all weights in float32": ("h100", {"policy.dtype": "float32", "learner.kl_coef": "0"}),
-    "optimiser step dominates": ("h100", {"learner.logit_chunk": 16, "learner.token_budget": 2048}),
+    "all weights, one sequence": ("h100", {"learner.logit_chunk": 16, "learner.token_budget": 2048}),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_learning_memory_is_what_the_learner_uses(case, tmp_path, monkeypatch):
-    """The 1.5B architecture with 4 of its 28 layers: the plan is never short by more than 3 %, and not wasteful."""
+    """The 1.5B architecture with 4 of its 28 layers: the plan is short by at most 3 %, and over by at most 10."""
     preset, options = CASES[case]
     config = build(preset, BASE | options)
     shape = shape_from(tmp_path, qwen2(1536, 4, 12, 2, 8960, True))
@@ -213,4 +224,4 @@ def test_learning_memory_is_what_the_learner_uses(case, tmp_path, monkeypatch):
     planned_stay = sum(policy_parts(config, shape, element).values())
     planned = planned_stay + sum(learning_parts(config, shape, element, config.learner.token_budget).values())
     assert planned_stay == pytest.approx(stay, rel=0.01), f"{planned_stay / GIB:.3f} planned, {stay / GIB:.3f} used"
-    assert 0.97 * peak < planned < 1.25 * peak, f"{planned / GIB:.3f} planned, {peak / GIB:.3f} used"
+    assert 0.97 * peak < planned < 1.1 * peak, f"{planned / GIB:.3f} planned, {peak / GIB:.3f} used"
