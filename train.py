@@ -28,7 +28,6 @@ from grpo.rollout import Sampling, make_engine, rollout
 from grpo.run import Run
 from grpo.show import printable
 from grpo.state import TrainingState, set_seed
-from rewards import make_reward, self_test
 
 
 def train(config: Config, resumed: Path | None = None) -> Run:
@@ -43,14 +42,7 @@ def train(config: Config, resumed: Path | None = None) -> Run:
         config.data, policy.tokenizer, config.prompt, config.rollout.max_prompt_tokens, config.data_dir
     )
     draw(problems, config.rollout.problems, config.seed, step=1)  # fails now rather than after loading the engine
-    reward = make_reward(
-        config.reward.name,
-        weights=(config.reward.alpha, config.reward.beta, config.reward.gamma),
-        seed=config.seed,
-        workers=config.reward.workers,
-        timeout_s=config.reward.timeout_s,
-    )
-    self_test(reward, sorted({problem.ground_truth for problem in problems}))
+    reward = experience.load_reward(config, problems)
     held_out = HeldOut(config, policy, run.clock)
     learner = Learner(
         policy,

@@ -9,8 +9,29 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from grpo.advantage import group_advantages, per_signal_advantages
-from grpo.types import Group, Sample
-from rewards import Reward, Score
+from grpo.config import Config
+from grpo.errors import UserError
+from grpo.types import Group, Problem, Sample
+from rewards import Reward, Score, make_reward, self_test
+
+
+def load_reward(config: Config, problems: Sequence[Problem]) -> Reward:
+    """The reward that `reward.name` asks for, tested on the problems' ground truths. UserError where it cannot work."""
+    c = config.reward
+    options = {"model": c.model} if c.name == "hybrid" else {}
+    try:
+        reward = make_reward(
+            c.name,
+            weights=(c.alpha, c.beta, c.gamma),
+            seed=config.seed,
+            workers=c.workers,
+            timeout_s=c.timeout_s,
+            **options,
+        )
+        self_test(reward, sorted({problem.ground_truth for problem in problems}))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return reward
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, groups: Sequence[Group]) -> list[list[str]]:

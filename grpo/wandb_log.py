@@ -101,6 +101,7 @@ def start(wandb, folder: Path):
     try:
         return wandb.init(**settings, resume="allow", settings=quiet)
     except wandb.errors.Error as error:
+        wandb.teardown()  # or its service goes on saying that this run is in use
         print(f"W&B cannot be reached ({error}); logging offline, upload with: wandb sync {folder}/wandb/offline-run-*")
     return wandb.init(**settings, mode="offline", settings=quiet)
 
