@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> None:
     while children:
         pid, status = os.wait()
         slot = children.pop(pid)
-        if status != 0:  # 0: the parent has closed the socket
+        if status != 0:  # 0: the trainer has closed the socket, or is gone
             children[_fork(slot, sockets, float(timeout_s), int(memory_limit_mb))] = slot
 
 
@@ -41,6 +41,8 @@ def _fork(slot: int, sockets: list[socket.socket], timeout_s: float, memory_limi
                 other.close()
         try:
             serve(sockets[slot], timeout_s, memory_limit_mb)
+        except ConnectionError:  # nobody is left to answer to
+            os._exit(0)
         finally:
             os._exit(1)
     return pid
@@ -75,7 +77,7 @@ def serve(connection: socket.socket, timeout_s: float, memory_limit_mb: int) -> 
 def _limit_cpu(timeout_s: float) -> None:
     """A child whose parent was killed must not compute for ever: its processor time ends soon after its deadline."""
     used = resource.getrusage(resource.RUSAGE_SELF)
-    seconds = int(used.ru_utime + used.ru_stime + timeout_s) + 10
+    seconds = int(used.ru_utime + used.ru_stime + timeout_s) + 2
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.getrlimit(resource.RLIMIT_CPU)[1]))
 
 

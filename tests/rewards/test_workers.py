@@ -31,6 +31,14 @@ def pool():
     pool.close()
 
 
+def gone(pids: list[int]) -> bool:
+    """Whether all these processes end, within a minute."""
+    deadline = time.monotonic() + 60
+    while any(psutil.pid_exists(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not any(psutil.pid_exists(pid) for pid in pids)
+
+
 def box(text: str) -> str:
     return rf"\boxed{{{text}}}"
 
@@ -209,11 +217,30 @@ import os; os._exit(0)  # no close: as if the run were killed
         [sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, timeout=100, check=False
     )
     assert done.returncode == 0, done.stderr
-    pids = [int(pid) for pid in done.stdout.split()]
-    deadline = time.monotonic() + 20
-    while any(psutil.pid_exists(pid) for pid in pids) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not [pid for pid in pids if psutil.pid_exists(pid)]
+    assert gone([int(pid) for pid in done.stdout.split()])
+
+
+@pytest.mark.parametrize("working", [False, True], ids=["after a kill", "while one computes"])
+def test_workers_end_with_a_trainer_that_closes_nothing(working):
+    """Just after a worker was killed and forked anew, or while one is in an endless integral (its CPU time ends)."""
+    code = f"""
+import os, threading, time
+from rewards.workers import WorkerPool
+pool = WorkerPool(workers=1, timeout_s=1)
+pool.run([{HARD!r}])
+pids = [pool._process.pid, *pool.pids]
+run = threading.Thread(target=pool.run, args=([{HANG!r}],), daemon=True)
+run.start()
+while pool._workers[0].job is None if {working} else run.is_alive():
+    time.sleep(0.01)
+print(*pids, flush=True)
+os._exit(0)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert len(done.stdout.split()) == 2, done.stderr
+    assert gone([int(pid) for pid in done.stdout.split()])
 
 
 def test_an_interrupted_run_leaks_nothing_into_the_next(pool, monkeypatch):
