@@ -78,7 +78,8 @@ class Plan:
         if not self.config.rollout.sleep or self.card.is_cpu:
             taken = max(taken, self.needs("learn"))
         every = running_sequences(self.config) * full_length(self.config) * self.shape.kv_bytes
-        return max(0.0, min(every, self.usable - taken, CPU_KV if self.card.is_cpu else every))
+        room = self.usable - taken
+        return max(0.0, min(every, room, CPU_KV) if self.card.is_cpu else min(every, room))
 
     @property
     def kv_gib(self) -> float:
@@ -146,7 +147,7 @@ class Plan:
         The first step, which warms up, is forgotten with the second; then it is the mean, mostly of the last twenty.
         """
         count = self.steps_measured + 1
-        share = 1 if count <= 2 else 1 / min(count - 1, 20)
+        share = 1 / max(1, min(count - 1, 20))
         wanted = {key: value for key, value in metrics.items() if key.startswith("time/") or key in MEASURED}
         mean = {key: self.measured.get(key, value) * (1 - share) + value * share for key, value in wanted.items()}
         if "memory/peak_gib" in metrics:

@@ -177,6 +177,7 @@ def test_the_named_schedule_fits_an_hour():
         options = dict(zip(["rollout.problems", "rollout.group", "steps"], words[1::2], strict=True))
         hour = plan(preset, card, **{key.replace(".", "__"): value for key, value in options.items()})
         assert 0.8 * 3600 < hour.step_seconds * hour.config.steps <= 3600
+        assert 50 <= hour.config.steps <= 120  # twice the batch would not be worth running
 
 
 # ---- measured replaces planned
