@@ -48,7 +48,9 @@ def test_sizes_and_copies():
 
 def test_copies_share_an_index_and_different_problems_do_not():
     for rows in ROWS.values():
-        assert len({(pair_of(row), row["extra_info"]["index"]) for row in rows}) == len(set(map(pair_of, rows)))
+        problems, indices = set(map(pair_of, rows)), {row["extra_info"]["index"] for row in rows}
+        together = {(pair_of(row), row["extra_info"]["index"]) for row in rows}
+        assert len(problems) == len(indices) == len(together)
 
 
 @pytest.mark.parametrize("name", list(ROWS))

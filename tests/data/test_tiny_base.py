@@ -38,6 +38,9 @@ def test_loading_gives_the_tokenizer_that_was_made(tokenizer):
     assert tokenizer.get_vocab() == made.get_vocab()
     assert ids_of(tokenizer, text) == ids_of(made, text)
     assert tokenizer.chat_template == made.chat_template
+    assert {i: token.special for i, token in tokenizer.added_tokens_decoder.items()} == {
+        i: token.special for i, token in made.added_tokens_decoder.items()
+    }
 
 
 def test_vocabulary_is_96_tokens_all_in_use(tokenizer, model):
