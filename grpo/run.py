@@ -110,6 +110,7 @@ class Run:
         learned: dict[str, float],
     ) -> None:
         """The weights have taken the step: keep what belongs to it. From here on it is not lost when the run stops."""
+        signals.hold()  # a step that was skipped did not
         rows = completion_rows(step, groups, texts, scores, advantages)
         with files.writing(self.folder):
             path = self.folder / "completions" / f"step_{step:06d}.jsonl"
