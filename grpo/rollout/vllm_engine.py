@@ -34,8 +34,8 @@ class VLLMEngine:
 
     def __init__(self, config: Config, device: torch.device):
         self.config, self.device, self.version = config.rollout, device, 0
-        self._asleep = False
-        self._stop_ids: list[int] = []
+        self._longest, self._stop_ids = full_length(config), []
+        self._asleep = self._ready = False
         with _trainer_undisturbed(device), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what vLLM's imports say about each other
             self._llm = _start(config, device)
@@ -43,13 +43,14 @@ class VLLMEngine:
 
     def sync(self, policy: Policy) -> None:
         """All weights, then nothing that was cached under the old ones, then a proof. Raises SamplerMismatch."""
+        self._ready = False  # a sync that fails leaves a mixture of weights
         with _trainer_undisturbed(self.device):
             self._wake("weights")
             self._load(policy.sampler_weights())
             if not self._llm.reset_prefix_cache():
                 raise SamplerMismatch("vLLM did not reset its prefix cache: it still holds requests of an earlier call")
             self._wake("kv_cache")
-        self._asleep = False
+        self._asleep, self._ready = False, True
         self._stop_ids = list(policy.stop_ids)
         self.version += 1
         prove(self, policy, self.config.temperature, self.config.gap_limit)
@@ -60,7 +61,7 @@ class VLLMEngine:
         sampling: Sampling,
         progress: Callable[[int], None] | None = None,
     ) -> list[list[Completion]]:
-        if self.version == 0 or self._asleep:
+        if not self._ready:
             raise RuntimeError("the engine has no weights: call sync(policy) before generate")
         self._check_lengths(requests, sampling)
         with _trainer_undisturbed(self.device):
@@ -73,12 +74,12 @@ class VLLMEngine:
         if self.config.sleep and not self._asleep:
             self._llm.sleep(level=2)
             _empty_cache(self.device)
-            self._asleep = True
+            self._asleep, self._ready = True, False
 
     def close(self) -> None:
         self._llm.llm_engine.engine_core.shutdown()
         del self._llm
-        self.version = 0
+        self._ready = False
         gc.collect()
         _empty_cache(self.device)
 
@@ -107,11 +108,10 @@ class VLLMEngine:
 
     def _check_lengths(self, requests: Sequence[Request], sampling: Sampling) -> None:
         longest = max((len(request.prompt_ids) for request in requests), default=0)
-        limit = self.config.max_prompt_tokens + self.config.max_new_tokens
-        if longest + sampling.max_new_tokens > limit:
+        if longest + sampling.max_new_tokens > self._longest:
             raise UserError(
                 f"a prompt of {longest} tokens and {sampling.max_new_tokens} new ones exceed what the engine was "
-                f"started for: rollout.max_prompt_tokens + rollout.max_new_tokens = {limit}; raise one of them"
+                f"started for: rollout.max_prompt_tokens + rollout.max_new_tokens = {self._longest}; raise one"
             )
 
     def _run(self, requests: Sequence[Request], sampling: Sampling, progress: Callable[[int], None] | None) -> list:

@@ -22,6 +22,7 @@ from grpo.policy import Policy, load_policy
 from grpo.rollout import Sampling, make_engine
 from grpo.rollout.proof import prove, sampler_gap
 from grpo.rollout.torch_engine import TorchEngine
+from grpo.rollout.vllm_engine import _kv_bytes, checkpoint_names
 from grpo.types import Completion, Request
 
 CPU = torch.device("cpu")
@@ -33,18 +34,24 @@ SHORT, LONG = tuple(range(10, 20)), tuple(range(20, 90)) * 2
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, Path]:
-    """tied: the built-in trained model. untied: one of its shape with random weights."""
-    untied = tmp_path_factory.mktemp("untied")
-    tokenizer = make_tokenizer()
+    """Random weights, large enough that the distribution is not nearly uniform.
+
+    Widths are multiples of 64: for others bitsandbytes' CPU build dequantises with the wrong blocks.
+    """
+    made, tokenizer = {}, make_tokenizer()
     model = make_model(tokenizer, seed=1)
-    model.config.tie_word_embeddings = False
-    model = type(model)(model.config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter *= 4 if parameter.ndim > 1 else 1  # a distribution that is not nearly uniform
-    model.save_pretrained(untied)
-    tokenizer.save_pretrained(untied)
-    return {"tied": FOLDER, "untied": untied}
+    sizes = {"hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 4, "num_key_value_heads": 2}
+    for head in ("tied", "untied"):
+        model.config.update(sizes | {"tie_word_embeddings": head == "tied"})
+        torch.manual_seed(1)
+        model = type(model)(model.config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter *= 4 if parameter.ndim > 1 else 1
+        made[head] = tmp_path_factory.mktemp(head)
+        model.save_pretrained(made[head])
+        tokenizer.save_pretrained(made[head])
+    return made
 
 
 def config(folder: Path, **policy) -> Config:
@@ -138,6 +145,8 @@ def test_a_weight_that_did_not_arrive_is_named(engine, folders, monkeypatch):
     monkeypatch.setattr(policy, "sampler_weights", lambda: ((n, w) for n, w in every.items() if n != bias))
     with pytest.raises(SamplerMismatch, match=re.escape(bias)):
         engine.sync(policy)
+    with pytest.raises(RuntimeError, match="sync"):
+        engine.generate([Request(SHORT, 1, 1)], Sampling(4))  # from new weights with an old one among them
 
 
 @pytest.mark.vllm
@@ -287,13 +296,12 @@ def test_what_does_not_fit_is_refused_in_one_line(engine, folders, policy):
 
 @pytest.mark.vllm
 def test_nf4_needs_its_dequantised_weights_in_the_sampler(engine, folders):
-    """The same adapter over the 4-bit base: pushed over the original base instead, most of the rollout is worthless.
+    """Pushed with the original base, the same adapter makes most of the rollout worthless.
 
     Effective sample size of importance weights w = trainer / sampler, per completion: (sum w)^2 / (n sum w^2).
     """
     pytest.importorskip("bitsandbytes", exc_type=ImportError)
-    policy = make_policy(folders["tied"], quant="nf4", **LORA)
-    original = make_policy(folders["tied"], **LORA)
+    policy, original = make_policy(folders["tied"], quant="nf4", **LORA), make_policy(folders["tied"], **LORA)
     for one in (policy, original):
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
@@ -302,11 +310,8 @@ def test_nf4_needs_its_dequantised_weights_in_the_sampler(engine, folders):
 
     def mismatch(pushed: Policy) -> tuple[float, float]:
         engine.sync(pushed)
-        prompt = tuple(
-            policy.tokenizer("<|im_start|>user\n47 + 85 = ?<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
-        )
-        completions = engine.generate([Request(prompt, 256, 1)], Sampling(40, 1.0))[0]
-        ratio = log_ratio(policy, prompt, completions)
+        completions = engine.generate([Request(SHORT, 256, 1)], Sampling(24, 1.0))[0]
+        ratio = log_ratio(policy, SHORT, completions)
         weight = torch.stack([r.sum() for r in ratio]).exp()
         ess = (weight.sum() ** 2 / (weight**2).sum() / len(weight)).item()
         return torch.cat(ratio).abs().mean().item(), ess
@@ -334,6 +339,28 @@ def log_ratio(policy: Policy, prompt: tuple[int, ...], completions: list[Complet
 
 
 # Without vLLM
+
+
+def test_the_names_that_are_expected_are_hugging_faces():
+    """Fused projections taken apart, their biases too, and the shared parameter under both of its names."""
+    model = torch.nn.ModuleDict({"embed": torch.nn.Embedding(3, 2), "head": torch.nn.Linear(2, 3, bias=False)})
+    model["head"].weight = model["embed"].weight
+    model["layer"] = torch.nn.ModuleDict(
+        {"qkv_proj": torch.nn.Linear(2, 6), "o_proj": torch.nn.Linear(2, 2, bias=False)}
+    )
+    model.packed_modules_mapping = {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}
+    fused = {f"layer.{part}_proj.{kind}" for part in "qkv" for kind in ("weight", "bias")}
+    assert checkpoint_names(model) == fused | {"embed.weight", "head.weight", "layer.o_proj.weight"}
+
+
+def test_the_kv_cache_is_what_was_asked_for_else_what_is_needed():
+    asked = parse({"rollout": {"kv_gib": 1.5}})
+    assert _kv_bytes(asked, 1000, CPU) == 1.5 * 2**30
+    small = parse({"rollout": {"problems": 2, "group": 4, "max_prompt_tokens": 8, "max_new_tokens": 24}})
+    assert _kv_bytes(small, 1000, CPU) == 8 * 1000 * (8 + 24 + 32)  # 8 sequences, a block of 32 to round up to
+    large = parse({"rollout": {"problems": 128, "group": 8}})
+    assert _kv_bytes(large, 10**5, CPU) == 2**30  # a CPU has no plan: at most 1 GiB ..
+    assert _kv_bytes(large, 10**6, CPU) == 10**6 * (1024 + 3072 + 32)  # .. but always one sequence
 
 
 def test_where_vllm_is_missing_both_ways_to_install_it_are_named(monkeypatch):
