@@ -14,14 +14,14 @@ from contextlib import closing
 from pathlib import Path
 
 from data.sources import LICENCE, REPOSITORY, SOURCES
-from grpo import benchmarks, eval_models, eval_report
-from grpo.benchmarks import PAPER_PROTOCOL
 from grpo.errors import UserError
-from grpo.eval_folder import OUTPUTS, EvalFolder
-from grpo.eval_report import Line
-from grpo.eval_session import Session, sampling_name
-from grpo.evaluate import compare, regrade
-from grpo.grading import new_verifier
+from grpo.evaluation import benchmarks, models, report
+from grpo.evaluation.benchmarks import PAPER_PROTOCOL
+from grpo.evaluation.evaluate import compare, regrade
+from grpo.evaluation.folder import OUTPUTS, EvalFolder
+from grpo.evaluation.grading import new_verifier
+from grpo.evaluation.report import Line
+from grpo.evaluation.session import Session, sampling_name
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    targets = eval_models.of_run(args.run) if args.run else [eval_models.single(args.model)]
+    targets = models.of_run(args.run) if args.run else [models.single(args.model)]
     names = benchmarks.names(args.bench)
     with closing(new_verifier()) as verifier:
         session = Session(args, verifier)
@@ -63,15 +63,15 @@ def evaluate(args: argparse.Namespace) -> None:
             lines = [session.line(target, name) for target in targets for name in names]
         finally:
             session.close()
-    print(eval_report.table(lines))
-    for text in (*map(eval_report.more_samples, lines), eval_report.averages(lines)):
+    print(report.table(lines))
+    for text in (*map(report.more_samples, lines), report.averages(lines)):
         if text:
             print(text)
     if args.run:
-        print(eval_report.last_and_best(lines))
+        print(report.last_and_best(lines))
         run = Path(args.run).resolve().name
         path = Path(args.out) / f"{run}--{Path(args.bench).stem}.png"
-        print(f"plot  {eval_report.plot(lines, run, path)}")
+        print(f"plot  {report.plot(lines, run, path)}")
 
 
 def list_benchmarks() -> None:
@@ -98,7 +98,7 @@ def regrade_all(path: str) -> None:
             print(
                 f"{place}: {changed} rows changed" + (f"; {missing} problems are still to be asked" if missing else "")
             )
-    print(eval_report.table(lines))
+    print(report.table(lines))
 
 
 def print_comparison(a: str, b: str) -> None:

@@ -16,7 +16,7 @@ from grpo import experience, signals
 from grpo.check import check
 from grpo.config import Config, parse_args
 from grpo.errors import UserError
-from grpo.held_out import HeldOut
+from grpo.evaluation.held_out import HeldOut
 from grpo.learner import Learner
 from grpo.plan import plan_run, timed
 from grpo.plan_text import compare

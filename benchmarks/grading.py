@@ -18,9 +18,9 @@ import sys
 import time
 from contextlib import closing
 
-from grpo.benchmarks import PAPER_PROTOCOL, file_of, read_benchmark
+from grpo.evaluation.benchmarks import PAPER_PROTOCOL, file_of, read_benchmark
 from grpo.errors import UserError
-from grpo.grading import Grade, grade, new_verifier
+from grpo.evaluation.grading import Grade, grade, new_verifier
 from rewards.verify import Verifier, check_ground_truth
 
 COPIES = 6

@@ -17,7 +17,7 @@ from small_runs import REPO, SMALL, arguments, rows, same_run, start, wait_until
 import train
 from grpo import run as run_module
 from grpo import run_folder
-from grpo.held_out import HeldOut
+from grpo.evaluation.held_out import HeldOut
 from grpo.learner import Learner
 from grpo.rollout.torch_engine import TorchEngine
 from grpo.state import TrainingState

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo.scores import avg_at_k, interval, maj_at_k, mean_with_interval, paired_difference, pass_at_k
+from grpo.evaluation.scores import avg_at_k, interval, maj_at_k, mean_with_interval, paired_difference, pass_at_k
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=9), st.data())

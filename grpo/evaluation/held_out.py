@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from grpo.clock import Clock
 from grpo.config import Config
-from grpo.evaluate import evaluate_problems
+from grpo.evaluation.evaluate import evaluate_problems
 from grpo.policy import Policy
 from grpo.problems import load_problems
 from grpo.rollout import Engine, Sampling

@@ -13,14 +13,14 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from grpo import benchmarks, eval_models
-from grpo.benchmarks import Protocol
 from grpo.config import Config, parse
 from grpo.errors import UserError
-from grpo.eval_folder import EvalFolder
-from grpo.eval_models import Target
-from grpo.eval_report import Line
-from grpo.evaluate import check_context, run_benchmark, score_rows
+from grpo.evaluation import benchmarks, models
+from grpo.evaluation.benchmarks import Protocol
+from grpo.evaluation.evaluate import check_context, run_benchmark, score_rows
+from grpo.evaluation.folder import EvalFolder
+from grpo.evaluation.models import Target
+from grpo.evaluation.report import Line
 from grpo.problems import prompt_text
 from grpo.rollout import Engine, Sampling, make_engine
 from grpo.types import Problem
@@ -49,9 +49,9 @@ class Session:
         args = self.args
         protocol = choose_protocol(name, args)
         prompt = self.prompt(target, name)
-        tokenizer = eval_models.tokenizer_of(target)
+        tokenizer = models.tokenizer_of(target)
         problems = benchmarks.load(name, tokenizer, prompt, args.data_dir, args.limit)
-        check_context(problems, protocol.max_new_tokens, eval_models.context_length(target))
+        check_context(problems, protocol.max_new_tokens, models.context_length(target))
         settings = self.settings(target, name, prompt, protocol, len(problems))
         folder = EvalFolder.create(Path(args.out), target.label, settings["bench"], settings)
         print(f"{target.label}  {settings['bench']}  prompt {prompt}  -> {folder.path}", flush=True)
@@ -64,7 +64,7 @@ class Session:
     def settings(self, target: Target, name: str, prompt: str, protocol: Protocol, problems: int) -> dict:
         """Everything that the outputs follow from; its hash names the folder."""
         if target.path not in self.prints:
-            self.prints[target.path] = eval_models.fingerprint(target.path)
+            self.prints[target.path] = models.fingerprint(target.path)
         data = benchmarks.file_of(name, self.args.data_dir).read_bytes()
         engine = self.config(target, protocol).rollout.engine
         return {
@@ -82,7 +82,7 @@ class Session:
             "seed": self.args.seed,
             "engine": engine,
             "device": self.device.type,
-            "dtype": str(eval_models.sampling_dtype(self.device)),
+            "dtype": str(models.sampling_dtype(self.device)),
             "versions": versions(GENERATED_WITH),
         }
 
@@ -129,7 +129,7 @@ class Session:
     def load(self, target: Target, protocol: Protocol) -> None:
         if self.loaded == target:
             return
-        policy = eval_models.open_policy(target, self.device)
+        policy = models.open_policy(target, self.device)
         if self.engine is None:
             room = {"max_prompt_tokens": self.longest_prompt(target)}
             self.engine = make_engine(self.config(target, protocol, **room), self.device)
@@ -138,7 +138,7 @@ class Session:
 
     def longest_prompt(self, target: Target) -> int:
         """Tokens, over everything that will be asked: vLLM reserves its room once."""
-        tokenizer = eval_models.tokenizer_of(target)
+        tokenizer = models.tokenizer_of(target)
         return max(
             len(problem.prompt_ids)
             for name in benchmarks.names(self.args.bench)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from grpo.benchmarks import PAPER, PAPER_PROTOCOL, PAPER_SCORES
+from grpo.evaluation.benchmarks import PAPER, PAPER_PROTOCOL, PAPER_SCORES
 
 BEST_RULE = "highest strict mean over the benchmarks evaluated, the earliest on a tie"
 

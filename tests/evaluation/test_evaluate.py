@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from grpo.evaluate import evaluate_problems, summarise
+from grpo.evaluation.evaluate import evaluate_problems, summarise
 from grpo.rollout import Sampling, request_seed
 from grpo.types import Completion, Problem
 

@@ -8,9 +8,9 @@ import pytest
 
 from benchmarks.grading import respelled
 from data import tiny_base
-from grpo import benchmarks
 from grpo.errors import UserError
-from grpo.grading import grade, new_verifier
+from grpo.evaluation import benchmarks
+from grpo.evaluation.grading import grade, new_verifier
 
 
 def pairs(name: str, data_dir) -> list[tuple[str, str]]:

@@ -14,8 +14,8 @@ import yaml
 
 import eval as cli
 from data import tiny_base
-from grpo.eval_folder import OUTPUTS
-from grpo.eval_session import Session
+from grpo.evaluation.folder import OUTPUTS
+from grpo.evaluation.session import Session
 
 SIX = ("math500", "aime24", "aime25", "amc23", "minerva_math", "olympiadbench")
 

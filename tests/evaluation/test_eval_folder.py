@@ -9,7 +9,7 @@ import resource
 import pytest
 
 from grpo.errors import UserError
-from grpo.eval_folder import OUTPUTS, EvalFolder
+from grpo.evaluation.folder import OUTPUTS, EvalFolder
 
 
 def row(problem: int, sample: int = 0, text: str = "") -> dict:

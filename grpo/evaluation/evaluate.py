@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from grpo import scores as statistics
 from grpo.errors import UserError
-from grpo.eval_folder import EvalFolder
-from grpo.grading import Checker, Grade, grade
+from grpo.evaluation import scores as statistics
+from grpo.evaluation.folder import EvalFolder
+from grpo.evaluation.grading import Checker, Grade, grade
 from grpo.rollout import Engine, Sampling, request_seed
 from grpo.types import Completion, Problem, Request
 

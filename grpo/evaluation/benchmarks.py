@@ -19,7 +19,7 @@ from grpo.types import Problem
 from rewards.tags import last_box
 
 ARITHMETIC = {
-    f"arithmetic-{half}": Path(__file__).resolve().parent.parent / "data" / "arithmetic" / f"{half}.parquet"
+    f"arithmetic-{half}": Path(__file__).resolve().parents[2] / "data" / "arithmetic" / f"{half}.parquet"
     for half in ("validation", "test")
 }
 UNLIMITED = 10**9
