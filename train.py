@@ -15,7 +15,7 @@ import torch
 from grpo import experience, signals
 from grpo.check import check
 from grpo.config import Config, parse_args
-from grpo.errors import UserError
+from grpo.errors import TrainingStopped, UserError
 from grpo.evaluation.held_out import HeldOut
 from grpo.learner import Learner
 from grpo.plan import plan_run, timed
@@ -79,8 +79,9 @@ def train(config: Config, resumed: Path | None = None) -> Run:
                 engine.sync(policy)
             plan = timed(plan, run.log(held_out.validation(engine, step)))
 
-        run.finish(after=held_out.test(engine))
+        outcome = run.finish(after=held_out.test(engine))
     plot_run(run.folder)
+    print(outcome)
     if device.type == "cuda":
         print(compare(plan))
     return run
@@ -96,19 +97,22 @@ def choose_device(config: Config) -> torch.device:
     return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def default_preset() -> str:
-    """What fits this machine, when no preset is named."""
+def default_preset() -> tuple[str, str]:
+    """What fits this machine when no preset is named, and why."""
     if not torch.cuda.is_available():
-        return "cpu"
-    return "h100" if torch.cuda.get_device_properties(0).total_memory > 60e9 else "l4"
+        return "cpu", "because torch sees no GPU here"
+    card = torch.cuda.get_device_properties(0)
+    return ("h100" if card.total_memory > 60e9 else "l4"), f"because this machine has a {card.name}"
 
 
 def main(argv: list[str]) -> int:
     try:
         with signals.interruptible():
-            preset = default_preset()
+            preset, why = default_preset()
             command = parse_args(argv, preset)
             config, resumed = settle(command, preset)
+            if command.preset is None and resumed is None:
+                print(f"no --preset given: {preset}, {why}")
             if command.check:
                 return check(config, choose_device(config))
             if resumed and is_finished(resumed, config):
@@ -118,6 +122,9 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
+    except TrainingStopped as error:
+        print(f"stopped: {printable(str(error))}", file=sys.stderr)
+        return 1
     except signals.Interrupted as interruption:
         print(f"ended by {interruption}", file=sys.stderr)
         return interruption.code

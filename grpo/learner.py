@@ -15,7 +15,7 @@ import torch
 
 from grpo import signals
 from grpo.config import LearnerConfig
-from grpo.errors import SamplerMismatch, UserError
+from grpo.errors import NonFiniteLoss, SamplerMismatch, UserError
 from grpo.loss import importance_ratio, kl_k3, policy_loss, token_weights
 from grpo.optim import Optimizer
 from grpo.packing import pack
@@ -36,10 +36,6 @@ MAXIMA = ("policy/ratio_max", "gap/max")
 OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
 
 Result = TypeVar("Result")
-
-
-class NonFiniteLoss(RuntimeError):
-    """Too many optimiser steps in a row without a finite loss and gradient."""
 
 
 class Learner:

@@ -22,7 +22,7 @@ from grpo.clock import Clock
 from grpo.config import Config
 from grpo.experience import completion_metrics
 from grpo.rows import completion_rows
-from grpo.show import good_and_bad, say, step_line
+from grpo.show import before_and_after, good_and_bad, say, step_line
 from grpo.speed import utilisation
 from grpo.state import TrainingState
 from grpo.types import Group
@@ -209,11 +209,12 @@ class Run:
         self.state.notes["seconds"] = self.state.notes.get("seconds", 0.0) + elapsed
         return self.state.notes["seconds"]
 
-    def finish(self, after: dict[str, float]) -> None:
-        """All steps are done; `after` are the test figures of the final weights."""
+    def finish(self, after: dict[str, float]) -> str:
+        """All steps are done; `after` are the test figures of the final weights. What came of it, as text."""
         summary = {"before": self.notes["before"], "after": after, "steps": self.step, "seconds": self.seconds()}
         best = self.checkpoints.best(self.accuracy)
         if best is not None:
             summary |= {"best": {"step": best, BEST: self.accuracy[best]}}
         with files.writing(self.folder):
             files.write(self.folder / "summary.json", json.dumps(summary, indent=2))
+        return before_and_after(summary)

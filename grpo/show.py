@@ -53,6 +53,12 @@ def step_line(metrics: dict[str, float]) -> str:
     return "  ".join(f"{label} {metrics[key]:.3g}" for label, key in shown.items() if key in metrics)
 
 
+def before_and_after(summary: dict) -> str:
+    """The test figures of the untrained and the trained policy, a line each; empty where nothing was tested."""
+    before, after = summary["before"], summary["after"]
+    return "\n".join(f"test {name.replace('_', ' '):22}{before[name]:7.1%} -> {after[name]:.1%}" for name in after)
+
+
 def good_and_bad(groups: Sequence[Group], texts: Sequence[Sequence[str]], scores: Sequence[Sequence[Score]]) -> str:
     """The step's best and worst completion, as text that is safe to print."""
     places = [(g, i) for g, group in enumerate(scores) for i in range(len(group))]
