@@ -30,10 +30,10 @@ def error(*argv: str) -> str:
 
 
 def test_later_layers_win():
-    """default 1e-6, configs/cpu.yaml 1e-4, command line 2e-4"""
+    """the default, configs/l4.yaml, the command line"""
     assert Config().learner.lr == 1e-6
-    assert config().learner.lr == 1e-4
-    assert config("--learner.lr", "2e-4").learner.lr == 2e-4
+    assert config("--preset", "l4").learner.lr == 1e-5
+    assert config("--preset", "l4", "--learner.lr", "2e-4").learner.lr == 2e-4
 
 
 @pytest.mark.parametrize(
@@ -103,11 +103,14 @@ def test_bad_input_is_one_line_that_says_what_would_be_good(argv, message):
     [
         (("--rollout.top_p", "0.9"), ("rollout.top_p is 0.9", "temperature")),
         (("--rollout.top_k", "50"), ("rollout.top_k 50", "leave them at 1 and 0")),
-        (("--learner.updates_per_rollout", "3"), ("rollout.problems 16", "updates_per_rollout 3", "change one")),
+        (
+            ("--rollout.problems", "16", "--learner.updates_per_rollout", "3"),
+            ("rollout.problems 16", "updates_per_rollout 3", "change one"),
+        ),
         (("--policy.quant", "nf4"), ("policy.quant is nf4", "policy.lora_rank 64")),
         (("--learner.kl_coef", "0.1"), ("skip_zero_spread", "kl_coef 0.1")),
         (("--learner.entropy_coef", "0.1"), ("skip_zero_spread", "entropy_coef 0.1")),
-        (("--eval.data", "none"), ("eval.every is 4", "eval.data")),
+        (("--eval.data", "none"), ("eval.every is", "eval.data")),
     ],
 )
 def test_settings_that_exclude_each_other(argv, words):
@@ -202,8 +205,8 @@ def test_no_text_breaks_the_parser(text):
 
 def test_short_names_only_what_differs_from_the_preset():
     assert short(config()) == "--preset cpu"
-    assert short(config("--learner.lr", "2e-4", "--quiet")) == "--preset cpu --quiet true --learner.lr 0.0002"
-    assert short(config("--eval.limit", "none", "--learner.lr", "1e-4")) == "--preset cpu"
+    assert short(config("--learner.lr", "3e-4", "--quiet")) == "--preset cpu --quiet true --learner.lr 0.0003"
+    assert short(config("--preset", "l4", "--eval.limit", "none", "--learner.lr", "0.00001")) == "--preset l4"
     assert short(Config()) == "--preset none"
 
 

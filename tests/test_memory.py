@@ -216,7 +216,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_learning_memory_is_what_the_learner_uses(case, tmp_path, monkeypatch):
-    """The 1.5B architecture with 4 of its 28 layers, and once with all: the plan is short by at most 3 %, and over by at most 10."""
+    """The 1.5B architecture with 4 of its 28 layers, and once with all: short by at most 3 %, over by at most 10."""
     preset, options = CASES[case]
     config = build(preset, BASE | options)
     shape = shape_from(tmp_path, qwen2(1536, 28 if "28 layers" in case else 4, 12, 2, 8960, True))
