@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -69,7 +71,9 @@ def stopped(copied) -> Path:
 def test_three_and_three_are_six(tmp_path, settings):
     """rows, texts, weights, moments, masters and random states, bit for bit"""
     assert train.main(arguments(tmp_path, "six", **settings)) == 0
+    random.seed(), np.random.seed(), torch.seed()  # another process would start with other random states
     assert train.main(arguments(tmp_path, "both", **settings, steps=3, checkpoint__every=2)) == 0
+    random.seed(), np.random.seed(), torch.seed()
     assert train.main(["--resume", str(tmp_path / "both"), "--steps", "6"]) == 0
     same_run(tmp_path / "six", tmp_path / "both", 6)
     kept = sorted((tmp_path / "both" / "checkpoints").iterdir())
