@@ -19,7 +19,7 @@ import torch
 
 from grpo.config import Config
 from grpo.errors import SamplerMismatch, UserError
-from grpo.memory import GIB, VLLM_BATCHED_TOKENS, full_length, running_sequences, shape_of
+from grpo.plan.memory import GIB, VLLM_BATCHED_TOKENS, full_length, running_sequences, shape_of
 from grpo.policy import Policy, compute_dtype
 from grpo.rollout import Sampling
 from grpo.rollout.proof import prove
@@ -49,7 +49,8 @@ class VLLMEngine:
             self._load(policy.sampler_weights())
             if not self._llm.reset_prefix_cache():
                 raise SamplerMismatch("vLLM did not reset its prefix cache: it still holds requests of an earlier call")
-            self._wake("kv_cache")
+            if not self._wake("kv_cache"):
+                raise RuntimeError("vLLM did not wake up: it would wait for its own memory for ever")
         self._asleep, self._ready = False, True
         self._stop_ids = list(policy.stop_ids)
         self.version += 1
@@ -73,8 +74,8 @@ class VLLMEngine:
     def sleep(self) -> None:
         if self.config.sleep and not self._asleep:
             self._llm.sleep(level=2)
-            _empty_cache(self.device)
             self._asleep, self._ready = True, False
+            _empty_cache(self.device)
 
     def close(self) -> None:
         self._llm.llm_engine.engine_core.shutdown()
@@ -83,10 +84,10 @@ class VLLMEngine:
         gc.collect()
         _empty_cache(self.device)
 
-    def _wake(self, tag: str) -> None:
-        if self._asleep:
-            _empty_cache(self.device)  # the learner's freed blocks, which torch would keep for itself
-            self._llm.wake_up(tags=[tag])
+    def _wake(self, tag: str) -> bool:
+        """Whether all of the engine is awake."""
+        _empty_cache(self.device)  # the learner's freed blocks, which torch would keep for itself
+        return self._llm.wake_up(tags=[tag]) if self._asleep else True
 
     def _load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Streams the weights in, and accounts for every name: vLLM itself only logs what it did not get."""
@@ -191,7 +192,6 @@ def _start(config: Config, device: torch.device) -> Any:
             max_num_batched_tokens=max(VLLM_BATCHED_TOKENS, length),
             kv_cache_memory_bytes=_kv_bytes(config, shape.kv_bytes * dtype.itemsize // 2, device),
             logprobs_mode="processed_logprobs",
-            seed=0,
             **own,
         )
     except ValueError as error:
@@ -245,8 +245,6 @@ def _trainer_undisturbed(device: torch.device) -> Iterator[None]:
         random.setstate(python)
         np.random.set_state(numpy)
         torch.set_num_threads = set_threads
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
+        torch.set_num_threads(threads)
         os.environ.pop("LD_PRELOAD", None)
-        if preload is not None:
-            os.environ["LD_PRELOAD"] = preload
+        os.environ |= {} if preload is None else {"LD_PRELOAD": preload}
