@@ -12,22 +12,23 @@ from pathlib import Path
 
 import torch
 
-from grpo import experience, signals
-from grpo.check import check
+from grpo import experience
 from grpo.config import Config, parse_args
 from grpo.errors import TrainingStopped, UserError
 from grpo.evaluation.held_out import HeldOut
 from grpo.learner import Learner
-from grpo.plan import plan_run, timed
-from grpo.plan_text import compare
-from grpo.plot import plot_run
+from grpo.plan.check import check
+from grpo.plan.plan import plan_run, timed
+from grpo.plan.text import compare
 from grpo.policy import load_policy
 from grpo.problems import draw, load_problems
-from grpo.resume import is_finished, settle
 from grpo.rollout import Sampling, make_engine, rollout
-from grpo.run import Run
-from grpo.show import printable
-from grpo.state import TrainingState, set_seed
+from grpo.runs import signals
+from grpo.runs.plot import plot_run
+from grpo.runs.resume import is_finished, settle
+from grpo.runs.run import Run
+from grpo.runs.show import printable, say
+from grpo.runs.state import TrainingState, set_seed
 
 
 def train(config: Config, resumed: Path | None = None) -> Run:
@@ -38,6 +39,8 @@ def train(config: Config, resumed: Path | None = None) -> Run:
     run = Run(config, resumed)
     set_seed(config.seed)
     policy = load_policy(config, device)
+    if policy.attention_note:
+        say(policy.attention_note)
     problems = load_problems(
         config.data, policy.tokenizer, config.prompt, config.rollout.max_prompt_tokens, config.data_dir
     )

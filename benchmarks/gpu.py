@@ -8,7 +8,7 @@
 3. l4: LoRA of rank 64 in micro-batches of 8k tokens, in no more than 22.5 GiB
 4. the same completions through TRL, where it is installed (see benchmarks/versus_trl.py)
 
-Utilisation counts the work once (grpo/flops.py): nothing for what checkpointing computes a second time.
+Utilisation counts the work once (grpo/plan/flops.py): nothing for what checkpointing computes a second time.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks import common, learner, versus_trl
 from data.tiny_base import make_tokenizer
-from grpo import flops
 from grpo.config import Config, parse
 from grpo.logprob import token_logprobs
 from grpo.packing import pack
+from grpo.plan import flops
 from grpo.policy import Policy
 from grpo.types import Sample
 

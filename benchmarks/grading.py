@@ -18,8 +18,8 @@ import sys
 import time
 from contextlib import closing
 
-from grpo.evaluation.benchmarks import PAPER_PROTOCOL, file_of, read_benchmark
 from grpo.errors import UserError
+from grpo.evaluation.benchmarks import PAPER_PROTOCOL, file_of, read_benchmark
 from grpo.evaluation.grading import Grade, grade, new_verifier
 from rewards.verify import Verifier, check_ground_truth
 

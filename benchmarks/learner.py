@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from benchmarks import common
-from grpo import flops
 from grpo.config import Config, parse
 from grpo.learner import Learner
+from grpo.plan import flops
 from grpo.policy import Policy, load_policy
 from grpo.types import Sample
 

@@ -20,12 +20,12 @@ import torch
 
 from benchmarks import common
 from grpo import experience
-from grpo.clock import Clock
 from grpo.config import Config, parse
 from grpo.learner import Learner
 from grpo.policy import load_policy
 from grpo.problems import draw, load_problems
 from grpo.rollout import Sampling, make_engine, rollout
+from grpo.runs.clock import Clock
 from rewards import make_reward
 
 

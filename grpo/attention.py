@@ -7,7 +7,6 @@ another.
 
 from __future__ import annotations
 
-import importlib.util
 from functools import cache
 
 import torch
@@ -16,6 +15,7 @@ from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface
 
 from grpo.errors import UserError
+from grpo.packages import installed
 from grpo.types import Segments
 
 NAME = "packed"
@@ -26,14 +26,14 @@ def kernel(device_type: str, dtype: torch.dtype) -> str:
     """flash_attention_2 where flash-attn is installed, else varlen (torch's flash kernels), else sdpa, run by run."""
     if device_type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return "sdpa"
-    if importlib.util.find_spec("flash_attn") is not None:
+    if installed("flash_attn"):
         return "flash_attention_2"
     return "varlen"
 
 
 def note(device_type: str, dtype: torch.dtype, chosen: str | None = None) -> str | None:
     """One line on what a GPU loses with the kernel it gets; None where nothing is lost, as with a CPU's one choice."""
-    if chosen == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+    if chosen == "flash_attention_2" and not installed("flash_attn"):
         raise UserError(
             "policy.attention is flash_attention_2, but flash-attn is not installed: pip install flash-attn "
             "--no-build-isolation (it compiles for long), or policy.attention auto"

@@ -13,14 +13,14 @@ from typing import TypeVar
 
 import torch
 
-from grpo import signals
 from grpo.config import LearnerConfig
 from grpo.errors import NonFiniteLoss, SamplerMismatch, UserError
 from grpo.loss import importance_ratio, kl_k3, policy_loss, token_weights
 from grpo.optim import Optimizer
 from grpo.packing import pack
 from grpo.policy import Policy
-from grpo.show import say
+from grpo.runs import signals
+from grpo.runs.show import say
 from grpo.types import Batch, Sample
 
 SUMS = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from grpo import attention
 from grpo.config import Config, PolicyConfig
 from grpo.errors import UserError
 from grpo.logprob import token_logprobs
+from grpo.packages import installed
 from grpo.types import Batch
 
 END_TOKENS = ("<|im_end|>", "<|endoftext|>")
@@ -159,7 +159,7 @@ def load_model(
 
 
 def _nf4(dtype: torch.dtype):
-    if importlib.util.find_spec("bitsandbytes") is None:
+    if not installed("bitsandbytes"):
         raise UserError(
             "policy.quant nf4 needs bitsandbytes, which is not installed: pip install 'bitsandbytes>=0.50', or "
             "--quant none (the base in bfloat16)"
@@ -210,12 +210,10 @@ def _check_supported(model: PreTrainedModel) -> None:
 
 
 def _no_dropout(model: PreTrainedModel) -> None:
-    """Dropout would make the first ratio differ from 1."""
+    """Dropout would make the first ratio differ from 1. (Packed attention has none, whatever the settings say.)"""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-        if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0
 
 
 def _add_lora(model: PreTrainedModel, config: PolicyConfig):

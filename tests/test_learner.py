@@ -272,6 +272,7 @@ def test_dropout_is_off_and_checkpointing_changes_no_number():
     model.config.attention_dropout = 0.5
     for layer in model.model.layers:
         layer.self_attn.attention_dropout = 0.5
+        layer.mlp.act_fn = torch.nn.Sequential(layer.mlp.act_fn, torch.nn.Dropout(0.5))
     policy = Policy(model, Tokenizer())
     assert learn(policy, make_groups(policy, shift=0.0))["gap/mean"] < 1e-12
     plain, checkpointed = make_policy(), make_policy(gradient_checkpointing=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from grpo.clock import Clock
 from grpo.config import Config
 from grpo.evaluation.evaluate import evaluate_problems
 from grpo.policy import Policy
 from grpo.problems import load_problems
 from grpo.rollout import Engine, Sampling
+from grpo.runs.clock import Clock
 from grpo.types import Problem
 from rewards import make_reward
 

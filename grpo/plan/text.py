@@ -1,0 +1,130 @@
+"""The plan in words: a table of memory by phase, the time of a step and of the run, and what fits an hour."""
+
+from __future__ import annotations
+
+from grpo.config import changed
+from grpo.plan.duration import EXPECTED_SHARE
+from grpo.plan.forecast import Plan, make_plan
+from grpo.plan.hardware import GIB
+from grpo.plan.memory import full_length, running_sequences
+
+HOUR = 3600
+STEPS_WORTH_RUNNING = 50
+COMPARED = ("time/step", "time/rollout", "time/learn", "time/sync", "completion/tokens_mean", "memory/peak_gib")
+
+
+def describe(plan: Plan) -> str:
+    config, shape = plan.config, plan.shape
+    trained = f"LoRA rank {config.policy.lora_rank}, {_millions(shape.adapter(config.policy.lora_rank))} trained"
+    how = trained if config.policy.lora_rank else "all weights trained"
+    lines = [
+        f"plan: {config.model} ({_millions(shape.parameters)} parameters, {how}"
+        f"{', NF4 base' if config.policy.quant == 'nf4' else ''}) on {plan.card.name}, {_gib(plan.card.memory)} GiB"
+        f"{' free' if plan.card.here else ''}",
+        *_memory(plan),
+        *(_time(plan) if plan.fits else []),
+    ]
+    return "\n".join(lines)
+
+
+def summary(plan: Plan) -> str:
+    """One line for --quiet."""
+    memory = max(plan.totals().values())
+    return (
+        f"plan: {_gib(memory)} of {_gib(plan.usable)} GiB on {plan.card.name}, {length(plan.step_seconds)} a step, "
+        f"{length(plan.step_seconds * plan.config.steps)} in all"
+    )
+
+
+def compare(plan: Plan) -> str:
+    """Planned beside measured, for the end of a run."""
+    planned = Plan(plan.config, plan.card, plan.shape, plan.engine)
+    seconds = planned.seconds()
+    numbers = {f"time/{phase}": value for phase, value in seconds.items()} | {
+        "time/step": sum(seconds.values()),
+        "completion/tokens_mean": EXPECTED_SHARE * plan.config.rollout.max_new_tokens,
+        "memory/peak_gib": max(planned.totals().values()) / GIB,
+    }
+    lines = [f"{'':24}{'planned':>10}{'measured':>10}"]
+    for name in COMPARED:
+        if name in plan.measured:
+            lines.append(f"{name:24}{numbers[name]:>10.4g}{plan.measured[name]:>10.4g}")
+    return "\n".join(lines)
+
+
+def length(seconds: float) -> str:
+    """Seconds in the unit that a person would use."""
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def shares(plan: Plan) -> str:
+    """Each phase's share of a step."""
+    seconds = plan.seconds()
+    return ", ".join(f"{phase} {value / sum(seconds.values()):.0%}" for phase, value in seconds.items())
+
+
+def _memory(plan: Plan) -> list[str]:
+    phases, totals = plan.phases(), plan.totals()
+    if plan.engine == "vllm":
+        for phase, parts in phases.items():
+            parts["vLLM KV cache"] = totals[phase] - sum(parts.values())
+    names = dict.fromkeys([*phases["learn"], *phases["rollout"]])
+    rows = [(name, [phases[phase].get(name, 0.0) for phase in ("learn", "rollout")]) for name in names]
+    rows = [(name, values) for name, values in rows if max(values) >= 0.005 * GIB]
+    rows.append(("total", [totals["learn"], totals["rollout"]]))
+    table = [f"{'memory, GiB':24}{'learn':>9}{'rollout':>9}"]
+    table += [f"  {name:22}" + "".join(f"{_gib(value, 2):>9}" for value in values) for name, values in rows]
+    table[-1] += f"   of {_gib(plan.usable)} that may be used"
+    if plan.engine == "vllm":
+        table.append(
+            f"KV cache of {plan.kv_gib:.1f} GiB: {plan.kv_sequences} sequences of {full_length(plan.config)} tokens at "
+            f"once, of {running_sequences(plan.config)} that may run"
+        )
+    table.append(f"largest learner.token_budget that fits: {plan.largest_token_budget}")
+    return table
+
+
+def _time(plan: Plan) -> list[str]:
+    config, seconds = plan.config, plan.seconds()
+    step = sum(seconds.values())
+    full = sum(plan.seconds(config.rollout.max_new_tokens).values())
+    expected = round(EXPECTED_SHARE * config.rollout.max_new_tokens)
+    source = "a guess" if plan.card.is_cpu else "from data sheets"
+    lines = [
+        f"time, {source} until steps have been timed: {length(step)} a step ({shares(plan)}), "
+        f"{length(step * config.steps)} for {config.steps} steps, with {expected} tokens a completion; "
+        f"{length(full)} a step if all run to {config.rollout.max_new_tokens}. Evaluation and rewards come on top"
+    ]
+    if step * config.steps > HOUR:
+        lines.append(f"an hour holds {int(HOUR / step)} of these steps; {hour_schedule(plan)}")
+    return lines
+
+
+def hour_schedule(plan: Plan) -> str:
+    """The largest batch with which an hour holds a training run worth the name."""
+    config = plan.config
+    problems, group = config.rollout.problems, min(config.rollout.group, 8)
+    while True:
+        options = {"rollout.problems": problems, "rollout.group": group}
+        smaller = make_plan(changed(config, options), plan.card)
+        steps = int(HOUR / sum(smaller.seconds().values()))
+        fewer = problems // 2
+        if steps >= STEPS_WORTH_RUNNING or fewer < 1 or fewer % config.learner.updates_per_rollout:
+            break
+        problems = fewer
+    if steps == 0:
+        return "not even one of a single problem"
+    return (
+        f"a schedule that fits an hour: --rollout.problems {problems} --rollout.group {group} --steps {max(1, steps)}"
+    )
+
+
+def _gib(value: float, digits: int = 1) -> str:
+    return f"{value / GIB:.{digits}f}"
+
+
+def _millions(count: float) -> str:
+    return f"{count / 1e9:.3f} B" if count >= 1e9 else f"{count / 1e6:.3g} M"

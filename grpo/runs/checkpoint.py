@@ -1,0 +1,152 @@
+"""Checkpoints on disk: a folder with the final name is whole, and can be shown to be.
+
+Written beside, checksummed, flushed to the disk, renamed. `step_000040/` opens with AutoModelForCausalLM (or PEFT);
+trainer.pt holds the rest (see state.py), manifest.json the size and SHA-256 of every file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from grpo.errors import UserError
+from grpo.runs import files
+from grpo.runs.show import say
+
+MANIFEST = "manifest.json"
+UNFINISHED = ".unfinished_"
+TORCH_WRITER = "inline_container"
+"""Names the part of torch that writes the file in the RuntimeError it raises when the disk refuses."""
+GIB = 2**30
+
+
+class Checkpoints:
+    """The checkpoints of one run: the newest `keep`, and the best by held-out accuracy."""
+
+    def __init__(self, folder: Path, keep: int):
+        self.folder, self.keep = folder, keep
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step_{step:06d}"
+
+    def steps(self) -> list[int]:
+        """Oldest first."""
+        return sorted(int(path.name.removeprefix("step_")) for path in self.folder.glob("step_*"))
+
+    def save(self, step: int, write: Callable[[Path], None], needed: int, accuracy: dict[int, float]) -> Path:
+        """`write(folder)` fills the new checkpoint; `needed` is about how many bytes it takes.
+
+        Then removes what is neither among the newest nor the best: `accuracy` maps steps to held-out accuracy.
+        UserError when the disk is full; the earlier checkpoints stay as they are.
+        """
+        unfinished = self.folder / f"{UNFINISHED}{step:06d}"
+        with files.writing(self.folder):
+            self.folder.mkdir(exist_ok=True)
+            self._check_space(needed)
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+        try:
+            write(unfinished)
+            _seal(unfinished)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            if isinstance(error, RuntimeError) and TORCH_WRITER not in str(error):  # not the disk's fault
+                raise
+            raise UserError(f"{self._not_saved(step)}: {str(error).splitlines()[0]}") from error
+        with files.writing(self.folder):
+            if self.path(step).exists():
+                self._remove(self.path(step))
+            os.replace(unfinished, self.path(step))
+            files.sync_folder(self.folder)
+            self._prune(accuracy)
+        return self.path(step)
+
+    def newest(self) -> Path | None:
+        """The newest whole one. Damaged ones are said and put aside under another name; leftovers are removed."""
+        for leftover in self.folder.glob(f"{UNFINISHED}*"):
+            say(f"{leftover}: was not finished when the run ended; removed")
+            shutil.rmtree(leftover)
+        for step in reversed(self.steps()):
+            damage = find_damage(self.path(step))
+            if damage is None:
+                return self.path(step)
+            aside = self.folder / f"damaged_{self.path(step).name}"
+            shutil.rmtree(aside, ignore_errors=True)
+            self.path(step).rename(aside)
+            say(f"checkpoint {self.path(step)} is damaged ({damage}); moved to {aside.name}, using the one before it")
+        return None
+
+    def best(self, accuracy: dict[int, float]) -> int | None:
+        """The step of the best kept checkpoint, the earlier one on a tie; None where none was evaluated."""
+        return max((step for step in self.steps() if step in accuracy), key=accuracy.__getitem__, default=None)
+
+    def _prune(self, accuracy: dict[int, float]) -> None:
+        kept = {*self.steps()[-self.keep :], self.best(accuracy)}
+        for step in self.steps():
+            if step not in kept:
+                self._remove(self.path(step))
+
+    def _remove(self, path: Path) -> None:
+        """Renamed first: half a removed checkpoint must not look like a checkpoint."""
+        away = path.with_name(f"{UNFINISHED}{path.name}")
+        os.replace(path, away)
+        shutil.rmtree(away)
+
+    def _check_space(self, needed: int) -> None:
+        if _free(self.folder) < needed:
+            raise UserError(
+                f"disk full: a checkpoint takes {needed / GIB:.2f} GiB and {self.folder} has "
+                f"{_free(self.folder) / GIB:.2f} GiB free; {self._last()}. Free space and --resume"
+            )
+
+    def _not_saved(self, step: int) -> str:
+        return f"the checkpoint of step {step} could not be written ({self._last()}; free space and --resume)"
+
+    def _last(self) -> str:
+        return f"the last checkpoint is {self.path(self.steps()[-1])}" if self.steps() else "there is no checkpoint yet"
+
+
+def find_damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint folder, or None: every file must be as it was written."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return f"no readable {MANIFEST}"
+    for name, (size, _) in manifest.items():
+        if not (path / name).is_file():
+            return f"{name} is missing"
+        if (path / name).stat().st_size != size:
+            return f"{name} has {(path / name).stat().st_size} bytes instead of {size}"
+    for name, digest in _digests(path, manifest).items():
+        if digest != manifest[name][1]:
+            return f"{name} has another checksum"
+    return None
+
+
+def _seal(folder: Path) -> None:
+    """The manifest, and everything on the disk."""
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    digests = _digests(folder, names)
+    manifest = {name: [(folder / name).stat().st_size, digests[name]] for name in names}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    files.sync_tree(folder)
+
+
+def _digests(folder: Path, names) -> dict[str, str]:
+    def digest(name: str) -> str:
+        with (folder / name).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    with ThreadPoolExecutor(4) as pool:  # hashing releases the interpreter's lock
+        return dict(zip(names, pool.map(digest, names), strict=True))
+
+
+def _free(folder: Path) -> int:
+    return shutil.disk_usage(folder).free

@@ -1,0 +1,221 @@
+"""The run folder: everything a run leaves behind, written so that it can stop at any moment and go on exactly.
+
+runs/NAME/config.yaml  versions.json  metrics.jsonl  completions/step_000001.jsonl  checkpoints/  summary.json  plot.png
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from grpo.config import Config
+from grpo.experience import completion_metrics
+from grpo.plan.speed import utilisation
+from grpo.runs import environment, files, signals
+from grpo.runs import folder as run_folder
+from grpo.runs.checkpoint import Checkpoints
+from grpo.runs.clock import Clock
+from grpo.runs.rows import completion_rows
+from grpo.runs.show import before_and_after, good_and_bad, say, step_line
+from grpo.runs.state import TrainingState
+from grpo.runs.wandb_log import WandbProcess, run_id
+from grpo.types import Group
+from rewards import DeadSignalWatch, Score, summarize, weight_warnings
+
+BEST = "eval/sampled_accuracy"
+
+
+class Run:
+    """One run and its folder. Nothing is written before `recording`."""
+
+    def __init__(self, config: Config, resumed: Path | None = None):
+        """`resumed`: the folder to continue in. UserError where the folder cannot be used."""
+        self.config, self.folder = config, resumed or run_folder.new_folder(config)
+        self.resumed = resumed is not None
+        self.clock, self.checkpoints = Clock(), Checkpoints(self.folder / "checkpoints", config.checkpoint.keep)
+        self.accuracy: dict[int, float] = {}
+        self._watch, self._wandb, self._started = DeadSignalWatch(), None, time.perf_counter()
+        self._lock = files.lock(self.folder) if self.resumed else None
+        if not self.resumed:
+            run_folder.check_new(self.folder)
+
+    # ---- the start
+
+    def _begin(self, state: TrainingState) -> None:
+        """Makes the folder, or puts everything back to where its last whole checkpoint stands."""
+        self.state = state
+        with files.writing(self.folder):
+            if self.resumed:
+                self._restore()
+            else:
+                self._lock = run_folder.create(self.folder, self.config)
+        for warning in weight_warnings(state.reward.weights):
+            say(warning)
+        shown = not self.config.quiet and sys.stderr.isatty()
+        self.bar = tqdm(total=self.config.steps, initial=self.step, unit="step", disable=not shown, dynamic_ncols=True)
+        if self.config.wandb:
+            self._start_wandb()
+        self.clock.read()  # what loading took belongs to no step
+
+    def _start_wandb(self) -> None:
+        if "wandb_id" in self.state.notes:
+            files.write(self.folder / "wandb_id", self.state.notes["wandb_id"])
+        self.state.notes["wandb_id"] = run_id(self.folder)
+        self._wandb = WandbProcess(self.folder)
+
+    @property
+    def step(self) -> int:
+        """The last whole step."""
+        return self.state.step
+
+    @property
+    def unlogged(self) -> bool:
+        """The last whole step is not in metrics.jsonl yet."""
+        return self.state.row is not None
+
+    @property
+    def notes(self) -> dict:
+        return self.state.notes
+
+    def _restore(self) -> None:
+        checkpoint = self.checkpoints.newest()
+        if checkpoint is None:
+            say(f"{self.folder} has no whole checkpoint: starting again from step 1")
+        else:
+            self.state.read(checkpoint)
+            say(f"continuing {self.folder} after step {self.step}")
+        rows = run_folder.set_back(self.folder, self.step)
+        if rows and rows[-1]["step"] == self.step:
+            self.state.row = None
+        self.accuracy = {row["step"]: row[BEST] for row in rows if row.get(BEST) is not None}
+        run_folder.write_config(self.folder, self.config, self.folder.resolve().name)
+        run_folder.note_versions(self.folder, self.step)
+
+    # ---- step by step
+
+    def record(
+        self,
+        step: int,
+        groups: Sequence[Group],
+        texts: Sequence[Sequence[str]],
+        scores: Sequence[Sequence[Score]],
+        advantages: torch.Tensor,
+        learned: dict[str, float],
+    ) -> None:
+        """The weights have taken the step: keep what belongs to it. From here on it is not lost when the run stops."""
+        signals.hold()  # a step that was skipped did not
+        rows = completion_rows(step, groups, texts, scores, advantages)
+        with files.writing(self.folder):
+            path = self.folder / "completions" / f"step_{step:06d}.jsonl"
+            files.write(path, "".join(json.dumps(row) + "\n" for row in rows))
+        metrics = summarize(scores) | completion_metrics(groups) | learned
+        metrics["completion/tokens"] = sum(len(c.ids) for group in groups for c in group.completions)
+        metrics["verifier/cache_hit_rate"] = self.state.reward.cache_hit_rate()
+        times = self.clock.read()
+        metrics |= utilisation(self.state.policy, groups, advantages, self.config.learner, times["time/learn"])
+        self.state.complete(step, {"step": step} | metrics | times)
+        if not self.bar.disable and step % self.config.show_every == 0:
+            tqdm.write(good_and_bad(groups, texts, scores), file=sys.stderr)
+        if warning := self._watch(metrics):
+            say(warning)
+        signals.release()
+
+    def log(self, evaluation: dict[str, float]) -> dict[str, float]:
+        """The last step's row, sent to metrics.jsonl and the terminal; a checkpoint is written if one is due."""
+        row, step = self._finished_row() | evaluation, self.step
+        with files.writing(self.folder):
+            files.append(self.folder / "metrics.jsonl", json.dumps(row) + "\n")
+        self.state.row = None
+        if row.get(BEST) is not None:
+            self.accuracy[step] = row[BEST]
+        line = step_line(row)
+        if self.bar.disable:
+            print(f"step {step}/{self.config.steps}  {line}  {row['time/step']:.1f} s", flush=True)
+        else:
+            self.bar.set_postfix_str(line, refresh=False)
+            self.bar.update(int(step > 0))
+        due = self.config.checkpoint.every and step % self.config.checkpoint.every == 0
+        if step and (due or step == self.config.steps):
+            self.save()
+        return row
+
+    def _finished_row(self) -> dict[str, float]:
+        row = dict(self.state.row)
+        for name, seconds in self.clock.read().items():
+            row[name] = row.get(name, 0.0) + seconds
+        trained = row["time/step"] - row["time/eval"]
+        if self.step:
+            row["speed/tokens_per_second"] = row.pop("completion/tokens") / trained
+        row |= {"memory/peak_gib": environment.peak_memory_gib(self.state.policy.device), "time": time.time()}
+        return {name: value if math.isfinite(value) else None for name, value in row.items()}  # JSON has no NaN
+
+    def save(self) -> None:
+        self.seconds()  # kept in the notes
+        self.checkpoints.save(self.step, self.state.write, self.state.bytes(), self.accuracy)
+
+    def save_bad_batch(self, batch: dict) -> None:
+        """The samples of a step that was skipped because its loss or gradient was not finite."""
+        folder = self.folder / "bad_batches"
+        with files.writing(self.folder):
+            folder.mkdir(exist_ok=True)
+            name = f"step_{self.step + 1:06d}"
+            path = folder / f"{name}_{len(list(folder.glob(f'{name}_*')))}.json"
+            files.write(path, json.dumps(batch))
+        say(f"step {self.step + 1}: loss or gradient is not finite; weights left as they are, batch kept in {path}")
+
+    # ---- the end
+
+    @contextmanager
+    def recording(self, state: TrainingState) -> Iterator[None]:
+        """Within it the folder is this run's. However it ends, the last whole step is saved, and how to go on said."""
+        self._begin(state)
+        try:
+            yield
+        except (Exception, KeyboardInterrupt):
+            self.bar.close()
+            self._save_last_step()
+            say(f"resume with: python train.py --resume {self.folder}")
+            raise
+        finally:
+            self.bar.close()
+            if self._wandb is not None:
+                self._wandb.close()
+            self._lock.close()
+
+    def _save_last_step(self) -> None:
+        """Not while the weights are ahead of the record; then the checkpoint before stands."""
+        if self.step == 0:
+            say("stopped before the first step was complete")
+        elif signals.held():
+            say(f"stopped while step {self.step + 1} was being recorded; going back to the last checkpoint")
+        elif self.step not in self.checkpoints.steps():
+            try:
+                self.save()
+            except (OSError, RuntimeError, ValueError) as error:  # what ended the run may forbid this as well
+                say(f"step {self.step} could not be saved: {error}")
+            else:
+                say(f"saved {self.checkpoints.path(self.step)}")
+
+    def seconds(self) -> float:
+        """Seconds of training so far, those before a resume included."""
+        elapsed, self._started = time.perf_counter() - self._started, time.perf_counter()
+        self.state.notes["seconds"] = self.state.notes.get("seconds", 0.0) + elapsed
+        return self.state.notes["seconds"]
+
+    def finish(self, after: dict[str, float]) -> str:
+        """All steps are done; `after` are the test figures of the final weights. What came of it, as text."""
+        summary = {"before": self.notes["before"], "after": after, "steps": self.step, "seconds": self.seconds()}
+        best = self.checkpoints.best(self.accuracy)
+        if best is not None:
+            summary |= {"best": {"step": best, BEST: self.accuracy[best]}}
+        with files.writing(self.folder):
+            files.write(self.folder / "summary.json", json.dumps(summary, indent=2))
+        return before_and_after(summary)

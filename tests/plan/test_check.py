@@ -1,0 +1,204 @@
+"""--check and what it is made of: every trap is set here and must be found; a sound run must pass."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from grpo.config import build, changed
+from grpo.plan import traps
+from grpo.plan.check import check
+from grpo.plan.forecast import Plan, make_plan
+from grpo.plan.hardware import CARDS, GIB, card_named
+
+REPO = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch):
+    """The cpu preset names its files from there; and the tests' own environment is no trap."""
+    monkeypatch.chdir(REPO)
+    for name in (*traps.OFFLINE, *traps.ALLOCATOR, "REWARD_WEIGHTS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def cpu(**options):
+    return build("cpu", {key.replace("__", "."): str(value) for key, value in options.items()})
+
+
+def on(preset: str, card: str, **options) -> Plan:
+    overrides = {"policy.quant": "none"} | {key.replace("__", "."): value for key, value in options.items()}
+    return make_plan(build(preset, overrides), card_named(card))
+
+
+# ---- the whole report
+
+
+def test_a_sound_run_is_ready(capsys):
+    assert check(cpu(), CPU) == 0
+    out = capsys.readouterr().out
+    sections = ["versions", "machine", "model", "data", "reward", "plan"]
+    places = [out.index(f"\n{name} ") for name in sections]
+    assert places == sorted(places)
+    assert f"torch {torch.__version__}" in out
+    assert "128 rows; longest prompt" in out
+    assert "self-test passed on 1 ground truth" in out
+    assert "1 verify + 0.5 format + 0.5 reflect" in out
+    assert out.endswith("ready to run\n")
+
+
+def test_nothing_big_is_loaded_and_nothing_written(monkeypatch, tmp_path):
+    from transformers import PreTrainedModel
+
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", lambda *a, **k: pytest.fail("a model was loaded"))
+    assert check(cpu(out=tmp_path / "runs"), CPU) == 0
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"data": "nowhere/x.parquet"}, "no data file at nowhere/x.parquet"),
+        ({"prompt": "poem"}, "poem"),
+        ({"rollout__max_prompt_tokens": 4}, "more than rollout.max_prompt_tokens 4"),
+        ({"rollout__problems": 256}, "rollout.problems is 256 but the data has 128 rows"),
+        ({"rollout__max_new_tokens": 4090}, "has positions for 4096 tokens; use --rollout.max_new_tokens 4032"),
+        ({"rollout__engine": "vllm"}, "vllm, which is not installed"),
+        ({"learner__logit_chunk": 10**8, "learner__token_budget": 10**8}, "does not fit CPU"),
+        ({"reward__name": "nothing"}, "unknown reward 'nothing'"),
+    ],
+)
+def test_what_would_fail_is_found(options, says, capsys, monkeypatch):
+    monkeypatch.setattr(traps, "installed", lambda package: False)
+    assert check(cpu(**options), CPU) == 1
+    out = capsys.readouterr().out
+    assert says in out
+    assert out.rstrip().endswith("the run would fail")
+
+
+def test_a_broken_verifier_is_found(capsys, monkeypatch):
+    from rewards.workers import WorkerPool
+
+    monkeypatch.setattr(WorkerPool, "run", lambda self, pairs: ["wrong"] * len(pairs))
+    assert check(cpu(), CPU) == 1
+    assert "reward self-test" in capsys.readouterr().out
+
+
+def test_the_real_data_is_checked_against_its_checksum(data_dir, tmp_path, capsys):
+    shutil.copy(data_dir / "pi1_r128.parquet", tmp_path)
+    options = {"model": "data/tiny-base", "rollout.engine": "torch", "data_dir": str(tmp_path)}
+    assert check(build("l4", options), CPU) == 0
+    assert "pi1_r128.parquet: 128 rows, sha256 75a7a6eec9da verified; longest prompt" in capsys.readouterr().out
+    with (tmp_path / "pi1_r128.parquet").open("ab") as file:
+        file.write(b"x")
+    assert check(build("l4", options), CPU) == 1
+    assert "damaged or another version" in capsys.readouterr().out
+
+
+def test_from_the_command_line(tmp_path):
+    command = [sys.executable, "train.py", "--preset", "cpu", "--check", "--data", "x.parquet", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPO)
+    assert done.returncode == 1
+    assert "no data set is called 'x.parquet'" in done.stdout
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+# ---- the traps, one by one
+
+
+def test_the_presets_on_their_cards_have_no_problem_of_their_own(tmp_path):
+    for preset in ("l4", "h100"):
+        plan = on(preset, preset, out=str(tmp_path))
+        assert traps.settings_problems(plan) == []
+        assert traps.environment_problems(plan.config, {}) == []
+        assert traps.warnings(plan, {}) == []
+
+
+def test_longer_than_the_models_context():
+    """1024 + 3072 = 4096 is all that Qwen2.5-Math has."""
+    assert traps.settings_problems(on("l4", "l4")) == []
+    [line] = traps.settings_problems(on("l4", "l4", rollout__max_new_tokens=3073))
+    assert "is 4097" in line
+    assert "--rollout.max_new_tokens 3072" in line
+
+
+@pytest.mark.parametrize("name", traps.OFFLINE)
+def test_offline_without_a_cached_model(name):
+    config = build("l4", {"model": "nobody/no-such-model"})
+    [line] = traps.environment_problems(config, {name: "1"})
+    assert name in line
+    assert "hf download nobody/no-such-model" in line
+    assert traps.environment_problems(config, {name: "0"}) == []
+    assert traps.environment_problems(changed(config, {"model": "data/tiny-base"}), {name: "1"}) == []
+
+
+@pytest.mark.parametrize(("version", "fine"), [((0, 31), False), ((0, 32), True), ((0, 33), True), (None, True)])
+def test_an_old_vllm(monkeypatch, version, fine):
+    monkeypatch.setattr(traps, "_version", lambda package: version if package == "vllm" else None)
+    assert (traps.environment_problems(build("l4", {}), {}) == []) is fine
+
+
+def test_bitsandbytes_is_asked_for_only_where_it_is_needed(monkeypatch):
+    here = replace(CARDS["l4"], here=True)
+    monkeypatch.setattr(traps, "installed", lambda package: package != "bitsandbytes")
+    for options, asks in (
+        ({"policy.quant": "none"}, None),
+        ({"policy.quant": "nf4"}, "policy.quant nf4"),
+        ({"policy.quant": "none", "learner.optimizer": "adamw_8bit"}, "learner.optimizer adamw_8bit"),
+    ):
+        found = traps.settings_problems(make_plan(build("l4", options), here))
+        assert (asks is None and not found) or (len(found) == 1 and asks in found[0])
+
+
+def test_a_full_disk(monkeypatch, tmp_path):
+    """LoRA: 0.28 GiB of adapter, twice (weights and masters), and 0.55 of moments: 1.1 GiB a checkpoint, 3 of them."""
+    plan = on("l4", "l4", out=str(tmp_path / "deep" / "runs"))
+    assert traps.checkpoint_bytes(plan) == 16 * plan.shape.adapter(64)
+    for free, problems in ((3.2, 1), (3.4, 0)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: Usage(100 * GIB, 0, free * GIB))
+        assert len(traps.disk_problems(plan)) == problems
+
+
+def test_a_checkpoint_of_all_weights():
+    """bf16 weights 2 + masters 4 + moments 8 bytes a parameter."""
+    h100 = on("h100", "h100")
+    assert traps.checkpoint_bytes(h100) == 14 * h100.shape.parameters
+
+
+def test_lora_with_a_rate_for_all_weights():
+    assert traps.warnings(on("l4", "l4", learner__lr=5e-6), {}) == []
+    [line] = traps.warnings(on("l4", "l4", learner__lr=1e-6), {})
+    assert "LoRA learns next to nothing" in line
+    assert traps.warnings(on("h100", "h100", learner__lr=1e-6), {}) == []
+    assert len(traps.warnings(on("h100", "h100", learner__lr=1e-4), {})) == 1
+
+
+@pytest.mark.parametrize("name", traps.ALLOCATOR)
+def test_expandable_segments_only_matter_to_an_engine_that_sleeps(name):
+    environ = {name: "max_split_size_mb:64,expandable_segments:True"}
+    assert len(traps.warnings(on("l4", "l4"), environ)) == 1
+    assert traps.warnings(on("l4", "l4", rollout__sleep=False), environ) == []
+    assert traps.warnings(on("l4", "l4", rollout__engine="torch"), environ) == []
+    assert traps.warnings(on("l4", "l4"), {name: "expandable_segments:False"}) == []
+
+
+def test_vllm_variables_of_the_user():
+    [line] = traps.warnings(on("l4", "l4"), {"VLLM_ATTENTION_BACKEND": "X", "VLLM_LOGGING_LEVEL": "ERROR"})
+    assert "VLLM_ATTENTION_BACKEND" in line
+    assert "LOGGING" not in line
+
+
+def test_little_shared_memory(monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(64 * 2**20, 0, 64 * 2**20))
+    [line] = traps.warnings(on("l4", "l4"), {})
+    assert "/dev/shm has 64 MiB" in line

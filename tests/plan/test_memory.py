@@ -1,0 +1,228 @@
+"""The planner's bytes against the learner's own: the real policy, loss head and optimiser run on the meta device, where
+a tensor has a size and no content, while every live storage is counted."""
+
+from __future__ import annotations
+
+import weakref
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoConfig
+
+from grpo import attention, optim
+from grpo.config import build, changed
+from grpo.errors import UserError
+from grpo.optim import Optimizer
+from grpo.packing import pack
+from grpo.plan.memory import GIB, NF4_BYTES, Shape, learning_parts, model_config, policy_parts, shape_of
+from grpo.policy import Policy
+from grpo.types import Sample
+
+# (hidden, layers, heads, key/value heads, intermediate, tied): parameters as the published checkpoints have them, whose
+# safetensors hold twice as many bytes.
+PUBLISHED = {
+    "Qwen2.5-0.5B": ((896, 24, 14, 2, 4864, True), 494_032_768),
+    "Qwen2.5-1.5B": ((1536, 28, 12, 2, 8960, True), 1_543_714_304),
+    "Qwen2.5-3B": ((2048, 36, 16, 2, 11008, True), 3_085_938_688),
+}
+
+
+def qwen2(hidden, layers, heads, kv_heads, intermediate, tied, vocabulary=151936):
+    return AutoConfig.for_model(
+        "qwen2",
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        intermediate_size=intermediate,
+        vocab_size=vocabulary,
+        tie_word_embeddings=tied,
+    )
+
+
+def by_hand(hidden, layers, heads, kv_heads, intermediate, tied, vocabulary=151936) -> int:
+    """Every matrix, bias and norm of a Qwen2, written out."""
+    kv = hidden // heads * kv_heads
+    attention_ = 2 * hidden * hidden + 2 * hidden * kv + hidden + 2 * kv  # q, o; k, v; biases of q, k, v
+    layer = attention_ + 3 * hidden * intermediate + 2 * hidden
+    return layers * layer + hidden + vocabulary * hidden * (1 if tied else 2)
+
+
+def shape_from(tmp_path, config) -> Shape:
+    config.save_pretrained(tmp_path)
+    return shape_of(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_of_published_models_to_the_byte(name, tmp_path):
+    dimensions, parameters = PUBLISHED[name]
+    assert by_hand(*dimensions) == parameters
+    assert shape_from(tmp_path, qwen2(*dimensions)).parameters == parameters
+
+
+def test_an_untied_head_counts_twice(tmp_path):
+    dimensions, parameters = PUBLISHED["Qwen2.5-1.5B"]
+    untied = (*dimensions[:-1], False)
+    assert by_hand(*untied) == parameters + 151936 * 1536
+    assert shape_from(tmp_path, qwen2(*untied)).parameters == by_hand(*untied)
+
+
+def test_the_model_of_the_presets_is_known_without_a_network():
+    shape = shape_of("Qwen/Qwen2.5-Math-1.5B")
+    assert shape.parameters == 1_543_714_304
+    assert shape.context == 4096
+    assert shape.kv_bytes == 28 * 1024  # 2 (k, v) x 28 layers x 2 heads x 128 x 2 bytes
+    # rank 64 on q, k, v, o, gate, up, down of 28 layers
+    outs = (1536, 256, 256, 1536, 8960, 8960)
+    assert shape.adapter(64) == 28 * 64 * (sum(1536 + out for out in outs) + 8960 + 1536)
+
+
+def test_an_unknown_model_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="cannot read the configuration") as error:
+        model_config(str(tmp_path / "nothing"))
+    assert "\n" not in str(error.value)
+
+
+def test_nf4_packs_the_linear_layers_and_nothing_else():
+    shape = shape_of("Qwen/Qwen2.5-Math-1.5B")
+    l4 = build("l4", {"policy.quant": "none"})
+    plain = policy_parts(l4, shape, 2)
+    packed = policy_parts(changed(l4, {"policy.quant": "nf4"}), shape, 2)
+    linear = sum(a * b for a, b in shape.linear)
+    assert plain["weights"] == 2 * shape.parameters
+    assert plain["weights"] - packed["weights"] == pytest.approx(linear * (2 - NF4_BYTES))
+    assert {k: v for k, v in plain.items() if k != "weights"} == {k: v for k, v in packed.items() if k != "weights"}
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all storages that exist, and remembers the most there ever were."""
+
+    def __init__(self):
+        super().__init__()
+        self.alive: dict[int, int] = {}
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self._add(tensor.untyped_storage())
+        self.peak = max(self.peak, self.now)
+        return out
+
+    def _add(self, storage):
+        key = storage._cdata
+        if key not in self.alive:
+            self.alive[key] = storage.nbytes()
+            self.now += storage.nbytes()
+            weakref.finalize(storage, self._drop, key)
+
+    def _drop(self, key):
+        self.now -= self.alive.pop(key)
+
+
+class FlashLike(torch.autograd.Function):
+    """What a flash kernel keeps for its backward pass, without the kernel, which meta tensors have not."""
+
+    @staticmethod
+    def forward(ctx, q, k, v):
+        out = torch.empty_like(q)
+        ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:2], dtype=torch.float32))
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
+
+
+def flash_like(query, key, value, scaling, segments):
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    return FlashLike.apply(q, k[segments.key_index], v[segments.key_index])[None]
+
+
+class FusedLike(torch.optim.Optimizer):
+    """What fused AdamW allocates: two moments. Meta tensors have no fused kernels."""
+
+    @torch.no_grad()
+    def step(self):
+        for master in self.param_groups[0]["params"]:
+            if not self.state[master]:
+                self.state[master] = {name: torch.zeros_like(master) for name in ("exp_avg", "exp_avg_sq")}
+
+
+class NoTokenizer:
+    eos_token_id = 1
+
+    def get_vocab(self):
+        return {}
+
+
+def live_peak(config, shape: Shape, monkeypatch) -> tuple[float, float]:
+    """(bytes of what stays, peak) of two accumulated micro-batches at the token budget and an optimiser step."""
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.setattr(attention, "_run_by_run", flash_like)
+    monkeypatch.setattr(optim, "_adamw", lambda masters, eight_bit, **settings: FusedLike(masters, settings))
+    dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[config.policy.dtype]
+    rollout, live = config.rollout, LiveBytes()
+    completions = config.learner.token_budget // (rollout.max_prompt_tokens + rollout.max_new_tokens)
+    length = config.learner.token_budget // completions - rollout.max_prompt_tokens
+    samples = [
+        Sample((2,) * rollout.max_prompt_tokens, (3 + i,) + (3,) * (length - 1), (0.0,) * length, 1.0)
+        for i in range(completions)
+    ]
+    samples = [
+        Sample((*s.prompt_ids[:-1], i), s.completion_ids, s.sampler_logprobs, 1.0) for i, s in enumerate(samples)
+    ]
+    with torch.device("meta"), live:
+        model = AutoModelForCausalLM.from_config(shape.config, dtype=dtype)
+        policy = Policy(model, NoTokenizer(), config.policy, config.learner.logit_chunk, config.learner.kl_coef > 0)
+        optimizer = Optimizer(policy.trainable().values(), lr=1e-6)
+        batch = pack(samples, [1.0] * len(samples), 10**9)[0]
+        for _ in range(2):
+            for _ in range(2):
+                logprobs, entropy = policy.logprobs(batch, 0.6)
+                if config.learner.kl_coef:
+                    policy.ref_logprobs(batch, 0.6)
+                (logprobs.sum() + entropy.sum()).backward()
+                del logprobs, entropy
+            optimizer.clip_gradients()
+            optimizer.step()
+            optimizer.zero_grad()
+            stay = live.now
+    return stay, live.peak
+
+
+BASE = {
+    "policy.dtype": "bfloat16",
+    "rollout.max_prompt_tokens": 512,
+    "rollout.max_new_tokens": 1536,
+    "policy.quant": "none",
+}
+CASES = {
+    "LoRA as in l4": ("l4", {}),
+    "LoRA, small chunk, long batch": ("l4", {"learner.logit_chunk": 64, "learner.token_budget": 65536}),
+    "LoRA, 28 layers, long batch": ("l4", {"learner.logit_chunk": 64, "learner.token_budget": 65536}),
+    "LoRA without checkpointing": ("l4", {"policy.gradient_checkpointing": "false"}),
+    "all weights as in h100": ("h100", {}),
+    "all weights, small chunk": ("h100", {"learner.logit_chunk": 64}),
+    "all weights without checkpointing": ("h100", {"policy.gradient_checkpointing": "false"}),
+    "all weights in float32": ("h100", {"policy.dtype": "float32", "learner.kl_coef": "0"}),
+    "all weights, one sequence": ("h100", {"learner.logit_chunk": 16, "learner.token_budget": 2048}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_learning_memory_is_what_the_learner_uses(case, tmp_path, monkeypatch):
+    """The 1.5B architecture with 4 of its 28 layers, and once with all: short by at most 3 %, over by at most 10."""
+    preset, options = CASES[case]
+    config = build(preset, BASE | options)
+    shape = shape_from(tmp_path, qwen2(1536, 28 if "28 layers" in case else 4, 12, 2, 8960, True))
+    element = 4 if config.policy.dtype == "float32" else 2
+    stay, peak = live_peak(config, shape, monkeypatch)
+    planned_stay = sum(policy_parts(config, shape, element).values())
+    planned = planned_stay + sum(learning_parts(config, shape, element, config.learner.token_budget).values())
+    assert planned_stay == pytest.approx(stay, rel=0.01), f"{planned_stay / GIB:.3f} planned, {stay / GIB:.3f} used"
+    assert 0.97 * peak < planned < 1.1 * peak, f"{planned / GIB:.3f} planned, {peak / GIB:.3f} used"

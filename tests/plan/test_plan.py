@@ -1,0 +1,334 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from grpo.config import build, changed, flat
+from grpo.errors import UserError
+from grpo.plan.__main__ import main
+from grpo.plan.forecast import LEAST_SEQUENCES, Plan, make_plan
+from grpo.plan.hardware import CARDS, GIB, card_named, this_card
+from grpo.plan.memory import full_length
+from grpo.plan.plan import REMEDIES, check_fits, plan_run, remedies, resolve_quant, timed
+from grpo.plan.text import compare, describe, hour_schedule, length, summary
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+def plan(preset: str, card: str, **options) -> Plan:
+    """The preset's plan; options with __ for the dot."""
+    overrides = {key.replace("__", "."): value for key, value in options.items()}
+    return make_plan(build(preset, {"policy.quant": "none"} | overrides), card_named(card))
+
+
+ALL_WEIGHTS = {"policy__lora_rank": 0, "learner__lr": 1e-6, "learner__token_budget": 4096}
+
+
+# ---- what fits
+
+
+def test_l4_fits_24_gb_with_margin():
+    l4 = plan("l4", "l4")
+    assert l4.fits
+    # learning takes under half of the card; sampling leaves room for more sequences than are needed to batch well
+    assert l4.needs("learn") < 0.5 * l4.card.memory
+    assert l4.kv_sequences >= 64
+    assert l4.totals()["rollout"] <= 0.93 * 22.0 * GIB
+
+
+def test_all_weights_of_the_1_5b_model_do_not_fit_an_l4():
+    """Weights 2 + master 4 + moments 8 + gradient 4 = 18 bytes a parameter: 25.9 GiB of the card's 22."""
+    full = plan("l4", "l4", **ALL_WEIGHTS)
+    assert not full.fits
+    assert sum(
+        full.phases()["learn"][part] for part in ("weights", "float32 masters", "optimiser moments", "gradients")
+    ) == (18 * 1_543_714_304)
+
+
+def test_all_weights_of_the_half_b_model_do():
+    half = plan("l4", "l4", model="Qwen/Qwen2.5-0.5B", **ALL_WEIGHTS)
+    assert half.fits
+    assert half.kv_sequences >= 64
+
+
+def test_h100_fits_80_gb_and_no_smaller_card():
+    assert plan("h100", "h100").fits
+    assert plan("h100", "h200").fits
+    assert not plan("h100", "l4").fits
+    assert not plan("h100", "a10").fits
+
+
+def test_a_kv_cache_that_holds_next_to_nothing_does_not_fit():
+    l4 = plan("l4", "l4")
+    one = LEAST_SEQUENCES * full_length(l4.config) * l4.shape.kv_bytes / GIB
+    assert plan("l4", "l4", rollout__kv_gib=one * 1.01).fits
+    assert not plan("l4", "l4", rollout__kv_gib=one * 0.99).fits
+
+
+# ---- monotone in every knob
+
+MORE = {
+    "learner.token_budget": (8192, 16384),
+    "learner.logit_chunk": (4096, 8192),
+    "learner.kl_coef": (0.0, 0.1),
+    "policy.lora_rank": (8, 64),
+    "policy.gradient_checkpointing": (True, False),
+    "learner.optimizer": ("adamw_8bit", "adamw"),
+    "policy.quant": ("nf4", "none"),
+    "policy.dtype": ("bfloat16", "float32"),
+    "model": ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-Math-1.5B"),
+}
+
+
+@pytest.mark.parametrize("knob", MORE)
+def test_learning_takes_more(knob):
+    preset = "h100" if knob == "learner.kl_coef" else "l4"  # LoRA's reference is the policy itself
+    less, more = (make_plan(build(preset, {"policy.quant": "none", knob: v}), CARDS["h100"]) for v in MORE[knob])
+    assert less.needs("learn") < more.needs("learn")
+    assert less.largest_token_budget >= more.largest_token_budget
+
+
+@pytest.mark.parametrize("engine", ["vllm", "torch"])
+@pytest.mark.parametrize(
+    ("knob", "values"),
+    [
+        ("rollout.max_sequences", (64, 512)),
+        ("rollout.max_new_tokens", (512, 3072)),
+        ("rollout.max_prompt_tokens", (256, 1024)),
+        ("policy.lora_rank", (8, 64)),
+        ("model", ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-Math-1.5B")),
+    ],
+)
+def test_sampling_takes_more(engine, knob, values):
+    options = {"policy.quant": "none", "rollout.engine": engine}
+    less, more = (make_plan(build("l4", options | {knob: v}), CARDS["l4"]) for v in values)
+    assert less.needs("rollout") <= more.needs("rollout")
+    if engine == "torch":  # its KV cache is part of what it needs
+        assert less.totals()["rollout"] < more.totals()["rollout"]
+    elif knob != "rollout.max_sequences":  # fewer of them also fill less
+        assert less.kv_sequences >= more.kv_sequences
+
+
+@pytest.mark.parametrize(
+    ("knob", "values"),
+    [
+        ("rollout.problems", (16, 128)),
+        ("rollout.group", (8, 32)),
+        ("rollout.max_new_tokens", (512, 3072)),
+        ("learner.kl_coef", (0.0, 0.001)),
+        ("learner.updates_per_rollout", (1, 2)),
+        ("policy.gradient_checkpointing", (False, True)),
+        ("model", ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-Math-1.5B")),
+    ],
+)
+def test_a_step_takes_longer(knob, values):
+    less, more = (make_plan(build("l4", {"policy.quant": "none", knob: v}), CARDS["h100"]) for v in values)
+    assert less.step_seconds < more.step_seconds
+
+
+def test_a_faster_card_is_faster_and_a_larger_one_holds_more():
+    l4, h100, h200 = (plan("l4", card) for card in ("l4", "h100", "h200"))
+    assert l4.step_seconds > h100.step_seconds >= h200.step_seconds
+    assert l4.kv_gib < h100.kv_gib <= h200.kv_gib
+
+
+def test_asleep_the_engine_leaves_its_memory_to_the_learner():
+    awake, asleep = (plan("l4", "l4", rollout__sleep=sleep) for sleep in (False, True))
+    weights = awake.phases()["rollout"]["vLLM weights"]
+    assert awake.needs("learn") - asleep.needs("learn") == weights
+    assert asleep.kv_gib > awake.kv_gib
+
+
+def test_the_largest_token_budget_is_the_largest():
+    for sleep in (False, True):
+        l4 = plan("l4", "l4", rollout__sleep=sleep, rollout__kv_gib=4)
+        best = l4.largest_token_budget
+        assert plan("l4", "l4", rollout__sleep=sleep, rollout__kv_gib=4, learner__token_budget=best).fits
+        assert not plan("l4", "l4", rollout__sleep=sleep, rollout__kv_gib=4, learner__token_budget=best + 1024).fits
+
+
+def test_the_kv_cache_never_exceeds_what_can_run():
+    small = plan("l4", "h200", rollout__max_sequences=4)
+    assert small.kv_sequences == 4
+
+
+# ---- honest about scale
+
+
+def test_a_step_of_the_h100_preset_is_minutes_and_the_run_days():
+    h100 = plan("h100", "h100")
+    assert 60 < h100.step_seconds < 30 * 60
+    assert h100.step_seconds * 2000 > 2 * 86400
+    assert "days for 2000 steps" in describe(h100)
+
+
+def test_500_steps_on_an_l4_are_a_day_and_more():
+    l4 = plan("l4", "l4")
+    assert l4.step_seconds * 500 > 86400
+    assert sum(l4.seconds(3072).values()) > 3 * l4.step_seconds
+
+
+def test_the_named_schedule_fits_an_hour():
+    for preset, card in (("l4", "l4"), ("h100", "h100")):
+        words = hour_schedule(plan(preset, card)).partition("--")[2].split()
+        options = dict(zip(["rollout.problems", "rollout.group", "steps"], words[1::2], strict=True))
+        hour = plan(preset, card, **{key.replace(".", "__"): value for key, value in options.items()})
+        assert 0.8 * 3600 < hour.step_seconds * hour.config.steps <= 3600
+        assert 50 <= hour.config.steps <= 120  # twice the batch would not be worth running
+
+
+# ---- measured replaces planned
+
+
+def test_measured_times_replace_the_plan():
+    first = plan("l4", "l4")
+    row = {"time/rollout": 60.0, "time/learn": 30.0, "time/step": 100.0, "memory/peak_gib": 9.0, "reward/mean": 1.0}
+    second = {"time/rollout": 20.0, "time/learn": 20.0, "time/step": 50.0, "memory/peak_gib": 8.0}
+    once = first.updated(row)
+    assert once.step_seconds == 100.0
+    assert once.seconds() == {"rollout": 60.0, "learn": 30.0}
+    twice = once.updated(second)  # the first step warmed up: forgotten
+    assert twice.step_seconds == 50.0
+    assert twice.updated(row).step_seconds == pytest.approx((50 + 100) / 2)
+    assert twice.measured["memory/peak_gib"] == 9.0
+    assert first.measured == {}
+    text = compare(twice)
+    assert f"{'time/step':24}{first.step_seconds:>10.4g}{50:>10.4g}" in text
+    assert "reward" not in text
+
+
+def test_the_third_step_says_what_is_left(capsys):
+    now = plan("l4", "l4", steps=13)
+    for step in (1, 2, 3, 4):
+        now = timed(now, {"step": step, "time/learn": 30.0, "time/step": 30.0})
+    assert capsys.readouterr().err.strip() == "measured: 30.0 s a step (learn 100%), 5.0 min to go"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(5, "5.0 s"), (89, "89.0 s"), (90, "1.5 min"), (5400, "1.5 h"), (129600, "1.5 days")]
+)
+def test_lengths_of_time(seconds, text):
+    assert length(seconds) == text
+
+
+# ---- what to do when it does not fit
+
+
+def test_a_run_that_cannot_fit_names_settings_that_do():
+    full = plan("l4", "l4", **ALL_WEIGHTS)
+    with pytest.raises(UserError, match=r"does not fit L4: .*--policy.lora_rank 64 --learner.lr 1e-05"):
+        check_fits(full)
+    for options in remedies(full):
+        assert make_plan(changed(full.config, options), full.card).fits
+
+
+@pytest.mark.parametrize(
+    ("options", "cure"),
+    [
+        ({"learner__token_budget": 131072}, "learner.token_budget"),
+        ({"policy__gradient_checkpointing": False, "learner__token_budget": 16384}, "policy.gradient_checkpointing"),
+        ({"learner__logit_chunk": 16384, "learner__token_budget": 16384}, "learner.logit_chunk"),
+        ({"rollout__kv_gib": 40}, "rollout.kv_gib"),
+        ({"rollout__engine": "torch"}, "rollout.max_sequences"),
+    ],
+)
+def test_the_setting_at_fault_is_among_the_remedies(options, cure):
+    bad = plan("l4", "l4", **options)
+    assert not bad.fits
+    ways = remedies(bad)
+    assert any(set(way) == {cure} for way in ways), ways
+    assert all(make_plan(changed(bad.config, way), bad.card).fits for way in ways)
+    assert len(ways) <= 3
+    for way in ways:  # none is a part of another
+        assert not any(other.items() < way.items() for other in ways)
+
+
+def test_every_remedy_is_a_setting():
+    names = flat(build("l4", {}))
+    assert all(key in names for options in REMEDIES for key in options)
+
+
+def test_quant_auto_is_none_where_that_fits_and_nf4_where_it_does_not():
+    auto = build("l4", {})
+    config, line = resolve_quant(auto, CARDS["l4"])
+    assert config.policy.quant == "none"
+    assert "not quantised" in line
+    # A card on which the four bits decide: 1.22 G linear weights save 1.2 x 1.31 x (2 - 0.516) = 1.8 GiB.
+    need = make_plan(config, CARDS["l4"])
+    between = max(need.needs("learn"), need.needs("rollout") + 0.4375 * GIB) / 0.93 - GIB
+    small = type(CARDS["l4"])("small", between, 1e12, 1e11)
+    config, line = resolve_quant(auto, small)
+    assert config.policy.quant == "nf4"
+    assert "NF4" in line
+    assert make_plan(config, small).fits
+    assert resolve_quant(config, small) == (config, None)
+
+
+# ---- in a run, and by hand
+
+
+def test_from_the_command_line_without_a_gpu_or_a_network():
+    command = [sys.executable, "-m", "grpo.plan", "--preset", "h100", "--gpu", "h100"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPO)
+    assert done.returncode == 0, done.stderr
+    assert "Qwen/Qwen2.5-Math-1.5B (1.544 B parameters, all weights trained) on H100" in done.stdout
+    assert "KV cache of" in done.stdout
+
+
+def test_the_command_line_refuses_what_does_not_fit(capsys):
+    assert main(["--preset", "h100", "--gpu", "l4"]) == 2
+    assert capsys.readouterr().err.startswith("error: does not fit L4")
+    assert main(["--preset", "h100", "--gpu", "l5"]) == 2
+    assert (
+        capsys.readouterr().err
+        == "error: no data sheet for 'l5'; there are l4, a10, a100, h100, h200, cpu; did you mean l4?\n"
+    )
+
+
+def test_an_unknown_card_is_named():
+    with pytest.raises(UserError, match=r"no data sheet for 'h101'; .*did you mean h100"):
+        card_named("h101")
+
+
+def tiny(**options):
+    overrides = {"model": str(REPO / "data/tiny-base"), "rollout.engine": "torch"}
+    return build("cpu", overrides | {key.replace("__", "."): value for key, value in options.items()})
+
+
+def test_a_run_prints_its_plan_first(capsys):
+    found = plan_run(tiny(), torch.device("cpu"))
+    out = capsys.readouterr().out
+    assert out.startswith("--preset cpu --model")
+    assert f"for {found.config.steps} steps" in out
+    assert found.engine_config == found.config  # a CPU's engine sizes its cache itself
+    plan_run(tiny(quiet=True), torch.device("cpu"))
+    assert len(capsys.readouterr().out.strip().splitlines()) == 1
+    assert "\n" not in summary(found)
+
+
+def test_the_engine_gets_its_kv_cache_from_the_plan():
+    l4 = plan("l4", "l4")
+    assert l4.config.rollout.kv_gib is None
+    assert l4.engine_config.rollout.kv_gib == pytest.approx(l4.kv_gib, abs=0.01)
+    asked = plan("l4", "l4", rollout__kv_gib=5)
+    assert asked.engine_config.rollout.kv_gib == 5
+
+
+def test_a_run_that_cannot_fit_stops_with_nothing_but_the_configuration(tmp_path):
+    """The folder holds no weights and no tokenizer: whatever is said was known from config.json alone."""
+    (tmp_path / "config.json").write_text((REPO / "data/tiny-base/config.json").read_text())
+    huge = {"learner__logit_chunk": 10**8, "learner__token_budget": 10**8, "model": str(tmp_path)}
+    with pytest.raises(UserError, match=r"does not fit CPU.* It fits with: --learner"):
+        plan_run(tiny(**huge), torch.device("cpu"))
+    plan_run(tiny(model=str(tmp_path)), torch.device("cpu"))
+
+
+def test_this_machine_is_a_card():
+    card = this_card(torch.device("cpu"))
+    assert card.is_cpu
+    assert card.here
+    assert 0 < card.memory < 2**50

@@ -1,0 +1,235 @@
+"""Checkpoints on disk: whole or recognised as not; readable by anyone; everything that training needs comes back."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_model import make_tiny_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from grpo.config import LearnerConfig, PolicyConfig
+from grpo.errors import UserError
+from grpo.learner import Learner
+from grpo.policy import Policy
+from grpo.runs.checkpoint import MANIFEST, Checkpoints, find_damage
+from grpo.runs.state import TrainingState, random_state, set_random_state
+from grpo.types import Problem
+from rewards import make_reward
+
+TOKENIZER = Path(__file__).resolve().parents[2] / "data" / "tiny-base"
+PROBLEMS = [Problem(0, "1+1=", (3, 4), "2"), Problem(1, "2+2=", (3, 5), "4")]
+
+
+def write_two(folder: Path) -> None:
+    (folder / "weights").write_bytes(bytes(range(256)) * 8)
+    (folder / "inner").mkdir()
+    (folder / "inner" / "state").write_text("forty-two")
+
+
+def saved(folder: Path, steps, keep: int = 9, accuracy: dict | None = None) -> Checkpoints:
+    checkpoints = Checkpoints(folder / "checkpoints", keep)
+    for step in steps:
+        checkpoints.save(step, write_two, needed=4096, accuracy=accuracy or {})
+    return checkpoints
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "one bit": lambda path: flip(path / "weights"),
+    "one bit of a file in a folder": lambda path: flip(path / "inner" / "state"),
+    "cut short": lambda path: (path / "weights").write_bytes((path / "weights").read_bytes()[:-1]),
+    "empty": lambda path: (path / "weights").write_bytes(b""),
+    "missing file": lambda path: (path / "weights").unlink(),
+    "no manifest": lambda path: (path / MANIFEST).unlink(),
+    "half a manifest": lambda path: (path / MANIFEST).write_text((path / MANIFEST).read_text()[:20]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_checkpoint_is_recognised_and_the_one_before_is_used(tmp_path, damage, capsys):
+    checkpoints = saved(tmp_path, [1, 2, 3])
+    assert all(find_damage(checkpoints.path(step)) is None for step in (1, 2, 3))
+    damage(checkpoints.path(3))
+    assert checkpoints.newest() == checkpoints.path(2)
+    assert "step_000003 is damaged" in capsys.readouterr().err
+    # Put aside, so that it neither counts as one of the newest nor stands in the way of the next step 3.
+    assert checkpoints.steps() == [1, 2]
+    checkpoints.save(3, write_two, needed=4096, accuracy={})
+    assert checkpoints.newest() == checkpoints.path(3)
+
+
+def test_a_half_written_one_is_removed_and_said(tmp_path, capsys):
+    checkpoints = saved(tmp_path, [1])
+    leftover = tmp_path / "checkpoints" / ".unfinished_000002"
+    leftover.mkdir()
+    (leftover / "weights").write_bytes(b"half")
+    assert checkpoints.newest() == checkpoints.path(1)
+    assert "not finished" in capsys.readouterr().err
+    assert not leftover.exists()
+
+
+def test_none_is_whole(tmp_path):
+    checkpoints = saved(tmp_path, [1])
+    flip(checkpoints.path(1) / "weights")
+    assert checkpoints.newest() is None
+    assert Checkpoints(tmp_path / "nothing", keep=1).newest() is None
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "kept"),
+    [
+        ({}, [5, 6]),
+        ({2: 0.5, 4: 0.4, 6: 0.3}, [2, 5, 6]),
+        ({2: 0.5, 4: 0.5, 6: 0.3}, [2, 5, 6]),  # a tie: the earlier one
+        ({2: 0.1, 4: 0.2, 6: 0.3}, [5, 6]),  # the best is among the newest
+    ],
+)
+def test_keeps_the_newest_and_the_best(tmp_path, accuracy, kept):
+    assert saved(tmp_path, range(1, 7), keep=2, accuracy=accuracy).steps() == kept
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path):
+    checkpoints = saved(tmp_path, [1])
+
+    def fail(folder: Path) -> None:
+        write_two(folder)
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match=r"step 2 could not be written .*step_000001.*No space left"):
+        checkpoints.save(2, fail, needed=4096, accuracy={})
+    assert [path.name for path in checkpoints.folder.iterdir()] == ["step_000001"]
+
+
+def test_space_is_checked_before_anything_is_written(tmp_path):
+    checkpoints = saved(tmp_path, [1])
+    with pytest.raises(UserError, match=r"disk full: a checkpoint takes 1024.00 GiB.*step_000001"):
+        checkpoints.save(2, lambda folder: pytest.fail("written"), needed=2**40, accuracy={})
+    assert checkpoints.steps() == [1]
+
+
+def trainer(lora_rank: int = 0, dtype: torch.dtype = torch.float32, problems=PROBLEMS) -> TrainingState:
+    torch.manual_seed(5)
+    model = make_tiny_model(tied=True, dtype=dtype, vocabulary=200)
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
+    policy = Policy(model, tokenizer, PolicyConfig(lora_rank=lora_rank, lora_alpha=8))
+    learner = Learner(policy, LearnerConfig(lr=0.01), temperature=1.0, max_new_tokens=8, gap_limit=1, steps=9)
+    return TrainingState(policy, learner, make_reward("random", seed=3), problems)
+
+
+def take_steps(state: TrainingState, count: int) -> None:
+    for _ in range(count):
+        torch.manual_seed(100 + state.learner.optimizer.steps_taken)
+        for master in state.learner.optimizer.masters:
+            master.grad = torch.randn_like(master)
+        state.learner.optimizer.step()
+        state.learner.optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_saved_state_goes_on_as_if_nothing_had_happened(tmp_path, lora_rank, dtype):
+    whole = trainer(lora_rank, dtype)
+    take_steps(whole, 4)
+
+    first = trainer(lora_rank, dtype)
+    take_steps(first, 2)
+    first.learner.bad_steps, first.learner.token_budget = 2, 77
+    first.reward.score_batch(["a", "b", "c"], ["1", "1", "1"])
+    first.notes = {"seconds": 4.5, "before": {"greedy_accuracy": 0.5}, "wandb_id": "abc"}
+    torch.manual_seed(1), np.random.seed(1), random.seed(1)
+    first.complete(2, {"step": 2, "reward/mean": 0.25})
+    drawn = (torch.rand(3), np.random.rand(3), random.random())  # after the step: must not be in what is saved
+    first.write(tmp_path)
+
+    second = trainer(lora_rank, dtype)
+    second.read(tmp_path)
+    again = (torch.rand(3), np.random.rand(3), random.random())
+    assert torch.equal(again[0], drawn[0])
+    assert (again[1] == drawn[1]).all()
+    assert again[2] == drawn[2]
+    assert (second.step, second.row) == (2, {"step": 2, "reward/mean": 0.25})
+    assert (second.learner.bad_steps, second.learner.token_budget) == (2, 77)
+    assert second.reward.state_dict() == {"seed": 3, "tossed": 3}
+    assert second.notes == first.notes
+    take_steps(second, 2)
+    for name, tensor in whole.policy.trainable().items():
+        assert torch.equal(tensor, second.policy.trainable()[name]), name
+    for a, b in zip(whole.learner.optimizer.masters, second.learner.optimizer.masters, strict=True):
+        assert a.dtype == torch.float32
+        assert torch.equal(a, b)
+
+
+def test_full_weights_open_with_transformers(tmp_path):
+    state = trainer()
+    take_steps(state, 1)
+    state.write(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    ids = torch.tensor([[5, 6, 7]])
+    state.policy.network.set_attn_implementation("sdpa")
+    assert torch.equal(model(ids).logits, state.policy.model(ids).logits)
+    assert AutoTokenizer.from_pretrained(tmp_path)("1+1=")["input_ids"]
+    assert (tmp_path / "generation_config.json").is_file()
+
+
+def test_an_adapter_opens_with_peft(tmp_path):
+    from peft import PeftModel
+
+    state = trainer(lora_rank=4)
+    take_steps(state, 1)
+    state.write(tmp_path)
+    base = make_tiny_model(tied=True, dtype=torch.float32, vocabulary=200)
+    model = PeftModel.from_pretrained(base, tmp_path)
+    ids = torch.tensor([[5, 6, 7]])
+    state.policy.network.set_attn_implementation("sdpa")
+    assert torch.equal(model(ids).logits, state.policy.model(ids).logits)
+    assert not (tmp_path / "model.safetensors").exists()  # the base is not saved again
+    assert (tmp_path / "tokenizer.json").is_file()
+    assert (tmp_path / "generation_config.json").is_file()
+
+
+def test_the_estimate_is_never_below_what_is_written(tmp_path):
+    for rank in (0, 4):
+        state = trainer(rank)
+        take_steps(state, 1)
+        folder = tmp_path / str(rank)
+        state.write(folder)
+        assert sum(path.stat().st_size for path in folder.rglob("*")) < state.bytes()
+
+
+def test_nothing_is_unpickled(tmp_path):
+    """A pickle that would run code is refused, not run."""
+
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    state = trainer()
+    state.write(tmp_path)
+    torch.save({"step": 1, "data": state.data, "random": Evil()}, tmp_path / "trainer.pt")
+    with pytest.raises(Exception, match="weights_only"):
+        trainer().read(tmp_path)
+    assert not (tmp_path / "ran").exists()
+    assert not list(tmp_path.glob("*.bin"))
+
+
+def test_other_problems_are_refused(tmp_path):
+    trainer().write(tmp_path)
+    for problems in (PROBLEMS[::-1], PROBLEMS[:1], [PROBLEMS[0], Problem(1, "2+2=", (3, 5), "5")]):
+        with pytest.raises(UserError, match="trained on other problems"):
+            trainer(problems=problems).read(tmp_path)
+
+
+def test_random_states_come_back():
+    state = random_state()
+    first = (torch.rand(2).tolist(), np.random.rand(2).tolist(), random.random())
+    set_random_state(state)
+    assert (torch.rand(2).tolist(), np.random.rand(2).tolist(), random.random()) == first

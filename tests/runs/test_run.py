@@ -1,0 +1,213 @@
+"""The run folder and the terminal: all that a run leaves behind, and nothing where the input is bad."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import re
+import struct
+import termios
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from small_runs import REPO, SMALL, arguments, start
+
+import train
+from grpo.runs.environment import differences, versions
+from grpo.runs.rows import read_rows
+from grpo.runs.show import good_and_bad, printable, step_line
+from grpo.types import Completion, Group, Problem
+from rewards import Score
+
+FULL = {
+    "steps": 2,
+    "reward.name": "multi_signal",
+    "eval.every": 1,
+    "eval.limit": 2,
+    "eval.data": str(Path(SMALL["data"]).with_name("validation.parquet")),
+    "eval.test": str(Path(SMALL["data"]).with_name("test.parquet")),
+}
+GPU_ONLY = {"speed/mfu"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A finished run with everything switched on."""
+    out = tmp_path_factory.mktemp("runs")
+    assert train.main(arguments(out, "run", **FULL)) == 0
+    return out / "run"
+
+
+def test_everything_is_there(folder):
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {"config.yaml", "versions.json", "metrics.jsonl", "completions", "checkpoints", "summary.json"}
+    assert (folder / "plot.png").read_bytes().startswith(b"\x89PNG")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["name"] == "run"
+    assert config["learner"]["clip_low"] == 0.2  # resolved: also what nobody set
+    found = json.loads((folder / "versions.json").read_text())
+    assert found["torch"] == torch.__version__
+    assert {"python", "transformers", "cpu", "cpu_cores", "memory_gib", "os"} <= found.keys()
+    if (REPO / ".git").exists():
+        assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", found["commit"])
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary.keys() == {"before", "after", "steps", "seconds", "best"}
+    assert summary["steps"] == 2
+
+
+def test_a_row_a_step_and_every_completion(folder):
+    rows = read_rows(folder / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    for step in (1, 2):
+        completions = read_rows(folder / "completions" / f"step_{step:06d}.jsonl")
+        assert len(completions) == 2 * 4  # problems x group
+        row = rows[step]
+        assert row["reward/mean"] == pytest.approx(sum(c["reward"] for c in completions) / 8)
+        assert row["completion/tokens_mean"] == sum(c["tokens"] for c in completions) / 8
+        tokens = sum(c["tokens"] for c in completions)
+        assert row["speed/tokens_per_second"] == pytest.approx(tokens / (row["time/step"] - row["time/eval"]))
+        assert row["time/step"] == pytest.approx(
+            sum(row[f"time/{phase}"] for phase in ("rollout", "reward", "learn", "sync", "eval", "other"))
+        )
+        assert 0.05 < row["memory/peak_gib"] < 100
+        for completion in completions:
+            assert set(completion["signals"]) == {"verify", "format", "reflect"}
+            assert "\n" not in json.dumps(completion)
+
+
+def test_every_metric_is_documented_once_and_every_documented_one_exists(folder):
+    text = (REPO / "docs" / "metrics.md").read_text()
+    documented = re.findall(r"^\| `([a-z_/]+)` \|", text, re.MULTILINE)
+    assert len(documented) == len(set(documented))
+    written = {name for row in read_rows(folder / "metrics.jsonl") for name in row}
+    assert written | GPU_ONLY == set(documented)
+
+
+def test_the_best_and_the_newest_checkpoints_stay(folder):
+    best = json.loads((folder / "summary.json").read_text())["best"]
+    rows = read_rows(folder / "metrics.jsonl")
+    assert best["eval/sampled_accuracy"] == max(row["eval/sampled_accuracy"] for row in rows[1:])
+    assert (folder / "checkpoints" / f"step_{best['step']:06d}").is_dir()
+
+
+def test_one_line_a_step_where_there_is_no_terminal(tmp_path, capsys):
+    assert train.main(arguments(tmp_path, "run", steps=2)) == 0
+    shown = capsys.readouterr()
+    lines = [line for line in shown.out.splitlines() if line.startswith("step ")]
+    assert [line.split()[1] for line in lines] == ["0/2", "1/2", "2/2"]
+    assert re.search(r"reward [\d.]+  spread [\d.]+  tokens [\d.]+  tokens/s \S+  [\d.]+ s$", lines[1])
+    assert "\r" not in shown.err + shown.out  # no bar
+    assert "of the step" not in shown.err + shown.out  # no samples
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_bar_and_samples_on_a_terminal(tmp_path, quiet):
+    """In a real pseudo-terminal: the bar, and every show_every steps one good and one bad completion."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
+
+    def on_terminal() -> None:
+        os.dup2(theirs, 1)
+        os.dup2(theirs, 2)
+
+    args = arguments(tmp_path, "run", steps=2, show_every=2, quiet=str(quiet).lower())
+    child = start(args, tmp_path / "log", on_terminal)
+    os.close(theirs)
+    shown = b""
+    while chunk := read(ours):
+        shown += chunk
+    assert child.wait() == 0, shown
+    text = shown.decode(errors="replace")
+    assert ("best of the step: reward" in text) is not quiet
+    assert ("worst of the step: reward" in text) is not quiet
+    assert ("2/2 [" in text) is not quiet  # tqdm's counter and times
+    assert ("step 2/2" in text) is quiet
+
+
+def read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 65536)
+    except OSError:  # Linux's way to say that the other end is closed
+        return b""
+
+
+EVIL = "\x1b]0;owned\x07\x1b[2J\rright\x08\x9b31m\u202egnorw\u2028\ud800\x00<script>alert(1)</script>"
+
+
+def test_nothing_a_model_writes_steers_the_terminal():
+    shown = printable(EVIL)
+    assert re.sub(r"[\x20-\x7e]", "", shown) == ""  # only plain characters are left
+    assert "\\x1b[2J\\x0dright" in shown
+    assert "\\u202e" in shown
+    assert printable("Größe ≤ 5\n\tπ 数") == "Größe ≤ 5\n\tπ 数"
+
+
+def test_samples_are_the_best_and_the_worst_and_harmless():
+    group = Group(Problem(0, "p", (1,), "4"), tuple(Completion((1,) * n, (0.0,) * n, "stop") for n in (1, 2, 3)))
+    scores = [
+        [Score(r, {"verify": v}, a, None, "wrong") for r, v, a in ((0.5, 0.0, EVIL), (2.0, 1.0, "4"), (0, 0.0, None))]
+    ]
+    shown = good_and_bad([group], [["middle", EVIL, "lowest" * 1000]], scores)
+    best, worst = shown.split("--- worst")
+    assert "reward 2" in best
+    assert "<script>" in best
+    assert "\x1b" not in shown
+    assert "reward 0" in worst
+    assert "characters] ..." in worst  # cut, or one completion fills the terminal
+    assert len(worst) < 2000
+
+
+def test_the_line_has_the_parts_of_the_reward():
+    line = step_line({"reward/mean": 0.5, "signal/verify": 1.0, "signal/verify_group_std": 9.0, "step": 3, "other": 1})
+    assert line == "reward 0.5  verify 1"
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"model": str(REPO / "docs")}, "docs"),
+        ({"data": "missing.jsonl"}, "missing.jsonl"),
+        ({"rollout.problems": 999}, "rollout.problems is 999"),
+        ({"rollout.group": 1}, "rollout.group is '1'"),
+        ({"rollout.max_prompt_tokens": 1}, "max_prompt_tokens 1"),
+        ({"reward.name": "nonsense"}, "nonsense"),
+        ({"device": "cuda"}, "no CUDA device"),
+    ],
+)
+def test_bad_input_writes_nothing(tmp_path, capsys, changed, message):
+    if "device" in changed and torch.cuda.is_available():
+        pytest.skip("here it is good input")
+    args = arguments(tmp_path / "runs", "run", **{key.replace(".", "__"): value for key, value in changed.items()})
+    assert train.main(args) == 2
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert len([line for line in shown.splitlines() if line.startswith("error: ")]) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_existing_folder_is_never_written_over(folder, capsys):
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert train.main(arguments(folder.parent, "run", **FULL)) == 2
+    assert "exists; choose another --name, or continue it with --resume" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_other_versions_are_said_and_kept(folder, capsys):
+    found = json.loads((folder / "versions.json").read_text())
+    (folder / "versions.json").write_text(json.dumps(found | {"torch": "1.0"}))
+    assert train.main(["--resume", str(folder), "--steps", "3"]) == 0
+    assert f"torch 1.0 -> {torch.__version__}" in capsys.readouterr().err
+    assert json.loads((folder / "versions_after_000002.json").read_text())["torch"] == torch.__version__
+    assert differences(versions(), versions()) == []
+
+
+def test_half_a_last_line_is_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step"')
+    assert read_rows(path) == [{"step": 1}, {"step": 2}]
+    path.write_bytes(b'{"step": 1}\n\x00\x00\x00\n{"step": 3}\n')  # a block that never reached the disk
+    assert read_rows(path) == [{"step": 1}]
