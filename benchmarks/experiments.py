@@ -2,6 +2,7 @@
 
     python -m benchmarks.experiments --only seeds            # the README's table
     python -m benchmarks.experiments                         # everything in docs/experiments.md
+    python -m benchmarks.experiments --only overfitting --plot docs/images/overfitting.png
 
 Each row is one run of train.py in runs/experiments; a finished run is not repeated, so the grid can be stopped and
 continued. Figures are those of the test half: 300 problems, so one standard error is at most 2.9 points.
@@ -39,6 +40,7 @@ GRID: dict[str, dict[str, tuple[str, ...]]] = {
         "128 examples, 3 x the rate": (*FAST, "--data", MANY),
         "1 example, 3 x the rate, KL 0.05": (*FAST, "--learner.kl_coef", "0.05", "--learner.skip_zero_spread", "false"),
     },
+    "longer": {"1 example, 140 steps": ("--steps", "140")},
     "variants": {
         "no_std": ("--learner.advantage", "no_std"),
         "per_signal": ("--learner.advantage", "per_signal"),
@@ -48,27 +50,41 @@ GRID: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 
+def folder(part: str, label: str) -> Path:
+    return REPO / OUT / f"{part}-{label}".replace(" ", "-").replace(",", "")
+
+
 def run(part: str, label: str, options: tuple[str, ...]) -> dict:
     """The summary of one run, trained unless it is there already."""
-    name = f"{part}-{label}".replace(" ", "-").replace(",", "")
-    summary = REPO / OUT / name / "summary.json"
+    summary = folder(part, label) / "summary.json"
     if not summary.is_file():
-        command = [
-            sys.executable,
-            "train.py",
-            "--preset",
-            "cpu",
-            "--quiet",
-            "--out",
-            str(OUT),
-            "--name",
-            name,
-            *options,
-        ]
+        command = [sys.executable, "train.py", "--preset", "cpu", "--quiet", "--out", str(OUT)]
+        command += ["--name", summary.parent.name, *options]
         done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(f"{' '.join(command)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     return json.loads(summary.read_text())
+
+
+def plot(part: str, path: Path) -> None:
+    """Training reward and sampled held-out accuracy over the steps, a colour for each run of the part."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    shown = ("signal/verify", "eval/sampled_accuracy", "eval/greedy_accuracy")
+    for label in GRID[part]:
+        rows = [json.loads(line) for line in (folder(part, label) / "metrics.jsonl").read_text().splitlines()]
+        for axes, key in zip(panels, shown, strict=True):
+            axes.plot(*zip(*((row["step"], row[key]) for row in rows if key in row), strict=True), label=label)
+    for axes, title in zip(panels, ("training accuracy", "held out, sampled", "held out, greedy"), strict=True):
+        axes.set(title=title, xlabel="step", ylim=(0, 1.02))
+        axes.grid(alpha=0.3)
+    panels[0].legend(fontsize="small")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
 
 
 def percent(value: float) -> str:
@@ -78,7 +94,9 @@ def percent(value: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="The cpu preset over a grid, as a table.")
     parser.add_argument("--only", choices=GRID, action="append", help="a part of the grid; may be given more than once")
-    parts = parser.parse_args().only or list(GRID)
+    parser.add_argument("--plot", type=Path, help="also draw the curves of the (first) part to this file")
+    arguments = parser.parse_args()
+    parts = arguments.only or list(GRID)
     print(f"| run | {' | '.join(name.replace('_', ' ') for name in COLUMNS)} | steps | seconds |")
     print("|---" * (len(COLUMNS) + 3) + "|")
     shown_before = False
@@ -90,6 +108,8 @@ def main() -> None:
                 shown_before = True
             figures = " | ".join(percent(summary["after"][name]) for name in COLUMNS)
             print(f"| {label} | {figures} | {summary['steps']} | {summary['seconds']:.0f} |", flush=True)
+    if arguments.plot:
+        plot(parts[0], arguments.plot)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,16 @@ def test_links_lead_somewhere(page: Path):
                 assert int(anchor[1:].partition("-")[0]) <= len(found.read_text().splitlines())
 
 
+def test_links_to_lines_name_what_stands_there():
+    """[`name`](file#L12): line 12 is where the name is defined."""
+    for page in PAGES:
+        for name, target, line in re.findall(r"\[`([\w.]+)`\]\(([^)#\s]+)#L(\d+)\)", page.read_text()):
+            lines = (page.parent / target).read_text().splitlines()
+            last = name.rpartition(".")[2]
+            places = [i for i, text in enumerate(lines, 1) if re.match(rf"\s*(def|class) {last}\b", text)]
+            assert int(line) in places, f"{page.name}: {name} is at {target} line {places}, not {line}"
+
+
 def config_names() -> set[str]:
     from grpo.config import fields
 

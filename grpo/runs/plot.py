@@ -29,7 +29,7 @@ def plot_run(folder: Path) -> Path:
     for axes in (left, right):
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend()
+            axes.legend(loc="lower right" if axes is left else "best")
     path = folder / "plot.png"
     figure.savefig(path, dpi=120)
     plt.close(figure)
