@@ -80,6 +80,7 @@ def _decode(
     ids: list[list[int]] = [[] for _ in rows]
     logprobs: list[list[float]] = [[] for _ in rows]
     finish: list[str] = ["length"] * len(rows)
+    running = len(rows)
     for position in range(sampling.max_new_tokens):
         tokens, chosen = _pick(policy, hidden, uniforms(seeds[alive], position), sampling)
         going = []
@@ -92,9 +93,11 @@ def _decode(
                 finish[completion] = "stop"
             else:
                 going.append(row)
+        cut = position + 1 == sampling.max_new_tokens
         if progress is not None:
-            progress(len(rows) - sum(f == "stop" for f in finish))
-        if not going or position + 1 == sampling.max_new_tokens:
+            progress(running - (0 if cut else len(going)))
+        running = len(going)
+        if cut or not going:
             break
         if len(going) < COMPACT_BELOW * len(alive):
             keep = torch.tensor(going, device=device)

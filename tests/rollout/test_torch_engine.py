@@ -166,5 +166,6 @@ def test_generation_needs_weights_and_leaves_the_policy_as_it_was(policy):
     told = []
     engine.generate(RAGGED, Sampling(4), progress=told.append)
     assert engine.version == 1
+    assert sum(told) == sum(request.n for request in RAGGED)  # each completion is told once, when it ends
     assert policy.model.training
     assert torch.equal(torch.get_rng_state(), state)  # the trainer's generator is not touched
