@@ -61,8 +61,6 @@ def settle(command: Command, default_preset: str) -> tuple[Config, Path | None]:
     saved = read_config(folder)
     wanted = build(command.preset, command.overrides) if command.preset else overridden(saved, command.overrides)
     wanted = changed(wanted, {"name": folder.resolve().name, "out": str(folder.parent), "preset": saved.preset})
-    if wanted.policy.quant == "auto":  # decided when the run was started
-        wanted = changed(wanted, {"policy.quant": saved.policy.quant})
     if wanted.policy.quant == "auto":  # settled at the start of the run
         wanted = changed(wanted, {"policy.quant": saved.policy.quant})
     check_same(saved, wanted, folder)
