@@ -63,7 +63,8 @@ def parse_args(argv: Sequence[str], default_preset: str) -> Command:
     if unknown:
         options = [option for action in cli._actions for option in action.option_strings]
         word = unknown[0].partition("=")[0]
-        raise UserError(f"unknown option {word}{nearest(word, options)}")
+        leaves = [option for option in options if option.rpartition(".")[2] == word.lstrip("-")]  # --lr: --learner.lr
+        raise UserError(f"unknown option {word}{nearest(word, leaves or options)}")
     given = vars(given)
     resume, check, preset = (given.pop(name, None) for name in ("resume", "check", "preset"))
     # A run that is continued has its settings in its own folder.

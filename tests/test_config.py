@@ -73,6 +73,8 @@ def test_none_only_where_none_is_a_value():
     ("argv", "message"),
     [
         (("--quiett",), "unknown option --quiett; did you mean --quiet?"),
+        (("--lr", "3"), "unknown option --lr; did you mean --learner.lr?"),
+        (("--kl_coef=0.1",), "unknown option --kl_coef; did you mean --learner.kl_coef?"),
         (("--learner.lrr", "3"), "unknown option --learner.lrr; did you mean --learner.lr?"),
         (("--rollout.temprature=1",), "unknown option --rollout.temprature; did you mean --rollout.temperature?"),
         (("stray",), "unknown option stray"),
