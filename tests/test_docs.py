@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import fnmatch
 import importlib
 import re
 import subprocess
@@ -62,6 +63,15 @@ def test_settings_named_in_the_pages_exist(page: Path):
     for name in re.findall(r"`(?:--)?([a-z_]+\.[a-z_0-9]+)\b[^`]*`", page.read_text()):
         if name.partition(".")[0] in sections and not name.endswith((".py", ".md", ".yaml")):
             assert name in config_names(), f"{page.name} names the setting {name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_metrics_named_in_the_pages_exist(page: Path):
+    """In metrics.md, that is, which test_run.py compares with what a run writes. `outcome/*` names several."""
+    known = re.findall(r"^\| `([a-z_]+/[a-z_]+)` \|", (REPO / "docs" / "metrics.md").read_text(), re.MULTILINE)
+    sections = "|".join({name.partition("/")[0] for name in known})
+    for name in re.findall(rf"`((?:{sections})/[a-z_*]+)`", page.read_text()):
+        assert fnmatch.filter(known, name), f"{page.name} names the metric {name}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)
