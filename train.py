@@ -1,6 +1,6 @@
 """GRPO, top to bottom: sample, score, compare within the group, step, hand the new weights to the sampler.
 
-python train.py --preset cpu      # built-in model, one addition problem, two minutes on a laptop
+python train.py --preset cpu      # built-in model, one addition problem, half a minute on a laptop
 python train.py --preset l4       # Qwen2.5-Math-1.5B with LoRA on 24 GB
 python train.py --preset h100     # all weights on 80 GB
 """
