@@ -38,7 +38,7 @@ def load_problems(
                 f"{where}: the prompt has {len(ids)} tokens, more than rollout.max_prompt_tokens {max_prompt_tokens}; "
                 "raise the limit or remove the row"
             )
-        problems.append(Problem(index, prompt, ids, _ground_truth(row, where), str(row.get("data_source", ""))))
+        problems.append(Problem(index, prompt, ids, ground_truth(row, where), str(row.get("data_source", ""))))
     if not problems:
         raise UserError(f"{path} has no rows; training needs at least one problem")
     return problems
@@ -76,10 +76,17 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         if path.suffix == ".parquet":
             return pyarrow.parquet.read_table(path).to_pylist()
         if path.suffix == ".jsonl":
-            return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+            return list(map(_json_row, filter(str.strip, path.read_text(encoding="utf-8").split("\n"))))
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
     raise UserError(f"{path}: data files are .parquet or .jsonl")
+
+
+def _json_row(line: str) -> dict[str, Any]:
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise ValueError(f"a row is a JSON object with named fields, not {line[:80]}")
+    return row
 
 
 def prompt_text(template: str) -> str:
@@ -101,7 +108,7 @@ def _messages(row: dict[str, Any], system: str, where: str) -> list[dict[str, st
     prompt = row.get("prompt") or row.get("problem") or row.get("question")
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
-    if not prompt or not all(isinstance(m, dict) and m.get("content") and m.get("role") for m in prompt):
+    if not isinstance(prompt, list) or not prompt or not all(map(_is_message, prompt)):
         raise UserError(f"{where} has no prompt; expected a list of messages with role and content, or a text")
     messages = [{"role": m["role"], "content": m["content"]} for m in prompt]
     if any("<|im_start|>" in m["content"] for m in messages):
@@ -115,8 +122,18 @@ def _messages(row: dict[str, Any], system: str, where: str) -> list[dict[str, st
     return [{"role": "system", "content": system}, *messages]
 
 
-def _ground_truth(row: dict[str, Any], where: str) -> str:
-    truth = (row.get("reward_model") or {}).get("ground_truth", row.get("ground_truth", row.get("answer")))
+def _is_message(message: Any) -> bool:
+    """Role and content, both text and not empty."""
+    fields = (message.get("role"), message.get("content")) if isinstance(message, dict) else ()
+    return bool(fields) and all(isinstance(field, str) and field for field in fields)
+
+
+def ground_truth(row: dict[str, Any], where: str) -> str:
+    """The row's ground truth as one string; UserError that names the row where there is none that can be read."""
+    nested = row.get("reward_model")
+    truth = row.get("ground_truth", row.get("answer"))
+    if isinstance(nested, dict):
+        truth = nested.get("ground_truth", truth)
     if truth is None or truth == "":
         raise UserError(f"{where} has no ground truth; expected reward_model.ground_truth, ground_truth or answer")
     try:

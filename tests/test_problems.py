@@ -95,6 +95,9 @@ def test_the_real_one_shot_data(data_dir, tokenizer):
         ([row(), row(content="")], r"row 1 has no prompt"),
         ([row(), {"prompt": "1+1=?"}], r"row 1 has no ground truth"),
         ([row(truth="")], r"row 0 has no ground truth"),
+        ([{"prompt": "1+1=?", "reward_model": "2"}], r"row 0 has no ground truth"),
+        ([{"prompt": 7, "answer": "2"}], r"row 0 has no prompt"),
+        ([{"prompt": [{"role": "user", "content": ["1+1=?"]}], "answer": "2"}], r"row 0 has no prompt"),
         ([row(truth="\\frac{1}{")], r"row 0"),
         ([row(), row("long " * 99)], r"row 1: the prompt has \d+ tokens, more than rollout.max_prompt_tokens 150"),
         ([row("<|im_start|>user\nhi")], r"row 0: the prompt holds <\|im_start\|>"),
@@ -120,6 +123,7 @@ def test_unreadable_files(tmp_path, tokenizer):
         ("a.parquet", b"not parquet", "cannot read"),
         ("a.jsonl", b"{broken", "cannot read"),
         ("a.jsonl", b"\xff\xfe", "cannot read"),
+        ("a.jsonl", b"[1, 2]", "a row is a JSON object"),
         ("a.csv", b"a,b", r"\.parquet or \.jsonl"),
     ):
         (tmp_path / name).write_bytes(content)

@@ -21,10 +21,10 @@ from grpo.plan.forecast import Plan, make_plan
 from grpo.plan.hardware import GIB, this_card
 from grpo.plan.plan import check_fits, resolve_quant
 from grpo.plan.text import describe
-from grpo.problems import draw, load_problems, locate, prompt_text, read_rows
+from grpo.problems import draw, ground_truth, load_problems, locate, prompt_text, read_rows
 from grpo.runs import environment
 from grpo.runs.show import printable
-from rewards import check_ground_truth, make_reward, self_test, weight_warnings
+from rewards import make_reward, self_test, weight_warnings
 
 
 def check(config: Config, device: torch.device) -> int:
@@ -142,7 +142,7 @@ def _reward(config: Config) -> Iterator[str]:
     reward = make_reward(name, weights=weights, workers=1, timeout_s=config.reward.timeout_s)
     try:
         rows = read_rows(locate(config.data, config.data_dir))
-        truths = {check_ground_truth((row.get("reward_model") or row)["ground_truth"]) for row in rows}
+        truths = {ground_truth(row, f"{config.data}, row {index}") for index, row in enumerate(rows)}
         self_test(reward, sorted(truths))
         terms = " + ".join(f"{weight:g} {signal}" for signal, weight in reward.weights.items())
         yield f"{config.reward.name}: {terms}; self-test passed on {len(truths)} ground truth{'s' * (len(truths) != 1)}"

@@ -85,6 +85,12 @@ def test_what_would_fail_is_found(options, says, capsys, monkeypatch):
     assert out.rstrip().endswith("the run would fail")
 
 
+def test_a_row_without_ground_truth_is_found(capsys, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "1+1=?", "answer": "2"}\n{"prompt": "1+1=?"}\n')
+    assert check(cpu(data=str(tmp_path / "rows.jsonl"), rollout__problems=1), CPU) == 1
+    assert "row 1 has no ground truth" in capsys.readouterr().out
+
+
 def test_a_broken_verifier_is_found(capsys, monkeypatch):
     from rewards.workers import WorkerPool
 
