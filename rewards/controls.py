@@ -53,10 +53,16 @@ class FunctionReward:
     def __init__(self, name: str) -> None:
         self.name = name
         self.function = load_function(name)
-        self.weights = dict.fromkeys(self._signals("", "0"), 1.0)
+        try:
+            returned = self.function("", "0")  # a model may well write nothing
+        except Exception as error:
+            raise ValueError(
+                f'reward {name} fails on the completion "" with ground truth "0": {type(error).__name__}: {error}'
+            ) from error
+        self.weights = dict.fromkeys(self._signals(returned), 1.0)
 
     def __call__(self, completion: str, ground_truth: Any) -> Score:
-        signals = self._signals(completion, ground_truth)
+        signals = self._signals(self.function(completion, ground_truth))
         if signals.keys() != self.weights.keys():
             raise ValueError(f"reward {self.name}: signals {sorted(signals)} now, {sorted(self.weights)} before")
         return Score(sum(signals.values()), signals, None, None, UNVERIFIED)
@@ -66,8 +72,7 @@ class FunctionReward:
     ) -> list[Score]:
         return [self(text, truth) for text, truth in zip(completions, ground_truths, strict=True)]
 
-    def _signals(self, completion: str, ground_truth: Any) -> dict[str, float]:
-        returned = self.function(completion, ground_truth)
+    def _signals(self, returned: Any) -> dict[str, float]:
         if not isinstance(returned, dict) or not returned or not all(isinstance(key, str) for key in returned):
             raise ValueError(
                 f"reward {self.name} returned {returned!r} of type {type(returned).__name__}: "
@@ -97,8 +102,8 @@ def load_function(name: str) -> Callable[[str, Any], dict[str, float]]:
     module_name, _, function_name = name.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ValueError(f"reward {name!r}: cannot import {module_name!r}: {error}") from None
+    except Exception as error:
+        raise ValueError(f"reward {name!r}: cannot import {module_name!r}: {type(error).__name__}: {error}") from error
     function = getattr(module, function_name, None)
     if not callable(function):
         raise ValueError(f"reward {name!r}: {module_name} has no function {function_name!r}")

@@ -30,8 +30,15 @@ class RewardModel:
     ) -> None:
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.offload, self.batch_size, self.max_tokens = offload, batch_size, max_tokens
-        self.tokenizer = AutoTokenizer.from_pretrained(name, padding_side="right", truncation_side="left")
-        self.model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=1, dtype=torch.bfloat16).eval()
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(name, padding_side="right", truncation_side="left")
+            model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=1, dtype=torch.bfloat16)
+        except OSError as error:
+            raise ValueError(
+                f"cannot read the reward model {name}: {str(error).splitlines()[0]}; give a folder with model and "
+                "tokenizer, or a Hugging Face id and a network"
+            ) from error
+        self.model = model.eval()
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.model.config.pad_token_id = self.tokenizer.pad_token_id

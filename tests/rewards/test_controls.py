@@ -73,11 +73,13 @@ def module(tmp_path, monkeypatch):
             def nothing(completion, ground_truth): return {}
             def text(completion, ground_truth): return {"a": "1"}
             def infinite(completion, ground_truth): return {"a": float("inf")}
+            def crashing(completion, ground_truth): return {"a": 1 / len(completion)}
             def changing(completion, ground_truth): return {"a" if completion else "b": 1.0}
             value = 3
             """
         )
     )
+    (tmp_path / "no_python.py").write_text("def f(:")
     monkeypatch.syspath_prepend(str(tmp_path))
     yield "my_rewards"
     sys.modules.pop("my_rewards", None)
@@ -98,6 +100,8 @@ def test_a_function_of_the_users_own(module):
         ("my_rewards:nothing", "need a dict"),
         ("my_rewards:text", "signal 'a' is '1', need a finite number"),
         ("my_rewards:infinite", "need a finite number"),
+        ("my_rewards:crashing", 'fails on the completion "" .* ZeroDivisionError'),
+        ("no_python:f", "cannot import 'no_python': SyntaxError"),
         ("my_rewards:missing", "has no function 'missing'"),
         ("my_rewards:value", "has no function 'value'"),
         ("no_such_module:f", "cannot import 'no_such_module'"),

@@ -95,6 +95,11 @@ def test_by_name_with_its_options_and_any_text(model):
     reward.close()
 
 
+def test_a_model_that_is_not_there_is_one_clear_error(tmp_path):
+    with pytest.raises(ValueError, match="cannot read the reward model"):
+        make_reward("hybrid", model=str(tmp_path / "none"))
+
+
 def test_prompts_are_needed_and_impossible_settings_refused(model):
     reward = HybridReward(model, device="cpu")
     with pytest.raises(ValueError, match="pass the rendered prompts"):
