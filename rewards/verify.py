@@ -35,12 +35,13 @@ def verify(answer: str, ground_truth: Any) -> bool:
 @lru_cache(maxsize=4096)
 def _from_text(text: str) -> tuple[str, ...]:
     stripped = text.strip()
-    if stripped.startswith("[") and stripped.endswith("]") and '"' in stripped:
+    if stripped.startswith("[") and stripped.endswith("]"):
         try:
-            items = json.loads(stripped)
+            items = json.loads(stripped, parse_int=str, parse_float=str)
         except ValueError:
             items = None
-        if isinstance(items, list) and items and all(isinstance(item, str) for item in items):
+        named = '"' in stripped or (items is not None and len(items) == 1)  # [0,1] is an interval, [18] is none
+        if named and items and all(isinstance(item, str) for item in items):
             return tuple(item.strip() for item in items)
     return (stripped,)
 
@@ -48,7 +49,7 @@ def _from_text(text: str) -> tuple[str, ...]:
 def alternatives(value: Any) -> tuple[str, ...]:
     r"""The ground truth as accepted texts: "18", 18, 12.8, '["18"]', ["18"]. Any of several counts as right.
 
-    Only a list of strings is a list; `[0,1]` in a string is an interval. ValueError for anything else.
+    In a string, `["0", "1"]` and `[18]` are lists and `[0,1]` is an interval. ValueError for anything else.
     """
     if isinstance(value, str):
         return _from_text(value)
