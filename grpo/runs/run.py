@@ -136,7 +136,7 @@ class Run:
         self.state.row = None
         if row.get(BEST) is not None:
             self.accuracy[step] = row[BEST]
-        line = step_line(row)
+        line = step_line(row, self.config.eval.limit)
         if self.bar.disable:
             print(f"step {step}/{self.config.steps}  {line}  {row['time/step']:.1f} s", flush=True)
         else:
@@ -213,6 +213,7 @@ class Run:
     def finish(self, after: dict[str, float]) -> str:
         """All steps are done; `after` are the test figures of the final weights. What came of it, as text."""
         summary = {"before": self.notes["before"], "after": after, "steps": self.step, "seconds": self.seconds()}
+        summary["limit"] = self.config.eval.limit  # of a few problems: smoke figures
         best = self.checkpoints.best(self.accuracy)
         if best is not None:
             summary |= {"best": {"step": best, BEST: self.accuracy[best]}}

@@ -39,16 +39,17 @@ def _spelled(character: str) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
-def step_line(metrics: dict[str, float]) -> str:
-    """The step in one line: reward and its parts, length, speed, held-out accuracy."""
+def step_line(metrics: dict[str, float], limit: int | None = None) -> str:
+    """The step in one line: reward and its parts, length, speed, held-out accuracy; starred where eval.limit is set."""
+    star = "*" if limit else ""
     parts = [name for name in metrics if name.startswith("signal/") and not name.endswith("_group_std")]
     shown = {
         "reward": "reward/mean",
         **{name.removeprefix("signal/"): name for name in parts},
         "tokens": "completion/tokens_mean",
         "tokens/s": "speed/tokens_per_second",
-        "sampled": "eval/sampled_accuracy",
-        "greedy": "eval/greedy_accuracy",
+        f"sampled{star}": "eval/sampled_accuracy",
+        f"greedy{star}": "eval/greedy_accuracy",
     }
     return "  ".join(f"{label} {metrics[key]:.3g}" for label, key in shown.items() if key in metrics)
 
@@ -56,7 +57,10 @@ def step_line(metrics: dict[str, float]) -> str:
 def before_and_after(summary: dict) -> str:
     """The test figures of the untrained and the trained policy, a line each; empty where nothing was tested."""
     before, after = summary["before"], summary["after"]
-    return "\n".join(f"test {name.replace('_', ' '):22}{before[name]:7.1%} -> {after[name]:.1%}" for name in after)
+    lines = [f"test {name.replace('_', ' '):22}{before[name]:7.1%} -> {after[name]:.1%}" for name in after]
+    if lines and summary["limit"]:
+        lines.append(f"*: smoke figures, of the first {summary['limit']} problems of each file (eval.limit)")
+    return "\n".join(lines)
 
 
 def good_and_bad(groups: Sequence[Group], texts: Sequence[Sequence[str]], scores: Sequence[Sequence[Score]]) -> str:

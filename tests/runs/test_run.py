@@ -19,7 +19,7 @@ from small_runs import REPO, SMALL, arguments, start
 import train
 from grpo.runs.environment import differences, versions
 from grpo.runs.rows import read_rows
-from grpo.runs.show import good_and_bad, printable, step_line
+from grpo.runs.show import before_and_after, good_and_bad, printable, step_line
 from grpo.types import Completion, Group, Problem
 from rewards import Score
 
@@ -55,7 +55,7 @@ def test_everything_is_there(folder):
     if (REPO / ".git").exists():
         assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", found["commit"])
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary.keys() == {"before", "after", "steps", "seconds", "best"}
+    assert summary.keys() == {"before", "after", "steps", "seconds", "best", "limit"}
     assert summary["steps"] == 2
 
 
@@ -164,6 +164,15 @@ def test_samples_are_the_best_and_the_worst_and_harmless():
 def test_the_line_has_the_parts_of_the_reward():
     line = step_line({"reward/mean": 0.5, "signal/verify": 1.0, "signal/verify_group_std": 9.0, "step": 3, "other": 1})
     assert line == "reward 0.5  verify 1"
+
+
+def test_figures_of_a_few_problems_are_marked():
+    row = {"eval/sampled_accuracy": 0.5, "eval/greedy_accuracy": 1.0}
+    assert step_line(row, limit=8) == "sampled* 0.5  greedy* 1"
+    assert step_line(row) == "sampled 0.5  greedy 1"
+    summary = {"before": {"greedy_accuracy": 0.0}, "after": {"greedy_accuracy": 1.0}, "limit": 8}
+    assert "*: smoke figures, of the first 8 problems" in before_and_after(summary)
+    assert "smoke" not in before_and_after(summary | {"limit": None})
 
 
 @pytest.mark.parametrize(
