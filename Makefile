@@ -32,7 +32,7 @@ test-vllm: .venv-vllm/ready
 	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -m "vllm or not vllm" tests/rollout tests/test_policy.py
 
 test-peers: .venv-peers/ready
-	OMP_NUM_THREADS=1 .venv-peers/bin/python -m pytest -m peers tests/peers
+	OMP_NUM_THREADS=1 .venv-peers/bin/python -m pytest -m peers tests/peers tests/plan/test_speed.py
 
 # torch first and alone: a range in another package must not pull in a second build of it.
 $(VENV)/base: requirements/base.txt
