@@ -22,10 +22,15 @@ NAME = "packed"
 
 
 @cache
-def kernel(device_type: str, dtype: torch.dtype) -> str:
-    """flash_attention_2 where flash-attn is installed, else varlen (torch's flash kernels), else sdpa, run by run."""
+def kernel(device_type: str, dtype: torch.dtype, chosen: str | None = None) -> str:
+    """`chosen`, else flash_attention_2 where flash-attn is installed, else varlen (torch's flash kernels).
+
+    sdpa, run by run, wherever the flash kernels cannot compute: on a CPU and in float32.
+    """
     if device_type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return "sdpa"
+    if chosen is not None:
+        return chosen
     if installed("flash_attn"):
         return "flash_attention_2"
     return "varlen"
@@ -38,7 +43,7 @@ def note(device_type: str, dtype: torch.dtype, chosen: str | None = None) -> str
             "policy.attention is flash_attention_2, but flash-attn is not installed: pip install flash-attn "
             "--no-build-isolation (it compiles for long), or policy.attention auto"
         )
-    which = chosen or kernel(device_type, dtype)
+    which = kernel(device_type, dtype, chosen)
     if device_type != "cuda" or which == "flash_attention_2":
         return None
     if which == "varlen":
@@ -68,7 +73,7 @@ def packed_attention(
         causal = attention_mask is None and query.shape[2] > 1
         out = _sdpa(query, key, value, scaling, attn_mask=attention_mask, is_causal=causal)
         return out.transpose(1, 2), None
-    which = getattr(module.config, "packed_kernel", None) or kernel(query.device.type, query.dtype)
+    which = kernel(query.device.type, query.dtype, getattr(module.config, "packed_kernel", None))
     if which == "sdpa":
         return _run_by_run(query, key, value, scaling, segments), None
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, D]

@@ -234,6 +234,15 @@ def test_what_a_gpu_loses_without_flash_attn_is_said_in_one_line(folder: Path):
     assert "one call per sequence" in attention.note("cuda", torch.float32)
 
 
+def test_a_kernel_that_cannot_compute_here_is_the_exact_loop(folder: Path):
+    """torch's varlen kernels exist for 16 bits on a GPU alone; asked for elsewhere they would crash."""
+    chosen = load_policy(config(folder, attention="varlen"), CPU)
+    assert torch.equal(logprobs(chosen), logprobs(load_policy(config(folder), CPU)))
+    assert attention.kernel("cuda", torch.bfloat16, "sdpa") == "sdpa"
+    assert attention.kernel("cuda", torch.float32, "varlen") == "sdpa"
+    assert "one call per sequence" in attention.note("cuda", torch.float32, "varlen")
+
+
 # Saving
 
 
