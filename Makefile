@@ -1,4 +1,4 @@
-# make demo        train the built-in model on one addition problem, about two minutes on a laptop CPU
+# make demo        train the built-in model on one addition problem, half a minute on a laptop CPU once installed
 # make test        ruff and the test suite
 # make gpu         what a GPU machine needs on top: vllm and bitsandbytes (flash-attn, if you want it: make flash-attn)
 # make test-vllm   the vLLM engine on vLLM's CPU build, in an environment of its own

@@ -19,11 +19,11 @@ from grpo.evaluation.held_out import HeldOut
 from grpo.learner import Learner
 from grpo.plan.check import check
 from grpo.plan.plan import plan_run, timed
-from grpo.plan.text import compare
+from grpo.plan.text import planned_and_measured
 from grpo.policy import load_policy
 from grpo.problems import draw, load_problems
 from grpo.rollout import Sampling, make_engine, rollout
-from grpo.runs import signals
+from grpo.runs import interruptions
 from grpo.runs.plot import plot_run
 from grpo.runs.resume import is_finished, settle
 from grpo.runs.run import Run
@@ -83,10 +83,12 @@ def train(config: Config, resumed: Path | None = None) -> Run:
             plan = timed(plan, run.log(held_out.validation(engine, step)))
 
         outcome = run.finish(after=held_out.test(engine))
+        engine.close()
+        reward.close()
     plot_run(run.folder)
     print(outcome)
     if device.type == "cuda":
-        print(compare(plan))
+        print(planned_and_measured(plan))
     return run
 
 
@@ -110,7 +112,7 @@ def default_preset() -> tuple[str, str]:
 
 def main(argv: list[str]) -> int:
     try:
-        with signals.interruptible():
+        with interruptions.interruptible():
             preset, why = default_preset()
             command = parse_args(argv, preset)
             config, resumed = settle(command, preset)
@@ -128,7 +130,7 @@ def main(argv: list[str]) -> int:
     except TrainingStopped as error:
         print(f"stopped: {printable(str(error))}", file=sys.stderr)
         return 1
-    except signals.Interrupted as interruption:
+    except interruptions.Interrupted as interruption:
         print(f"ended by {interruption}", file=sys.stderr)
         return interruption.code
     print(

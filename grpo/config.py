@@ -90,7 +90,17 @@ def _preset(name: str) -> dict[str, Any]:
     names = sorted(path.stem for path in PRESETS.glob("*.yaml"))
     if name not in names:
         raise UserError(f"unknown preset {name!r}; there are {', '.join(names)}{nearest(name, names)}")
-    return yaml.safe_load((PRESETS / f"{name}.yaml").read_text()) | {"preset": name}
+    tree = yaml.safe_load((PRESETS / f"{name}.yaml").read_text()) | {"preset": name}
+    for section, key in (
+        (tree, "model"),
+        (tree, "data"),
+        (tree.get("eval", {}), "data"),
+        (tree.get("eval", {}), "test"),
+    ):
+        beside = PRESETS.parent / section.get(key, "")
+        if key in section and beside.exists() and not Path(section[key]).exists():  # started from another folder
+            section[key] = str(beside)
+    return tree
 
 
 def changed(config: Config, overrides: dict[str, Any]) -> Config:

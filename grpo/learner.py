@@ -7,6 +7,7 @@ else, and no number leaves the device before the last micro-batch is done.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TypeVar
@@ -19,19 +20,15 @@ from grpo.loss import importance_ratio, kl_k3, policy_loss, token_weights
 from grpo.optim import Optimizer
 from grpo.packing import pack
 from grpo.policy import Policy
-from grpo.runs import signals
+from grpo.runs import interruptions
 from grpo.runs.show import say
 from grpo.types import Batch, Sample
 
-SUMS = (
-    "loss/total",
-    "loss/policy",
-    "policy/kl",
-    "policy/entropy",
-    "policy/clip_fraction_low",
-    "policy/clip_fraction_high",
-    "gap/mean",
-)
+LOSSES = ("loss/total", "loss/policy")
+"""Weighted sums over the tokens: the weights make them means already."""
+MEANS = ("policy/kl", "policy/entropy", "policy/clip_fraction_low", "policy/clip_fraction_high", "gap/mean")
+"""Summed over the tokens, then divided by their number."""
+SUMS = (*LOSSES, *MEANS)
 MAXIMA = ("policy/ratio_max", "gap/max")
 OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
 
@@ -81,23 +78,24 @@ class Learner:
         tokens = sum(step["tokens"] for step in steps)
         metrics = {name: sum(step[name] * step["tokens"] for step in steps) / max(tokens, 1) for name in SUMS}
         metrics |= {name: max(step[name] for step in steps) for name in (*MAXIMA, "policy/grad_norm")}
+        if tokens == 0:  # every group was left out: nothing was measured, which is not the same as zero
+            metrics |= dict.fromkeys((*MEANS, *MAXIMA), math.nan)
         return metrics | {"policy/lr": steps[-1]["lr"], "learner/skipped_steps": sum(step["skipped"] for step in steps)}
 
     def _optimizer_step(self, samples: Sequence[Sample], old_logprobs: torch.Tensor | None) -> dict[str, float]:
         totals = self._within_memory(samples, lambda: self._accumulate(samples, old_logprobs))
         grad_norm = self.optimizer.clip_gradients()
-        *values, norm = torch.cat([totals, grad_norm[None]]).tolist()  # the step's only wait for the device
-        tokens = values.pop()
-        step = dict(zip((*SUMS, *MAXIMA), values, strict=True)) | {"policy/grad_norm": norm, "tokens": tokens}
+        values = torch.cat([totals, grad_norm[None]]).tolist()  # the step's only wait for the device
+        step = dict(zip((*SUMS, *MAXIMA, "tokens", "policy/grad_norm"), values, strict=True))
         step |= {"lr": self.optimizer.lr, "skipped": 0}
-        for name in SUMS[2:]:
-            step[name] /= max(tokens, 1)
+        for name in MEANS:
+            step[name] /= max(step["tokens"], 1)
         self._check_sampler(step)
-        if not all(map(torch.isfinite, torch.tensor([step["loss/total"], norm]))):
+        if not (math.isfinite(step["loss/total"]) and math.isfinite(step["policy/grad_norm"])):
             self._count_bad_step(step, samples)
         else:
             self.bad_steps = 0
-            signals.hold()  # until the step is on record, an interruption waits
+            interruptions.hold()  # until the step is on record, an interruption waits
             self.optimizer.step()
         self.optimizer.zero_grad()
         return step

@@ -89,6 +89,6 @@ class _TokenLogprobs(torch.autograd.Function):
 def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
     """total += a @ b, without rounding the product to the precision of a and b first."""
     if total.device.type == "cuda" and a.dtype != total.dtype:
-        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+        total += torch.mm(a, b, out_dtype=total.dtype)
     else:
         total.addmm_(a.to(total.dtype), b.to(total.dtype))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import math
 
 import pytest
 import torch
@@ -215,6 +216,7 @@ def test_all_groups_flat_is_a_clean_step(skip: bool):
     before = {name: p.detach().clone() for name, p in policy.trainable().items()}
     metrics = learn(policy, flat, skip_zero_spread=skip)
     assert metrics["policy/grad_norm"] == 0.0
+    assert math.isnan(metrics["gap/mean"]) == skip  # left out is not measured, and not measured is not zero
     for name, p in policy.trainable().items():
         assert torch.equal(p, before[name])
 

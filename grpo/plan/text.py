@@ -36,7 +36,7 @@ def summary(plan: Plan) -> str:
     )
 
 
-def compare(plan: Plan) -> str:
+def planned_and_measured(plan: Plan) -> str:
     """Planned beside measured, for the end of a run."""
     planned = Plan(plan.config, plan.card, plan.shape, plan.engine)
     seconds = planned.seconds()

@@ -59,7 +59,9 @@ def settle(command: Command, default_preset: str) -> tuple[Config, Path | None]:
         say(f"--resume auto: no run in {fresh.out} yet; starting one")
         return fresh, None
     saved = read_config(folder)
-    wanted = build(command.preset, command.overrides) if command.preset else overridden(saved, command.overrides)
+    wanted = overridden(saved, command.overrides)
+    if command.preset:  # its settings must be the run's; how long the run goes on is the run's own, unless asked for
+        wanted = build(command.preset, {"steps": str(saved.steps)} | command.overrides)
     wanted = changed(wanted, {"name": folder.resolve().name, "out": str(folder.parent), "preset": saved.preset})
     if wanted.policy.quant == "auto":  # settled at the start of the run
         wanted = changed(wanted, {"policy.quant": saved.policy.quant})

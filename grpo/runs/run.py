@@ -19,7 +19,7 @@ from tqdm import tqdm
 from grpo.config import Config
 from grpo.experience import completion_metrics
 from grpo.plan.speed import utilisation
-from grpo.runs import environment, files, signals
+from grpo.runs import environment, files, interruptions
 from grpo.runs import folder as run_folder
 from grpo.runs.checkpoint import Checkpoints
 from grpo.runs.clock import Clock
@@ -111,7 +111,7 @@ class Run:
         learned: dict[str, float],
     ) -> None:
         """The weights have taken the step: keep what belongs to it. From here on it is not lost when the run stops."""
-        signals.hold()  # a step that was skipped did not
+        interruptions.hold()  # the learner does before its step; one that was skipped took none
         rows = completion_rows(step, groups, texts, scores, advantages)
         with files.writing(self.folder):
             path = self.folder / "completions" / f"step_{step:06d}.jsonl"
@@ -126,7 +126,7 @@ class Run:
             tqdm.write(good_and_bad(groups, texts, scores), file=sys.stderr)
         if warning := self._watch(metrics):
             say(warning)
-        signals.release()
+        interruptions.release()
 
     def log(self, evaluation: dict[str, float]) -> dict[str, float]:
         """The last step's row, sent to metrics.jsonl and the terminal; a checkpoint is written if one is due."""
@@ -194,7 +194,7 @@ class Run:
         """Not while the weights are ahead of the record; then the checkpoint before stands."""
         if self.step == 0:
             say("stopped before the first step was complete")
-        elif signals.held():
+        elif interruptions.held():
             say(f"stopped while step {self.step + 1} was being recorded; going back to the last checkpoint")
         elif self.step not in self.checkpoints.steps():
             try:

@@ -14,7 +14,7 @@ from grpo.plan.forecast import LEAST_SEQUENCES, Plan, make_plan
 from grpo.plan.hardware import CARDS, GIB, card_named, this_card
 from grpo.plan.memory import full_length
 from grpo.plan.plan import REMEDIES, check_fits, plan_run, remedies, resolve_quant, timed
-from grpo.plan.text import compare, describe, hour_schedule, length, summary
+from grpo.plan.text import describe, hour_schedule, length, planned_and_measured, summary
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -196,7 +196,7 @@ def test_measured_times_replace_the_plan():
     assert twice.updated(row).step_seconds == pytest.approx((50 + 100) / 2)
     assert twice.measured["memory/peak_gib"] == 9.0
     assert first.measured == {}
-    text = compare(twice)
+    text = planned_and_measured(twice)
     assert f"{'time/step':24}{first.step_seconds:>10.4g}{50:>10.4g}" in text
     assert "reward" not in text
 
