@@ -29,7 +29,7 @@ flash-attn: $(VENV)/base
 	$(PIP) --no-build-isolation flash-attn
 
 test-vllm: .venv-vllm/ready
-	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -m "vllm or not vllm" tests/rollout tests/test_policy.py
+	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -m "vllm or not vllm" tests/rollout tests/test_policy.py tests/test_optim.py
 
 test-peers: .venv-peers/ready
 	OMP_NUM_THREADS=1 .venv-peers/bin/python -m pytest -m peers tests/peers tests/plan/test_speed.py

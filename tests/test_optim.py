@@ -104,3 +104,24 @@ def test_state_comes_back_bit_for_bit(dtype):
         resumed.step()
         resumed.zero_grad()
     assert torch.equal(second, straight)
+
+
+def test_eight_bit_moments_step_and_come_back():
+    pytest.importorskip("bitsandbytes", reason="make test-vllm has it")
+
+    def step(optimizer, parameter):
+        (parameter**2).sum().backward()
+        optimizer.clip_gradients()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    first, second = weights(torch.float32), weights(torch.float32)
+    optimizer = Optimizer([first], lr=1e-3, eight_bit=True)
+    for _ in range(3):
+        step(optimizer, first)
+    assert optimizer.adamw.state[first]["state1"].dtype == torch.uint8  # 4096 numbers: below that it keeps 32 bits
+    resumed = Optimizer([second], lr=1e-3, eight_bit=True)
+    resumed.load_state_dict(optimizer.state_dict())
+    step(optimizer, first)
+    step(resumed, second)
+    assert torch.equal(first, second)
