@@ -123,7 +123,7 @@ _BETWEEN = (
 )
 _GAP = r"[^\w.,;:!?]+"  # within one clause
 _VERDICT = re.compile(
-    r"(?P<negation>(?:\b(?:not|never|neither|nor|nothing|cannot|hardly)\b"
+    r"(?P<negation>(?:\b(?:not|never|neither|nor|nothing|cannot|hardly|by no means|in no way|far from|anything but)\b"
     r"|\b(?:is|was|are|ca|wo|do|does|did|could|should|would)nt\b"
     rf"|n['’]t\b)(?:{_GAP}{_BETWEEN}){{0,7}}{_GAP})?"
     r"(?<!\w)(?:(?P<correct>correct|right|accurate)|(?P<wrong>wrong|in[- ]?correct|inaccurate|mistaken|false))(?!\w)"
