@@ -41,11 +41,14 @@ def decode(tokenizer: PreTrainedTokenizerBase, groups: Sequence[Group]) -> list[
 
 def score(reward: Reward, groups: Sequence[Group], texts: Sequence[Sequence[str]]) -> list[list[Score]]:
     """[groups][completions] scores. Only the completion is scored: a prompt that shows the tags must not earn them."""
-    flat = reward.score_batch(
-        [text for group in texts for text in group],
-        [group.problem.ground_truth for group in groups for _ in group.completions],
-        [group.problem.prompt for group in groups for _ in group.completions],  # read by a reward model alone
-    )
+    try:
+        flat = reward.score_batch(
+            [text for group in texts for text in group],
+            [group.problem.ground_truth for group in groups for _ in group.completions],
+            [group.problem.prompt for group in groups for _ in group.completions],  # read by a reward model alone
+        )
+    except ValueError as error:  # a user's own reward that returned something else than it did when it was checked
+        raise UserError(str(error)) from error
     scores = iter(flat)
     return [[next(scores) for _ in group.completions] for group in groups]
 
