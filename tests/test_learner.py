@@ -329,3 +329,12 @@ def test_metrics_do_not_depend_on_the_micro_batches():
     ]
     for one, other in itertools.pairwise(runs):
         assert one == pytest.approx(other, rel=1e-8)
+
+
+def test_the_optimiser_uses_the_settings_that_are_saved():
+    settings = {"lr": 3e-4, "beta1": 0.8, "beta2": 0.95, "weight_decay": 0.02, "grad_clip": 0.5, "warmup": 3}
+    config = LearnerConfig(schedule="linear", **settings)
+    learner = Learner(make_policy(), config, temperature=1.0, max_new_tokens=9, gap_limit=1.0, steps=5)
+    used, group = learner.optimizer, learner.optimizer.adamw.param_groups[0]
+    assert (group["lr"], group["betas"], group["weight_decay"]) == (3e-4, (0.8, 0.95), 0.02)
+    assert (used.grad_clip, used.warmup, used.schedule, used.total_steps) == (0.5, 3, "linear", 5)
