@@ -28,7 +28,7 @@ def soak(out: Path, kills: int, steps: int, seed: int, settings: dict) -> str:
     reached = []
     for killed in range(kills):
         child = start(args, out / "killed.log")
-        kill_some_time(child, out / "killed", chance, behind=newest(out / "killed") < steps * killed / kills)
+        kill_some_time(child, out / "killed", chance, ahead=newest(out / "killed") - steps * killed / kills)
         assert child.wait() == -signal.SIGKILL, f"life {killed} ended itself:\n{child.output()[-4000:]}"
         reached.append(newest(out / "killed"))
     last = start(args, out / "killed.log")
@@ -42,14 +42,15 @@ def soak(out: Path, kills: int, steps: int, seed: int, settings: dict) -> str:
     )
 
 
-def kill_some_time(child: Child, folder: Path, chance: random.Random, behind: bool) -> None:
+def kill_some_time(child: Child, folder: Path, chance: random.Random, ahead: float) -> None:
     """So that the kills are spread over all steps, a life ends soon after its first new checkpoint at the latest.
 
-    One that is `behind` the others' pace may get there; any other ends at a random moment, most often in the start-up,
-    the resume, or the first step.
+    One behind the pace of the kills may get there; any other ends at a random moment, most often in the start-up, the
+    resume, or the first step. `ahead`: by how many steps; from two on it ends in the start-up, on any machine.
     """
     before, born = newest(folder), time.monotonic()
-    deadline = born + (60.0 if behind else chance.uniform(0, 1.5))
+    longest = 60.0 if ahead < 0 else chance.uniform(0, 1.5 if ahead < 2 else 0.15)
+    deadline = born + longest
     while child.poll() is None and time.monotonic() < deadline:
         if newest(folder) > before:
             time.sleep(chance.uniform(0, 0.1))
