@@ -28,7 +28,7 @@ def soak(out: Path, kills: int, steps: int, seed: int, settings: dict) -> str:
     reached = []
     for killed in range(kills):
         child = start(args, out / "killed.log")
-        kill_some_time(child, out / "killed", chance, ahead=newest(out / "killed") - steps * killed / kills)
+        kill_some_time(child, out / "killed", chance, ahead=newest(out / "killed") - (steps - 3) * killed / kills)
         assert child.wait() == -signal.SIGKILL, f"life {killed} ended itself:\n{child.output()[-4000:]}"
         reached.append(newest(out / "killed"))
     last = start(args, out / "killed.log")
