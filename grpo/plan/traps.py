@@ -16,7 +16,7 @@ from grpo.packages import installed
 from grpo.plan.forecast import Plan
 from grpo.plan.hardware import GIB
 from grpo.plan.memory import full_length, policy_parts
-from grpo.rollout import engine_name
+from grpo.rollout import VLLM_MISSING, engine_name
 
 VLLM = (0, 32)
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -42,10 +42,7 @@ def settings_problems(plan: Plan) -> list[str]:
             f"{context} tokens; use {cure}"
         )
     if plan.card.here and plan.engine == "vllm" and not installed("vllm"):
-        found.append(
-            "rollout.engine is vllm, which is not installed. With an NVIDIA GPU: pip install 'vllm==0.32.*'. Without "
-            "one: --rollout.engine torch samples in plain PyTorch, and --preset cpu trains the built-in model"
-        )
+        found.append(VLLM_MISSING)
     if plan.card.here and (config.policy.quant == "nf4" or config.learner.optimizer == "adamw_8bit"):
         asks = "policy.quant nf4" if config.policy.quant == "nf4" else "learner.optimizer adamw_8bit"
         if not installed("bitsandbytes"):

