@@ -8,6 +8,7 @@ another.
 from __future__ import annotations
 
 from functools import cache
+from inspect import signature
 
 import torch
 import torch.nn.functional as F
@@ -84,10 +85,15 @@ def packed_attention(
         from flash_attn import flash_attn_varlen_func
 
         return flash_attn_varlen_func(q, k, v, *limits, softmax_scale=scaling, causal=True)[None], None
+    return _varlen(q, k, v, limits, scaling)[None], None
+
+
+def _varlen(q, k, v, limits, scaling) -> torch.Tensor:
+    """torch's own kernels. torch 2.11 knows grouped heads without being told, and has no argument to be told by."""
     from torch.nn.attention.varlen import varlen_attn
 
-    grouped = q.shape[1] != k.shape[1]
-    return varlen_attn(q, k, v, *limits, scale=scaling, window_size=(-1, 0), enable_gqa=grouped)[None], None
+    told = {"enable_gqa": q.shape[1] != k.shape[1]} if "enable_gqa" in signature(varlen_attn).parameters else {}
+    return varlen_attn(q, k, v, *limits, scale=scaling, window_size=(-1, 0), **told)
 
 
 def _run_by_run(query, key, value, scaling, segments: Segments) -> torch.Tensor:
