@@ -23,12 +23,12 @@ from grpo.plan.text import planned_and_measured
 from grpo.policy import load_policy
 from grpo.problems import draw, load_problems
 from grpo.rollout import Sampling, make_engine, rollout
-from grpo.runs import interruptions
-from grpo.runs.plot import plot_run
-from grpo.runs.resume import is_finished, settle
-from grpo.runs.run import Run
-from grpo.runs.show import printable, say
-from grpo.runs.state import TrainingState, set_seed
+from grpo.run import interruptions
+from grpo.run.plot import plot_run
+from grpo.run.resume import is_finished, settle
+from grpo.run.run import Run
+from grpo.run.show import printable, say
+from grpo.run.state import TrainingState, set_seed
 
 
 def train(config: Config, resumed: Path | None = None) -> Run:
@@ -52,7 +52,7 @@ def train(config: Config, resumed: Path | None = None) -> Run:
         config.learner,
         temperature=config.rollout.temperature,
         max_new_tokens=config.rollout.max_new_tokens,
-        gap_limit=config.rollout.gap_limit,
+        mismatch_limit=config.rollout.mismatch_limit,
         steps=config.steps,
         save_bad_batch=run.save_bad_batch,
     )

@@ -38,13 +38,19 @@ GRID: dict[str, dict[str, tuple[str, ...]]] = {
         "1 example, 3 x the rate": FAST,
         "16 examples, 3 x the rate": (*FAST, "--data", SIXTEEN),
         "128 examples, 3 x the rate": (*FAST, "--data", MANY),
-        "1 example, 3 x the rate, KL 0.05": (*FAST, "--learner.kl_coef", "0.05", "--learner.skip_zero_spread", "false"),
+        "1 example, 3 x the rate, KL 0.05": (
+            *FAST,
+            "--learner.kl_coef",
+            "0.05",
+            "--learner.skip_zero_variance",
+            "false",
+        ),
     },
     "longer": {"1 example, 140 steps": ("--steps", "140")},
     "variants": {
         "no_std": ("--learner.advantage", "no_std"),
         "per_signal": ("--learner.advantage", "per_signal"),
-        "two updates a rollout": ("--learner.updates_per_rollout", "2"),
+        "two updates a rollout": ("--learner.minibatches_per_rollout", "2"),
         "sequence mean": ("--learner.aggregation", "sequence"),
     },
 }

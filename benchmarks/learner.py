@@ -53,7 +53,7 @@ def make_learner(policy: Policy, config: Config) -> Learner:
         config.learner,
         temperature=config.rollout.temperature,
         max_new_tokens=config.rollout.max_new_tokens,
-        gap_limit=1e9,  # the completions were not sampled from this model
+        mismatch_limit=1e9,  # the completions were not sampled from this model
         steps=config.steps,
     )
 

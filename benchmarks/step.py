@@ -25,7 +25,7 @@ from grpo.learner import Learner
 from grpo.policy import load_policy
 from grpo.problems import draw, load_problems
 from grpo.rollout import Sampling, make_engine, rollout
-from grpo.runs.clock import Clock
+from grpo.run.clock import Clock
 from rewards import make_reward
 
 
@@ -45,7 +45,7 @@ class Loop:
             config.learner,
             temperature=config.rollout.temperature,
             max_new_tokens=config.rollout.max_new_tokens,
-            gap_limit=config.rollout.gap_limit,
+            mismatch_limit=config.rollout.mismatch_limit,
             steps=config.steps,
         )
         self.engine = make_engine(config, device)

@@ -15,12 +15,12 @@ EPS = 1e-6
 DUST = 1e-9
 
 
-def zero_spread(rewards: torch.Tensor) -> torch.Tensor:
+def zero_variance(rewards: torch.Tensor) -> torch.Tensor:
     """[groups] bool: the rewards of the group are all equal, so that there is nothing to compare.
 
     Equal up to the dust of adding weighted signals in another order: 0.3 and 0.1 + 0.2 are one reward.
 
-    >>> zero_spread(torch.tensor([[0.3, 0.1 + 0.2], [0.0, 1.0]], dtype=torch.float64))
+    >>> zero_variance(torch.tensor([[0.3, 0.1 + 0.2], [0.0, 1.0]], dtype=torch.float64))
     tensor([ True, False])
     """
     low, high = rewards.amin(-1), rewards.amax(-1)
@@ -40,7 +40,7 @@ def group_advantages(rewards: torch.Tensor, divide_by_std: bool = True) -> torch
     advantages = rewards - rewards.mean(-1, keepdim=True)
     if divide_by_std:
         advantages = advantages / (rewards.std(-1, keepdim=True) + EPS)
-    return torch.where(zero_spread(rewards)[:, None], 0.0, advantages)
+    return torch.where(zero_variance(rewards)[:, None], 0.0, advantages)
 
 
 def per_signal_advantages(signals: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

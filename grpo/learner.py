@@ -20,16 +20,16 @@ from grpo.loss import importance_ratio, kl_k3, policy_loss, token_weights
 from grpo.optim import Optimizer
 from grpo.packing import pack
 from grpo.policy import Policy
-from grpo.runs import interruptions
-from grpo.runs.show import say
+from grpo.run import interruptions
+from grpo.run.show import say
 from grpo.types import Batch, Sample
 
 LOSSES = ("loss/total", "loss/policy")
 """Weighted sums over the tokens: the weights make them means already."""
-MEANS = ("policy/kl", "policy/entropy", "policy/clip_fraction_low", "policy/clip_fraction_high", "gap/mean")
+MEANS = ("policy/kl", "policy/entropy", "policy/clip_fraction_low", "policy/clip_fraction_high", "mismatch/mean")
 """Summed over the tokens, then divided by their number."""
 SUMS = (*LOSSES, *MEANS)
-MAXIMA = ("policy/ratio_max", "gap/max")
+MAXIMA = ("policy/ratio_max", "mismatch/max")
 OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
 
 Result = TypeVar("Result")
@@ -43,13 +43,13 @@ class Learner:
         *,
         temperature: float,
         max_new_tokens: int,
-        gap_limit: float,
+        mismatch_limit: float,
         steps: int,
         save_bad_batch: Callable[[dict], None] | None = None,
     ):
         """`save_bad_batch` is handed the samples of every optimiser step that is skipped."""
         self.policy, self.config = policy, config
-        self.temperature, self.max_new_tokens, self.gap_limit = temperature, max_new_tokens, gap_limit
+        self.temperature, self.max_new_tokens, self.mismatch_limit = temperature, max_new_tokens, mismatch_limit
         self.optimizer = Optimizer(
             policy.trainable().values(),
             lr=config.lr,
@@ -58,17 +58,17 @@ class Learner:
             grad_clip=config.grad_clip,
             warmup=config.warmup,
             schedule=config.schedule,
-            total_steps=steps * config.updates_per_rollout,
+            total_steps=steps * config.minibatches_per_rollout,
             eight_bit=config.optimizer == "adamw_8bit",
         )
         self.save_bad_batch, self.bad_steps, self.token_budget = save_bad_batch, 0, config.token_budget
 
     def update(self, groups: Sequence[Sequence[Sample]]) -> dict[str, float]:
-        """Learn from one rollout: `updates_per_rollout` optimiser steps, each on its own share of the groups.
+        """Learn from one rollout: `minibatches_per_rollout` optimiser steps, each on its own share of the groups.
 
         Returns the means over all trained tokens of the rollout (sums and maxima over every micro-batch, divided once).
         """
-        share = len(groups) // self.config.updates_per_rollout
+        share = len(groups) // self.config.minibatches_per_rollout
         shares = [[s for group in groups[i : i + share] for s in group] for i in range(0, len(groups), share)]
         # With one optimiser step the policy that scores is the policy that sampled: old = present logprobs, ratio = 1.
         old = [None]
@@ -145,7 +145,7 @@ class Learner:
         config = self.config
         lengths = [len(s.completion_ids) if s.trained else 0 for s in samples]
         weights = token_weights(lengths, config.aggregation, self.max_new_tokens)
-        kept = [i for i, s in enumerate(samples) if lengths[i] and not (config.skip_zero_spread and s.advantage == 0)]
+        kept = [i for i, s in enumerate(samples) if lengths[i] and not (config.skip_zero_variance and s.advantage == 0)]
         batches = pack([samples[i] for i in kept], [weights[i] for i in kept], self.token_budget)
         return [batch.to(self.policy.device) for batch in batches]
 
@@ -161,10 +161,10 @@ class Learner:
         return old
 
     def _check_sampler(self, step: dict[str, float]) -> None:
-        if step["gap/mean"] > self.gap_limit:
+        if step["mismatch/mean"] > self.mismatch_limit:
             raise SamplerMismatch(
-                f"mean |sampler logprob - trainer logprob| is {step['gap/mean']:.4f}, over rollout.gap_limit "
-                f"{self.gap_limit}: the completions were not drawn from the policy being trained. Likely causes: "
+                f"mean |sampler logprob - trainer logprob| is {step['mismatch/mean']:.4f}, over rollout.mismatch_limit "
+                f"{self.mismatch_limit}: the completions were not drawn from the policy being trained. Likely causes: "
                 "weights not synced after the last step, a temperature not applied on one side, different precisions"
             )
 

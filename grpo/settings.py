@@ -52,7 +52,7 @@ class RolloutConfig(Section):
     """A completion that gets this long is cut and counted as truncated."""
     max_sequences: int = Field(512, ge=1)
     """Completions decoded at once; bounds the KV cache of the sampler."""
-    gap_limit: float = Field(0.1, gt=0)
+    mismatch_limit: float = Field(0.1, gt=0)
     """Stop when mean |sampler logprob - trainer logprob| passes this. Stale weights gave 0.2, clean bf16 0.015."""
     kv_gib: float | None = Field(None, gt=0)
     """vLLM: GiB of KV cache. none: what the memory plan leaves."""
@@ -107,14 +107,14 @@ class LearnerConfig(Section):
     aggregation: Literal["token", "sequence", "constant"] = "token"
     """token: mean over all completion tokens. sequence: mean of completion means. constant: sum / (completions x
     max_new_tokens)."""
-    updates_per_rollout: int = Field(1, ge=1)
+    minibatches_per_rollout: int = Field(1, ge=1)
     """Optimiser steps per rollout, each on its own share of the problems. With 1 the ratio is exactly 1."""
     token_budget: int = Field(16384, ge=1)
     """Tokens (prompt and completion) in a micro-batch; one longer sequence still goes alone. Changes memory and speed,
     not the result."""
     logit_chunk: int = Field(1024, ge=1)
     """Completion tokens whose logits exist at a time: chunk x vocabulary is the peak of the head."""
-    skip_zero_spread: bool = False
+    skip_zero_variance: bool = False
     """Leave out groups whose rewards are all equal. Only when kl_coef and entropy_coef are 0: then they have no
     gradient."""
     truncated: Literal["keep", "mask"] = "keep"
@@ -188,16 +188,16 @@ class Config(Section):
             (r.top_p != 1 or r.top_k != 0)
             and f"rollout.top_p is {r.top_p} and rollout.top_k {r.top_k}: training must sample the distribution that "
             "the loss differentiates; leave them at 1 and 0, and use temperature",
-            r.problems % o.updates_per_rollout
-            and f"rollout.problems {r.problems} does not divide into learner.updates_per_rollout "
-            f"{o.updates_per_rollout} equal parts; change one of them",
+            r.problems % o.minibatches_per_rollout
+            and f"rollout.problems {r.problems} does not divide into learner.minibatches_per_rollout "
+            f"{o.minibatches_per_rollout} equal parts; change one of them",
             p.quant != "none"
             and p.lora_rank == 0
             and f"policy.quant is {p.quant} but all weights are trained (policy.lora_rank 0): 4-bit weights have no "
             "gradient; set policy.lora_rank 64 or policy.quant none",
-            o.skip_zero_spread
+            o.skip_zero_variance
             and (o.kl_coef or o.entropy_coef)
-            and f"learner.skip_zero_spread drops groups that kl_coef {o.kl_coef} and entropy_coef {o.entropy_coef} "
+            and f"learner.skip_zero_variance drops groups that kl_coef {o.kl_coef} and entropy_coef {o.entropy_coef} "
             "still act on; set both to 0 or do not skip",
             self.eval.every and not self.eval.data and f"eval.every is {self.eval.every} but eval.data names no file",
         ]

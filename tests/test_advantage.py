@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from grpo.advantage import group_advantages, per_signal_advantages, zero_spread
+from grpo.advantage import group_advantages, per_signal_advantages, zero_variance
 
 
 def test_worked_example():
@@ -32,7 +32,7 @@ def test_equal_rewards_give_exact_zeros_whatever_the_dust(size: int):
         orders = itertools.cycle(itertools.permutations(weights))
         rewards = torch.tensor([[sum(next(orders)) for _ in range(size)]], dtype=torch.float64)
         assert not group_advantages(rewards).any()
-        assert zero_spread(rewards).tolist() == [True]
+        assert zero_variance(rewards).tolist() == [True]
 
 
 def test_a_real_difference_is_never_taken_for_dust():

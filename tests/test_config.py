@@ -106,12 +106,12 @@ def test_bad_input_is_one_line_that_says_what_would_be_good(argv, message):
         (("--rollout.top_p", "0.9"), ("rollout.top_p is 0.9", "temperature")),
         (("--rollout.top_k", "50"), ("rollout.top_k 50", "leave them at 1 and 0")),
         (
-            ("--rollout.problems", "16", "--learner.updates_per_rollout", "3"),
-            ("rollout.problems 16", "updates_per_rollout 3", "change one"),
+            ("--rollout.problems", "16", "--learner.minibatches_per_rollout", "3"),
+            ("rollout.problems 16", "minibatches_per_rollout 3", "change one"),
         ),
         (("--policy.quant", "nf4"), ("policy.quant is nf4", "policy.lora_rank 64")),
-        (("--learner.kl_coef", "0.1"), ("skip_zero_spread", "kl_coef 0.1")),
-        (("--learner.entropy_coef", "0.1"), ("skip_zero_spread", "entropy_coef 0.1")),
+        (("--learner.kl_coef", "0.1"), ("skip_zero_variance", "kl_coef 0.1")),
+        (("--learner.entropy_coef", "0.1"), ("skip_zero_variance", "entropy_coef 0.1")),
         (("--eval.data", "none"), ("eval.every is", "eval.data")),
     ],
 )
@@ -172,9 +172,9 @@ def test_every_field_can_be_set_from_the_command_line_and_survives_yaml(name):
     needs = {
         "policy.quant": {"policy.lora_rank": "4"},
         "eval.every": {"eval.data": "x"},
-        "learner.skip_zero_spread": {"learner.kl_coef": "0", "learner.entropy_coef": "0"},
+        "learner.skip_zero_variance": {"learner.kl_coef": "0", "learner.entropy_coef": "0"},
     }.get(name, {})
-    if name == "learner.updates_per_rollout":
+    if name == "learner.minibatches_per_rollout":
         other = 2
     options = [word for key, value in ({name: typed(other)} | needs).items() for word in (f"--{key}", value)]
     changed_ = parse_args(["--preset", "h100", *options], "cpu").config

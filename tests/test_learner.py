@@ -104,14 +104,14 @@ def naive_step(policy: Policy, samples: list[Sample], config: LearnerConfig, old
 def learn(policy: Policy, groups, **settings) -> dict[str, float]:
     """One update with plain SGD-like bookkeeping left to the learner; returns its metrics."""
     config = LearnerConfig(**({"lr": 1e-3, "weight_decay": 0.0, "grad_clip": 1e9} | settings))
-    learner = Learner(policy, config, temperature=TEMPERATURE, max_new_tokens=9, gap_limit=10.0, steps=4)
+    learner = Learner(policy, config, temperature=TEMPERATURE, max_new_tokens=9, mismatch_limit=10.0, steps=4)
     return learner.update(groups)
 
 
 def gradients(policy: Policy, groups, **settings) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     """The gradient of one optimiser step, caught before it is used."""
     config = LearnerConfig(**({"lr": 1e-3, "grad_clip": 1e9} | settings))
-    learner = Learner(policy, config, temperature=TEMPERATURE, max_new_tokens=9, gap_limit=10.0, steps=4)
+    learner = Learner(policy, config, temperature=TEMPERATURE, max_new_tokens=9, mismatch_limit=10.0, steps=4)
     caught = {}
 
     def step():
@@ -142,7 +142,7 @@ def test_equals_the_formula_for_every_token_budget(lora_rank, aggregation, kl, e
         assert metrics["policy/kl"] == pytest.approx(expected["policy/kl"] if kl else 0.0, rel=1e-9)
         assert metrics["policy/ratio_max"] == 1.0
         assert metrics["policy/clip_fraction_low"] == metrics["policy/clip_fraction_high"] == 0.0
-        assert metrics["gap/mean"] == pytest.approx(0.1, rel=1e-9)
+        assert metrics["mismatch/mean"] == pytest.approx(0.1, rel=1e-9)
 
 
 def test_two_optimiser_steps_use_the_weights_that_sampled_and_their_own_counts():
@@ -150,8 +150,8 @@ def test_two_optimiser_steps_use_the_weights_that_sampled_and_their_own_counts()
     policy = make_policy()
     groups = make_groups(policy)
     naive = copy.deepcopy(policy)
-    metrics = learn(policy, groups, updates_per_rollout=2, lr=0.01, kl_coef=0.1)
-    config = LearnerConfig(updates_per_rollout=2, lr=0.01, kl_coef=0.1)
+    metrics = learn(policy, groups, minibatches_per_rollout=2, lr=0.01, kl_coef=0.1)
+    config = LearnerConfig(minibatches_per_rollout=2, lr=0.01, kl_coef=0.1)
     old = {s: naive_logprobs(naive.network, s.prompt_ids, s.completion_ids)[0].detach() for g in groups for s in g}
     adamw = torch.optim.AdamW(naive.trainable().values(), lr=0.01, weight_decay=0.0)
     losses = []
@@ -214,9 +214,9 @@ def test_all_groups_flat_is_a_clean_step(skip: bool):
     policy = make_policy()
     flat = [[dataclasses.replace(s, advantage=0.0) for s in group] for group in make_groups(policy)]
     before = {name: p.detach().clone() for name, p in policy.trainable().items()}
-    metrics = learn(policy, flat, skip_zero_spread=skip)
+    metrics = learn(policy, flat, skip_zero_variance=skip)
     assert metrics["policy/grad_norm"] == 0.0
-    assert math.isnan(metrics["gap/mean"]) == skip  # left out is not measured, and not measured is not zero
+    assert math.isnan(metrics["mismatch/mean"]) == skip  # left out is not measured, and not measured is not zero
     for name, p in policy.trainable().items():
         assert torch.equal(p, before[name])
 
@@ -226,7 +226,7 @@ def test_skipping_flat_groups_changes_nothing_but_the_time():
     groups = make_groups(policy)
     mixed = [groups[0], [dataclasses.replace(s, advantage=0.0) for s in groups[1]]]
     kept, _ = gradients(policy, mixed)
-    skipped, _ = gradients(policy, mixed, skip_zero_spread=True)
+    skipped, _ = gradients(policy, mixed, skip_zero_variance=True)
     for name in kept:
         torch.testing.assert_close(kept[name], skipped[name], rtol=1e-8, atol=1e-11)
 
@@ -276,7 +276,7 @@ def test_dropout_is_off_and_checkpointing_changes_no_number():
         layer.self_attn.attention_dropout = 0.5
         layer.mlp.act_fn = torch.nn.Sequential(layer.mlp.act_fn, torch.nn.Dropout(0.5))
     policy = Policy(model, Tokenizer())
-    assert learn(policy, make_groups(policy, shift=0.0))["gap/mean"] < 1e-12
+    assert learn(policy, make_groups(policy, shift=0.0))["mismatch/mean"] < 1e-12
     plain, checkpointed = make_policy(), make_policy(gradient_checkpointing=True)
     groups = make_groups(plain)
     a, _ = gradients(plain, groups)
@@ -288,9 +288,9 @@ def test_dropout_is_off_and_checkpointing_changes_no_number():
 def test_a_sampler_with_other_weights_stops_the_run():
     policy = make_policy()
     groups = make_groups(policy, shift=0.3)
-    learner = Learner(policy, LearnerConfig(), temperature=TEMPERATURE, max_new_tokens=9, gap_limit=0.2, steps=1)
+    learner = Learner(policy, LearnerConfig(), temperature=TEMPERATURE, max_new_tokens=9, mismatch_limit=0.2, steps=1)
     before = {name: p.detach().clone() for name, p in policy.trainable().items()}
-    with pytest.raises(SamplerMismatch, match=r"0\.3000, over rollout.gap_limit 0\.2.*temperature"):
+    with pytest.raises(SamplerMismatch, match=r"0\.3000, over rollout.mismatch_limit 0\.2.*temperature"):
         learner.update(groups)
     for name, p in policy.trainable().items():
         assert torch.equal(p, before[name])
@@ -301,7 +301,7 @@ def test_a_non_finite_step_is_skipped_counted_and_in_the_end_fatal():
     groups = make_groups(policy)
     bad = [[dataclasses.replace(groups[0][0], advantage=float("nan")), *groups[0][1:]], groups[1]]
     config = LearnerConfig(max_bad_steps=2)
-    learner = Learner(policy, config, temperature=TEMPERATURE, max_new_tokens=9, gap_limit=10.0, steps=4)
+    learner = Learner(policy, config, temperature=TEMPERATURE, max_new_tokens=9, mismatch_limit=10.0, steps=4)
     before = {name: p.detach().clone() for name, p in policy.trainable().items()}
     assert learner.update(bad)["learner/skipped_steps"] == 1
     for name, p in policy.trainable().items():
@@ -324,7 +324,7 @@ def test_metrics_do_not_depend_on_the_micro_batches():
     policies = [make_policy() for _ in range(4)]
     groups = make_groups(policies[0])
     runs = [
-        learn(policy, groups, kl_coef=0.1, updates_per_rollout=2, lr=0.01, token_budget=budget)
+        learn(policy, groups, kl_coef=0.1, minibatches_per_rollout=2, lr=0.01, token_budget=budget)
         for policy, budget in zip(policies, (1, 17, 30, 10_000), strict=True)
     ]
     for one, other in itertools.pairwise(runs):
@@ -334,7 +334,7 @@ def test_metrics_do_not_depend_on_the_micro_batches():
 def test_the_optimiser_uses_the_settings_that_are_saved():
     settings = {"lr": 3e-4, "beta1": 0.8, "beta2": 0.95, "weight_decay": 0.02, "grad_clip": 0.5, "warmup": 3}
     config = LearnerConfig(schedule="linear", **settings)
-    learner = Learner(make_policy(), config, temperature=1.0, max_new_tokens=9, gap_limit=1.0, steps=5)
+    learner = Learner(make_policy(), config, temperature=1.0, max_new_tokens=9, mismatch_limit=1.0, steps=5)
     used, group = learner.optimizer, learner.optimizer.adamw.param_groups[0]
     assert (group["lr"], group["betas"], group["weight_decay"]) == (3e-4, (0.8, 0.95), 0.02)
     assert (used.grad_clip, used.warmup, used.schedule, used.total_steps) == (0.5, 3, "linear", 5)

@@ -168,7 +168,7 @@ def test_a_plain_model_with_the_sampler_weights_is_the_policy(tied: bool, lora: 
     plain = make_tiny_model(tied, torch.float32, 96)
     assert weights.keys() == plain.state_dict().keys(), "the head has its own name also when it is tied"
     plain.load_state_dict(weights)
-    torch.testing.assert_close(logprobs(Policy(plain, tokenizer)), logprobs(policy), rtol=0, atol=1e-5)
+    torch.testing.assert_close(logprobs(Policy(plain, tokenizer)), logprobs(policy), rtol=0, atol=1e-4)
     assert all(torch.equal(p, before[name]) for name, p in policy.model.named_parameters()), "merging moved the base"
 
 

@@ -22,8 +22,8 @@ from grpo.plan.hardware import GIB, this_card
 from grpo.plan.plan import check_fits, resolve_quant
 from grpo.plan.text import describe
 from grpo.problems import draw, ground_truth, load_problems, locate, prompt_text, read_rows
-from grpo.runs import environment
-from grpo.runs.show import printable
+from grpo.run import environment
+from grpo.run.show import printable
 from rewards import make_reward, self_test, weight_warnings
 
 

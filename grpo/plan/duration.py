@@ -49,7 +49,7 @@ def _learn(config, shape, card, prompt, tokens) -> float:
     predicted = int(completions * tokens)
     pairs = completions * causal_pairs(int(tokens), int(prompt))
     forward = forward_flops(shape.config, predicted, pairs)
-    extra = config.policy.gradient_checkpointing + (o.kl_coef > 0) + (o.updates_per_rollout > 1)
+    extra = config.policy.gradient_checkpointing + (o.kl_coef > 0) + (o.minibatches_per_rollout > 1)
     work = training_flops(shape.config, predicted, pairs, frozen=config.policy.lora_rank > 0) + extra * forward
     batches = -(-predicted // max(o.token_budget, full_length(config)))
     calls = batches * 3 * CPU_LAYER * shape.text.num_hidden_layers if card.is_cpu else 0

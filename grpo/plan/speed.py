@@ -33,7 +33,7 @@ def learning_flops(policy: Policy, groups: Sequence[Group], advantages: torch.Te
         lengths = [
             len(completion.ids)
             for completion, advantage in zip(group.completions, row, strict=True)
-            if (advantage or not config.skip_zero_spread)
+            if (advantage or not config.skip_zero_variance)
             and (config.truncated == "keep" or completion.finish_reason == "stop")
         ]
         if lengths:
@@ -42,7 +42,7 @@ def learning_flops(policy: Policy, groups: Sequence[Group], advantages: torch.Te
             predicted += sum(lengths)
             pairs += causal_pairs(prompt) + sum(causal_pairs(length, prompt) for length in lengths)
     shape = policy.network.config
-    forward_only = (config.kl_coef > 0) + (config.updates_per_rollout > 1)
+    forward_only = (config.kl_coef > 0) + (config.minibatches_per_rollout > 1)
     return training_flops(shape, tokens, pairs, predicted, frozen=policy.lora) + forward_only * forward_flops(
         shape, tokens, pairs, predicted
     )

@@ -112,7 +112,7 @@ def hour_schedule(plan: Plan) -> str:
         smaller = make_plan(changed(config, options), plan.card)
         steps = int(HOUR / sum(smaller.seconds().values()))
         fewer = problems // 2
-        if steps >= STEPS_WORTH_RUNNING or fewer < 1 or fewer % config.learner.updates_per_rollout:
+        if steps >= STEPS_WORTH_RUNNING or fewer < 1 or fewer % config.learner.minibatches_per_rollout:
             break
         problems = fewer
     if steps == 0:

@@ -72,7 +72,7 @@ AFTER_SIGNALS = (
         "Share of groups whose completions all got the same reward: they have advantage 0 and teach nothing. Healthy: "
         "well below 1 at first, rising once the example is learned. Near 1 from the start: the problem is too hard, "
         "too easy, or the temperature too low.",
-        (("groups/zero_spread", "zero spread"),),
+        (("groups/zero_variance", "zero spread"),),
         unit="share",
     ),
     Chart(
@@ -163,7 +163,7 @@ AFTER_SIGNALS = (
         "|sampler logprob - trainer logprob| over the completion tokens, logarithmic. Both saw the same weights, so "
         "only rounding may remain: next to nothing in float32, some in bfloat16. A rise means stale weights in the "
         "sampler, another temperature or another precision.",
-        (("gap/mean", "mean"), ("gap/max", "largest")),
+        (("mismatch/mean", "mean"), ("mismatch/max", "largest")),
         unit="nats",
         log=True,
     ),

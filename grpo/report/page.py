@@ -25,7 +25,7 @@ from plotly.offline import get_plotlyjs
 from grpo.errors import UserError
 from grpo.report.charts import charts_for
 from grpo.report.read import Run
-from grpo.runs import files
+from grpo.run import files
 
 HERE = Path(__file__).resolve().parent
 SCRIPTS = ("text.js", "charts.js", "browser.js")

@@ -28,7 +28,7 @@ def prove(engine: Engine, policy: Policy, temperature: float, limit: float) -> N
     if not gap <= limit:
         raise SamplerMismatch(
             f"after sync {engine.version} mean |sampler logprob - trainer logprob| of {SAMPLES * TOKENS} tokens is "
-            f"{gap:.4f}, over rollout.gap_limit {limit}: the sampler does not have the policy's weights. Likely "
+            f"{gap:.4f}, over rollout.mismatch_limit {limit}: the sampler does not have the policy's weights. Likely "
             f"causes: a weight that did not arrive (a tied lm_head, an adapter), another model or precision than "
             f"{policy.dtype}, a temperature not applied on one side"
         )

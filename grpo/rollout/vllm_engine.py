@@ -54,7 +54,7 @@ class VLLMEngine:
         self._asleep, self._ready = False, True
         self._stop_ids = list(policy.stop_ids)
         self.version += 1
-        prove(self, policy, self.config.temperature, self.config.gap_limit)
+        prove(self, policy, self.config.temperature, self.config.mismatch_limit)
 
     def generate(
         self,

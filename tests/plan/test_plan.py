@@ -120,7 +120,7 @@ def test_sampling_takes_more(engine, knob, values):
         ("rollout.group", (8, 32)),
         ("rollout.max_new_tokens", (512, 3072)),
         ("learner.kl_coef", (0.0, 0.001)),
-        ("learner.updates_per_rollout", (1, 2)),
+        ("learner.minibatches_per_rollout", (1, 2)),
         ("policy.gradient_checkpointing", (False, True)),
         ("model", ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-Math-1.5B")),
     ],

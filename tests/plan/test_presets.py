@@ -33,7 +33,7 @@ SAME = {
     "learner.clip_high": 0.2,
     "learner.grad_clip": 1.0,
     "learner.weight_decay": 0.01,
-    "learner.skip_zero_spread": False,
+    "learner.skip_zero_variance": False,
     "policy.gradient_checkpointing": True,
     "policy.dtype": "auto",
     "reward.alpha": 1.0,
@@ -41,9 +41,9 @@ SAME = {
     "reward.gamma": 0.5,
 }
 L4 = {"steps": 500, "rollout.group": 8, "policy.lora_rank": 64, "policy.lora_alpha": 128.0, "policy.quant": "auto"}
-L4 |= {"learner.lr": 1e-5, "learner.updates_per_rollout": 1, "rollout.sleep": True}
+L4 |= {"learner.lr": 1e-5, "learner.minibatches_per_rollout": 1, "rollout.sleep": True}
 H100 = {"steps": 2000, "rollout.group": 32, "policy.lora_rank": 0, "policy.quant": "none"}
-H100 |= {"learner.lr": 1e-6, "learner.updates_per_rollout": 2, "rollout.sleep": False}
+H100 |= {"learner.lr": 1e-6, "learner.minibatches_per_rollout": 2, "rollout.sleep": False}
 
 
 @pytest.mark.parametrize(("preset", "numbers"), [("l4", SAME | L4), ("h100", SAME | H100)])
@@ -54,7 +54,7 @@ def test_the_numbers(preset, numbers):
 
 def test_h100_takes_64_problems_per_optimiser_step():
     h100 = build("h100", {})
-    assert h100.rollout.problems // h100.learner.updates_per_rollout == 64
+    assert h100.rollout.problems // h100.learner.minibatches_per_rollout == 64
 
 
 @pytest.mark.parametrize("path", sorted(PRESETS.glob("*.yaml")), ids=lambda path: path.stem)
@@ -104,7 +104,7 @@ def test_two_steps_on_the_real_pi1_rows(preset, data_dir, tmp_path, capsys):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2]
     for row in rows[1:]:
-        assert row["gap/mean"] < 1e-4
+        assert row["mismatch/mean"] < 1e-4
         assert row["policy/entropy"] > 0
         assert row["learner/skipped_steps"] == 0
         assert 0 < row["completion/tokens_mean"] <= 48

@@ -56,7 +56,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 
 def config(folder: Path, **policy) -> Config:
     rollout = {"max_prompt_tokens": 192, "max_new_tokens": 64, "temperature": TEMPERATURE}
-    rollout |= {"kv_gib": 0.125, "gap_limit": 0.01}
+    rollout |= {"kv_gib": 0.125, "mismatch_limit": 0.01}
     return parse({"model": str(folder), "rollout": rollout, "policy": policy})
 
 

@@ -50,8 +50,8 @@ def test_two_steps_come_out_sane(runs, name: str):
     steps = [row for row in rows(runs[name] / "metrics.jsonl") if row["step"] > 0]
     assert [row["step"] for row in steps] == [1, 2]
     for row in steps:
-        assert row["gap/mean"] < 1e-4, "float32 on both sides"
-        assert row["gap/max"] < 1e-3
+        assert row["mismatch/mean"] < 1e-4, "float32 on both sides"
+        assert row["mismatch/max"] < 1e-3
         assert 0 <= row["reward/mean"] <= 2  # 1 verify + 0.5 format + 0.5 reflect
         shares = [row[f"outcome/{o}"] for o in ("correct", "wrong", "no_answer", "unparsed", "timeout")]
         assert sum(shares) == pytest.approx(1)

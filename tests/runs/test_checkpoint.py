@@ -15,8 +15,8 @@ from grpo.config import LearnerConfig, PolicyConfig
 from grpo.errors import UserError
 from grpo.learner import Learner
 from grpo.policy import Policy
-from grpo.runs.checkpoint import MANIFEST, Checkpoints, find_damage
-from grpo.runs.state import TrainingState, random_state, set_random_state
+from grpo.run.checkpoint import MANIFEST, Checkpoints, find_damage
+from grpo.run.state import TrainingState, random_state, set_random_state
 from grpo.types import Problem
 from rewards import make_reward
 
@@ -121,7 +121,7 @@ def trainer(lora_rank: int = 0, dtype: torch.dtype = torch.float32, problems=PRO
     model = make_tiny_model(tied=True, dtype=dtype, vocabulary=200)
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
     policy = Policy(model, tokenizer, PolicyConfig(lora_rank=lora_rank, lora_alpha=8))
-    learner = Learner(policy, LearnerConfig(lr=0.01), temperature=1.0, max_new_tokens=8, gap_limit=1, steps=9)
+    learner = Learner(policy, LearnerConfig(lr=0.01), temperature=1.0, max_new_tokens=8, mismatch_limit=1, steps=9)
     return TrainingState(policy, learner, make_reward("random", seed=3), problems)
 
 

@@ -17,17 +17,17 @@ from small_runs import SMALL, arguments, completions, rows, same_run, weights
 
 import train
 from grpo.config import Command, Config, changed, fields
-from grpo.runs.resume import FREE, ROUNDING, read_config, settle
+from grpo.run.resume import FREE, ROUNDING, read_config, settle
 
-LORA = {"policy.lora_rank": 4, "policy.lora_alpha": 8, "learner.skip_zero_spread": "false", "learner.kl_coef": 0.01}
+LORA = {"policy.lora_rank": 4, "policy.lora_alpha": 8, "learner.skip_zero_variance": "false", "learner.kl_coef": 0.01}
 HARD = {
-    "learner.updates_per_rollout": 2,
+    "learner.minibatches_per_rollout": 2,
     "learner.warmup": 4,
     "policy.dtype": "bfloat16",
-    "learner.skip_zero_spread": "false",
+    "learner.skip_zero_variance": "false",
     "learner.kl_coef": 0.01,
     "learner.entropy_coef": 0.001,
-    "rollout.gap_limit": 1,
+    "rollout.mismatch_limit": 1,
     "reward.name": "random",
 }
 EVALUATED = {
@@ -131,7 +131,7 @@ def test_a_row_that_waits_for_its_evaluation_gets_it(tmp_path):
 
 
 def reseal(checkpoint: Path) -> None:
-    from grpo.runs.checkpoint import _seal
+    from grpo.run.checkpoint import _seal
 
     (checkpoint / "manifest.json").unlink()
     _seal(checkpoint)

@@ -17,9 +17,9 @@ import yaml
 from small_runs import REPO, SMALL, arguments, start
 
 import train
-from grpo.runs.environment import differences, versions
-from grpo.runs.rows import read_rows
-from grpo.runs.show import before_and_after, good_and_bad, printable, step_line
+from grpo.run.environment import differences, versions
+from grpo.run.rows import read_rows
+from grpo.run.show import before_and_after, good_and_bad, printable, step_line
 from grpo.types import Completion, Group, Problem
 from rewards import Score
 

@@ -75,6 +75,6 @@ if __name__ == "__main__":
     cli.add_argument("--seed", type=int, default=0)
     cli.add_argument("--lora", action="store_true")
     given = cli.parse_args()
-    lora = {"policy.lora_rank": 4, "learner.skip_zero_spread": "false", "learner.kl_coef": 0.01} if given.lora else {}
+    lora = {"policy.lora_rank": 4, "learner.skip_zero_variance": "false", "learner.kl_coef": 0.01} if given.lora else {}
     with tempfile.TemporaryDirectory() as folder:
         print(soak(Path(folder), given.kills, given.steps, given.seed, lora))

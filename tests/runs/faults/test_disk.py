@@ -13,7 +13,7 @@ from small_runs import arguments, same_run, start
 
 import train
 from grpo.experience import decode
-from grpo.runs.checkpoint import find_damage
+from grpo.run.checkpoint import find_damage
 
 MIB = 2**20
 

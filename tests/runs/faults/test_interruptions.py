@@ -18,9 +18,9 @@ import train
 from grpo.evaluation.held_out import HeldOut
 from grpo.learner import Learner
 from grpo.rollout.torch_engine import TorchEngine
-from grpo.runs import folder as run_folder
-from grpo.runs import run as run_module
-from grpo.runs.state import TrainingState
+from grpo.run import folder as run_folder
+from grpo.run import run as run_module
+from grpo.run.state import TrainingState
 
 EVALUATED = {
     "steps": 3,

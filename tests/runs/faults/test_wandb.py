@@ -11,7 +11,7 @@ import pytest
 from small_runs import arguments, rows, start
 
 import train
-from grpo.runs import wandb_log
+from grpo.run import wandb_log
 
 needs_wandb = pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="pip install wandb")
 
@@ -79,7 +79,7 @@ def test_the_same_names_once_each_also_after_a_kill(tmp_path, monkeypatch):
     import json
     import signal
 
-    from grpo.runs.state import TrainingState
+    from grpo.run.state import TrainingState
 
     fake(tmp_path / "fake", RECORDER, monkeypatch)
     monkeypatch.setenv("RECORD", str(tmp_path / "record"))

@@ -19,14 +19,14 @@ from tqdm import tqdm
 from grpo.config import Config
 from grpo.experience import completion_metrics
 from grpo.plan.speed import utilisation
-from grpo.runs import environment, files, interruptions
-from grpo.runs import folder as run_folder
-from grpo.runs.checkpoint import Checkpoints
-from grpo.runs.clock import Clock
-from grpo.runs.rows import completion_rows
-from grpo.runs.show import before_and_after, good_and_bad, say, step_line
-from grpo.runs.state import TrainingState
-from grpo.runs.wandb_log import WandbProcess, run_id
+from grpo.run import environment, files, interruptions
+from grpo.run import folder as run_folder
+from grpo.run.checkpoint import Checkpoints
+from grpo.run.clock import Clock
+from grpo.run.rows import completion_rows
+from grpo.run.show import before_and_after, good_and_bad, say, step_line
+from grpo.run.state import TrainingState
+from grpo.run.wandb_log import WandbProcess, run_id
 from grpo.types import Group
 from rewards import DeadSignalWatch, Score, summarize, weight_warnings
 

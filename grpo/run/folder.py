@@ -13,9 +13,9 @@ import yaml
 
 from grpo.config import Config
 from grpo.errors import UserError
-from grpo.runs import environment, files
-from grpo.runs.rows import read_rows
-from grpo.runs.show import say
+from grpo.run import environment, files
+from grpo.run.rows import read_rows
+from grpo.run.show import say
 
 
 def new_folder(config: Config) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from grpo.runs.rows import read_rows
+from grpo.run.rows import read_rows
 
 
 def plot_run(folder: Path) -> Path:

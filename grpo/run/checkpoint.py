@@ -17,8 +17,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from grpo.errors import UserError
-from grpo.runs import files
-from grpo.runs.show import say
+from grpo.run import files
+from grpo.run.show import say
 
 MANIFEST = "manifest.json"
 UNFINISHED = ".unfinished_"

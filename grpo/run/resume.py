@@ -8,8 +8,8 @@ import yaml
 
 from grpo.config import Command, Config, build, changed, flat, overridden, parse, typed
 from grpo.errors import UserError
-from grpo.runs.rows import read_rows
-from grpo.runs.show import say
+from grpo.run.rows import read_rows
+from grpo.run.show import say
 
 FREE = {
     "preset",  # what it stands for is compared
@@ -24,7 +24,7 @@ FREE = {
     "policy.gradient_checkpointing",
     "policy.trust_remote_code",
     "rollout.max_sequences",
-    "rollout.gap_limit",
+    "rollout.mismatch_limit",
     "rollout.kv_gib",
     "rollout.sleep",
     "reward.workers",
