@@ -41,6 +41,12 @@ __all__ = [
 
 PRESETS = Path(__file__).resolve().parent.parent / "configs"
 SHORT = {"policy.quant": "--quant", "eval.every": "--eval_every"}
+RENAMED = {
+    "gap_limit": "rollout.mismatch_limit",
+    "skip_zero_spread": "learner.skip_zero_variance",
+    "updates_per_rollout": "learner.minibatches_per_rollout",
+}
+"""A setting's old name, without its section -> what it is called now."""
 WEIGHTS = ("reward.alpha", "reward.beta", "reward.gamma")
 
 
@@ -61,10 +67,9 @@ def parse_args(argv: Sequence[str], default_preset: str) -> Command:
     cli.error = _raise  # argparse itself would print its usage and exit
     given, unknown = cli.parse_known_args([_underscores(word) for word in argv])
     if unknown:
-        options = [option for action in cli._actions for option in action.option_strings]
         word = unknown[0].partition("=")[0]
-        leaves = [option for option in options if option.rpartition(".")[2] == word.lstrip("-")]  # --lr: --learner.lr
-        raise UserError(f"unknown option {word}{nearest(word, leaves or options)}")
+        options = [option for action in cli._actions for option in action.option_strings]
+        raise UserError(_unknown("option", word, options))
     given = vars(given)
     resume, check, preset = (given.pop(name, None) for name in ("resume", "check", "preset"))
     # A run that is continued has its settings in its own folder.
@@ -114,7 +119,7 @@ def parse(tree: dict[str, Any], overrides: dict[str, Any] | None = None) -> Conf
     leaves = fields()
     for dotted, value in (overrides or {}).items():
         if dotted not in leaves:
-            raise UserError(f"unknown setting {dotted}{nearest(dotted, leaves)}")
+            raise UserError(_unknown("setting", dotted, leaves))
         section, _, leaf = dotted.rpartition(".")
         none = value == "none" and leaves[dotted].default is None
         (tree.setdefault(section, {}) if section else tree)[leaf] = None if none else value
@@ -154,6 +159,15 @@ def short(config: Config) -> str:
 def typed(value: Any) -> str:
     """A value as the command line takes it."""
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _unknown(kind: str, word: str, known: Iterable[str]) -> str:
+    """The line for a name that does not exist: its new name where it had another, else the nearest that does."""
+    dashes, leaf = "--" * word.startswith("--"), word.lstrip("-").rpartition(".")[2]
+    if leaf in RENAMED:
+        return f"{word} is now called {dashes}{RENAMED[leaf]}; use that name"
+    same_leaf = [name for name in known if name.rpartition(".")[2] == leaf]  # --lr: --learner.lr
+    return f"unknown {kind} {word}{nearest(word, same_leaf or known)}"
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
@@ -202,7 +216,7 @@ def _one_line(error: ValidationError, leaves: dict[str, FieldInfo]) -> str:
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        return f"unknown setting {name}{nearest(name, leaves)}"
+        return _unknown("setting", name, leaves)
     if not name:  # a cross-field check, whose message names its fields
         return first["msg"].removeprefix("Value error, ")
     message = f"{name} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"

@@ -28,7 +28,7 @@ def load_problems(
     """Every row of the file. UserError names the row that has no prompt, no readable truth, or too long a prompt."""
     system = prompt_text(template)
     problems = []
-    for index, row in enumerate(read_rows(locate(path, data_dir))):
+    for index, row in enumerate(read_data(locate(path, data_dir))):
         where = f"{path}, row {index}"
         messages = _messages(row, system, where)
         prompt = render(tokenizer, messages)
@@ -71,7 +71,7 @@ def locate(path: str | Path, data_dir: str | None = None) -> Path:
         raise UserError(str(error)) from error
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_data(path: Path) -> list[dict[str, Any]]:
     try:
         if path.suffix == ".parquet":
             return pyarrow.parquet.read_table(path).to_pylist()

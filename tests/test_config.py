@@ -78,6 +78,9 @@ def test_none_only_where_none_is_a_value():
         (("--learner.lrr", "3"), "unknown option --learner.lrr; did you mean --learner.lr?"),
         (("--rollout.temprature=1",), "unknown option --rollout.temprature; did you mean --rollout.temperature?"),
         (("stray",), "unknown option stray"),
+        (("--rollout.gap_limit", "1"), "--rollout.gap_limit is now called --rollout.mismatch_limit"),
+        (("--skip-zero-spread",), "--skip_zero_spread is now called --learner.skip_zero_variance"),
+        (("--updates_per_rollout=2",), "--updates_per_rollout is now called --learner.minibatches_per_rollout"),
         (("--steps",), "argument --steps: expected one argument"),
         (("--preset", "h10"), "unknown preset 'h10'; there are cpu, h100, l4; did you mean h100?"),
         (

@@ -14,7 +14,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from grpo.errors import UserError
-from grpo.problems import load_problems, locate, prompt_text, read_rows, render
+from grpo.problems import load_problems, locate, prompt_text, read_data, render
 from grpo.types import Problem
 from rewards.tags import last_box
 
@@ -104,7 +104,7 @@ def load(
 
 def read_benchmark(path: Path) -> Iterator[tuple[str, str]]:
     """(question, reference answer) of each row of one of the six."""
-    for index, row in enumerate(read_rows(path)):
+    for index, row in enumerate(read_data(path)):
         question = row.get("question") or row.get("problem")  # in the harness's order
         answer = reference_answer(row)
         for what, value in (("question or problem", question), ("answer", answer)):

@@ -21,7 +21,7 @@ from grpo.plan.forecast import Plan, make_plan
 from grpo.plan.hardware import GIB, this_card
 from grpo.plan.plan import check_fits, resolve_quant
 from grpo.plan.text import describe
-from grpo.problems import draw, ground_truth, load_problems, locate, prompt_text, read_rows
+from grpo.problems import draw, ground_truth, load_problems, locate, prompt_text, read_data
 from grpo.run import environment
 from grpo.run.show import printable
 from rewards import make_reward, self_test, weight_warnings
@@ -112,7 +112,7 @@ def _data(config: Config) -> Iterator[str]:
     tokenizer = _tokenizer(config)
     for name in dict.fromkeys(filter(None, [config.data, config.eval.data, config.eval.test])):
         path = locate(name, config.data_dir)
-        rows = read_rows(path)
+        rows = read_data(path)
         checksum = "" if Path(name).is_file() else f", sha256 {find_source(name).sha256[:12]} verified"
         if tokenizer is None:
             yield f"{name}: {len(rows)} rows{checksum}; prompts are measured once the model's tokenizer is here"
@@ -141,7 +141,7 @@ def _reward(config: Config) -> Iterator[str]:
     name = "multi_signal" if config.reward.name == "hybrid" else config.reward.name
     reward = make_reward(name, weights=weights, workers=1, timeout_s=config.reward.timeout_s)
     try:
-        rows = read_rows(locate(config.data, config.data_dir))
+        rows = read_data(locate(config.data, config.data_dir))
         truths = {ground_truth(row, f"{config.data}, row {index}") for index, row in enumerate(rows)}
         self_test(reward, sorted(truths))
         terms = " + ".join(f"{weight:g} {signal}" for signal, weight in reward.weights.items())

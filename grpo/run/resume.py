@@ -88,7 +88,10 @@ def read_config(folder: Path) -> Config:
         raise UserError(f"cannot read {folder / 'config.yaml'}: {str(error).splitlines()[0]}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{folder / 'config.yaml'} holds no settings")
-    return parse(tree)
+    try:
+        return parse(tree)
+    except UserError as error:
+        raise UserError(f"{folder / 'config.yaml'}: {error}") from None
 
 
 def is_finished(folder: Path, config: Config) -> bool:

@@ -10,10 +10,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from data import arithmetic, tiny_base, tiny_card
+from data import arithmetic, tiny_base
 
 CAREFUL = "<think>\n7+6=13;6+7+1=14;5+8+1=14</think>\\boxed{1443}<reflection>correct</reflection>"
 PAIR = (567, 876)
+MAX_NEW_TOKENS = 40  # careful work needs 33 to 36
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def ids_of(tokenizer, text: str) -> list[int]:
 def test_loading_gives_the_tokenizer_that_was_made(tokenizer):
     # AutoTokenizer builds Qwen2's class from the saved vocabulary; a tokenizer of another kind would not survive that.
     made = tiny_base.make_tokenizer()
-    text = tiny_card.prompt(made, PAIR) + CAREFUL + "<|im_end|>" + tiny_base.CHARACTERS
+    text = tiny_base.chat_prompt(made, PAIR) + CAREFUL + "<|im_end|>" + tiny_base.CHARACTERS
     assert tokenizer.get_vocab() == made.get_vocab()
     assert ids_of(tokenizer, text) == ids_of(made, text)
     assert tokenizer.chat_template == made.chat_template
@@ -70,8 +71,8 @@ def test_dropping_special_tokens_keeps_what_rewards_read(tokenizer):
 
 
 def test_prompt_is_17_tokens_and_careful_work_fits_the_limit(tokenizer):
-    assert len(ids_of(tokenizer, tiny_card.prompt(tokenizer, PAIR))) == 17
-    assert len(ids_of(tokenizer, CAREFUL + "<|im_end|>")) <= tiny_card.MAX_NEW_TOKENS
+    assert len(ids_of(tokenizer, tiny_base.chat_prompt(tokenizer, PAIR))) == 17
+    assert len(ids_of(tokenizer, CAREFUL + "<|im_end|>")) <= MAX_NEW_TOKENS
 
 
 def test_unknown_characters_are_left_out(tokenizer):
@@ -100,7 +101,7 @@ def test_chat_template_with_and_without_a_system_message(tokenizer):
 
 
 def test_tokenising_a_rendered_prompt_adds_nothing(tokenizer):
-    prompt = tiny_card.prompt(tokenizer, PAIR)
+    prompt = tiny_base.chat_prompt(tokenizer, PAIR)
     messages = [{"role": "user", "content": arithmetic.question(PAIR)}]
     rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     assert ids_of(tokenizer, prompt) == rendered
@@ -117,32 +118,32 @@ def test_folder_is_small_and_says_where_to_stop(model):
     assert AutoModelForCausalLM.from_pretrained(tiny_base.FOLDER).dtype == torch.bfloat16
 
 
+@torch.inference_mode()
+def complete(model, tokenizer, pairs, **how) -> list[str]:
+    """One completion a pair, the stop token in the text. All prompts are equally long: no padding."""
+    ids = torch.tensor(tokenizer([tiny_base.chat_prompt(tokenizer, pair) for pair in pairs])["input_ids"])
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=MAX_NEW_TOKENS, **how)
+    return [text.rstrip().split("<|endoftext|>")[0] for text in tokenizer.batch_decode(out[:, ids.shape[1] :])]
+
+
 def test_the_card_states_what_is_measured(model, tokenizer):
-    scores = tiny_card.measure(model, tokenizer)
+    rows = arithmetic.datasets()
+    pairs = [arithmetic.pair_of(row) for half in ("validation", "test") for row in rows[half]]
+
+    def right(texts) -> float:
+        boxes = [re.findall(r"\\boxed\{(\d+)\}", text)[-1:] for text in texts]
+        return 100 * sum(box == [str(sum(pair))] for box, pair in zip(boxes, pairs, strict=True)) / len(pairs)
+
+    torch.manual_seed(0)
+    sampled = complete(model, tokenizer, pairs, do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
+    greedy = complete(model, tokenizer, pairs, do_sample=False)
     card = (tiny_base.FOLDER / "README.md").read_text()
-    sampled, greedy = map(float, re.search(r"right answer \| ([\d.]+)% \| ([\d.]+)%", card).groups())
+    stated = re.search(r"right answer \| ([\d.]+)% \| ([\d.]+)%", card).groups()
     # Sampling on another machine's kernels may part ways: two standard errors of a difference at n = 600 are 5 points.
-    assert 100 * scores["sampled"].accuracy == pytest.approx(sampled, abs=5)
-    assert 100 * scores["greedy"].accuracy == pytest.approx(greedy, abs=2)
-    assert scores["greedy"].accuracy < 0.25 < 0.9 < scores["greedy"].format_rate
-
-
-def test_scores_by_hand():
-    end = "<|im_end|>"
-    completions = [
-        CAREFUL + end,  # all right
-        CAREFUL.replace("1443", "1333") + end,  # wrong, says correct
-        CAREFUL.replace("1443", "1333").replace(">correct<", ">wrong<") + end,  # wrong, and says so
-        CAREFUL,  # right, but without an end
-        "\\boxed{1443}" + end,  # right, no format, no verdict
-        "\\boxed{1443}\\boxed{144}" + end,  # the last box counts
-        "<think>hmm hmm",
-        "",
-    ]
-    scores = tiny_card.score(completions, [PAIR] * 8)
-    assert scores == tiny_card.Scores(
-        accuracy=3 / 8, format_rate=3 / 8, verdict_accuracy=3 / 8, wrong_verdict_rate=1 / 8
-    )
+    assert right(sampled) == pytest.approx(float(stated[0]), abs=5)
+    assert right(greedy) == pytest.approx(float(stated[1]), abs=2)
+    form = r"<think>[^<]*</think>\\boxed\{\d+\}<reflection>(correct|wrong)</reflection><\|im_end\|>"
+    assert sum(re.fullmatch(form, text) is not None for text in greedy) > 0.9 * len(greedy)
 
 
 def test_learning_rate_warms_up_stays_and_falls():
@@ -154,7 +155,7 @@ def test_learning_rate_warms_up_stays_and_falls():
 
 
 def test_loss_counts_completion_tokens_only(tokenizer, model):
-    prompt = ids_of(tokenizer, tiny_card.prompt(tokenizer, PAIR))
+    prompt = ids_of(tokenizer, tiny_base.chat_prompt(tokenizer, PAIR))
     short, long = (ids_of(tokenizer, text + "<|im_end|>") for text in ("\\boxed{1443}", CAREFUL))
     by_hand = 0.0
     for completion in (short, long):

@@ -190,6 +190,13 @@ def test_a_smaller_token_budget_goes_on_and_says_that_it_is_not_exact(copied, ca
     assert rows(copied)[-1]["step"] == 4
 
 
+def test_an_old_name_in_a_run_folder_is_named(copied, capsys):
+    text = (copied / "config.yaml").read_text().replace("mismatch_limit", "gap_limit")
+    (copied / "config.yaml").write_text(text)
+    line = f"{copied / 'config.yaml'}: rollout.gap_limit is now called rollout.mismatch_limit"
+    assert line in refused(copied, capsys)
+
+
 def test_no_run_folder(tmp_path, capsys):
     assert train.main(["--resume", str(tmp_path / "nothing")]) == 2
     assert "has no config.yaml" in capsys.readouterr().err
