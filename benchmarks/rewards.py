@@ -23,9 +23,9 @@ sys.path.insert(0, str(REPO))
 
 import math_verify  # noqa: E402
 
-from rewards import MultiSignalMathReward, Verifier, tags  # noqa: E402
-from rewards.grammar import expression  # noqa: E402
-from rewards.judge import judge, read  # noqa: E402
+from rewards import MultiSignalMathReward, Verifier, signals  # noqa: E402
+from rewards.equivalence.grammar import expression  # noqa: E402
+from rewards.equivalence.judge import judge, read  # noqa: E402
 
 Case = tuple[str, str]  # completion, ground truth
 
@@ -77,7 +77,7 @@ def plain(cases: list[Case]) -> list[bool]:
 
 def in_process(cases: list[Case]) -> list[bool]:
     """Ours without workers and without the cache of outcomes."""
-    return [judge(tags.read(text).answer or "", truth) == "correct" for text, truth in cases]
+    return [judge(signals.read(text).answer or "", truth) == "correct" for text, truth in cases]
 
 
 def forget() -> None:

@@ -27,7 +27,7 @@ from grpo.settings import (
     RolloutConfig,
     Section,
 )
-from rewards.multi_signal import weights_from_env
+from rewards import weights_from_env
 
 __all__ = [
     "CheckpointConfig",

@@ -1,13 +1,29 @@
-"""Rewards: a completion's text and a ground truth in, named signals out. Knows nothing of models or the trainer."""
+"""Rewards: a completion's text and a ground truth in, named signals out. Knows nothing of models or the trainer.
+
+Reading order: score.py (what a reward returns), signals.py (the three signals and their reward), controls.py and
+hybrid.py (other rewards), verifier.py (which answers reach the equivalence checker), adapters.py (TRL and verl).
+equivalence/ answers one question, "is this answer that ground truth?", and can be taken as given.
+"""
 
 from __future__ import annotations
 
-from rewards.multi_signal import MultiSignalMathReward, weight_warnings, weights_from_env
-from rewards.registry import NAMES, make_reward
-from rewards.score import OUTCOMES, Reward, Score
-from rewards.startup import self_test
-from rewards.summary import DeadSignalWatch, summarize
-from rewards.verify import Verifier, check_ground_truth, last_box  # `rewards.verify` stays the module
+from collections.abc import Sequence
+from typing import Any
+
+from rewards.controls import CONTROL_WEIGHTS, FunctionReward, RandomReward
+from rewards.score import (
+    DEFAULT_WEIGHTS,
+    OUTCOMES,
+    DeadSignalWatch,
+    Reward,
+    Score,
+    check_weights,
+    summarize,
+    weight_warnings,
+    weights_from_env,
+)
+from rewards.signals import MultiSignalMathReward, last_box
+from rewards.verifier import Verifier, check_ground_truth, self_test, verify
 
 __all__ = [
     "NAMES",
@@ -22,6 +38,43 @@ __all__ = [
     "make_reward",
     "self_test",
     "summarize",
+    "verify",
     "weight_warnings",
     "weights_from_env",
 ]
+
+NAMES = ("multi_signal", "verify_only", "format_only", "random", "hybrid")
+
+
+def make_reward(
+    name: str,
+    *,
+    weights: Sequence[float] = DEFAULT_WEIGHTS,
+    seed: int = 0,
+    workers: int = 1,
+    timeout_s: float = 2.0,
+    memory_limit_mb: int = 1024,
+    model: str | None = None,
+    **options: Any,
+) -> Reward:
+    """The reward of that name, or a user's own as `package.module:function`.
+
+    `weights` (alpha, beta, gamma) are multi_signal's, `seed` is random's, `model` and the other `options` are hybrid's.
+    ValueError for an unknown name or option.
+    """
+    limits = {"workers": workers, "timeout_s": timeout_s, "memory_limit_mb": memory_limit_mb}
+    if options and name != "hybrid":
+        raise ValueError(f"reward {name!r} takes no options {sorted(options)}")
+    if name == "multi_signal":
+        return MultiSignalMathReward(*check_weights(weights), **limits)
+    if name in CONTROL_WEIGHTS:
+        return MultiSignalMathReward(*CONTROL_WEIGHTS[name], **limits)
+    if name == "random":
+        return RandomReward(seed, **limits)
+    if name == "hybrid":
+        from rewards.hybrid import DEFAULT_MODEL, HybridReward  # torch and transformers, only when asked for
+
+        return HybridReward(model or DEFAULT_MODEL, **limits, **options)
+    if ":" in name:
+        return FunctionReward(name)
+    raise ValueError(f"unknown reward {name!r}: one of {', '.join(NAMES)}, or package.module:function")

@@ -8,8 +8,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rewards.multi_signal import SIGNALS, MultiSignalMathReward
-from rewards.score import UNVERIFIED, Score
+from rewards.score import SIGNALS, UNVERIFIED, Score
+from rewards.signals import MultiSignalMathReward
 
 CONTROL_WEIGHTS = {"verify_only": (1.0, 0.0, 0.0), "format_only": (0.0, 1.0, 0.0)}
 """All three signals are logged under every control; only the named one is paid for."""

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rewards import tags
 from rewards.score import Score
-from rewards.verify import Verifier
+from rewards.signals import Layout, read
+from rewards.verifier import Verifier
 
 DEFAULT_MODEL = "nvidia/AceMath-7B-RM"
 
@@ -113,7 +113,7 @@ class HybridReward:
         """Scores in order; ValueError without prompts, because a reward model judges an answer to a question."""
         if prompts is None:
             raise ValueError("hybrid reward: pass the rendered prompts to score_batch, one for each completion")
-        layouts = [tags.read(text) for text in completions]
+        layouts = [read(text) for text in completions]
         pairs = [(layout.answer, truth) for layout, truth in zip(layouts, ground_truths, strict=True)]
         outcomes = self.verifier.check_batch(pairs)
         opinions = self.model.score(prompts, completions)
@@ -125,7 +125,7 @@ class HybridReward:
             self.min, self.max = min(self.min, opinion), max(self.max, opinion)
         self.seen += len(opinions)
 
-    def _score(self, layout: tags.Layout, outcome: str, opinion: float) -> Score:
+    def _score(self, layout: Layout, outcome: str, opinion: float) -> Score:
         s = min(max((opinion - self.min) / (self.max - self.min + self.eps), 0.0), 1.0)
         correct = outcome == "correct"
         total = (1 - self.b) + 2 * self.b * s if correct else -self.a + 2 * self.a * s

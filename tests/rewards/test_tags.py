@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.tags import boxes, last_box, verdict
+from rewards.signals import boxes, last_box, verdict
 
 BOXES = [
     (r"\boxed{5}", "5"),

@@ -12,8 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rewards import check_ground_truth, last_box, make_reward, self_test
-from rewards.startup import mutate
-from rewards.verify import Verifier, alternatives, verify
+from rewards.verifier import Verifier, alternatives, mutate, verify
 
 PAIRS = [json.loads(line) for line in Path(__file__).with_name("pairs.jsonl").read_text(encoding="utf-8").splitlines()]
 
@@ -196,7 +195,7 @@ def test_the_cache_knows_repeated_answers():
 
 
 def test_the_cache_is_bounded(monkeypatch):
-    monkeypatch.setattr("rewards.verify.CACHE_SIZE", 100)
+    monkeypatch.setattr("rewards.verifier.CACHE_SIZE", 100)
     verifier = Verifier()
     verifier.check_batch([(str(i), "5") for i in range(1000)])
     assert len(verifier._cache) == 100

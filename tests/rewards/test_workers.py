@@ -15,9 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rewards import MultiSignalMathReward, Verifier, self_test
-from rewards.verify import verify
-from rewards.workers import WorkerPool
+from rewards import MultiSignalMathReward, Verifier, self_test, verify
+from rewards.equivalence.workers import WorkerPool
 
 REPO = Path(__file__).resolve().parents[2]
 HARD = (r"\frac{\sqrt{8}}{2}", r"\sqrt{2}")  # equal, and only algebra can tell
@@ -226,7 +225,7 @@ def test_workers_end_with_a_trainer_that_closes_nothing(working):
     """Just after a worker was killed and forked anew, or while one is in an endless integral (its CPU time ends)."""
     code = f"""
 import os, threading, time
-from rewards.workers import WorkerPool
+from rewards.equivalence.workers import WorkerPool
 pool = WorkerPool(workers=1, timeout_s=1)
 pool.run([{HARD!r}])
 pids = [pool._process.pid, *pool.pids]

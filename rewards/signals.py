@@ -7,9 +7,13 @@ pattern here is linear in the text, and MAX_TAGS and BOX_WINDOW bound what ten m
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
+
+from rewards.score import SIGNALS, Score, check_weights
+from rewards.verifier import Verifier
 
 Verdict = Literal["correct", "wrong"]
 
@@ -143,3 +147,57 @@ def verdict(reflection: str) -> Verdict | None:
     if len(said) != 1:
         return None
     return "correct" if said.pop() else "wrong"
+
+
+class MultiSignalMathReward:
+    """Scores one completion by three signals, each 0 or 1.
+
+    verify: the answer equals the ground truth. format: the completion is laid out as asked. reflect: the reflection's
+    verdict on the answer is true. Workers are started when the first answer needs one; `close` ends them.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        beta: float = 0.5,
+        gamma: float = 0.5,
+        *,
+        verifier: Verifier | None = None,
+        **verifier_options: Any,
+    ) -> None:
+        self.weights = dict(zip(SIGNALS, check_weights((alpha, beta, gamma)), strict=True))
+        self.verifier = verifier or Verifier(**verifier_options)
+
+    def __call__(self, completion: str, ground_truth: Any) -> Score:
+        return self.score_batch([completion], [ground_truth])[0]
+
+    def score_batch(
+        self, completions: Sequence[str], ground_truths: Sequence[Any], prompts: Sequence[str] | None = None
+    ) -> list[Score]:
+        """Scores in order. The prompts are never read: tags and boxes of a prompt earn nothing."""
+        layouts = [read(completion) for completion in completions]
+        pairs = [(layout.answer, truth) for layout, truth in zip(layouts, ground_truths, strict=True)]
+        outcomes = self.verifier.check_batch(pairs)
+        return [self._score(layout, outcome) for layout, outcome in zip(layouts, outcomes, strict=True)]
+
+    def _score(self, layout: Layout, outcome: str) -> Score:
+        correct = outcome == "correct"
+        true_verdict = layout.verdict == ("correct" if correct else "wrong")
+        signals = {"verify": float(correct), "format": float(layout.format), "reflect": float(true_verdict)}
+        total = sum(self.weights[name] * signals[name] for name in SIGNALS)
+        return Score(total, signals, layout.answer, layout.verdict, outcome)
+
+    def cache_hit_rate(self) -> float:
+        return self.verifier.cache_hit_rate()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state:
+            raise ValueError(
+                f"this reward keeps no state, but the checkpoint holds {sorted(state)}: another reward's run?"
+            )
+
+    def close(self) -> None:
+        self.verifier.close()

@@ -6,10 +6,10 @@ import sys
 from fractions import Fraction
 from functools import lru_cache
 
-from rewards.compare import same
-from rewards.leaf import same_leaf
-from rewards.shape import Node, parse
-from rewards.text import Unreadable, check_limits, clean
+from rewards.equivalence.compare import same
+from rewards.equivalence.leaf import same_leaf
+from rewards.equivalence.shape import Node, parse
+from rewards.equivalence.text import Unreadable, check_limits, clean
 
 
 class Undecided(Exception):
@@ -71,7 +71,7 @@ def judge(answer: str, truth: str) -> str:
     outcome = judge_fast(answer, truth)
     if outcome is not None:
         return outcome
-    from rewards.algebra import Exact  # sympy takes a second to import, and most processes never need it
+    from rewards.equivalence.algebra import Exact  # sympy takes a second to import, and most processes never need it
 
     algebra = Exact()
     try:

@@ -11,10 +11,10 @@ from fractions import Fraction
 import sympy
 from sympy.polys.polyerrors import PolynomialError
 
-from rewards.grammar import expression
-from rewards.leaf import same_leaf, split_unit, strip_bare_unit, strip_leading_text
-from rewards.shape import Node, assignment
-from rewards.text import Unreadable
+from rewards.equivalence.grammar import expression
+from rewards.equivalence.leaf import same_leaf, split_unit, strip_bare_unit, strip_leading_text
+from rewards.equivalence.shape import Node, assignment
+from rewards.equivalence.text import Unreadable
 
 
 def equal(first: sympy.Basic, second: sympy.Basic) -> bool:

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from rewards.leaf import word
-from rewards.numbers import number
-from rewards.text import Unreadable, closing, unwrap
+from rewards.equivalence.leaf import word
+from rewards.equivalence.numbers import number
+from rewards.equivalence.text import Unreadable, closing, unwrap
 
 Kind = Literal["leaf", "list", "set", "tuple", "union", "matrix", "relation"]
 MAX_PARTS = 64

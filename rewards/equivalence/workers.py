@@ -94,17 +94,24 @@ class WorkerPool:
         if self._process is not None and self._owner == os.getpid() and not self._ready:
             raise RuntimeError(
                 f"the reward workers could not start (exit code {self._process.returncode}); "
-                "run `python -c 'import rewards.algebra'` to see why"
+                "run `python -c 'import rewards.equivalence.algebra'` to see why"
             )
         for worker in self._workers:
             self._give_back(worker, run)
         self._stop()
         pairs = [socket.socketpair() for _ in range(self.size)]
-        package = str(Path(__file__).resolve().parent.parent)
+        package = str(Path(__file__).resolve().parent.parent.parent)
         path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
         numbers = [str(theirs.fileno()) for _, theirs in pairs]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "rewards.worker", str(self.timeout_s), str(self.memory_limit_mb), *numbers],
+            [
+                sys.executable,
+                "-m",
+                "rewards.equivalence.worker",
+                str(self.timeout_s),
+                str(self.memory_limit_mb),
+                *numbers,
+            ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},

@@ -15,8 +15,8 @@ import sympy
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy
 from latex2sympy2_extended.math_normalization import NormalizationConfig, normalize_latex
 
-from rewards.numbers import numeral
-from rewards.text import Unreadable
+from rewards.equivalence.numbers import numeral
+from rewards.equivalence.text import Unreadable
 
 MAX_DIGITS = 20_000
 """Decimal digits that a number written in an answer may have when it is worked out."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from rewards.numbers import number, numeral
+from rewards.equivalence.numbers import number, numeral
 
 _POWER_SIGN = r"(?:\^(?:\{([0-9])\}|([0-9])))?"
 _TEXT_UNIT = re.compile(rf"(.*[^/\\])((?:(?:/|\\cdot)?\\text\{{[^{{}}]*\}}{_POWER_SIGN})+)", re.DOTALL)

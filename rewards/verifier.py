@@ -1,7 +1,7 @@
-r"""Is the answer mathematically equal to the ground truth?
+r"""Which answers are compared, and by whom: ground truths as data sets have them, and the Verifier.
 
-`verify` asks in this process, without a clock. `Verifier` is what training and evaluation use: fast path, bounded
-cache, and killable workers for the rest.
+`Verifier` is what training and evaluation use: fast path, bounded cache, and killable workers for the rest. `verify`
+asks in this process, without a clock. `self_test` tries both before training.
 """
 
 from __future__ import annotations
@@ -9,20 +9,18 @@ from __future__ import annotations
 import json
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from rewards.judge import judge, judge_fast, read
-from rewards.leaf import split_unit, word
-from rewards.numbers import number, numeral
-from rewards.shape import Node, assignment
-from rewards.tags import last_box
-from rewards.text import Unreadable
-from rewards.workers import WorkerPool
-
-__all__ = ["Verifier", "alternatives", "check_ground_truth", "last_box", "verify"]
+from rewards.equivalence.judge import judge, judge_fast, read
+from rewards.equivalence.leaf import split_unit, word
+from rewards.equivalence.numbers import number, numeral
+from rewards.equivalence.shape import Node, assignment
+from rewards.equivalence.text import Unreadable
+from rewards.equivalence.workers import WorkerPool
+from rewards.score import Reward
 
 CACHE_SIZE = 65_536
 
@@ -86,7 +84,7 @@ def _check_readable(node: Node) -> None:
     value = split_unit(node.text)[0]
     if node.parts or number(value) is not None or numeral(value) is not None or word(value) is not None:
         return
-    from rewards.grammar import expression  # imports sympy: only for what is neither number nor word
+    from rewards.equivalence.grammar import expression  # imports sympy: only for what is neither number nor word
 
     expression(value)
 
@@ -153,3 +151,40 @@ def _best(outcomes: list[str]) -> str:
     if not outcomes:
         return "no_answer"
     return "correct" if "correct" in outcomes else outcomes[0]
+
+
+_ALGEBRA = ((r"\frac{\sqrt{8}}{2}", r"\sqrt{2}", "correct"), (r"\frac{\sqrt{8}}{2}", r"\sqrt{3}", "wrong"))
+
+
+def self_test(reward: Reward, ground_truths: Iterable[Any]) -> None:
+    """Each ground truth verifies against itself and a mutated one does not; ValueError that says what failed.
+
+    Rewards without a verifier (a user's own function) have nothing to test.
+    """
+    verifier = getattr(reward, "verifier", None)
+    if verifier is None:
+        return
+    truths = list(dict.fromkeys(text for value in ground_truths for text in alternatives(value)))
+    cases = list(_ALGEBRA)
+    for truth in truths:
+        cases += [(truth, truth, "correct"), (mutate(truth), truth, "wrong")]
+    outcomes = verifier.pool.run([(answer, truth) for answer, truth, _ in cases])
+    for (answer, truth, expected), outcome in zip(cases, outcomes, strict=True):
+        if (outcome == "correct") != (expected == "correct"):
+            raise ValueError(
+                f"reward self-test: the answer {answer!r} against the ground truth {truth!r} gave {outcome!r}, "
+                f"expected {expected!r}. The verifier does not work for this problem, so the run does not start."
+            )
+
+
+def mutate(truth: str) -> str:
+    """An answer that is surely wrong for this ground truth and as easy to read."""
+    cleaned = read(truth)[0]
+    if (value := number(cleaned)) is not None:
+        return str(value + 1)
+    if word(cleaned) is not None:
+        return "1"
+    position = next((index for index in range(len(truth) - 1, -1, -1) if truth[index] in "0123456789"), None)
+    if position is None:
+        return f"{truth}+1" if "," not in truth else "1"
+    return f"{truth[:position]}{(int(truth[position]) + 1) % 10}{truth[position + 1 :]}"

@@ -1,4 +1,4 @@
-"""The worker side: `python -m rewards.worker FD... `, one socket per worker, each served by a forked child.
+"""The worker side: `python -m rewards.equivalence.worker FD... `, one socket per worker, each served by a forked child.
 
 This process only imports math-verify's parser, forks, and forks again whenever a child has died; a killed worker is
 back in milliseconds. A child reads one JSON line per answer and writes one per outcome. It has no thread, no torch and
@@ -20,7 +20,7 @@ START_UP_PAIR = (r"\frac{\sqrt{8}}{2}", r"\sqrt{2}")
 def main(arguments: list[str]) -> None:
     timeout_s, memory_limit_mb, *descriptors = arguments
     sockets = [socket.socket(fileno=int(descriptor)) for descriptor in descriptors]
-    from rewards.judge import judge
+    from rewards.equivalence.judge import judge
 
     judge(*START_UP_PAIR)  # imports sympy and builds the grammar's tables once, for all children
     children: dict[int, int] = {}
@@ -50,7 +50,7 @@ def _fork(slot: int, sockets: list[socket.socket], timeout_s: float, memory_limi
 
 def serve(connection: socket.socket, timeout_s: float, memory_limit_mb: int) -> None:
     """Answers requests until the parent hangs up (exit 0) or memory runs out (exit 1, after saying so)."""
-    from rewards.judge import judge
+    from rewards.equivalence.judge import judge
 
     limit = memory_limit_mb * 2**20
     with contextlib.suppress(ValueError, OSError):  # macOS has no address-space limit

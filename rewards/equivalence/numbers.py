@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from rewards.text import Unreadable
+from rewards.equivalence.text import Unreadable
 
 MAX_EXPONENT = 2000
 """Largest decimal exponent that is worked out."""

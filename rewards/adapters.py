@@ -1,4 +1,8 @@
-"""These rewards as TRL's `reward_funcs`: `GRPOTrainer(reward_funcs=rewards.trl.multi_signal, ...)`."""
+"""These rewards in other trainers.
+
+TRL: `GRPOTrainer(reward_funcs=rewards.adapters.multi_signal, ...)`.
+verl: `custom_reward_function.path=rewards/adapters.py custom_reward_function.name=compute_score`.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,8 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
-from rewards.multi_signal import MultiSignalMathReward, weights_from_env
-from rewards.score import Reward
+from rewards.score import Reward, weights_from_env
+from rewards.signals import MultiSignalMathReward
 
 
 def reward_func(reward: Reward, column: str = "ground_truth") -> Callable[..., list[float]]:
@@ -25,13 +29,21 @@ def reward_func(reward: Reward, column: str = "ground_truth") -> Callable[..., l
 
 
 def multi_signal(completions: Sequence[Any], **columns: Any) -> list[float]:
-    """The default reward, weights from REWARD_WEIGHTS where set, ground truths in the column `ground_truth`."""
-    return _default()(completions, **columns)
+    """For TRL: the default reward, weights from REWARD_WEIGHTS where set, truths in the column `ground_truth`."""
+    return reward_func(_default())(completions, **columns)
+
+
+def compute_score(
+    data_source: str, solution_str: str, ground_truth: Any, extra_info: dict | None = None, **_: Any
+) -> dict[str, float]:
+    """For verl: `score` is the total, `acc` what verl calls accuracy; the signals are logged beside them."""
+    score = _default()(solution_str, ground_truth)
+    return {"score": score.total, "acc": score.verify, **score.signals}
 
 
 @cache
-def _default() -> Callable[..., list[float]]:
-    return reward_func(MultiSignalMathReward(*weights_from_env()))
+def _default() -> MultiSignalMathReward:
+    return MultiSignalMathReward(*weights_from_env())
 
 
 def _text(message: Any) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Protocol
 
-from rewards.numbers import number
-from rewards.shape import Node, assignment, parse
+from rewards.equivalence.numbers import number
+from rewards.equivalence.shape import Node, assignment, parse
 
 
 class Algebra(Protocol):
