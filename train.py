@@ -19,16 +19,14 @@ from grpo.evaluation.held_out import HeldOut
 from grpo.learner import Learner
 from grpo.plan.check import check
 from grpo.plan.plan import plan_run, timed
+from grpo.plan.speed import utilisation
 from grpo.plan.text import planned_and_measured
 from grpo.policy import load_policy
 from grpo.problems import draw, load_problems
 from grpo.rollout import Sampling, make_engine, rollout
-from grpo.run import interruptions
-from grpo.run.plot import plot_run
-from grpo.run.resume import is_finished, settle
+from grpo.run.resume import TrainingState, is_finished, set_seed, settle
 from grpo.run.run import Run
-from grpo.run.show import printable, say
-from grpo.run.state import TrainingState, set_seed
+from grpo.run.terminal import Interrupted, interruptible, plot_run, printable, say
 
 
 def train(config: Config, resumed: Path | None = None) -> Run:
@@ -36,7 +34,7 @@ def train(config: Config, resumed: Path | None = None) -> Run:
     device = choose_device(config)
     plan = plan_run(config, device)  # stops here when it cannot fit
     config = plan.config
-    run = Run(config, resumed)
+    run = Run(config, resumed, utilisation)
     set_seed(config.seed)
     policy = load_policy(config, device)
     if policy.attention_note:
@@ -112,7 +110,7 @@ def default_preset() -> tuple[str, str]:
 
 def main(argv: list[str]) -> int:
     try:
-        with interruptions.interruptible():
+        with interruptible():
             preset, why = default_preset()
             command = parse_args(argv, preset)
             config, resumed = settle(command, preset)
@@ -130,7 +128,7 @@ def main(argv: list[str]) -> int:
     except TrainingStopped as error:
         print(f"stopped: {printable(str(error))}", file=sys.stderr)
         return 1
-    except interruptions.Interrupted as interruption:
+    except Interrupted as interruption:
         print(f"ended by {interruption}", file=sys.stderr)
         return interruption.code
     print(

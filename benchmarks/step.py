@@ -25,7 +25,7 @@ from grpo.learner import Learner
 from grpo.policy import load_policy
 from grpo.problems import draw, load_problems
 from grpo.rollout import Sampling, make_engine, rollout
-from grpo.run.clock import Clock
+from grpo.run.terminal import Clock
 from rewards import make_reward
 
 

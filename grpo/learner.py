@@ -20,8 +20,7 @@ from grpo.loss import importance_ratio, kl_k3, policy_loss, token_weights
 from grpo.optim import Optimizer
 from grpo.packing import pack
 from grpo.policy import Policy
-from grpo.run import interruptions
-from grpo.run.show import say
+from grpo.run.terminal import hold_interruptions, say
 from grpo.types import Batch, Sample
 
 LOSSES = ("loss/total", "loss/policy")
@@ -95,7 +94,7 @@ class Learner:
             self._count_bad_step(step, samples)
         else:
             self.bad_steps = 0
-            interruptions.hold()  # until the step is on record, an interruption waits
+            hold_interruptions()  # until the step is on record, an interruption waits
             self.optimizer.step()
         self.optimizer.zero_grad()
         return step

@@ -7,7 +7,7 @@ from grpo.evaluation.evaluate import evaluate_problems
 from grpo.policy import Policy
 from grpo.problems import load_problems
 from grpo.rollout import Engine, Sampling
-from grpo.run.clock import Clock
+from grpo.run.terminal import Clock
 from grpo.types import Problem
 from rewards import make_reward
 

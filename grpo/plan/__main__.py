@@ -14,7 +14,7 @@ from grpo.plan.forecast import make_plan
 from grpo.plan.hardware import card_named, this_card
 from grpo.plan.plan import check_fits, resolve_quant
 from grpo.plan.text import describe
-from grpo.run.show import printable
+from grpo.run.terminal import printable
 
 
 def main(argv: Sequence[str]) -> int:

@@ -22,8 +22,8 @@ from grpo.plan.hardware import GIB, this_card
 from grpo.plan.plan import check_fits, resolve_quant
 from grpo.plan.text import describe
 from grpo.problems import draw, ground_truth, load_problems, locate, prompt_text, read_data
-from grpo.run import environment
-from grpo.run.show import printable
+from grpo.run import files
+from grpo.run.terminal import printable
 from rewards import make_reward, self_test, weight_warnings
 
 
@@ -66,14 +66,14 @@ def check(config: Config, device: torch.device) -> int:
 
 
 def _versions() -> Iterator[str]:
-    found = environment.versions()
-    yield ", ".join(f"{name} {found[name]}" for name in ("python", *environment.PACKAGES) if name in found)
+    found = files.versions()
+    yield ", ".join(f"{name} {found[name]}" for name in ("python", *files.PACKAGES) if name in found)
     yield f"commit {found['commit']}" if "commit" in found else "no git commit"
 
 
 def _machine(config: Config, device: torch.device) -> Iterator[str]:
     memory = psutil.virtual_memory()
-    found = environment.versions()
+    found = files.versions()
     free, total = memory.available / GIB, memory.total / GIB
     yield f"{found['cpu']}, {found['cpu_cores']} cores, {free:.1f} of {total:.1f} GiB free"
     if device.type == "cuda":

@@ -13,7 +13,7 @@ from grpo.plan.forecast import Plan, make_plan
 from grpo.plan.hardware import Card, this_card
 from grpo.plan.memory import GIB, full_length, shape_of
 from grpo.plan.text import describe, length, shares, summary
-from grpo.run.show import say
+from grpo.run.terminal import say
 
 
 def resolve_quant(config: Config, card: Card) -> tuple[Config, str | None]:

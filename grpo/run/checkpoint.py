@@ -1,7 +1,7 @@
 """Checkpoints on disk: a folder with the final name is whole, and can be shown to be.
 
 Written beside, checksummed, flushed to the disk, renamed. `step_000040/` opens with AutoModelForCausalLM (or PEFT);
-trainer.pt holds the rest (see state.py), manifest.json the size and SHA-256 of every file.
+trainer.pt holds the rest (see resume.py), manifest.json the size and SHA-256 of every file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from grpo.errors import UserError
 from grpo.run import files
-from grpo.run.show import say
+from grpo.run.terminal import say
 
 MANIFEST = "manifest.json"
 UNFINISHED = ".unfinished_"

@@ -1,15 +1,13 @@
-"""The run folder: everything a run leaves behind, written so that it can stop at any moment and go on exactly.
-
-runs/NAME/config.yaml  versions.json  metrics.jsonl  completions/step_000001.jsonl  checkpoints/  summary.json  plot.png
-"""
+"""A run: what it writes after every step, so that it can stop at any moment and go on exactly."""
 
 from __future__ import annotations
 
 import json
 import math
+import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,15 +16,11 @@ from tqdm import tqdm
 
 from grpo.config import Config
 from grpo.experience import completion_metrics
-from grpo.plan.speed import utilisation
-from grpo.run import environment, files, interruptions
-from grpo.run import folder as run_folder
+from grpo.run import files, terminal
 from grpo.run.checkpoint import Checkpoints
-from grpo.run.clock import Clock
-from grpo.run.rows import completion_rows
-from grpo.run.show import before_and_after, good_and_bad, say, step_line
-from grpo.run.state import TrainingState
-from grpo.run.wandb_log import WandbProcess, run_id
+from grpo.run.resume import TrainingState
+from grpo.run.terminal import Clock, before_and_after, good_and_bad, say, step_line
+from grpo.run.trackers import WandbProcess, run_id
 from grpo.types import Group
 from rewards import DeadSignalWatch, Score, summarize, weight_warnings
 
@@ -36,16 +30,26 @@ BEST = "eval/sampled_accuracy"
 class Run:
     """One run and its folder. Nothing is written before `recording`."""
 
-    def __init__(self, config: Config, resumed: Path | None = None):
-        """`resumed`: the folder to continue in. UserError where the folder cannot be used."""
-        self.config, self.folder = config, resumed or run_folder.new_folder(config)
+    def __init__(
+        self,
+        config: Config,
+        resumed: Path | None = None,
+        utilisation: Callable[..., dict[str, float]] = lambda *_: {},
+    ):
+        """`resumed`: the folder to continue in. UserError where the folder cannot be used.
+
+        `utilisation(policy, groups, advantages, learner config, seconds)` gives metrics of how well learning used the
+        hardware.
+        """
+        self.utilisation = utilisation
+        self.config, self.folder = config, resumed or files.new_folder(config)
         self.resumed = resumed is not None
         self.clock, self.checkpoints = Clock(), Checkpoints(self.folder / "checkpoints", config.checkpoint.keep)
         self.accuracy: dict[int, float] = {}
         self._watch, self._wandb, self._started = DeadSignalWatch(), None, time.perf_counter()
         self._lock = files.lock(self.folder) if self.resumed else None
         if not self.resumed:
-            run_folder.check_new(self.folder)
+            files.check_new(self.folder)
 
     # ---- the start
 
@@ -56,7 +60,7 @@ class Run:
             if self.resumed:
                 self._restore()
             else:
-                self._lock = run_folder.create(self.folder, self.config)
+                self._lock = files.create(self.folder, self.config)
         for warning in weight_warnings(state.reward.weights):
             say(warning)
         shown = not self.config.quiet and sys.stderr.isatty()
@@ -92,12 +96,13 @@ class Run:
         else:
             self.state.read(checkpoint)
             say(f"continuing {self.folder} after step {self.step}")
-        rows = run_folder.set_back(self.folder, self.step)
+        rows = files.set_back(self.folder, self.step)
         if rows and rows[-1]["step"] == self.step:
             self.state.row = None
         self.accuracy = {row["step"]: row[BEST] for row in rows if row.get(BEST) is not None}
-        run_folder.write_config(self.folder, self.config, self.folder.resolve().name)
-        run_folder.note_versions(self.folder, self.step)
+        files.write_config(self.folder, self.config, self.folder.resolve().name)
+        if changes := files.changed_versions(self.folder, self.step):
+            say(f"not all is as at the start of the run: {', '.join(changes)}")
 
     # ---- step by step
 
@@ -111,7 +116,7 @@ class Run:
         learned: dict[str, float],
     ) -> None:
         """The weights have taken the step: keep what belongs to it. From here on it is not lost when the run stops."""
-        interruptions.hold()  # the learner does before its step; one that was skipped took none
+        terminal.hold_interruptions()  # the learner does before its step; one that was skipped took none
         rows = completion_rows(step, groups, texts, scores, advantages)
         with files.writing(self.folder):
             path = self.folder / "completions" / f"step_{step:06d}.jsonl"
@@ -120,13 +125,13 @@ class Run:
         metrics["completion/tokens"] = sum(len(c.ids) for group in groups for c in group.completions)
         metrics["verifier/cache_hit_rate"] = self.state.reward.cache_hit_rate()
         times = self.clock.read()
-        metrics |= utilisation(self.state.policy, groups, advantages, self.config.learner, times["time/learn"])
+        metrics |= self.utilisation(self.state.policy, groups, advantages, self.config.learner, times["time/learn"])
         self.state.complete(step, {"step": step} | metrics | times)
         if not self.bar.disable and step % self.config.show_every == 0:
             tqdm.write(good_and_bad(groups, texts, scores), file=sys.stderr)
         if warning := self._watch(metrics):
             say(warning)
-        interruptions.release()
+        terminal.release_interruptions()
 
     def log(self, evaluation: dict[str, float]) -> dict[str, float]:
         """The last step's row, sent to metrics.jsonl and the terminal; a checkpoint is written if one is due."""
@@ -154,7 +159,7 @@ class Run:
         trained = row["time/step"] - row["time/eval"]
         if self.step:
             row["speed/tokens_per_second"] = row.pop("completion/tokens") / trained
-        row |= {"memory/peak_gib": environment.peak_memory_gib(self.state.policy.device), "time": time.time()}
+        row |= {"memory/peak_gib": peak_memory_gib(self.state.policy.device), "time": time.time()}
         return {name: value if math.isfinite(value) else None for name, value in row.items()}  # JSON has no NaN
 
     def save(self) -> None:
@@ -194,7 +199,7 @@ class Run:
         """Not while the weights are ahead of the record; then the checkpoint before stands."""
         if self.step == 0:
             say("stopped before the first step was complete")
-        elif interruptions.held():
+        elif terminal.interruptions_held():
             say(f"stopped while step {self.step + 1} was being recorded; going back to the last checkpoint")
         elif self.step not in self.checkpoints.steps():
             try:
@@ -220,3 +225,44 @@ class Run:
         with files.writing(self.folder):
             files.write(self.folder / "summary.json", json.dumps(summary, indent=2))
         return before_and_after(summary)
+
+
+def completion_rows(
+    step: int,
+    groups: Sequence[Group],
+    texts: Sequence[Sequence[str]],
+    scores: Sequence[Sequence[Score]],
+    advantages: torch.Tensor,
+) -> list[dict]:
+    """What was written, what it was paid for, and what it taught. `advantages` is [groups, completions]."""
+    return [
+        {
+            "step": step,
+            "group": g,
+            "sample": i,
+            "problem": group.problem.index,
+            "prompt": group.problem.prompt,
+            "completion": texts[g][i],
+            "finish_reason": completion.finish_reason,
+            "tokens": len(completion.ids),
+            "reward": scores[g][i].total,
+            "signals": scores[g][i].signals,
+            "answer": scores[g][i].answer,
+            "verdict": scores[g][i].verdict,
+            "outcome": scores[g][i].outcome,
+            "ground_truth": group.problem.ground_truth,
+            "advantage": advantages[g, i].item(),
+        }
+        for g, group in enumerate(groups)
+        for i, completion in enumerate(group.completions)
+    ]
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """GiB: torch's peak on the GPU since the last call, or this process's peak since its start on a CPU."""
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return peak / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

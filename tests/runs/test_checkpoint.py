@@ -16,7 +16,7 @@ from grpo.errors import UserError
 from grpo.learner import Learner
 from grpo.policy import Policy
 from grpo.run.checkpoint import MANIFEST, Checkpoints, find_damage
-from grpo.run.state import TrainingState, random_state, set_random_state
+from grpo.run.resume import TrainingState, random_state, set_random_state
 from grpo.types import Problem
 from rewards import make_reward
 

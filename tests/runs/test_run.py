@@ -17,9 +17,8 @@ import yaml
 from small_runs import REPO, SMALL, arguments, start
 
 import train
-from grpo.run.environment import differences, versions
-from grpo.run.rows import read_rows
-from grpo.run.show import before_and_after, good_and_bad, printable, step_line
+from grpo.run.files import differences, read_rows, versions
+from grpo.run.terminal import before_and_after, good_and_bad, printable, step_line
 from grpo.types import Completion, Group, Problem
 from rewards import Score
 

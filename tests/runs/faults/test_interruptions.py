@@ -18,9 +18,9 @@ import train
 from grpo.evaluation.held_out import HeldOut
 from grpo.learner import Learner
 from grpo.rollout.torch_engine import TorchEngine
-from grpo.run import folder as run_folder
+from grpo.run import files as run_files
 from grpo.run import run as run_module
-from grpo.run.state import TrainingState
+from grpo.run.resume import TrainingState
 
 EVALUATED = {
     "steps": 3,
@@ -39,7 +39,7 @@ POINTS = {
     "save": (TrainingState, "write", 2),
     "only save": (TrainingState, "write", 1),
     "start-up, model": (train, "load_policy", 1),
-    "start-up, folder": (run_folder, "write_config", 1),
+    "start-up, folder": (run_files, "write_config", 1),
     "start-up, engine": (train, "make_engine", 1),
 }
 

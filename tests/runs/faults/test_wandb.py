@@ -11,7 +11,7 @@ import pytest
 from small_runs import arguments, rows, start
 
 import train
-from grpo.run import wandb_log
+from grpo.run import trackers
 
 needs_wandb = pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="pip install wandb")
 
@@ -35,7 +35,7 @@ def fake(folder: Path, code: str, monkeypatch) -> None:
 def test_it_hangs(tmp_path, monkeypatch, capsys):
     """init never returns: the run ends as usual, waits its patience and says where to look."""
     fake(tmp_path / "fake", "import time\ntime.sleep(20)\n", monkeypatch)
-    monkeypatch.setattr(wandb_log.WandbProcess.__init__, "__defaults__", (0.2,))
+    monkeypatch.setattr(trackers.WandbProcess.__init__, "__defaults__", (0.2,))
     assert train.main(arguments(tmp_path, "run", steps=2, wandb="true")) == 0
     assert "W&B is still sending" in capsys.readouterr().err
     assert len(rows(tmp_path / "run")) == 3
@@ -49,7 +49,7 @@ def test_it_crashes(tmp_path, monkeypatch, capsys):
 
 
 def test_it_is_not_installed(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(wandb_log, "installed", lambda name: False)
+    monkeypatch.setattr(trackers, "installed", lambda name: False)
     assert train.main(arguments(tmp_path, "run", steps=1, wandb="true")) == 0
     assert "wandb is not installed" in capsys.readouterr().err
 
@@ -79,7 +79,7 @@ def test_the_same_names_once_each_also_after_a_kill(tmp_path, monkeypatch):
     import json
     import signal
 
-    from grpo.run.state import TrainingState
+    from grpo.run.resume import TrainingState
 
     fake(tmp_path / "fake", RECORDER, monkeypatch)
     monkeypatch.setenv("RECORD", str(tmp_path / "record"))
@@ -114,7 +114,7 @@ def test_the_same_names_once_each_also_after_a_kill(tmp_path, monkeypatch):
 @pytest.mark.parametrize("key", [None, "0" * 40], ids=["no key", "a key, but no network"])
 def test_the_real_package_offline(tmp_path, monkeypatch, key):
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr(wandb_log.WandbProcess.__init__, "__defaults__", (90.0,))
+    monkeypatch.setattr(trackers.WandbProcess.__init__, "__defaults__", (90.0,))
     if key:
         monkeypatch.setenv("WANDB_API_KEY", key)
     assert train.main(arguments(tmp_path, "run", steps=2, wandb="true", checkpoint__every=1)) == 0

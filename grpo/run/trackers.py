@@ -1,6 +1,6 @@
 """Weights & Biases, in a process of its own that reads the run folder: it cannot slow, block or fail the run.
 
-`python -m grpo.run.wandb_log FOLDER` sends what is in metrics.jsonl under the same names, and a table of completions
+`python -m grpo.run.trackers FOLDER` sends what is in metrics.jsonl under the same names, and a table of completions
 now and then, until its standard input ends: that is when the run has ended, however it did. Without a key or a network
 it writes an offline run into FOLDER/wandb, which `wandb sync` uploads. The only module that imports wandb.
 """
@@ -20,7 +20,7 @@ import yaml
 
 from grpo.packages import installed
 from grpo.run import files
-from grpo.run.show import say
+from grpo.run.terminal import say
 
 PATIENCE_S = 20
 """Seconds the run waits for the last rows to be sent, after everything else is done."""
@@ -41,7 +41,7 @@ class WandbProcess:
         path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
         with (folder / "wandb.log").open("a") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "grpo.run.wandb_log", str(folder)],
+                [sys.executable, "-m", "grpo.run.trackers", str(folder)],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,

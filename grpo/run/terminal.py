@@ -1,0 +1,223 @@
+"""What a person sees of a run, and how they stop it: lines, samples, times, a picture, Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+import unicodedata
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from grpo.run.files import read_rows
+
+if TYPE_CHECKING:
+    from grpo.types import Group
+    from rewards import Score
+
+LONGEST = 1200
+"""Characters of a completion that are shown; the rest is in completions/."""
+SEPARATORS = "\u2028\u2029"
+
+
+def say(message: str) -> None:
+    """One line on stderr, above the progress bar where there is one."""
+    tqdm.write(printable(message), file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """The text with everything that could steer a terminal spelled out: only newline and tab keep their effect.
+
+    Covers control characters (escape sequences, carriage return), format characters (those that reverse the direction
+    of writing), lone surrogates and private or unassigned code points.
+    """
+    return "".join(character if _harmless(character) else _spelled(character) for character in text)
+
+
+def _harmless(character: str) -> bool:
+    return character in "\n\t" or (unicodedata.category(character)[0] != "C" and character not in SEPARATORS)
+
+
+def _spelled(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def step_line(metrics: dict[str, float], limit: int | None = None) -> str:
+    """The step in one line: reward and its parts, length, speed, held-out accuracy; starred where eval.limit is set."""
+    star = "*" if limit else ""
+    parts = [name for name in metrics if name.startswith("signal/") and not name.endswith("_group_std")]
+    shown = {
+        "reward": "reward/mean",
+        **{name.removeprefix("signal/"): name for name in parts},
+        "tokens": "completion/tokens_mean",
+        "tokens/s": "speed/tokens_per_second",
+        f"sampled{star}": "eval/sampled_accuracy",
+        f"greedy{star}": "eval/greedy_accuracy",
+    }
+    return "  ".join(f"{label} {metrics[key]:.3g}" for label, key in shown.items() if key in metrics)
+
+
+def before_and_after(summary: dict) -> str:
+    """The test figures of the untrained and the trained policy, a line each; empty where nothing was tested."""
+    before, after = summary["before"], summary["after"]
+    lines = [f"test {name.replace('_', ' '):22}{before[name]:7.1%} -> {after[name]:.1%}" for name in after]
+    if lines and summary["limit"]:
+        lines.append(f"*: smoke figures, of the first {summary['limit']} problems of each file (eval.limit)")
+    return "\n".join(lines)
+
+
+def good_and_bad(groups: Sequence[Group], texts: Sequence[Sequence[str]], scores: Sequence[Sequence[Score]]) -> str:
+    """The step's best and worst completion, as text that is safe to print."""
+    places = [(g, i) for g, group in enumerate(scores) for i in range(len(group))]
+    best = max(places, key=lambda place: scores[place[0]][place[1]].total)
+    worst = min(places, key=lambda place: scores[place[0]][place[1]].total)
+    blocks = []
+    for label, (g, i) in (("best", best), ("worst", worst)):
+        score, completion = scores[g][i], groups[g].completions[i]
+        signals = "  ".join(f"{name} {value:g}" for name, value in score.signals.items())
+        head = f"{label} of the step: reward {score.total:g}  {signals}  answer {score.answer}"
+        head += f"  (truth {groups[g].problem.ground_truth}, {len(completion.ids)} tokens, {completion.finish_reason})"
+        blocks.append(
+            f"--- {printable(_clip(head, 300)).replace(chr(10), ' ')}\n{printable(_clip(texts[g][i], LONGEST))}"
+        )
+    return "\n".join(blocks)
+
+
+def _clip(text: str, longest: int) -> str:
+    if len(text) <= longest:
+        return text
+    half = longest // 2
+    return f"{text[:half]} ... [{len(text) - 2 * half} characters] ... {text[-half:]}"
+
+
+PHASES = ("rollout", "reward", "learn", "sync", "eval")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self._restart()
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[phase] += time.perf_counter() - start
+
+    def read(self) -> dict[str, float]:
+        """Seconds by phase since the last reading, `time/step` being all of them."""
+        total = time.perf_counter() - self._start
+        seconds = {f"time/{phase}": value for phase, value in self._seconds.items()}
+        seconds |= {"time/other": total - sum(self._seconds.values()), "time/step": total}
+        self._restart()
+        return seconds
+
+    def _restart(self) -> None:
+        self._start, self._seconds = time.perf_counter(), dict.fromkeys(PHASES, 0.0)
+
+
+def plot_run(folder: Path) -> Path:
+    """Reads folder/metrics.jsonl, writes folder/plot.png and returns its path."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = read_rows(folder / "metrics.jsonl")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    for key, label in (("eval/greedy_accuracy", "greedy"), ("eval/sampled_accuracy", "sampled")):
+        points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+        if points:
+            left.plot(*zip(*points, strict=True), marker="o", label=label)
+    left.set(title="held-out accuracy (validation)", xlabel="step", ylim=(0, 1))
+    for key in ("reward/mean", *sorted({key for row in rows for key in row if key.startswith("signal/")})):
+        if not key.endswith("group_std"):
+            points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+            right.plot(*zip(*points, strict=True), label=key.rpartition("/")[2] if key != "reward/mean" else "reward")
+    right.set(title="training completions (mean)", xlabel="step")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(loc="lower right" if axes is left else "best")
+    path = folder / "plot.png"
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path
+
+
+# Ctrl-C and SIGTERM stop a run soon, but never between an optimiser step and the record of it. Interruptions are held
+# right before that step and released once it is on record. Everywhere else they are raised where they arrive, so that a
+# rollout of minutes is abandoned at once: a spot instance may have seconds left.
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the process to end. `code` is the exit status that says so: 130 for SIGINT, 143 for SIGTERM."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.number, self.code = number, 128 + number
+
+
+_held = False
+_pending: int | None = None
+
+
+def hold_interruptions() -> None:
+    """From here on an interruption waits."""
+    global _held
+    _held = True
+
+
+def release_interruptions() -> None:
+    """Interruptions are let through again; one that has waited is raised here."""
+    global _held, _pending
+    _held = False
+    if _pending is not None:
+        number, _pending = _pending, None
+        raise Interrupted(number)
+
+
+def interruptions_held() -> bool:
+    return _held
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Within it, SIGINT and SIGTERM raise Interrupted in the main thread; a second SIGINT ends the process at once."""
+    global _held, _pending
+    _held, _pending = False, None
+    if threading.current_thread() is not threading.main_thread():  # signals are delivered to the main thread alone
+        yield
+        return
+    received: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        global _pending
+        if received:
+            if number == signal.SIGINT:
+                os.write(sys.stderr.fileno(), b"\ninterrupted again: ending at once\n")
+                os._exit(128 + number)
+            return
+        received.append(number)
+        if _held:
+            _pending = number
+        else:
+            raise Interrupted(number)
+
+    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _held, _pending = False, None
