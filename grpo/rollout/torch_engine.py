@@ -9,8 +9,8 @@ token from the cumulative distribution. A completion therefore does not depend o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -47,100 +47,112 @@ class TorchEngine:
     ) -> list[list[Completion]]:
         if self._policy is None:
             raise RuntimeError("the engine has no weights yet: call sync(policy) before generate")
-        rows = [(request.prompt_ids, request.seed + i) for request in requests for i in range(request.n)]
+        groups = [[Draft(r.prompt_ids, r.seed + i) for i in range(r.n)] for r in requests]
+        drafts = [draft for group in groups for draft in group]
         network = self._policy.network
         was_training = network.training
         network.eval()
         try:
-            done: list[Completion] = []
-            for start in range(0, len(rows), self.max_sequences):
-                done += _decode(self._policy, rows[start : start + self.max_sequences], sampling, progress)
+            for start in range(0, len(drafts), self.max_sequences):
+                _write(self._policy, drafts[start : start + self.max_sequences], sampling, progress)
         finally:
             network.train(was_training)
-        flat = iter(done)
-        return [[next(flat) for _ in range(request.n)] for request in requests]
+        return [[draft.completion() for draft in group] for group in groups]
 
 
-def _decode(
-    policy: Policy,
-    rows: Sequence[tuple[tuple[int, ...], int]],
-    sampling: Sampling,
-    progress: Callable[[int], None] | None,
-) -> list[Completion]:
-    """One completion for each (prompt ids, seed)."""
-    device, stop = policy.device, set() if sampling.ignore_eos else set(policy.stop_ids)
-    prompts = list(dict.fromkeys(ids for ids, _ in rows))
-    hidden, cache, mask, lengths = _read_prompts(policy, prompts, sampling.max_new_tokens)
-    of_row = torch.tensor([prompts.index(ids) for ids, _ in rows], device=device)
-    cache.select(of_row)
-    hidden, lengths = hidden[of_row], lengths[of_row]
-    mask = None if mask is None else mask[of_row]
-    seeds = np.array([seed for _, seed in rows], dtype=np.uint64)
-    alive = np.arange(len(rows))  # which completion each row of the batch belongs to
-    ids: list[list[int]] = [[] for _ in rows]
-    logprobs: list[list[float]] = [[] for _ in rows]
-    finish: list[str] = ["length"] * len(rows)
-    running = len(rows)
+@dataclass(eq=False, slots=True)
+class Draft:
+    """A completion while it is written."""
+
+    prompt_ids: tuple[int, ...]
+    seed: int
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    stopped: bool = False
+
+    def completion(self) -> Completion:
+        return Completion(tuple(self.ids), tuple(self.logprobs), "stop" if self.stopped else "length")
+
+
+def _write(policy: Policy, drafts: Sequence[Draft], sampling: Sampling, progress: Callable[[int], None] | None) -> None:
+    """Fills in all drafts, one token each at a time."""
+    stop = () if sampling.ignore_eos else policy.stop_ids
+    context, open_drafts = Context.of_prompts(policy, drafts), len(drafts)
     for position in range(sampling.max_new_tokens):
-        tokens, chosen = _pick(policy, hidden, uniforms(seeds[alive], position), sampling)
-        going = []
-        for row, (completion, token, logprob) in enumerate(zip(alive, tokens.tolist(), chosen.tolist(), strict=True)):
-            if finish[completion] == "stop":
-                continue
-            ids[completion].append(token)
-            logprobs[completion].append(logprob)
-            if token in stop:
-                finish[completion] = "stop"
-            else:
-                going.append(row)
-        cut = position + 1 == sampling.max_new_tokens
+        u = uniforms(np.array([draft.seed for draft in drafts], dtype=np.uint64), position)
+        tokens, logprobs = _pick(policy, context.hidden, u, sampling)
+        for draft, token, logprob in zip(drafts, tokens.tolist(), logprobs.tolist(), strict=True):
+            if not draft.stopped:
+                draft.ids.append(token)
+                draft.logprobs.append(logprob)
+                draft.stopped = token in stop
+        going = [row for row, draft in enumerate(drafts) if not draft.stopped]
+        last = not going or position + 1 == sampling.max_new_tokens
         if progress is not None:
-            progress(running - (0 if cut else len(going)))
-        running = len(going)
-        if cut or not going:
-            break
-        if len(going) < COMPACT_BELOW * len(alive):
-            keep = torch.tensor(going, device=device)
-            cache.select(keep)
-            tokens, lengths = tokens[keep], lengths[keep]
-            mask = None if mask is None else mask[keep]
-            alive = alive[going]
-        if mask is not None:
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        hidden = _forward(
-            policy, tokens[:, None], lengths[:, None], cache, None if mask is None else mask[:, None, None]
-        )
-        lengths = lengths + 1
-    return [Completion(tuple(i), tuple(p), f) for i, p, f in zip(ids, logprobs, finish, strict=True)]
+            progress(open_drafts - (0 if last else len(going)))
+        if last:
+            return
+        open_drafts = len(going)
+        if len(going) < COMPACT_BELOW * len(drafts):
+            drafts, tokens = [drafts[row] for row in going], tokens[going]
+            context.select(going)
+        context.read(tokens)
 
 
-def _read_prompts(policy: Policy, prompts: Sequence[tuple[int, ...]], max_new_tokens: int):
-    """[P, H] last hidden states, their KV cache, [P, longest] bool mask of real tokens (None: all) and [P] lengths."""
-    longest = max(map(len, prompts))
-    pad = policy.stop_ids[0] if policy.stop_ids else 0
-    ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=policy.device)
-    lengths = torch.tensor([len(p) for p in prompts], device=policy.device)
-    columns = torch.arange(longest, device=policy.device)
-    positions = (columns - (longest - lengths[:, None])).clamp(min=0)
-    mask = attend = None
-    if int(lengths.min()) < longest:  # ragged: padding goes to the left, where nothing may look
-        mask = columns >= longest - lengths[:, None]
-        causal = columns[:, None] >= columns
+class Context:
+    """What the network has read so far, one text a row, left-padded to one length."""
+
+    hidden: torch.Tensor
+    """[B, H] the last token's hidden states"""
+
+    def __init__(self, policy: Policy, texts: Sequence[tuple[int, ...]]):
+        self.policy, device = policy, policy.device
+        longest = max(map(len, texts))
+        pad = policy.stop_ids[0] if policy.stop_ids else 0
+        ids = torch.tensor([[pad] * (longest - len(text)) + list(text) for text in texts], device=device)
+        self.lengths = torch.tensor([len(text) for text in texts], device=device)
+        columns, padding = torch.arange(longest, device=device), longest - self.lengths[:, None]
+        self.real = columns >= padding  # [B, longest] bool
+        self.ragged = bool(padding.any())  # else no mask is needed: attention is plainly causal
+        self.cache = KVCache(longest + CACHE_BLOCK)
         # A padding token may see itself, or its softmax would be over nothing.
-        attend = (causal & mask[:, None, :] | torch.eye(longest, dtype=torch.bool, device=policy.device))[:, None]
-    cache = KVCache(longest + min(max_new_tokens, CACHE_BLOCK))
-    return _forward(policy, ids, positions, cache, attend), cache, mask, lengths
+        causal, itself = columns[:, None] >= columns, torch.eye(longest, dtype=torch.bool, device=device)
+        self._forward(ids, (columns - padding).clamp(min=0), (causal & self.real[:, None] | itself)[:, None])
 
+    @classmethod
+    def of_prompts(cls, policy: Policy, drafts: Sequence[Draft]) -> Context:
+        """The prompts of all drafts; each distinct one is read once."""
+        prompts = list(dict.fromkeys(draft.prompt_ids for draft in drafts))
+        row = {prompt: i for i, prompt in enumerate(prompts)}
+        context = cls(policy, prompts)
+        context.select([row[draft.prompt_ids] for draft in drafts])
+        return context
 
-def _forward(policy: Policy, ids, positions, cache: KVCache, mask) -> torch.Tensor:
-    """[B, T] ids -> [B, H] hidden states of the last token, with keys and values added to the cache."""
-    network = policy.network
-    backbone = getattr(network, network.base_model_prefix)
-    cache.begin(ids.shape[1])
-    out = backbone(
-        input_ids=ids, position_ids=positions, attention_mask=mask, past_key_values=cache, use_cache=True, segments=None
-    )
-    return out.last_hidden_state[:, -1]
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep these rows, in this order; a row may be named more than once."""
+        index = torch.tensor(rows, device=self.policy.device)
+        self.cache.select(index)
+        self.lengths, self.real, self.hidden = self.lengths[index], self.real[index], self.hidden[index]
+
+    def read(self, tokens: torch.Tensor) -> None:
+        """[B] one more token for every row."""
+        self.real = torch.cat([self.real, self.real.new_ones(len(tokens), 1)], 1)
+        self._forward(tokens[:, None], self.lengths[:, None], self.real[:, None, None])
+        self.lengths = self.lengths + 1
+
+    def _forward(self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor) -> None:
+        """[B, T] ids and positions, [B, 1, T, texts so far] bool: what each token may look at."""
+        network = self.policy.network
+        backbone = getattr(network, network.base_model_prefix)
+        self.cache.begin(ids.shape[1])
+        self.hidden = backbone(
+            input_ids=ids,
+            position_ids=positions,
+            attention_mask=mask if self.ragged else None,
+            past_key_values=self.cache,
+            use_cache=True,
+            segments=None,
+        ).last_hidden_state[:, -1]
 
 
 def _pick(policy: Policy, hidden: torch.Tensor, u: np.ndarray, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
@@ -154,36 +166,21 @@ def _pick(policy: Policy, hidden: torch.Tensor, u: np.ndarray, sampling: Samplin
         logp = torch.log_softmax(logits.div_(sampling.temperature), -1)
         if sampling.top_p < 1:
             logp = _nucleus(logp, sampling.top_p)
-        tokens = _draw(logp, torch.from_numpy(u).to(logp.device))
+        tokens = draw(logp, torch.from_numpy(u).to(logp.device))
     return tokens, logp.gather(-1, tokens[:, None])[:, 0]
 
 
-def _draw(logp: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-    """[B, V] log-probabilities, [B] numbers in [0, 1) -> [B] tokens: where the cumulative distribution passes u.
+def draw(logp: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+    """[B, V] log-probabilities, [B] numbers in [0, 1) -> [B] tokens: the first whose cumulative probability exceeds u.
 
-    Searched in blocks of about sqrt(V) tokens, first the block and then the token in it, so that only their sums are
-    taken in float64: in float32, a cumulative sum over a large vocabulary loses the rare tokens.
+    This is what torch.multinomial does, with a number u of our own. The sum is float64: near 1, a float32 sum moves in
+    steps of 6e-8 and would give the rare tokens of a large vocabulary wrong shares.
     """
-    rows, vocabulary = logp.shape
-    block = math.isqrt(vocabulary - 1) + 1
-    p = logp.new_zeros(rows, -(-vocabulary // block) * block)
-    torch.exp(logp, out=p[:, :vocabulary])
-    p = p.view(rows, -1, block)
-    sums = p.sum(-1).double()
-    chosen, rest = _search(sums, u[:, None] * sums.sum(-1, keepdim=True))
-    inside = p.gather(1, chosen[:, :, None].expand(-1, -1, block))[:, 0].double()
-    return (chosen * block + _search(inside, rest)[0])[:, 0]
-
-
-def _search(weights: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """[B, n], [B, 1] -> [B, 1] the first entry at which the running sum exceeds `target`, and what is left of it there.
-
-    Never an entry of weight 0, also where rounding brings the target to the end.
-    """
-    ends = weights.cumsum(-1)
-    target = torch.minimum(target, ends[:, -1:].nextafter(torch.zeros_like(target)))
-    index = torch.searchsorted(ends, target, right=True)
-    return index, (target - (ends - weights).gather(1, index)).clamp(min=0)
+    cumulative = logp.exp().cumsum(-1, dtype=torch.float64)
+    total = cumulative[:, -1:]
+    # Rounding may take u * total up to the total, which no token exceeds: then the last possible token is drawn.
+    target = torch.minimum(u[:, None] * total, total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, target, right=True)[:, 0]
 
 
 def _nucleus(logp: torch.Tensor, top_p: float) -> torch.Tensor:
