@@ -23,6 +23,7 @@ def load_reward(config: Config, problems: Sequence[Problem]) -> Reward:
         reward = make_reward(
             c.name,
             weights=(c.alpha, c.beta, c.gamma),
+            verifier=c.verifier,
             seed=config.seed,
             workers=c.workers,
             timeout_s=c.timeout_s,

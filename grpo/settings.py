@@ -64,11 +64,14 @@ class RewardConfig(Section):
     name: str = "multi_signal"
     """multi_signal, verify_only, format_only, random, hybrid, or package.module:function."""
     alpha: float = Field(1.0, ge=0)
-    """Weight of verify: the boxed answer equals the ground truth."""
+    """Weight of verify: the answer equals the ground truth."""
     beta: float = Field(0.5, ge=0)
-    """Weight of format: think, box and reflection, once each, in order."""
+    """Weight of format: the layout that goes with reward.verifier."""
     gamma: float = Field(0.5, ge=0)
     """Weight of reflect: the verdict on the own answer is true."""
+    verifier: Literal["box", "last_number", "answer_tag"] = "box"
+    """What the answer is, in training and in held-out figures: the last box (format: think, box and reflection, once
+    each, in order), the last number (format: one box), or the last <answer> block (format: think, then answer)."""
     workers: int = Field(2, ge=1)
     """Verifier processes."""
     timeout_s: float = Field(2.0, gt=0)

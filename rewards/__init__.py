@@ -22,7 +22,7 @@ from rewards.score import (
     weight_warnings,
     weights_from_env,
 )
-from rewards.signals import MultiSignalMathReward, last_box
+from rewards.signals import AnswerFrom, MultiSignalMathReward, last_box
 from rewards.verifier import Verifier, check_ground_truth, self_test, verify
 
 __all__ = [
@@ -50,6 +50,7 @@ def make_reward(
     name: str,
     *,
     weights: Sequence[float] = DEFAULT_WEIGHTS,
+    verifier: AnswerFrom = "box",
     seed: int = 0,
     workers: int = 1,
     timeout_s: float = 2.0,
@@ -60,9 +61,15 @@ def make_reward(
     """The reward of that name, or a user's own as `package.module:function`.
 
     `weights` (alpha, beta, gamma) are multi_signal's, `seed` is random's, `model` and the other `options` are hybrid's.
+    `verifier` says what a completion's answer is: its last box, its last number, or its last `<answer>` block.
     ValueError for an unknown name or option.
     """
-    limits = {"workers": workers, "timeout_s": timeout_s, "memory_limit_mb": memory_limit_mb}
+    limits = {
+        "answer_from": verifier,
+        "workers": workers,
+        "timeout_s": timeout_s,
+        "memory_limit_mb": memory_limit_mb,
+    }
     if options and name != "hybrid":
         raise ValueError(f"reward {name!r} takes no options {sorted(options)}")
     if name == "multi_signal":

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rewards.score import Score
-from rewards.signals import Layout, read
+from rewards.signals import AnswerFrom, Layout, check_answer_from, read
 from rewards.verifier import Verifier
 
 DEFAULT_MODEL = "nvidia/AceMath-7B-RM"
@@ -90,6 +90,7 @@ class HybridReward:
         offload: bool = False,
         batch_size: int = 8,
         max_tokens: int = 4096,
+        answer_from: AnswerFrom = "box",
         **verifier_options: Any,
     ) -> None:
         if not (a >= 0 and b >= 0 and eps > 0 and a + b <= 1 and warmup > 0):
@@ -101,6 +102,7 @@ class HybridReward:
         self.a, self.b, self.eps, self.warmup = a, b, eps, warmup
         self.name = model
         self.seen, self.min, self.max = 0, float("inf"), float("-inf")
+        self.answer_from = check_answer_from(answer_from)
         self.verifier = Verifier(**verifier_options)
         self.model = RewardModel(model, device, offload, batch_size, max_tokens)
 
@@ -113,7 +115,7 @@ class HybridReward:
         """Scores in order; ValueError without prompts, because a reward model judges an answer to a question."""
         if prompts is None:
             raise ValueError("hybrid reward: pass the rendered prompts to score_batch, one for each completion")
-        layouts = [read(text) for text in completions]
+        layouts = [read(text, self.answer_from) for text in completions]
         pairs = [(layout.answer, truth) for layout, truth in zip(layouts, ground_truths, strict=True)]
         outcomes = self.verifier.check_batch(pairs)
         opinions = self.model.score(prompts, completions)

@@ -1,4 +1,4 @@
-"""Where the answer stands in a completion, whether it is laid out as asked, and what its reflection says.
+"""The three signals: where the answer stands, whether it is laid out as asked, and what the reflection says of it.
 
 The layout is `<think>...</think>`, then `\\boxed{...}`, then `<reflection>...</reflection>`. Every
 pattern here is linear in the text, and MAX_TAGS and BOX_WINDOW bound what ten megabytes of braces can cost.
@@ -7,7 +7,7 @@ pattern here is linear in the text, and MAX_TAGS and BOX_WINDOW bound what ten m
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
@@ -16,8 +16,12 @@ from rewards.score import SIGNALS, Score, check_weights
 from rewards.verifier import Verifier
 
 Verdict = Literal["correct", "wrong"]
+AnswerFrom = Literal["box", "last_number", "answer_tag"]
+"""What counts as the answer: the last box, the last number written in digits, or the last `<answer>` block"""
 
 _TAG = re.compile(r"</?(?:think|reflection)>")
+_WHOLE = r"[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+"
+_DIGITS = re.compile(rf"(?<![\w.])(?:(?<![\w)\]}}])-)?(?:{_WHOLE}|(?=\.[0-9]))(?:\.[0-9]+)?(?:/[0-9]+)?")
 _BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 
 MAX_TAGS = 1000
@@ -30,22 +34,22 @@ MAX_REFLECTION = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What the tags of one completion say."""
+    """What one completion says."""
 
     answer: str | None
     format: bool
     verdict: Verdict | None
 
 
-def read(text: str) -> Layout:
+def read(text: str, answer_from: AnswerFrom = "box") -> Layout:
     """Answer, format and verdict of one completion; any string is legal."""
+    find, laid_out = _ANSWERS[answer_from]
     tags = [(match.group(), match.start(), match.end()) for match in islice(_TAG.finditer(text), MAX_TAGS + 1)]
     if len(tags) > MAX_TAGS:
         return Layout(None, False, None)
     segments = answer_segments(text, tags)
-    found = next((inside for segment in reversed(segments) if (inside := boxes(segment))), [])
-    answer = found[-1] if found else None
-    return Layout(answer, well_formed(text, tags), verdict(_reflection(text, tags)))
+    answer = next((found for segment in reversed(segments) if (found := find(segment)) is not None), None)
+    return Layout(answer, laid_out(text), verdict((_around(text, "reflection") or ["", ""])[1]))
 
 
 def last_box(text: str) -> str | None:
@@ -93,30 +97,55 @@ def answer_segments(text: str, tags: list[tuple[str, int, int]]) -> list[str]:
     return segments if thinking else [*segments, text[start:]]
 
 
-def well_formed(text: str, tags: list[tuple[str, int, int]]) -> bool:
+def one_box(text: str) -> bool:
+    r"""Exactly one `\boxed`, complete and not empty."""
+    found = boxes(text)
+    return text.count("\\boxed") == 1 and len(found) == 1 and bool(found[0].strip())
+
+
+def think_box_reflection(text: str) -> bool:
     """Each tag once and in order, exactly one box between thought and reflection, nothing empty, nothing after."""
-    if [tag for tag, _, _ in tags] != ["<think>", "</think>", "<reflection>", "</reflection>"]:
+    pieces = _around(text, "think", "reflection")
+    if pieces is None:
         return False
-    (_, open_think, think), (_, think_end, answer), (_, answer_end, reflection), (_, reflection_end, end) = tags
-    middle = text[answer:answer_end]
-    box = boxes(middle)
-    return (
-        bool(text[think:think_end].strip())
-        and middle.count("\\boxed") == 1
-        and "\\boxed" not in text[:open_think]
-        and len(box) == 1
-        and bool(box[0].strip())
-        and bool(text[reflection:reflection_end].strip())
-        and not text[end:].strip()
-    )
+    before, thought, middle, reflection, after = pieces
+    filled = thought.strip() and reflection.strip() and not after.strip()
+    return bool(filled) and "\\boxed" not in before and one_box(middle)
 
 
-def _reflection(text: str, tags: list[tuple[str, int, int]]) -> str:
-    """The content of the one reflection block; empty where there is none, or more than one."""
-    inside = [(tag, begin, end) for tag, begin, end in tags if "reflection" in tag]
-    if [tag for tag, _, _ in inside] != ["<reflection>", "</reflection>"]:
-        return ""
-    return text[inside[0][2] : inside[1][1]]
+def think_answer(text: str) -> bool:
+    """Each tag once and in order, nothing empty, nothing after."""
+    pieces = _around(text, "think", "answer")
+    return pieces is not None and bool(pieces[1].strip() and pieces[3].strip()) and not pieces[4].strip()
+
+
+def _around(text: str, *names: str) -> list[str] | None:
+    """The pieces around <a>, </a>, <b>, </b>, ...; None unless each of these tags stands there once, in this order."""
+    tags = re.compile(f"</?(?:{'|'.join(names)})>")
+    if tags.findall(text) != [tag for name in names for tag in (f"<{name}>", f"</{name}>")]:
+        return None
+    return tags.split(text)
+
+
+def last_number(text: str) -> str | None:
+    """The last number written in digits (-1,234.5 or 3/4), or None. The minus of `7-5` is not a sign."""
+    found = _DIGITS.findall(text[-BOX_WINDOW:])
+    return found[-1] if found else None
+
+
+def last_answer_tag(text: str) -> str | None:
+    """Content of the last complete `<answer>...</answer>`, or None."""
+    end = text.rfind("</answer>")
+    start = text.rfind("<answer>", 0, max(end, 0))
+    return text[start + len("<answer>") : end].strip() if start >= 0 else None
+
+
+_ANSWERS: dict[str, tuple[Callable[[str], str | None], Callable[[str], bool]]] = {
+    "box": (last_box, think_box_reflection),
+    "last_number": (last_number, one_box),
+    "answer_tag": (last_answer_tag, think_answer),
+}
+"""For each `answer_from`: how the answer is found in a part of the text, and what the whole text has to look like"""
 
 
 # A negation reaches a verdict word over these words only, so that "I did not check; it is correct" stays "correct".
@@ -149,11 +178,18 @@ def verdict(reflection: str) -> Verdict | None:
     return "correct" if said.pop() else "wrong"
 
 
+def check_answer_from(name: str) -> AnswerFrom:
+    if name not in _ANSWERS:
+        raise ValueError(f"reward verifier {name!r}: one of {', '.join(_ANSWERS)}")
+    return name
+
+
 class MultiSignalMathReward:
     """Scores one completion by three signals, each 0 or 1.
 
     verify: the answer equals the ground truth. format: the completion is laid out as asked. reflect: the reflection's
-    verdict on the answer is true. Workers are started when the first answer needs one; `close` ends them.
+    verdict on the answer is true. `answer_from` says what the answer is and which layout is asked.
+    Workers are started when the first answer needs one; `close` ends them.
     """
 
     def __init__(
@@ -162,11 +198,11 @@ class MultiSignalMathReward:
         beta: float = 0.5,
         gamma: float = 0.5,
         *,
-        verifier: Verifier | None = None,
+        answer_from: AnswerFrom = "box",
         **verifier_options: Any,
     ) -> None:
         self.weights = dict(zip(SIGNALS, check_weights((alpha, beta, gamma)), strict=True))
-        self.verifier = verifier or Verifier(**verifier_options)
+        self.answer_from, self.verifier = check_answer_from(answer_from), Verifier(**verifier_options)
 
     def __call__(self, completion: str, ground_truth: Any) -> Score:
         return self.score_batch([completion], [ground_truth])[0]
@@ -175,7 +211,7 @@ class MultiSignalMathReward:
         self, completions: Sequence[str], ground_truths: Sequence[Any], prompts: Sequence[str] | None = None
     ) -> list[Score]:
         """Scores in order. The prompts are never read: tags and boxes of a prompt earn nothing."""
-        layouts = [read(completion) for completion in completions]
+        layouts = [read(completion, self.answer_from) for completion in completions]
         pairs = [(layout.answer, truth) for layout, truth in zip(layouts, ground_truths, strict=True)]
         outcomes = self.verifier.check_batch(pairs)
         return [self._score(layout, outcome) for layout, outcome in zip(layouts, outcomes, strict=True)]

@@ -150,6 +150,7 @@ def other_value(name: str, value):
         "policy.attention": "sdpa",
         "rollout.engine": "torch",
         "learner.schedule": "linear",
+        "reward.verifier": "last_number",
         "learner.optimizer": "adamw_8bit",
         "learner.advantage": "no_std",
         "learner.aggregation": "sequence",

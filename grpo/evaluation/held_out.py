@@ -19,7 +19,9 @@ class HeldOut:
 
     def __init__(self, config: Config, policy: Policy, clock: Clock):
         self.config, self.tokenizer, self.clock = config, policy.tokenizer, clock
-        self.judge = make_reward("multi_signal")  # whatever the run is paid for, it is judged on the truth
+        self.judge = make_reward(
+            "multi_signal", verifier=config.reward.verifier
+        )  # whatever the run is paid for, it is judged on the truth
         self.validation_problems, self.test_problems = self._load(config.eval.data), self._load(config.eval.test)
 
     def validation(self, engine: Engine, step: int) -> dict[str, float]:

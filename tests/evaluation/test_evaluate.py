@@ -6,7 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from grpo.config import build
 from grpo.evaluation.evaluate import evaluate_problems, summarise
+from grpo.evaluation.held_out import HeldOut
+from grpo.experience import load_reward
 from grpo.rollout import Sampling, request_seed
 from grpo.types import Completion, Problem
 
@@ -66,3 +69,14 @@ def test_each_completion_meets_its_own_ground_truth_and_special_tokens_are_gone(
 def test_nothing_to_evaluate_is_an_error():
     with pytest.raises(ValueError, match="empty"):
         evaluate_problems(EchoEngine(), None, [], None, Sampling(2), seed=1)
+
+
+@pytest.mark.parametrize(("verifier", "verify"), [("box", 0.0), ("last_number", 1.0)])
+def test_training_and_held_out_figures_read_the_same_answer(verifier, verify):
+    """ "It is 5." has no box; its last number is right."""
+    config = build("cpu", {"reward.verifier": verifier, "eval.data": None, "eval.every": 0, "eval.test": None})
+    held_out = HeldOut(config, SimpleNamespace(tokenizer=None), clock=None)
+    trained = load_reward(config, [Problem(0, "p", (1,), "5")])
+    for judge in (held_out.judge, trained):
+        assert judge("It is 5.", "5").verify == verify
+        judge.close()

@@ -93,6 +93,11 @@ def test_by_name_with_its_options_and_any_text(model):
     assert [score.outcome for score in scores] == ["no_answer"] * 3 + ["correct"]
     self_test(reward, ["5"])
     reward.close()
+    assert (
+        make_reward("hybrid", model=model, device="cpu", verifier="last_number")
+        .score_batch(["5"], ["5"], ["a"])[0]
+        .verify
+    )
 
 
 def test_a_model_that_is_not_there_is_one_clear_error(tmp_path):

@@ -1,4 +1,4 @@
-"""Boxes and verdicts, rule by rule."""
+"""Where the answer is found, and verdicts, rule by rule."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.signals import boxes, last_box, verdict
+from rewards import make_reward
+from rewards.signals import boxes, last_box, read, verdict
 
 BOXES = [
     (r"\boxed{5}", "5"),
@@ -37,6 +38,51 @@ def test_last_complete_box(text, expected):
 def test_a_box_put_behind_any_closed_text_is_the_last(text):
     closed = text.replace("\\", "") + "}" * text.count("{")
     assert boxes(closed + r"\boxed{42}")[-1] == "42"
+
+
+ANSWERS = [
+    ("last_number", "7 times 8 is 56.", "56"),
+    ("last_number", "It is -1,234.50 dollars", "-1,234.50"),
+    ("last_number", "56-7", "7"),
+    ("last_number", "of x2 and v1.2 nothing", None),
+    ("last_number", r"so \boxed{56}", "56"),
+    ("last_number", "<think>8</think> It is 3/4 <reflection>step 9 is correct</reflection>", "3/4"),
+    ("last_number", "<think>56", None),
+    ("answer_tag", "<think><answer>1</answer></think><answer> 56 </answer> 57", "56"),
+    ("answer_tag", "<answer>1</answer><answer>56</answer><answer>57", "56"),
+    ("answer_tag", "</answer>56<answer>", None),
+]
+
+
+@pytest.mark.parametrize(("source", "text", "expected"), ANSWERS)
+def test_what_the_answer_is_can_be_chosen(source, text, expected):
+    assert read(text, source).answer == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "text", "expected"),
+    [
+        ("last_number", r"\boxed{56}", True),
+        ("last_number", r"\boxed{56} or \boxed{57}", False),
+        ("last_number", "<think>a</think>56<reflection>correct</reflection>", False),
+        ("answer_tag", "<think>a</think><answer>56</answer>\n", True),
+        ("answer_tag", "<think>a</think><answer> </answer>", False),
+        ("answer_tag", "<think>a</think><answer>56</answer>.", False),
+        ("answer_tag", "<answer>56</answer><think>a</think>", False),
+    ],
+)
+def test_the_layout_goes_with_it(source, text, expected):
+    assert read(text, source).format == expected
+
+
+def test_every_reward_takes_the_choice():
+    assert (
+        make_reward("multi_signal", weights=(1, 0.2, 0), verifier="last_number")(r"It is \boxed{56}", "56").total == 1.2
+    )
+    assert make_reward("verify_only", verifier="last_number")("It is 56", "56").total == 1.0
+    assert make_reward("random", verifier="answer_tag")("<answer>56</answer>", "56").verify == 1.0
+    with pytest.raises(ValueError, match="'last': one of box, last_number, answer_tag"):
+        make_reward("multi_signal", verifier="last")
 
 
 VERDICTS = [
