@@ -17,10 +17,9 @@ from grpo.config import Config, parse_args
 from grpo.errors import TrainingStopped, UserError
 from grpo.evaluation.held_out import HeldOut
 from grpo.learner import Learner
-from grpo.plan.check import check
-from grpo.plan.plan import plan_run, timed
-from grpo.plan.speed import utilisation
-from grpo.plan.text import planned_and_measured
+from grpo.plan.check import check, plan_run
+from grpo.plan.duration import utilisation
+from grpo.plan.text import planned_and_measured, timed
 from grpo.policy import load_policy
 from grpo.problems import draw, load_problems
 from grpo.rollout import Sampling, make_engine, rollout

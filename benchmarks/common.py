@@ -87,6 +87,21 @@ def peak_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
+def matmul_flops(device: torch.device, seconds: float = 3.0) -> float:
+    """Operations per second of matrix products, sustained: a burst says nothing of a card bound by its power."""
+    cuda = device.type == "cuda"
+    size = 8192 if cuda else 512
+    a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if cuda else torch.float32)
+    out, count, start = torch.empty_like(a), 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < seconds:
+        for _ in range(4):
+            torch.mm(a, a, out=out)
+        if cuda:
+            torch.cuda.synchronize()
+        count += 4
+    return 2 * size**3 * count / elapsed
+
+
 def medians(rows: list[dict[str, float]]) -> dict[str, float]:
     return {name: median(row[name] for row in rows) for name in rows[0]}
 

@@ -8,7 +8,7 @@
 3. l4: LoRA of rank 64 in micro-batches of 8k tokens, in no more than 22.5 GiB
 4. the same completions through TRL, where it is installed (see benchmarks/versus_trl.py)
 
-Utilisation counts the work once (grpo/plan/flops.py): nothing for what checkpointing computes a second time.
+Utilisation counts the work once (grpo/plan/duration.py): nothing for what checkpointing computes a second time.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from data.tiny_base import make_tokenizer
 from grpo.config import Config, parse
 from grpo.logprob import token_logprobs
 from grpo.packing import pack
-from grpo.plan import flops
 from grpo.policy import Policy
 from grpo.types import Sample
 
@@ -136,7 +135,7 @@ def main(argv: list[str]) -> dict:
     if not small and device.type == "cpu":
         cli.error("--size 1.5b needs a GPU; --size tiny runs here")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    peak = flops.measured_flops(device, dtype, size=8192 if device.type == "cuda" else 512)
+    peak = common.matmul_flops(device, seconds=0.2 if small else 3)
     results: dict = {"device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu", "matmul_flops": peak}
     lengths = common.lognormal_lengths(16, 12, 48) if small else common.lognormal_lengths(128, 700, 3072)
 

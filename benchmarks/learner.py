@@ -21,7 +21,7 @@ import torch
 from benchmarks import common
 from grpo.config import Config, parse
 from grpo.learner import Learner
-from grpo.plan import flops
+from grpo.plan.duration import causal_pairs, training_flops
 from grpo.policy import Policy, load_policy
 from grpo.types import Sample
 
@@ -64,13 +64,13 @@ def work(learner: Learner, groups: list[list[Sample]]) -> tuple[int, int]:
     batches = learner._micro_batches(samples)
     tokens = sum(len(batch.input_ids) for batch in batches)
     pairs = sum(
-        flops.causal_pairs(end - start, prefix_end - prefix)
+        causal_pairs(end - start, prefix_end - prefix)
         for batch in batches
         for start, end, prefix, prefix_end in batch.segments.spans
     )
     policy = learner.policy
     predicted = sum(len(batch.targets) for batch in batches)
-    return tokens, flops.training_flops(policy.network.config, tokens, pairs, predicted, frozen=policy.lora)
+    return tokens, training_flops(policy.network.config, tokens, pairs, predicted, frozen=policy.lora)
 
 
 def main(argv: list[str]) -> dict[str, float]:
@@ -108,7 +108,7 @@ def main(argv: list[str]) -> dict[str, float]:
         "completion_tokens": sum(lengths),
         "packed_tokens": tokens,
         "tokens_per_second": sum(lengths) / figures["seconds"],
-        "utilisation": operations / figures["seconds"] / flops.peak_flops(device, policy.dtype),
+        "utilisation": operations / figures["seconds"] / common.matmul_flops(device, seconds=1),
         "peak_gib": common.peak_gib(),
     }
     common.show(figures, args.json)

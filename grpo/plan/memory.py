@@ -16,7 +16,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from grpo.config import Config
 from grpo.errors import UserError
-from grpo.plan.flops import attention_width
 
 # What the two published presets need when there is no network and nothing is cached.
 KNOWN = {
@@ -35,6 +34,13 @@ LOGIT_BYTES = {2: 8 + 2 + 2, 4: 8}
 """per logit of a chunk, by compute precision: two float32 buffers; in bfloat16 the product, the last gradient"""
 SAMPLER_BYTES = {"vllm": 16, "torch": 36}
 """per logit of the running sequences: float32 copies; the torch engine's cumulative sums are in float64"""
+
+
+def attention_width(config: PreTrainedConfig) -> int:
+    """Heads x head dimension; not always the hidden size (Qwen3)."""
+    c = config.get_text_config()
+    head = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+    return c.num_attention_heads * head
 
 
 @dataclass(frozen=True, slots=True)

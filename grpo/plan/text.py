@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from grpo.config import changed
+from dataclasses import replace
+
+from grpo.plan import Plan
 from grpo.plan.duration import EXPECTED_SHARE
-from grpo.plan.forecast import Plan, make_plan
-from grpo.plan.hardware import GIB
-from grpo.plan.memory import full_length, running_sequences
+from grpo.plan.memory import GIB, full_length, running_sequences
+from grpo.run.terminal import say
 
 HOUR = 3600
-STEPS_WORTH_RUNNING = 50
+TIMED_STEPS = 3
+"""after which measured times mean something"""
 COMPARED = ("time/step", "time/rollout", "time/learn", "time/sync", "completion/tokens_mean", "memory/peak_gib")
 
 
@@ -38,7 +40,7 @@ def summary(plan: Plan) -> str:
 
 def planned_and_measured(plan: Plan) -> str:
     """Planned beside measured, for the end of a run."""
-    planned = Plan(plan.config, plan.card, plan.shape, plan.engine)
+    planned = replace(plan, measured={})
     seconds = planned.seconds()
     numbers = {f"time/{phase}": value for phase, value in seconds.items()} | {
         "time/step": sum(seconds.values()),
@@ -50,6 +52,15 @@ def planned_and_measured(plan: Plan) -> str:
         if name in plan.measured:
             lines.append(f"{name:24}{numbers[name]:>10.4g}{plan.measured[name]:>10.4g}")
     return "\n".join(lines)
+
+
+def timed(plan: Plan, row: dict[str, float]) -> Plan:
+    """The plan with the times of a step, and once they mean something, a line that says what they come to."""
+    plan = plan.updated(row)
+    if plan.steps_measured == TIMED_STEPS and row["step"] < plan.config.steps:
+        left = plan.step_seconds * (plan.config.steps - row["step"])
+        say(f"measured: {length(plan.step_seconds)} a step ({shares(plan)}), {length(left)} to go")
+    return plan
 
 
 def length(seconds: float) -> str:
@@ -99,27 +110,8 @@ def _time(plan: Plan) -> list[str]:
         f"{length(full)} a step if all run to {config.rollout.max_new_tokens}. Evaluation and rewards come on top"
     ]
     if step * config.steps > HOUR:
-        lines.append(f"an hour holds {int(HOUR / step)} of these steps; {hour_schedule(plan)}")
+        lines.append(f"an hour holds {int(HOUR / step)} of these steps")
     return lines
-
-
-def hour_schedule(plan: Plan) -> str:
-    """The largest batch with which an hour holds a training run worth the name."""
-    config = plan.config
-    problems, group = config.rollout.problems, min(config.rollout.group, 8)
-    while True:
-        options = {"rollout.problems": problems, "rollout.group": group}
-        smaller = make_plan(changed(config, options), plan.card)
-        steps = int(HOUR / sum(smaller.seconds().values()))
-        fewer = problems // 2
-        if steps >= STEPS_WORTH_RUNNING or fewer < 1 or fewer % config.learner.minibatches_per_rollout:
-            break
-        problems = fewer
-    if steps == 0:
-        return "not even one of a single problem"
-    return (
-        f"a schedule that fits an hour: --rollout.problems {problems} --rollout.group {group} --steps {max(1, steps)}"
-    )
 
 
 def _gib(value: float, digits: int = 1) -> str:

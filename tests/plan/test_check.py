@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from grpo.config import build, changed
-from grpo.plan import traps
+from grpo.plan import Plan, make_plan
+from grpo.plan import check as traps
 from grpo.plan.check import check
-from grpo.plan.forecast import Plan, make_plan
-from grpo.plan.hardware import CARDS, GIB, card_named
+from grpo.plan.duration import CARDS, card_named
+from grpo.plan.memory import GIB
 
 REPO = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -27,7 +28,7 @@ Usage = namedtuple("Usage", "total used free")
 def at_the_root(monkeypatch):
     """The cpu preset names its files from there; and the tests' own environment is no trap."""
     monkeypatch.chdir(REPO)
-    for name in (*traps.OFFLINE, *traps.ALLOCATOR, "REWARD_WEIGHTS"):
+    for name in (*traps.OFFLINE, "REWARD_WEIGHTS"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -187,21 +188,6 @@ def test_lora_with_a_rate_for_all_weights():
     assert "LoRA learns next to nothing" in line
     assert traps.warnings(on("h100", "h100", learner__lr=1e-6), {}) == []
     assert len(traps.warnings(on("h100", "h100", learner__lr=1e-4), {})) == 1
-
-
-@pytest.mark.parametrize("name", traps.ALLOCATOR)
-def test_expandable_segments_only_matter_to_an_engine_that_sleeps(name):
-    environ = {name: "max_split_size_mb:64,expandable_segments:True"}
-    assert len(traps.warnings(on("l4", "l4"), environ)) == 1
-    assert traps.warnings(on("l4", "l4", rollout__sleep=False), environ) == []
-    assert traps.warnings(on("l4", "l4", rollout__engine="torch"), environ) == []
-    assert traps.warnings(on("l4", "l4"), {name: "expandable_segments:False"}) == []
-
-
-def test_vllm_variables_of_the_user():
-    [line] = traps.warnings(on("l4", "l4"), {"VLLM_ATTENTION_BACKEND": "X", "VLLM_LOGGING_LEVEL": "ERROR"})
-    assert "VLLM_ATTENTION_BACKEND" in line
-    assert "LOGGING" not in line
 
 
 def test_little_shared_memory(monkeypatch):

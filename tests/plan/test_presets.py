@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import train
 from grpo.config import PRESETS, build, flat
-from grpo.plan import traps
+from grpo.plan import check
 from grpo.settings import Config
 
 REPO = Path(__file__).resolve().parents[2]
@@ -69,7 +69,7 @@ def test_a_preset_starts_with_a_sentence_and_is_complete(path):
 
 @pytest.mark.parametrize("preset", ["l4", "h100"])
 def test_without_vllm_it_is_one_clear_error(preset, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(traps, "installed", lambda package: False)
+    monkeypatch.setattr(check, "installed", lambda package: False)
     monkeypatch.chdir(tmp_path)
     assert train.main(["--preset", preset]) == 2
     error = capsys.readouterr().err

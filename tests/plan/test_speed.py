@@ -14,7 +14,7 @@ REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO))
 
 from benchmarks import common, gpu, learner, step, versus_trl  # noqa: E402
-from grpo.plan import flops  # noqa: E402
+from grpo.plan import duration as flops  # noqa: E402
 
 
 @pytest.fixture(scope="module")
