@@ -15,13 +15,10 @@ from pathlib import Path
 
 from data.sources import LICENCE, REPOSITORY, SOURCES
 from grpo.errors import UserError
-from grpo.evaluation import benchmarks, models, report
-from grpo.evaluation.benchmarks import PAPER_PROTOCOL
-from grpo.evaluation.evaluate import compare, regrade
-from grpo.evaluation.folder import OUTPUTS, EvalFolder
-from grpo.evaluation.grading import new_verifier
-from grpo.evaluation.report import Line
-from grpo.evaluation.session import Session, sampling_name
+from grpo.evaluation import benchmarks, scores
+from grpo.evaluation.benchmarks import PAPER_PROTOCOL, sampling_name
+from grpo.evaluation.evaluate import OUTPUTS, EvalFolder, Session, difference, of_run, regrade, single
+from grpo.evaluation.scores import Line, new_verifier
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    targets = models.of_run(args.run) if args.run else [models.single(args.model)]
+    targets = of_run(args.run) if args.run else [single(args.model)]
     names = benchmarks.names(args.bench)
     with closing(new_verifier()) as verifier:
         session = Session(args, verifier)
@@ -63,15 +60,15 @@ def evaluate(args: argparse.Namespace) -> None:
             lines = [session.line(target, name) for target in targets for name in names]
         finally:
             session.close()
-    print(report.table(lines))
-    for text in (*map(report.more_samples, lines), report.averages(lines)):
+    print(scores.table(lines))
+    for text in (*map(scores.more_samples, lines), scores.averages(lines)):
         if text:
             print(text)
     if args.run:
-        print(report.last_and_best(lines))
+        print(scores.last_and_best(lines))
         run = Path(args.run).resolve().name
         path = Path(args.out) / f"{run}--{Path(args.bench).stem}.png"
-        print(f"plot  {report.plot(lines, run, path)}")
+        print(f"plot  {scores.plot(lines, run, path)}")
 
 
 def list_benchmarks() -> None:
@@ -90,19 +87,19 @@ def regrade_all(path: str) -> None:
     with closing(new_verifier()) as verifier:
         for place in folders:
             folder = EvalFolder.open(place)
-            scores, changed = regrade(folder, verifier)
+            figures, changed = regrade(folder, verifier)
             settings = folder.settings
             limited, sampling = settings["limit"] is not None, sampling_name(settings["temperature"])
-            lines.append(Line(place.resolve().parent.name, None, settings["bench"], sampling, scores, limited))
-            missing = settings["problems"] - scores["problems"]
+            lines.append(Line(place.resolve().parent.name, None, settings["bench"], sampling, figures, limited))
+            missing = settings["problems"] - figures["problems"]
             print(
                 f"{place}: {changed} rows changed" + (f"; {missing} problems are still to be asked" if missing else "")
             )
-    print(report.table(lines))
+    print(scores.table(lines))
 
 
 def print_comparison(a: str, b: str) -> None:
-    for column, result in compare(EvalFolder.open(a), EvalFolder.open(b)).items():
+    for column, result in difference(EvalFolder.open(a), EvalFolder.open(b)).items():
         mean, low, high = (100 * result[key] for key in ("mean", "low", "high"))
         print(f"{column:8}  B - A = {mean:+.1f} points [{low:+.1f}, {high:+.1f}] (paired, 95% bootstrap over problems)")
         for kind in ("gained", "lost"):

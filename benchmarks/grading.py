@@ -20,7 +20,7 @@ from contextlib import closing
 
 from grpo.errors import UserError
 from grpo.evaluation.benchmarks import PAPER_PROTOCOL, file_of, read_benchmark
-from grpo.evaluation.grading import Grade, grade, new_verifier
+from grpo.evaluation.scores import Grade, grade, new_verifier
 from rewards import Verifier, check_ground_truth
 
 COPIES = 6

@@ -54,6 +54,10 @@ def protocol(name: str) -> Protocol:
     return SHORT if name in ARITHMETIC else PAPER_PROTOCOL.get(name, GREEDY)
 
 
+def sampling_name(temperature: float) -> str:
+    return f"T={temperature:g}" if temperature else "greedy"
+
+
 def names(asked: str) -> list[str]:
     """What `--bench` stands for: all, arithmetic, one benchmark, or a file of one's own."""
     if asked == "all":

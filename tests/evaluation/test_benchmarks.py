@@ -10,7 +10,7 @@ from benchmarks.grading import respelled
 from data import tiny_base
 from grpo.errors import UserError
 from grpo.evaluation import benchmarks
-from grpo.evaluation.grading import grade, new_verifier
+from grpo.evaluation.scores import grade, new_verifier
 
 
 def pairs(name: str, data_dir) -> list[tuple[str, str]]:

@@ -14,8 +14,8 @@ import yaml
 
 import eval as cli
 from data import tiny_base
-from grpo.evaluation.folder import OUTPUTS
-from grpo.evaluation.session import Session
+from grpo.evaluation.evaluate import OUTPUTS, Session
+from grpo.run import files
 
 SIX = ("math500", "aime24", "aime25", "amc23", "minerva_math", "olympiadbench")
 
@@ -166,6 +166,36 @@ def test_killed_and_continued_equals_uninterrupted(tiny, tmp_path):
     whole = folder_of(tmp_path / "whole", "arithmetic-test")
     assert whole.name == folder.name
     assert (folder / OUTPUTS).read_bytes() == (whole / OUTPUTS).read_bytes()
+
+
+def test_two_on_one_folder(run, tiny, tmp_path):
+    """The second says so and leaves the rows alone; afterwards the same command is done."""
+    ask = ("--bench", "arithmetic-test", "--model", tiny, "--limit", 2, "--max-new-tokens", 4, "--out", tmp_path)
+    assert run(*ask)[0] == 0
+    folder = folder_of(tmp_path, "arithmetic-test")
+    before = (folder / OUTPUTS).read_bytes()
+    with files.lock(folder):
+        for argv in (ask, ("--regrade", tmp_path)):
+            code, _, error = run(*argv)
+            assert code == 2
+            assert f"another process is using {folder}" in error
+    assert (folder / OUTPUTS).read_bytes() == before
+    assert run(*ask)[0] == 0
+
+
+def test_weights_that_are_not_finite_are_named(run, tiny, tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny, broken)
+    model = AutoModelForCausalLM.from_pretrained(broken)
+    model.model.layers[1].mlp.up_proj.weight.data[0, 0] = torch.nan
+    model.save_pretrained(broken)
+    code, _, error = run("--bench", "arithmetic-test", "--model", broken, "--limit", 2, "--out", tmp_path / "evals")
+    assert code == 2
+    assert "the weights model.layers.1.mlp.up_proj.weight hold NaN" in error
+    assert not list(tmp_path.glob("evals/*/*/scores.json"))
 
 
 def test_adapter_merged_model_and_run(run, tiny, tmp_path):

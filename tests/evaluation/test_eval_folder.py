@@ -9,7 +9,7 @@ import resource
 import pytest
 
 from grpo.errors import UserError
-from grpo.evaluation.folder import OUTPUTS, EvalFolder
+from grpo.evaluation.evaluate import OUTPUTS, EvalFolder
 
 
 def row(problem: int, sample: int = 0, text: str = "") -> dict:
@@ -46,6 +46,14 @@ def test_a_problem_with_missing_samples_is_done_anew(tmp_path):
     assert folder.keep_whole_problems(samples=2) == [row(0, 0), row(0, 1)] == folder.rows()
 
 
+def test_a_row_that_stands_twice_counts_once(tmp_path):
+    """Two processes on one folder once wrote 2,336 rows for 1,200 completions: pass@4 fell from 69.3 to 60.4."""
+    folder = make(tmp_path)
+    folder.append([row(0, 0), row(0, 1)])
+    folder.append([row(0, 1), row(0, 0)])
+    assert folder.rows() == [row(0, 0), row(0, 1)] == folder.keep_whole_problems(samples=2)
+
+
 def test_a_damaged_line_in_the_middle_is_named(tmp_path):
     folder = make(tmp_path)
     folder.append([row(0)])
@@ -70,21 +78,19 @@ def files_up_to(size: int):
 def test_a_full_disk_keeps_what_was_finished(tmp_path):
     folder = make(tmp_path)
     folder.append([row(0)])
-    with files_up_to(10_000), pytest.raises(UserError, match=r"cannot save to .*outputs.jsonl.*goes on from there"):
+    with files_up_to(10_000), pytest.raises(UserError, match=r"cannot write to .*free space"):
         folder.append([row(1, text="x" * 20_000)])
     assert folder.rows() == [row(0)]
     folder.save_scores({"old": True})
-    with files_up_to(1_000), pytest.raises(UserError, match=r"cannot save .*scores.json"):
+    with files_up_to(1_000), pytest.raises(UserError, match=r"cannot write to .*free space"):
         folder.save_scores({"new": "x" * 2_000})
-    assert folder.scores["old"]
-    assert not list(folder.path.glob("*.part"))
+    assert json.loads((folder.path / "scores.json").read_text())["old"]
+    assert {path.name for path in folder.path.iterdir()} == {"settings.json", "outputs.jsonl", "scores.json"}
 
 
 def test_what_is_no_evaluation(tmp_path):
     with pytest.raises(UserError, match=r"is no evaluation: it has no outputs.jsonl"):
         EvalFolder.open(tmp_path)
-    with pytest.raises(UserError, match=r"unfinished"):
-        make(tmp_path).scores  # noqa: B018
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write to .*--out"):
         EvalFolder.create(tmp_path / "file", "model", "bench", {})

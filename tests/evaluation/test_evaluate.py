@@ -7,8 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from grpo.config import build
-from grpo.evaluation.evaluate import evaluate_problems, summarise
-from grpo.evaluation.held_out import HeldOut
+from grpo.evaluation.held_out import HeldOut, evaluate_problems, summarise
 from grpo.experience import load_reward
 from grpo.rollout import Sampling, request_seed
 from grpo.types import Completion, Problem

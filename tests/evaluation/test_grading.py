@@ -6,7 +6,7 @@ from contextlib import closing
 
 import pytest
 
-from grpo.evaluation.grading import close_numbers, flexible_answer, grade, new_verifier
+from grpo.evaluation.scores import close_numbers, flexible_answer, grade, new_verifier
 
 # What a base model writes | reference | strict | flexible
 SAVED = [
