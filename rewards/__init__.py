@@ -3,6 +3,10 @@
 Reading order: score.py (what a reward returns), signals.py (the three signals and their reward), controls.py and
 hybrid.py (other rewards), verifier.py (which answers reach the equivalence checker), adapters.py (TRL and verl).
 equivalence/ answers one question, "is this answer that ground truth?", and can be taken as given.
+
+Where data is loaded: `ground_truth_text(value) -> str` (ValueError for what is neither text nor number; nothing is
+parsed) and `check_ground_truths(truths, workers=2, timeout_s=5.0, progress=None) -> list[str | None]`, for each truth
+None or one line with the reason why no answer can be graded against it, parsed in workers that can be killed.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from rewards.score import (
     weights_from_env,
 )
 from rewards.signals import AnswerFrom, MultiSignalMathReward, last_box
-from rewards.verifier import Verifier, check_ground_truth, self_test, verify
+from rewards.verifier import Verifier, check_ground_truth, check_ground_truths, ground_truth_text, self_test, verify
 
 __all__ = [
     "NAMES",
@@ -34,6 +38,8 @@ __all__ = [
     "Score",
     "Verifier",
     "check_ground_truth",
+    "check_ground_truths",
+    "ground_truth_text",
     "last_box",
     "make_reward",
     "self_test",

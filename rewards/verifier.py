@@ -9,20 +9,19 @@ from __future__ import annotations
 import json
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from rewards.equivalence.judge import judge, judge_fast, read
-from rewards.equivalence.leaf import split_unit, word
-from rewards.equivalence.numbers import number, numeral
-from rewards.equivalence.shape import Node, assignment
-from rewards.equivalence.text import Unreadable
+from rewards.equivalence.judge import judge, judge_fast, why_ungradable, why_ungradable_fast
 from rewards.equivalence.workers import WorkerPool
 from rewards.score import Reward
 
 CACHE_SIZE = 65_536
+CHUNK = 500
+"""Ground truths between two calls of `progress`"""
 
 
 def verify(answer: str, ground_truth: Any) -> bool:
@@ -66,27 +65,52 @@ def alternatives(value: Any) -> tuple[str, ...]:
     return (str(value.item() if hasattr(value, "item") else value),)
 
 
-def check_ground_truth(value: Any) -> str:
-    """The ground truth as one string, as it is stored in a problem; ValueError that says why if it is unreadable."""
+def ground_truth_text(value: Any) -> str:
+    """The ground truth as one string, as a problem stores it; ValueError where it is neither text nor number.
+
+    Nothing is parsed: `check_ground_truths` says whether it can be graded.
+    """
     texts = alternatives(value)
-    for text in texts:
-        try:
-            _check_readable(read(text)[1])
-        except Unreadable as error:
-            raise ValueError(f"ground truth {text[:200]!r} is unreadable: {error}") from None
     return texts[0] if len(texts) == 1 else json.dumps(list(texts))
 
 
-def _check_readable(node: Node) -> None:
-    named = assignment(node)  # m_{\max}=5: the name is only compared as text
-    for part in [named[1]] if named else node.parts:
-        _check_readable(part)
-    value = split_unit(node.text)[0]
-    if node.parts or number(value) is not None or numeral(value) is not None or word(value) is not None:
-        return
-    from rewards.equivalence.grammar import expression  # imports sympy: only for what is neither number nor word
+def check_ground_truths(
+    truths: Sequence[Any],
+    workers: int = 2,
+    timeout_s: float = 5.0,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[str | None]:
+    """For each ground truth None, or one line that says why no answer can be graded against it.
 
-    expression(value)
+    Numbers and words are read here; the rest goes to workers that are killed after `timeout_s` seconds, because some
+    texts keep a parser busy for minutes. Each different text is read once. `progress(done, all)` is called on the way.
+    """
+    rows = [_alternatives_or_reason(value) for value in truths]
+    texts = list(dict.fromkeys(text for row in rows if isinstance(row, tuple) for text in row))
+    reasons: dict[str, str] = {}
+    with closing(Verifier(workers, timeout_s)) as verifier:
+        for start in range(0, len(texts), CHUNK):
+            if progress:
+                progress(start, len(texts))
+            chunk = texts[start : start + CHUNK]
+            reasons.update(zip(chunk, verifier.why_ungradable(chunk), strict=True))
+    return [row if isinstance(row, str) else next(filter(None, map(reasons.get, row)), None) for row in rows]
+
+
+def _alternatives_or_reason(value: Any) -> tuple[str, ...] | str:
+    try:
+        return alternatives(value)
+    except ValueError as error:
+        return str(error)
+
+
+def check_ground_truth(value: Any) -> str:
+    """`ground_truth_text` of one value; ValueError if it cannot be graded. In this process and without any limit."""
+    for text in alternatives(value):
+        fast = why_ungradable_fast(text)
+        if reason := why_ungradable(text) if fast is None else fast:
+            raise ValueError(f"ground truth {text[:200]!r} is unreadable: {reason}")
+    return ground_truth_text(value)
 
 
 class Verifier:
@@ -127,6 +151,18 @@ class Verifier:
         self._remember(known)
         return [_best([known[pair] for pair in options]) for options in wanted]
 
+    def why_ungradable(self, truths: Sequence[str]) -> list[str]:
+        """For each ground truth "", or why no answer can be graded against it."""
+        said = {truth: why_ungradable_fast(truth) for truth in truths}
+        hard = [truth for truth in said if said[truth] is None]
+        said.update(zip(hard, self.pool.run([(None, truth) for truth in hard]), strict=True))
+        limits = f"not read within {self.pool.timeout_s:g} s and {self.pool.memory_limit_mb} MB"
+        reasons = (limits if said[truth] == "timeout" else said[truth] for truth in truths)
+        return [
+            reason and f"ground truth {truth[:200]!r} is unreadable: {reason}"
+            for truth, reason in zip(truths, reasons, strict=True)
+        ]
+
     def cache_hit_rate(self) -> float:
         """Share of answers already known, since the last call; 0 when nothing was asked."""
         rate = self._known / self._asked if self._asked else 0.0
@@ -157,34 +193,19 @@ _ALGEBRA = ((r"\frac{\sqrt{8}}{2}", r"\sqrt{2}", "correct"), (r"\frac{\sqrt{8}}{
 
 
 def self_test(reward: Reward, ground_truths: Iterable[Any]) -> None:
-    """Each ground truth verifies against itself and a mutated one does not; ValueError that says what failed.
+    """The reward's workers tell right from wrong and can grade each ground truth; ValueError that says what failed.
 
     Rewards without a verifier (a user's own function) have nothing to test.
     """
     verifier = getattr(reward, "verifier", None)
     if verifier is None:
         return
-    truths = list(dict.fromkeys(text for value in ground_truths for text in alternatives(value)))
-    cases = list(_ALGEBRA)
-    for truth in truths:
-        cases += [(truth, truth, "correct"), (mutate(truth), truth, "wrong")]
-    outcomes = verifier.pool.run([(answer, truth) for answer, truth, _ in cases])
-    for (answer, truth, expected), outcome in zip(cases, outcomes, strict=True):
-        if (outcome == "correct") != (expected == "correct"):
+    for (answer, truth, expected), outcome in zip(_ALGEBRA, verifier.pool.run([c[:2] for c in _ALGEBRA]), strict=True):
+        if outcome != expected:
             raise ValueError(
                 f"reward self-test: the answer {answer!r} against the ground truth {truth!r} gave {outcome!r}, "
-                f"expected {expected!r}. The verifier does not work for this problem, so the run does not start."
+                f"expected {expected!r}. The verifier does not work here, so the run does not start."
             )
-
-
-def mutate(truth: str) -> str:
-    """An answer that is surely wrong for this ground truth and as easy to read."""
-    cleaned = read(truth)[0]
-    if (value := number(cleaned)) is not None:
-        return str(value + 1)
-    if word(cleaned) is not None:
-        return "1"
-    position = next((index for index in range(len(truth) - 1, -1, -1) if truth[index] in "0123456789"), None)
-    if position is None:
-        return f"{truth}+1" if "," not in truth else "1"
-    return f"{truth[:position]}{(int(truth[position]) + 1) % 10}{truth[position + 1 :]}"
+    truths = list(dict.fromkeys(text for value in ground_truths for text in alternatives(value)))
+    if reason := next(filter(None, verifier.why_ungradable(truths)), None):
+        raise ValueError(f"reward self-test: {reason}. The run does not start.")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
 
 from rewards.equivalence.compare import same
-from rewards.equivalence.leaf import same_leaf
-from rewards.equivalence.shape import Node, parse
+from rewards.equivalence.leaf import same_leaf, split_unit, word
+from rewards.equivalence.numbers import number, numeral
+from rewards.equivalence.shape import Node, assignment, parse
 from rewards.equivalence.text import Unreadable, check_limits, clean
 
 
@@ -85,3 +87,37 @@ def judge(answer: str, truth: str) -> str:
         print(f"rewards: {type(error).__name__} from sympy on {answer[:200]!r}", file=sys.stderr, flush=True)
         return "unparsed"
     return "unparsed" if algebra.unreadable else "wrong"
+
+
+WRONG = ("7919", "7907")
+"""No ground truth equals both"""
+
+
+def why_ungradable(truth: str) -> str:
+    """Why no answer can be graded against this ground truth; "" where one can. May run for long, or for ever."""
+    from rewards.equivalence.grammar import expression
+
+    try:
+        for leaf in _open_leaves(read(truth)[1]):
+            expression(leaf)
+    except Unreadable as error:
+        return str(error)
+    return "every number counts as right" if all(judge(wrong, truth) == "correct" for wrong in WRONG) else ""
+
+
+def why_ungradable_fast(truth: str) -> str | None:
+    """The same where neither grammar nor algebra is needed; None where it is."""
+    try:
+        return None if any(True for _ in _open_leaves(read(truth)[1])) else ""
+    except Unreadable as error:
+        return str(error)
+
+
+def _open_leaves(node: Node) -> Iterator[str]:
+    """Leaves that only the grammar can read. In m_{\\max}=5 the name is compared as text and not read."""
+    named = assignment(node)
+    for part in [named[1]] if named else node.parts:
+        yield from _open_leaves(part)
+    value = split_unit(node.text)[0]
+    if not node.parts and number(value) is None and numeral(value) is None and word(value) is None:
+        yield value

@@ -50,7 +50,7 @@ def _fork(slot: int, sockets: list[socket.socket], timeout_s: float, memory_limi
 
 def serve(connection: socket.socket, timeout_s: float, memory_limit_mb: int) -> None:
     """Answers requests until the parent hangs up (exit 0) or memory runs out (exit 1, after saying so)."""
-    from rewards.equivalence.judge import judge
+    from rewards.equivalence.judge import judge, why_ungradable
 
     limit = memory_limit_mb * 2**20
     with contextlib.suppress(ValueError, OSError):  # macOS has no address-space limit
@@ -66,7 +66,8 @@ def serve(connection: socket.socket, timeout_s: float, memory_limit_mb: int) -> 
         request = json.loads(line)
         _limit_cpu(timeout_s)
         try:
-            outcome = judge(request["answer"], request["truth"])
+            answer, truth = request["answer"], request["truth"]
+            outcome = why_ungradable(truth) if answer is None else judge(answer, truth)
         except MemoryError:
             _say(connection, {"id": request["id"], "outcome": "timeout", "leaving": True})
             os._exit(1)

@@ -66,8 +66,11 @@ class WorkerPool:
         """Process ids of the workers that have reported."""
         return [worker.pid for worker in self._workers if worker.pid]
 
-    def run(self, pairs: Sequence[tuple[str, str]]) -> list[str]:
-        """The outcome of each (answer, ground truth), in order; "timeout" past the limit of time or memory."""
+    def run(self, pairs: Sequence[tuple[str | None, str]]) -> list[str]:
+        """The outcome of each (answer, ground truth), in order; "timeout" past the limit of time or memory.
+
+        For an answer None, why the ground truth cannot be graded ("" where it can).
+        """
         if not pairs:
             return []
         with self._lock:
@@ -81,7 +84,7 @@ class WorkerPool:
             except BaseException:  # Ctrl-C in the middle: the next run must not read this run's outcomes
                 self._stop()
                 raise
-            return [outcome or "timeout" for outcome in run.outcomes]
+            return ["timeout" if outcome is None else outcome for outcome in run.outcomes]
 
     def close(self) -> None:
         """Ends all workers; the pool starts again when used again."""
@@ -123,7 +126,7 @@ class WorkerPool:
         self._owner, self._ready = os.getpid(), False
         self._workers = [_Worker(ours, deadline=time.monotonic() + START_UP_S) for ours, _ in pairs]
 
-    def _hand_out(self, run: _Run, pairs: Sequence[tuple[str, str]]) -> None:
+    def _hand_out(self, run: _Run, pairs: Sequence[tuple[str | None, str]]) -> None:
         for worker in self._workers:
             if not run.waiting:
                 return

@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rewards import check_ground_truth, last_box, make_reward, self_test
-from rewards.verifier import Verifier, alternatives, mutate, verify
+from rewards.verifier import Verifier, alternatives, check_ground_truths, verify
 
 PAIRS = [json.loads(line) for line in Path(__file__).with_name("pairs.jsonl").read_text(encoding="utf-8").splitlines()]
 
@@ -44,11 +44,21 @@ def math500(data_dir):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_math500_truths_are_readable_and_mutants_differ(math500, verifier):
+def test_math500_truths_can_be_graded(math500):
     truths = [row["answer"] for row in math500]
-    assert [check_ground_truth(truth) for truth in truths] == truths
-    mutants = verifier.check_batch([(mutate(truth), truth) for truth in truths])
-    assert [truth for truth, outcome in zip(truths, mutants, strict=True) if outcome == "correct"] == []
+    assert check_ground_truths(truths, timeout_s=20) == [None] * len(truths)
+
+
+def test_a_truth_nobody_can_grade_has_a_reason_and_ends_nothing():
+    """The sentence keeps the grammar busy for minutes; its worker is killed and the next truth is read."""
+    hang = "It is impossible to select 16 such numbers."
+    truths = ["5", hang, r"\sqrt{2}", r"\frac{1}{", None, '["1", "2"]', ["5", ""], hang, r"\infty"]
+    seen = []
+    reasons = check_ground_truths(truths, timeout_s=1, progress=lambda *counts: seen.append(counts))
+    assert [bool(reason) for reason in reasons] == [False, True, False, True, True, False, True, True, False]
+    assert "not read within 1 s" in reasons[1]
+    assert reasons[3].startswith(r"ground truth '\\frac{1}{' is unreadable: ")
+    assert seen == [(0, 8)], "eight different texts"
 
 
 def test_math500_truths_equal_themselves_and_the_box_of_their_solution(math500, verifier):

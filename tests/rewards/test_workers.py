@@ -270,15 +270,9 @@ def test_self_test_refuses_a_verifier_that_is_broken(monkeypatch):
         monkeypatch.setattr(reward.verifier.pool, "run", lambda pairs, said=broken: [said] * len(pairs))
         with pytest.raises(ValueError, match="self-test"):
             self_test(reward, ["12.8"])
-    monkeypatch.setattr(reward.verifier.pool, "run", lambda pairs: [said(*pair) for pair in pairs])
-
-    def said(answer: str, truth: str) -> str:
-        """Right about everything, except that 12.8 verifies against anything."""
-        return "correct" if truth == "12.8" or verify(answer, truth) else "wrong"
-
-    self_test(reward, ["5"])
-    with pytest.raises(ValueError, match=r"the answer '69/5' against the ground truth '12.8' gave 'correct'"):
-        self_test(reward, ["5", "12.8"])
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"self-test: ground truth '\\\\frac\{1\}\{' is unreadable"):
+        self_test(reward, ["5", r"\frac{1}{"])
     reward.close()
 
 
