@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rewards import MultiSignalMathReward, Verifier, self_test, verify
+from rewards import MultiSignalMathReward, Verifier, self_test
 from rewards.equivalence.workers import WorkerPool
 
 REPO = Path(__file__).resolve().parents[2]
