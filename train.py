@@ -8,24 +8,26 @@ python train.py --preset h100     # all weights on 80 GB
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import torch
 
-from grpo import experience
+from grpo.advantage import compute_advantages
 from grpo.config import Config, parse_args
 from grpo.errors import TrainingStopped, UserError
 from grpo.evaluation.held_out import HeldOut
 from grpo.learner import Learner
+from grpo.packing import samples
 from grpo.plan.check import check, plan_run
 from grpo.plan.duration import utilisation
 from grpo.plan.text import planned_and_measured, timed
 from grpo.policy import load_policy
 from grpo.problems import draw, load_problems
-from grpo.rollout import Sampling, make_engine, rollout
+from grpo.rollout import Sampling, decode, load_reward, make_engine, rollout, score
 from grpo.run.resume import TrainingState, is_finished, set_seed, settle
 from grpo.run.run import Run
-from grpo.run.terminal import Interrupted, interruptible, plot_run, printable, say
+from grpo.run.terminal import Interrupted, hold_interruptions, interruptible, plot_run, printable, say
 
 
 def train(config: Config, resumed: Path | None = None) -> Run:
@@ -42,7 +44,6 @@ def train(config: Config, resumed: Path | None = None) -> Run:
         config.data, policy.tokenizer, config.prompt, config.rollout.max_prompt_tokens, config.data_dir
     )
     draw(problems, config.rollout.problems, config.seed, step=1)  # fails now rather than after loading the engine
-    reward = experience.load_reward(config, problems)
     held_out = HeldOut(config, policy, run.clock)
     learner = Learner(
         policy,
@@ -51,12 +52,17 @@ def train(config: Config, resumed: Path | None = None) -> Run:
         max_new_tokens=config.rollout.max_new_tokens,
         mismatch_limit=config.rollout.mismatch_limit,
         steps=config.steps,
+        say=say,
+        before_step=hold_interruptions,  # until the step is on record, an interruption waits
         save_bad_batch=run.save_bad_batch,
     )
-    engine = make_engine(plan.engine_config, device)
     sampling, clock = Sampling(config.rollout.max_new_tokens, config.rollout.temperature), run.clock
 
-    with run.recording(TrainingState(policy, learner, reward, problems)):
+    with (
+        closing(load_reward(config, problems)) as reward,
+        closing(make_engine(plan.engine_config, device)) as engine,
+        run.recording(TrainingState(policy, learner, reward, problems)),
+    ):
         engine.sync(policy)
         if run.step == 0:
             run.notes["before"] = held_out.test(engine)
@@ -64,24 +70,29 @@ def train(config: Config, resumed: Path | None = None) -> Run:
             run.log(held_out.validation(engine, run.step))
 
         for step in range(run.step + 1, config.steps + 1):
+            # 1. Sample: a group of completions for each problem.
             with clock("rollout"):
                 drawn = draw(problems, config.rollout.problems, config.seed, step)
                 groups = rollout(engine, drawn, config.rollout.group, sampling, config.seed, step)
+            # 2. Score each completion, then compare it with the others of its group.
             with clock("reward"):
-                texts = experience.decode(policy.tokenizer, groups)
-                scores = experience.score(reward, groups, texts)
-                advantages = experience.compare(scores, reward.weights, config.learner.advantage)
+                texts = decode(policy.tokenizer, groups)
+                scores = score(reward, groups, texts)
+                advantages = compute_advantages(scores, reward.weights, config.learner.advantage)
+            # 3. Step: raise the probability of what did better than its group.
             with clock("learn"):
                 engine.sleep()
-                learned = learner.update(experience.samples(groups, advantages, config.learner.truncated))
+                learned = learner.update(samples(groups, advantages, config.learner.truncated))
             run.record(step, groups, texts, scores, advantages, learned)  # from here on the step cannot be lost
+            # 4. Hand the new weights to the sampler.
             with clock("sync"):
                 engine.sync(policy)
-            plan = timed(plan, run.log(held_out.validation(engine, step)))
+            # 5. Evaluate where it is due, log the step, save where it is due.
+            accuracy = held_out.validation(engine, step)
+            row = run.log(accuracy)
+            plan = timed(plan, row)
 
         outcome = run.finish(after=held_out.test(engine))
-        engine.close()
-        reward.close()
     plot_run(run.folder)
     print(outcome)
     if device.type == "cuda":

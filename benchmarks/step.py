@@ -19,12 +19,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from benchmarks import common
-from grpo import experience
+from grpo.advantage import compute_advantages
 from grpo.config import Config, parse
 from grpo.learner import Learner
+from grpo.packing import samples
 from grpo.policy import load_policy
 from grpo.problems import draw, load_problems
-from grpo.rollout import Sampling, make_engine, rollout
+from grpo.rollout import Sampling, decode, make_engine, rollout, score
 from grpo.run.terminal import Clock
 from rewards import make_reward
 
@@ -59,12 +60,12 @@ class Loop:
             drawn = draw(self.problems, config.rollout.problems, config.seed, step)
             groups = rollout(self.engine, drawn, config.rollout.group, self.sampling, config.seed, step)
         with self.clock("reward"):
-            texts = experience.decode(self.policy.tokenizer, groups)
-            scores = experience.score(self.reward, groups, texts)
-            advantages = experience.compare(scores, self.reward.weights, config.learner.advantage)
+            texts = decode(self.policy.tokenizer, groups)
+            scores = score(self.reward, groups, texts)
+            advantages = compute_advantages(scores, self.reward.weights, config.learner.advantage)
         with self.clock("learn"):
             self.engine.sleep()
-            self.learner.update(experience.samples(groups, advantages, config.learner.truncated))
+            self.learner.update(samples(groups, advantages, config.learner.truncated))
         with self.clock("sync"):
             self.engine.sync(self.policy)
         tokens = sum(len(completion.ids) for group in groups for completion in group.completions)

@@ -9,10 +9,29 @@ Everything is float64: rewards are weighted sums such as 0.1 + 0.2, and their ro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
 import torch
+
+if TYPE_CHECKING:
+    from rewards import Score
 
 EPS = 1e-6
 DUST = 1e-9
+
+
+def compute_advantages(
+    scores: Sequence[Sequence[Score]], weights: dict[str, float], how: Literal["std", "no_std", "per_signal"]
+) -> torch.Tensor:
+    """[groups][completions] scores -> [groups, completions] advantages. `weights`: of each signal in the total."""
+    if how == "per_signal":
+        signals = [[[s.signals[name] for s in group] for group in scores] for name in weights]
+        return per_signal_advantages(
+            torch.tensor(signals, dtype=torch.float64), torch.tensor(list(weights.values()), dtype=torch.float64)
+        )
+    totals = torch.tensor([[s.total for s in group] for group in scores], dtype=torch.float64)
+    return group_advantages(totals, divide_by_std=how == "std")
 
 
 def zero_variance(rewards: torch.Tensor) -> torch.Tensor:

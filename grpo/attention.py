@@ -17,7 +17,7 @@ from transformers import AttentionInterface
 
 from grpo.errors import UserError
 from grpo.packages import installed
-from grpo.types import Segments
+from grpo.packing import Segments
 
 NAME = "packed"
 

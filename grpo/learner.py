@@ -18,10 +18,9 @@ from grpo.config import LearnerConfig
 from grpo.errors import NonFiniteLoss, SamplerMismatch, UserError
 from grpo.loss import importance_ratio, kl_k3, policy_loss, token_weights
 from grpo.optim import Optimizer
-from grpo.packing import pack
+from grpo.packing import Batch, pack, sequence_length
 from grpo.policy import Policy
-from grpo.run.terminal import hold_interruptions, say
-from grpo.types import Batch, Sample
+from grpo.types import Sample
 
 LOSSES = ("loss/total", "loss/policy")
 """Weighted sums over the tokens: the weights make them means already."""
@@ -44,9 +43,12 @@ class Learner:
         max_new_tokens: int,
         mismatch_limit: float,
         steps: int,
-        save_bad_batch: Callable[[dict], None] | None = None,
+        say: Callable[[str], None] = print,
+        before_step: Callable[[], None] = lambda: None,
+        save_bad_batch: Callable[[dict], None] = lambda batch: None,
     ):
-        """`save_bad_batch` is handed the samples of every optimiser step that is skipped."""
+        """What the run wants to know: `say` is told what changes the run's course, `before_step` is called right before
+        the weights change, and `save_bad_batch` is handed the samples of every optimiser step that is skipped."""
         self.policy, self.config = policy, config
         self.temperature, self.max_new_tokens, self.mismatch_limit = temperature, max_new_tokens, mismatch_limit
         self.optimizer = Optimizer(
@@ -60,7 +62,8 @@ class Learner:
             total_steps=steps * config.minibatches_per_rollout,
             eight_bit=config.optimizer == "adamw_8bit",
         )
-        self.save_bad_batch, self.bad_steps, self.token_budget = save_bad_batch, 0, config.token_budget
+        self.say, self.before_step, self.save_bad_batch = say, before_step, save_bad_batch
+        self.bad_steps, self.token_budget = 0, config.token_budget
 
     def update(self, groups: Sequence[Sequence[Sample]]) -> dict[str, float]:
         """Learn from one rollout: `minibatches_per_rollout` optimiser steps, each on its own share of the groups.
@@ -94,7 +97,7 @@ class Learner:
             self._count_bad_step(step, samples)
         else:
             self.bad_steps = 0
-            hold_interruptions()  # until the step is on record, an interruption waits
+            self.before_step()
             self.optimizer.step()
         self.optimizer.zero_grad()
         return step
@@ -182,7 +185,8 @@ class Learner:
             self._halve_token_budget(samples)
 
     def _halve_token_budget(self, samples: Sequence[Sample]) -> None:
-        longest, budget = max(s.length for s in samples), min(self.token_budget, sum(s.length for s in samples))
+        lengths = [sequence_length(sample) for sample in samples]
+        longest, budget = max(lengths), min(self.token_budget, sum(lengths))
         if budget <= longest:
             raise UserError(
                 f"out of memory in a micro-batch of {budget} tokens, which is one sequence of the longest kind. Lower "
@@ -190,7 +194,7 @@ class Learner:
                 "or policy.quant"
             )
         self.token_budget = max(longest, budget // 2)
-        say(
+        self.say(
             f"out of memory: the step starts over with micro-batches of {self.token_budget} tokens instead of {budget} "
             "(same result, more passes); set learner.token_budget to that next time"
         )
@@ -198,9 +202,8 @@ class Learner:
     def _count_bad_step(self, step: dict[str, float], samples: Sequence[Sample]) -> None:
         step["skipped"] = 1
         self.bad_steps += 1
-        if self.save_bad_batch is not None:
-            figures = {name: str(step[name]) for name in ("loss/total", "policy/grad_norm")}  # JSON has no NaN
-            self.save_bad_batch(figures | {"samples": [asdict(sample) for sample in samples]})
+        figures = {name: str(step[name]) for name in ("loss/total", "policy/grad_norm")}  # JSON has no NaN
+        self.save_bad_batch(figures | {"samples": [asdict(sample) for sample in samples]})
         if self.bad_steps >= self.config.max_bad_steps:
             raise NonFiniteLoss(
                 f"{self.bad_steps} optimiser steps in a row had a non-finite loss ({step['loss/total']}) or gradient "

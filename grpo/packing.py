@@ -7,11 +7,97 @@ completions of one problem have the same prompt: it is laid down once, and every
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
+from typing import Literal
 
 import torch
 
-from grpo.types import Batch, Sample, Segments
+from grpo.types import Group, Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """Who attends to whom in a packed sequence of T tokens: S runs of queries, each with the keys it may see.
+
+    A run sees its own tokens causally and, before them, all of its prefix. Whole sequences have no prefix; completions
+    packed behind one copy of their prompt have that prompt as prefix.
+    """
+
+    spans: tuple[tuple[int, int, int, int], ...]
+    """[S] (first token, end, first prefix token, prefix end)"""
+    cu_queries: torch.Tensor
+    """[S + 1] int32: run s holds queries cu_queries[s] .. cu_queries[s + 1]"""
+    cu_keys: torch.Tensor
+    """[S + 1] int32: the same for the gathered keys"""
+    key_index: torch.Tensor | None
+    """[K] long: tokens whose keys and values are gathered, prefix first; None when no run has a prefix (K = T)"""
+    max_queries: int
+    max_keys: int
+
+    def to(self, device: torch.device) -> Segments:
+        return _to(self, device)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A padding-free micro-batch: sequences laid end to end. T tokens, N completion tokens."""
+
+    input_ids: torch.Tensor
+    """[T] long"""
+    position_ids: torch.Tensor
+    """[T] long: each token's position in its own sequence"""
+    segments: Segments
+    predictors: torch.Tensor
+    """[N] long: the token whose output predicts each completion token (the one before it)"""
+    targets: torch.Tensor
+    """[N] long: the completion tokens, the stop token included when the model produced it"""
+    advantages: torch.Tensor
+    """[N] float: the advantage of the token's completion"""
+    weights: torch.Tensor
+    """[N] float: the token's share in the loss, fixed over the whole optimiser step and not by this micro-batch"""
+    sampler_logprobs: torch.Tensor
+    """[N] float"""
+    slots: torch.Tensor
+    """[N] long: each token's place among all completion tokens of the optimiser step, in the order of its samples"""
+
+    def to(self, device: torch.device) -> Batch:
+        return _to(self, device)
+
+
+def _to(record, device: torch.device):
+    """A copy with every tensor on `device`; on a GPU from pinned memory, so that the copies overlap with computing."""
+
+    def move(value):
+        if isinstance(value, torch.Tensor):
+            return (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)
+        return value.to(device) if isinstance(value, Segments) else value
+
+    return type(record)(**{name: move(getattr(record, name)) for name in record.__dataclass_fields__})
+
+
+def samples(
+    groups: Sequence[Group], advantages: torch.Tensor, truncated: Literal["keep", "mask"]
+) -> list[list[Sample]]:
+    """A rollout as the learner takes it. `advantages` is [groups, completions]."""
+    return [
+        [
+            Sample(
+                group.problem.prompt_ids,
+                completion.ids,
+                completion.sampler_logprobs,
+                advantage,
+                trained=truncated == "keep" or completion.finish_reason == "stop",
+            )
+            for completion, advantage in zip(group.completions, row, strict=True)
+        ]
+        for group, row in zip(groups, advantages.tolist(), strict=True)
+    ]
+
+
+def sequence_length(sample: Sample) -> int:
+    """Tokens of prompt and completion together: what a micro-batch's budget is spent on."""
+    return len(sample.prompt_ids) + len(sample.completion_ids)
 
 
 def pack(samples: Sequence[Sample], weights: Sequence[float], token_budget: int) -> list[Batch]:
@@ -50,13 +136,13 @@ def _fill(samples: Sequence[Sample], order: Sequence[int], capacity: int) -> lis
     for i in order:
         sample = samples[i]
         shared = batches and samples[batches[-1][-1]].prompt_ids == sample.prompt_ids
-        cost = len(sample.completion_ids) if shared else sample.length
+        cost = len(sample.completion_ids) if shared else sequence_length(sample)
         if batches and used + cost <= capacity:
             batches[-1].append(i)
             used += cost
         else:
             batches.append([i])
-            used = sample.length
+            used = sequence_length(sample)
     return batches
 
 

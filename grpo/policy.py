@@ -15,7 +15,7 @@ from grpo.config import Config, PolicyConfig
 from grpo.errors import UserError
 from grpo.logprob import token_logprobs
 from grpo.packages import installed
-from grpo.types import Batch
+from grpo.packing import Batch
 
 END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 UNSUPPORTED = ("attn_logit_softcapping", "final_logit_softcapping", "logit_scale", "logits_scaling")

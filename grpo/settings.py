@@ -59,6 +59,16 @@ class RolloutConfig(Section):
     sleep: bool = True
     """vLLM on a GPU: hand the engine's memory to the learner between rollouts."""
 
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens of the longest prompt with the longest completion."""
+        return self.max_prompt_tokens + self.max_new_tokens
+
+    @property
+    def running_sequences(self) -> int:
+        """Completions that are decoded at once."""
+        return min(self.max_sequences, self.problems * self.group)
+
 
 class RewardConfig(Section):
     name: str = "multi_signal"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo.packing import pack, plan
+from grpo.packing import pack, plan, sequence_length
 from grpo.types import Sample
 
 PROMPTS = st.lists(st.integers(2, 9), min_size=1, max_size=6).map(tuple)
@@ -52,7 +52,7 @@ def test_each_token_is_predicted_from_the_one_before_it_in_its_own_sequence(samp
         expected = [
             ((*samples[i].prompt_ids, *samples[i].completion_ids)[p - 1], p - 1)
             for i in rows
-            for p in range(len(samples[i].prompt_ids), samples[i].length)
+            for p in range(len(samples[i].prompt_ids), sequence_length(samples[i]))
         ]
         assert [(ids[p], positions[p]) for p in batch.predictors.tolist()] == expected
 

@@ -15,9 +15,9 @@ from data.tiny_base import make_tokenizer
 from grpo import attention
 from grpo.config import Config, PolicyConfig, build, parse
 from grpo.errors import UserError
-from grpo.packing import pack
+from grpo.packing import Batch, pack
 from grpo.policy import Policy, compute_dtype, load_policy
-from grpo.types import Batch, Sample
+from grpo.types import Sample
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 LORA = {"lora_rank": 4, "lora_alpha": 8}

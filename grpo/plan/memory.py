@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from grpo.config import Config
 from grpo.errors import UserError
+from grpo.rollout.vllm_engine import VLLM_BATCHED_TOKENS, kv_bytes
 
 # What the two published presets need when there is no network and nothing is cached.
 KNOWN = {
@@ -27,7 +28,6 @@ CUDA_CONTEXT = int(0.6 * GIB)
 """context, cuBLAS workspaces and loaded kernels"""
 VLLM_GRAPHS = 1 * GIB
 """CUDA graphs and buffers that stay while the engine sleeps; assumed"""
-VLLM_BATCHED_TOKENS = 8192
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """4 bits, an 8-bit scale for each block of 64, a float32 scale for each 256 of those"""
 LOGIT_BYTES = {2: 8 + 2 + 2, 4: 8}
@@ -65,8 +65,7 @@ class Shape:
     @property
     def kv_bytes(self) -> int:
         """Keys and values of one token in all layers, in bfloat16."""
-        c = self.text
-        return 2 * 2 * c.num_hidden_layers * attention_width(c) * c.num_key_value_heads // c.num_attention_heads
+        return kv_bytes(self.text, 2)
 
     def adapter(self, rank: int) -> int:
         """Parameters of a LoRA adapter of `rank` on all linear layers."""
@@ -182,8 +181,8 @@ def sampler_parts(config: Config, shape: Shape, engine: str, cpu: bool, element:
 
 
 def full_length(config: Config) -> int:
-    return config.rollout.max_prompt_tokens + config.rollout.max_new_tokens
+    return config.rollout.longest_sequence
 
 
 def running_sequences(config: Config) -> int:
-    return min(config.rollout.max_sequences, config.rollout.problems * config.rollout.group)
+    return config.rollout.running_sequences

@@ -1,4 +1,4 @@
-"""The sampler's interface, and the choice between its two implementations."""
+"""A rollout: completions sampled from the policy, and what the reward says of them. The engines stand beside it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Protocol
 from grpo.errors import UserError
 from grpo.packages import installed
 from grpo.types import Completion, Group, Problem, Request
+from rewards import Reward, Score, make_reward, self_test
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedTokenizerBase
 
     from grpo.config import Config
     from grpo.policy import Policy
@@ -74,6 +76,45 @@ def rollout(
     requests = [Request(problem.prompt_ids, n, request_seed(seed, step, problem.index)) for problem in problems]
     completions = engine.generate(requests, sampling)
     return [Group(problem, tuple(group)) for problem, group in zip(problems, completions, strict=True)]
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, groups: Sequence[Group]) -> list[list[str]]:
+    """The completions' text, without special tokens. For reading and scoring only: what is trained are the ids."""
+    return [tokenizer.batch_decode([c.ids for c in g.completions], skip_special_tokens=True) for g in groups]
+
+
+def score(reward: Reward, groups: Sequence[Group], texts: Sequence[Sequence[str]]) -> list[list[Score]]:
+    """[groups][completions] scores. Only the completion is scored: a prompt that shows the tags must not earn them."""
+    try:
+        flat = reward.score_batch(
+            [text for group in texts for text in group],
+            [group.problem.ground_truth for group in groups for _ in group.completions],
+            [group.problem.prompt for group in groups for _ in group.completions],  # read by a reward model alone
+        )
+    except ValueError as error:  # a user's own reward that returned something else than it did when it was checked
+        raise UserError(str(error)) from error
+    scores = iter(flat)
+    return [[next(scores) for _ in group.completions] for group in groups]
+
+
+def load_reward(config: Config, problems: Sequence[Problem]) -> Reward:
+    """The reward that `reward.name` asks for, tested on the problems' ground truths. UserError where it cannot work."""
+    c = config.reward
+    options = {"model": c.model} if c.name == "hybrid" else {}
+    try:
+        reward = make_reward(
+            c.name,
+            weights=(c.alpha, c.beta, c.gamma),
+            verifier=c.verifier,
+            seed=config.seed,
+            workers=c.workers,
+            timeout_s=c.timeout_s,
+            **options,
+        )
+        self_test(reward, sorted({problem.ground_truth for problem in problems}))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return reward
 
 
 def request_seed(*key: int) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from grpo.errors import SamplerMismatch
-from grpo.packing import pack
+from grpo.packing import pack, sequence_length
 from grpo.policy import Policy
 from grpo.rollout import Engine, Sampling
 from grpo.types import Completion, Request, Sample
@@ -40,6 +40,6 @@ def sampler_gap(
 ) -> torch.Tensor:
     """[tokens] |sampler logprob - trainer logprob| of completions of one prompt."""
     samples = [Sample(prompt, c.ids, c.sampler_logprobs, advantage=0.0) for c in completions]
-    (batch,) = pack(samples, [1.0] * len(samples), sum(sample.length for sample in samples))
+    (batch,) = pack(samples, [1.0] * len(samples), sum(sequence_length(sample) for sample in samples))
     batch = batch.to(policy.device)
     return (policy.logprobs(batch, temperature)[0] - batch.sampler_logprobs).abs()

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import AutoConfig, PreTrainedConfig
 
 from grpo.config import Config
 from grpo.errors import SamplerMismatch, UserError
-from grpo.plan.memory import GIB, VLLM_BATCHED_TOKENS, full_length, running_sequences, shape_of
 from grpo.policy import Policy, compute_dtype
 from grpo.rollout import Sampling
 from grpo.rollout.proof import prove
@@ -27,6 +27,8 @@ from grpo.types import Completion, Request
 
 CPU_BLOCK = 32  # the smallest that vLLM's CPU attention takes; only full blocks of a prompt are shared
 CPU_KV_GIB = 1.0
+VLLM_BATCHED_TOKENS = 8192
+GIB = 2**30
 
 
 class VLLMEngine:
@@ -34,7 +36,7 @@ class VLLMEngine:
 
     def __init__(self, config: Config, device: torch.device):
         self.config, self.device, self.version = config.rollout, device, 0
-        self._longest, self._stop_ids = full_length(config), []
+        self._longest, self._stop_ids = config.rollout.longest_sequence, []
         self._asleep = self._ready = False
         with _trainer_undisturbed(device), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what vLLM's imports say about each other
@@ -172,13 +174,15 @@ def _start(config: Config, device: torch.device) -> Any:
     from vllm import LLM
 
     rollout, dtype = config.rollout, compute_dtype(config, device)
-    shape, length = shape_of(config.model, config.policy.trust_remote_code), full_length(config)
-    if shape.context is not None and length > shape.context:
+    model = AutoConfig.from_pretrained(config.model, trust_remote_code=config.policy.trust_remote_code)
+    text, length = model.get_text_config(), rollout.longest_sequence
+    context = getattr(text, "max_position_embeddings", None)
+    if context is not None and length > context:
         raise UserError(
             f"rollout.max_prompt_tokens + rollout.max_new_tokens is {length}, but {config.model} has positions for "
-            f"{shape.context} tokens; lower one of them"
+            f"{context} tokens; lower one of them"
         )
-    own = _on_cpu(shape.config.architectures or []) if device.type == "cpu" else _on_gpu(rollout.sleep)
+    own = _on_cpu(model.architectures or []) if device.type == "cpu" else _on_gpu(rollout.sleep)
     try:
         return LLM(
             config.model,
@@ -188,9 +192,9 @@ def _start(config: Config, device: torch.device) -> Any:
             trust_remote_code=config.policy.trust_remote_code,
             dtype=str(dtype).removeprefix("torch."),
             max_model_len=length,
-            max_num_seqs=running_sequences(config),
+            max_num_seqs=rollout.running_sequences,
             max_num_batched_tokens=max(VLLM_BATCHED_TOKENS, length),
-            kv_cache_memory_bytes=_kv_bytes(config, shape.kv_bytes * dtype.itemsize // 2, device),
+            kv_cache_memory_bytes=_kv_bytes(config, kv_bytes(text, dtype.itemsize), device),
             logprobs_mode="processed_logprobs",
             **own,
         )
@@ -217,14 +221,20 @@ def _on_cpu(architectures: list[str]) -> dict[str, Any]:
     return {"enforce_eager": True, "block_size": CPU_BLOCK, "enable_chunked_prefill": False}
 
 
+def kv_bytes(text: PreTrainedConfig, element: int) -> int:
+    """Keys and values of one token in all layers, at `element` bytes a number."""
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return 2 * element * text.num_hidden_layers * text.num_key_value_heads * head
+
+
 def _kv_bytes(config: Config, token: int, device: torch.device) -> int:
     """rollout.kv_gib, which a training run gets from its plan; else what all running sequences can fill (`token` bytes
     each), within half of what is free."""
     if config.rollout.kv_gib is not None:
         return int(config.rollout.kv_gib * GIB)
-    sequence = token * (full_length(config) + CPU_BLOCK)
+    sequence = token * (config.rollout.longest_sequence + CPU_BLOCK)
     room = torch.cuda.mem_get_info()[0] / 2 if device.type == "cuda" else CPU_KV_GIB * GIB
-    return int(max(sequence, min(sequence * running_sequences(config), room)))
+    return int(max(sequence, min(sequence * config.rollout.running_sequences, room)))
 
 
 def _empty_cache(device: torch.device) -> None:

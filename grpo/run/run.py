@@ -15,7 +15,6 @@ import torch
 from tqdm import tqdm
 
 from grpo.config import Config
-from grpo.experience import completion_metrics
 from grpo.run import files, terminal
 from grpo.run.checkpoint import Checkpoints
 from grpo.run.resume import TrainingState
@@ -256,6 +255,18 @@ def completion_rows(
         for g, group in enumerate(groups)
         for i, completion in enumerate(group.completions)
     ]
+
+
+def completion_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """Lengths in tokens, and the shares of truncated and of distinct completions."""
+    completions = [completion for group in groups for completion in group.completions]
+    lengths = [len(completion.ids) for completion in completions]
+    return {
+        "completion/tokens_mean": sum(lengths) / len(lengths),
+        "completion/tokens_max": max(lengths),
+        "completion/truncated": sum(c.finish_reason == "length" for c in completions) / len(completions),
+        "completion/unique": len({c.ids for c in completions}) / len(completions),
+    }
 
 
 def peak_memory_gib(device: torch.device) -> float:

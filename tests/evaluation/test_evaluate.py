@@ -8,8 +8,7 @@ import pytest
 
 from grpo.config import build
 from grpo.evaluation.held_out import HeldOut, evaluate_problems, summarise
-from grpo.experience import load_reward
-from grpo.rollout import Sampling, request_seed
+from grpo.rollout import Sampling, load_reward, request_seed
 from grpo.types import Completion, Problem
 
 

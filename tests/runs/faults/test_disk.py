@@ -12,7 +12,7 @@ import pytest
 from small_runs import arguments, same_run, start
 
 import train
-from grpo.experience import decode
+from grpo.rollout import decode
 from grpo.run.checkpoint import find_damage
 
 MIB = 2**20
@@ -106,7 +106,7 @@ def test_the_disk_is_full_when_a_step_is_recorded(tmp_path, disk, undisturbed):
                         pass
             return decode(*args)
 
-        train.experience.decode = decode_and_fill
+        train.decode = decode_and_fill
 
     child = start(arguments(disk.path, "run", steps=3, checkpoint__every=1), tmp_path / "log", fill)
     assert child.wait() == 2, child.output()

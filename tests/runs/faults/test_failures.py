@@ -15,7 +15,6 @@ import torch
 from small_runs import arguments, rows, same_run, start, wait_until, weights
 
 import train
-from grpo import experience
 from grpo.learner import Learner
 from grpo.rollout.torch_engine import TorchEngine
 
@@ -167,7 +166,7 @@ def test_verifier_workers_are_killed(tmp_path, monkeypatch):
         start(
             arguments(tmp_path, "killed_workers", **settings),
             tmp_path / "log",
-            lambda: on_call(experience, "score", 2, murder),
+            lambda: on_call(train, "score", 2, murder),
         ),
     ]
     assert [child.wait() for child in children] == [0, 0], children[1].output()
