@@ -78,7 +78,7 @@ class RewardConfig(Section):
     beta: float = Field(0.5, ge=0)
     """Weight of format: the layout that goes with reward.verifier."""
     gamma: float = Field(0.5, ge=0)
-    """Weight of reflect: the verdict on the own answer is true."""
+    """Weight of reflect: the last verdict word of the reflection on the own answer is true."""
     verifier: Literal["box", "last_number", "answer_tag"] = "box"
     """What the answer is, in training and in held-out figures: the last box (format: think, box and reflection, once
     each, in order), the last number (format: one box), or the last <answer> block (format: think, then answer)."""

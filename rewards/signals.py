@@ -151,7 +151,7 @@ _ANSWERS: dict[str, tuple[Callable[[str], str | None], Callable[[str], bool]]] =
 # A negation reaches a verdict word over these words only, so that "I did not check; it is correct" stays "correct".
 _BETWEEN = (
     r"(?:a|all|always|an|answer|as|at|be|been|being|believe|box|boxed|completely|consider|considered|entirely|even|exactly|"
-    r"feel|final|fully|given|has|have|in|indeed|is|it|mathematically|mine|my|necessarily|our|quite|really|result|say|seem|"
+    r"feel|final|fully|given|has|have|in|indeed|is|it|mathematically|mine|my|necessarily|our|possibly|quite|really|result|say|seem|"
     r"seems|simply|solution|that|the|this|think|to|totally|truly|was|were|value|yet)"
 )
 _GAP = r"[^\w.,;:!?]+"  # within one clause
@@ -163,19 +163,34 @@ _VERDICT = re.compile(
     r"(?!\W+(?:triangles?|angles?|angled|hand|side|sides)\b)",
     re.IGNORECASE,
 )
-_DOUBT = re.compile(r"(?:\bnot|n['’]t)\s+(?:\w+\s+)?(?:sure|certain|clear|confident|know)\b", re.IGNORECASE)
+_DOUBT = re.compile(
+    r"(?:\bnot|n['’]t)\s+(?:\w+\s+)?(?:sure|certain|clear|confident|know)\b"
+    r"|(?<!no )(?<!not )(?<!n['’]t )(?<!out )(?<!out a )(?<!out any )"
+    r"\b(?:doubt\w*|possibly|maybe|perhaps|may|might|whether|if|either|neither|unsure|uncertain|unclear|unlikely)\b",
+    re.IGNORECASE,
+)
+_CHOICE = re.compile(r"\bor\s+(?:not|right|correct|accurate|wrong|incorrect|inaccurate|false)\b", re.IGNORECASE)
+_SENTENCE = re.compile(r"(?:[^.!?\n]|[.!?](?=\w))+[.!?\n]*")
+_CLAUSE = re.compile(r"[,;:]")
 
 
 def verdict(reflection: str) -> Verdict | None:
-    """ "correct", "wrong", or None where the reflection says neither, both, or that it does not know."""
-    if len(reflection) > MAX_REFLECTION or _DOUBT.search(reflection):
+    """What the last verdict word says, "correct" or "wrong"; None where there is none but in questions and doubts.
+
+    A doubt ("not sure", "maybe", "if") takes away the verdicts that follow it in its clause.
+    """
+    if len(reflection) > MAX_REFLECTION:
         return None
-    said = set()
-    for match in _VERDICT.finditer(reflection):
-        said.add((match["correct"] is not None) == (match["negation"] is None))
-    if len(said) != 1:
-        return None
-    return "correct" if said.pop() else "wrong"
+    said = None
+    for sentence in _SENTENCE.findall(reflection):
+        if sentence.rstrip().endswith("?"):
+            continue
+        for clause in _CLAUSE.split(sentence):
+            doubt = _DOUBT.search(clause)
+            sure = clause[: doubt.start()] if doubt else clause
+            for match in () if _CHOICE.search(clause) else _VERDICT.finditer(sure):
+                said = "correct" if (match["correct"] is None) != (match["negation"] is None) else "wrong"
+    return said
 
 
 def check_answer_from(name: str) -> AnswerFrom:
@@ -218,7 +233,7 @@ class MultiSignalMathReward:
 
     def _score(self, layout: Layout, outcome: str) -> Score:
         correct = outcome == "correct"
-        true_verdict = layout.verdict == ("correct" if correct else "wrong")
+        true_verdict = outcome != "no_answer" and layout.verdict == ("correct" if correct else "wrong")
         signals = {"verify": float(correct), "format": float(layout.format), "reflect": float(true_verdict)}
         total = sum(self.weights[name] * signals[name] for name in SIGNALS)
         return Score(total, signals, layout.answer, layout.verdict, outcome)

@@ -30,7 +30,7 @@ TABLE = [
     ("", "12.8", (0, 0, 0)),
     # a box only inside <think> or only inside <reflection> is no answer
     (r"<think>\boxed{12.8}</think> so it is. <reflection>correct</reflection>", "12.8", (0, 0, 0)),
-    (r"<think>\boxed{12.8}</think> so it is. <reflection>wrong</reflection>", "12.8", (0, 0, 1)),
+    (r"<think>\boxed{12.8}</think> so it is. <reflection>wrong</reflection>", "12.8", (0, 0, 0)),
     (r"<think>a</think> b <reflection>\boxed{12.8} is correct</reflection>", "12.8", (0, 0, 0)),
     (r"<think>a</think> b <reflection>hm</reflection> \boxed{12.8}", "12.8", (0, 0, 0)),
     (r"<think>a \boxed{12.8}", "12.8", (0, 0, 0)),
@@ -41,7 +41,7 @@ TABLE = [
     (GOOD + "x", "12.8", (1, 0, 1)),
     (r"<think> </think>\boxed{12.8}<reflection>correct</reflection>", "12.8", (1, 0, 1)),
     (r"<think>a</think>\boxed{12.8}<reflection> </reflection>", "12.8", (1, 0, 0)),
-    (r"<think>a</think>\boxed{ }<reflection>wrong</reflection>", "12.8", (0, 0, 1)),
+    (r"<think>a</think>\boxed{ }<reflection>wrong</reflection>", "12.8", (0, 0, 0)),
     (r"<think>a</think>\boxed{12.8}<reflection>correct", "12.8", (1, 0, 0)),
     (r"<think>a</think><think>b</think>\boxed{12.8}<reflection>correct</reflection>", "12.8", (1, 0, 1)),
     (GOOD + GOOD, "12.8", (1, 0, 0)),

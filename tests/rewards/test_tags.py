@@ -109,9 +109,9 @@ VERDICTS = [
     ("There is nothing wrong with it.", "correct"),
     ("Checked, no mistake: correct", "correct"),
     ("It is correct, and right.", "correct"),
-    ("Is it wrong? It is correct", None),
+    ("Is it wrong? It is correct", "correct"),
     ("I did not check all cases; it is correct.", "correct"),
-    ("correct. wrong.", None),
+    ("correct. wrong.", "wrong"),
     ("It is either right or wrong.", None),
     ("It is neither right nor wrong.", None),
     ("I am not sure that it is correct.", None),
@@ -121,6 +121,16 @@ VERDICTS = [
     ("Computed correctly, I hope.", None),
     ("uncorrect", None),
     ("Looks fine.", None),
+    # the last verdict word counts, and a question or a doubt is none
+    ("The first try was wrong, the final one is correct", "correct"),
+    ("It cannot possibly be correct", "wrong"),
+    ("I doubt it is correct", None),
+    ("No doubt it is correct", "correct"),
+    ("Is it correct? No.", None),
+    ("Is it right that x = 12.8?", None),
+    ("I was not sure, but now it is correct.", "correct"),
+    ("Let me check if it is wrong.\nVerdict: correct", "correct"),
+    ("correct or not", None),
     ("", None),
 ]
 
