@@ -11,11 +11,16 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
+from grpo.arguments import default_preset, parse_args
+from grpo.config import Config
+from grpo.errors import TrainingStopped, UserError, answer_early, printable
+
+if __name__ == "__main__":  # --help and wrong arguments are answered here, before torch and transformers are imported
+    answer_early(parse_args, sys.argv[1:])
+
 import torch
 
 from grpo.advantage import compute_advantages
-from grpo.config import Config, parse_args
-from grpo.errors import TrainingStopped, UserError
 from grpo.evaluation.held_out import HeldOut
 from grpo.learner import Learner
 from grpo.packing import samples
@@ -27,7 +32,7 @@ from grpo.problems import draw, load_problems
 from grpo.rollout import Sampling, decode, load_reward, make_engine, rollout, score
 from grpo.run.resume import TrainingState, is_finished, set_seed, settle
 from grpo.run.run import Run
-from grpo.run.terminal import Interrupted, hold_interruptions, interruptible, plot_run, printable, say
+from grpo.run.terminal import Interrupted, hold_interruptions, interruptible, plot_run, say
 
 
 def train(config: Config, resumed: Path | None = None) -> Run:
@@ -108,14 +113,6 @@ def choose_device(config: Config) -> torch.device:
             "device is cuda but torch sees no CUDA device; use --device cpu, or --preset cpu for the built-in model"
         )
     return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def default_preset() -> tuple[str, str]:
-    """What fits this machine when no preset is named, and why."""
-    if not torch.cuda.is_available():
-        return "cpu", "because torch sees no GPU here"
-    card = torch.cuda.get_device_properties(0)
-    return ("h100" if card.total_memory > 60e9 else "l4"), f"because this machine has a {card.name}"
 
 
 def main(argv: list[str]) -> int:

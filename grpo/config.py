@@ -1,16 +1,17 @@
-"""How the settings of a run come about: defaults, a preset that holds only what differs, the command line on top.
+"""How the settings of a run come about: defaults, a preset that holds only what differs, overrides on top.
 
-`python train.py --preset cpu --learner.lr 2e-4` reads configs/cpu.yaml, lays the override on top, checks the whole and
-freezes it. Whatever is wrong is one UserError line that names the nearest valid word.
+configs/cpu.yaml, a file of the user's own and the command line are laid on the defaults in that order; the whole is
+checked and frozen. Whatever is wrong is one UserError line that names the nearest valid word.
 """
 
 from __future__ import annotations
 
-import argparse
 import difflib
-from collections.abc import Iterable, Sequence
+import os
+import reprlib
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -40,7 +41,6 @@ __all__ = [
 ]
 
 PRESETS = Path(__file__).resolve().parent.parent / "configs"
-SHORT = {"policy.quant": "--quant", "eval.every": "--eval_every"}
 RENAMED = {
     "gap_limit": "rollout.mismatch_limit",
     "skip_zero_spread": "learner.skip_zero_variance",
@@ -49,62 +49,80 @@ RENAMED = {
 """A setting's old name, without its section -> what it is called now."""
 WEIGHTS = ("reward.alpha", "reward.beta", "reward.gamma")
 
-
-class Command(NamedTuple):
-    """What the command line asked for, beside the settings."""
-
-    config: Config
-    resume: str | None
-    check: bool
-    overrides: dict[str, str]
-    preset: str | None = None
-    """As typed; the settings of a run that is continued are compared with it."""
-
-
-def parse_args(argv: Sequence[str], default_preset: str) -> Command:
-    """The command line as a checked Config. `--data-dir` and `--data_dir` are the same option."""
-    cli = parser()
-    cli.error = _raise  # argparse itself would print its usage and exit
-    given, unknown = cli.parse_known_args([_underscores(word) for word in argv])
-    if unknown:
-        word = unknown[0].partition("=")[0]
-        options = [option for action in cli._actions for option in action.option_strings]
-        raise UserError(_unknown("option", word, options))
-    given = vars(given)
-    resume, check, preset = (given.pop(name, None) for name in ("resume", "check", "preset"))
-    # A run that is continued has its settings in its own folder.
-    config = Config() if resume is not None else build(preset or default_preset, given)
-    return Command(config, resume, bool(check), given, preset)
+SHOWN = reprlib.Repr()
+SHOWN.maxstring, SHOWN.maxother, SHOWN.maxlevel = 200, 200, 2
+"""How a wrong value is shown: whole where it is short, and never endlessly."""
 
 
 def build(preset: str | None, overrides: dict[str, str]) -> Config:
     """The preset's file, REWARD_WEIGHTS where it is set, and the overrides on top, checked."""
-    return overridden(parse(_preset(preset)) if preset is not None else Config(), overrides)
+    return overridden(parse({}, _preset(preset)) if preset is not None else Config(), overrides)
 
 
-def overridden(config: Config, overrides: dict[str, str]) -> Config:
+def overridden(config: Config, overrides: dict[str, Any]) -> Config:
     """REWARD_WEIGHTS where it is set, and the overrides on top."""
+    return changed(config, env_weights() | overrides)
+
+
+def env_weights() -> dict[str, float]:
+    """REWARD_WEIGHTS as dotted settings; empty where it is not set."""
+    if "REWARD_WEIGHTS" not in os.environ:
+        return {}
     try:
-        weights = weights_from_env((config.reward.alpha, config.reward.beta, config.reward.gamma))
+        return dict(zip(WEIGHTS, weights_from_env(), strict=True))
     except ValueError as error:
         raise UserError(str(error)) from None
-    return changed(config, dict(zip(WEIGHTS, weights, strict=True)) | overrides)
 
 
 def _preset(name: str) -> dict[str, Any]:
     names = sorted(path.stem for path in PRESETS.glob("*.yaml"))
     if name not in names:
         raise UserError(f"unknown preset {name!r}; there are {', '.join(names)}{nearest(name, names)}")
-    tree = yaml.safe_load((PRESETS / f"{name}.yaml").read_text()) | {"preset": name}
-    for section, key in (
-        (tree, "model"),
-        (tree, "data"),
-        (tree.get("eval", {}), "data"),
-        (tree.get("eval", {}), "test"),
-    ):
-        beside = PRESETS.parent / section.get(key, "")
-        if key in section and beside.exists() and not Path(section[key]).exists():  # started from another folder
-            section[key] = str(beside)
+    settings = leaves_of(PRESETS / f"{name}.yaml")
+    for key in ("model", "data", "eval.data", "eval.test"):
+        beside = PRESETS.parent / str(settings.get(key, ""))
+        if key in settings and beside.exists() and not Path(settings[key]).exists():  # started from another folder
+            settings[key] = str(beside)
+    return settings | {"preset": name}
+
+
+def leaves_of(path: str | Path) -> dict[str, Any]:
+    """Dotted name -> value of a YAML file; UserError where it holds no settings or one that does not exist."""
+    settings: dict[str, Any] = {}
+    known = fields()
+    sections = {name.rpartition(".")[0] for name in known}
+
+    def walk(tree: dict, prefix: str) -> None:
+        for key, value in tree.items():
+            name = f"{prefix}{key}"
+            if name in sections:
+                if not isinstance(value, dict):
+                    raise UserError(f"{path}: {name} is a section; write its settings below it, one a line, indented")
+                walk(value, f"{name}.")
+            elif name in known:
+                settings[name] = value
+            else:
+                raise UserError(f"{path}: {unknown('setting', name, known)}")
+
+    walk(read_yaml(path), "")
+    return settings
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML file of named values; UserError with one line for anything else. A byte order mark is read over."""
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text; save it as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        what = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        raise UserError(f"{path}{where} is not YAML: {what}") from None
+    if not isinstance(tree, dict) or not tree:
+        raise UserError(f"{path} holds no settings; write them as in configs/cpu.yaml, one a line: steps: 60")
     return tree
 
 
@@ -119,7 +137,7 @@ def parse(tree: dict[str, Any], overrides: dict[str, Any] | None = None) -> Conf
     leaves = fields()
     for dotted, value in (overrides or {}).items():
         if dotted not in leaves:
-            raise UserError(_unknown("setting", dotted, leaves))
+            raise UserError(unknown("setting", dotted, leaves))
         section, _, leaf = dotted.rpartition(".")
         none = value == "none" and leaves[dotted].default is None
         (tree.setdefault(section, {}) if section else tree)[leaf] = None if none else value
@@ -151,7 +169,7 @@ def flat(config: Config) -> dict[str, Any]:
 
 def short(config: Config) -> str:
     """One line: the preset and whatever differs from it, as it would be typed."""
-    plain = flat(Config() if config.preset == "none" else parse(_preset(config.preset)))
+    plain = flat(Config() if config.preset == "none" else parse({}, _preset(config.preset)))
     words = [f"--{name} {typed(value)}" for name, value in flat(config).items() if value != plain[name]]
     return " ".join([f"--preset {config.preset}", *words])
 
@@ -161,65 +179,28 @@ def typed(value: Any) -> str:
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _unknown(kind: str, word: str, known: Iterable[str]) -> str:
+def unknown(kind: str, word: str, known: Iterable[str]) -> str:
     """The line for a name that does not exist: its new name where it had another, else the nearest that does."""
     dashes, leaf = "--" * word.startswith("--"), word.lstrip("-").rpartition(".")[2]
     if leaf in RENAMED:
         return f"{word} is now called {dashes}{RENAMED[leaf]}; use that name"
     same_leaf = [name for name in known if name.rpartition(".")[2] == leaf]  # --lr: --learner.lr
-    return f"unknown {kind} {word}{nearest(word, same_leaf or known)}"
+    return f"unknown {kind} {word}{nearest(word, same_leaf, cutoff=0) or nearest(word, known)}"
 
 
-def nearest(word: str, words: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.4)
+def nearest(word: str, words: Iterable[str], cutoff: float = 0.4) -> str:
+    close = difflib.get_close_matches(word, list(words), n=1, cutoff=cutoff)
     return f"; did you mean {close[0]}?" if close else ""
-
-
-def parser() -> argparse.ArgumentParser:
-    """`--help` from the fields' docstrings."""
-    cli = argparse.ArgumentParser(
-        prog="train.py",
-        description="GRPO on one GPU, or on a CPU with the built-in tiny model.",
-        epilog="python train.py --preset cpu | --preset l4 | --preset h100",
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-    )
-    cli.add_argument("--preset", help="cpu, l4 or h100. Without it: what fits the machine")
-    cli.add_argument("--resume", help="continue the run in this folder, or the newest one: auto")
-    cli.add_argument("--check", action="store_true", help="load nothing big; print what would run and what is wrong")
-    groups: dict[str, Any] = {}
-    for dotted, field in fields().items():
-        if dotted == "preset":
-            continue
-        section, _, leaf = dotted.rpartition(".")
-        group = groups.setdefault(section, cli.add_argument_group(section or "run"))
-        names = [f"--{dotted}", *filter(None, [SHORT.get(dotted)])]
-        text = f"{field.description} [{typed(field.default)}]".replace("%", "%%").replace("\n", " ")
-        flag = {"nargs": "?", "const": "true"} if field.annotation is bool else {}
-        group.add_argument(*names, dest=dotted, metavar=leaf.upper(), help=text, **flag)
-    return cli
-
-
-def _raise(message: str) -> None:
-    raise UserError(message)
-
-
-def _underscores(word: str) -> str:
-    """--learner.token-budget=4096 -> --learner.token_budget=4096"""
-    if not word.startswith("--"):
-        return word
-    name, equals, value = word.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value
 
 
 def _one_line(error: ValidationError, leaves: dict[str, FieldInfo]) -> str:
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        return _unknown("setting", name, leaves)
+        return unknown("setting", name, leaves)
     if not name:  # a cross-field check, whose message names its fields
         return first["msg"].removeprefix("Value error, ")
-    message = f"{name} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    message = f"{name} is {SHOWN.repr(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}"
     if first["type"] == "literal_error":
         message += nearest(str(first["input"]), get_args(leaves[name].annotation))
     return message

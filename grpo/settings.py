@@ -38,7 +38,7 @@ class RolloutConfig(Section):
     """auto: vllm where it is installed, else the plain PyTorch sampler."""
     problems: int = Field(128, ge=1)
     """Problems drawn per step; each becomes one group."""
-    group: int = Field(8, ge=2)
+    group: int = Field(8, ge=2, le=65_536)
     """Completions per problem. At least 2: the advantage of a group of one is undefined."""
     temperature: float = Field(1.0, gt=0, le=10)
     """The sampling temperature. The trainer's logprobs are of logits / temperature as well."""
@@ -175,9 +175,9 @@ class Config(Section):
     """Data order, sampling and initialisation follow from it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
-    threads: int = Field(0, ge=0)
+    threads: int = Field(0, ge=0, le=1024)
     """torch's CPU threads. 0: torch's own choice. Two threads beside another busy process are slower than one."""
-    name: str | None = Field(None, pattern=r"^[\w.-]+$")
+    name: str | None = Field(None, pattern=r"^[\w-][\w.-]*$", max_length=100)
     """The run's folder is out/name. none: preset, data and time."""
     out: str = "runs"
     """Where run folders are made."""

@@ -7,7 +7,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo.config import PRESETS, build, changed, fields, flat, nearest, parse, parse_args, parser, short, typed
+from grpo.arguments import parse_args, parser
+from grpo.config import PRESETS, build, changed, fields, flat, nearest, parse, short, typed
 from grpo.errors import UserError
 from grpo.settings import Config
 
@@ -97,6 +98,8 @@ def test_none_only_where_none_is_a_value():
         (("--learner.clip_low", "1"), "learner.clip_low is '1': input should be less than 1"),
         (("--quiet", "maybe"), "quiet is 'maybe': input should be a valid boolean"),
         (("--name", "a/b"), "name is 'a/b'"),
+        (("--name", "x" * 101), "at most 100 characters"),
+        (("--rollout.group", "100000000"), "less than or equal to 65536"),
     ],
 )
 def test_bad_input_is_one_line_that_says_what_would_be_good(argv, message):

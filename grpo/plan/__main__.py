@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from grpo.config import parse_args
+from grpo.arguments import parse_args
 from grpo.errors import UserError
 from grpo.plan import check_fits, make_plan, resolve_quant
 from grpo.plan.duration import card_named, this_card

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 
-from grpo.config import Command, Config, build, changed, flat, overridden, parse, typed
+from grpo.arguments import Command
+from grpo.config import Config, build, changed, flat, overridden, parse, read_yaml, typed
 from grpo.errors import UserError
 from grpo.learner import Learner
 from grpo.policy import Policy
@@ -92,12 +92,7 @@ def find_run(resume: str, fresh: Config | None) -> Path | None:
 
 
 def read_config(folder: Path) -> Config:
-    try:
-        tree = yaml.safe_load((folder / "config.yaml").read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read {folder / 'config.yaml'}: {str(error).splitlines()[0]}") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"{folder / 'config.yaml'} holds no settings")
+    tree = read_yaml(folder / "config.yaml")
     try:
         return parse(tree)
     except UserError as error:

@@ -7,7 +7,6 @@ import signal
 import sys
 import threading
 import time
-import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from grpo.errors import printable
 from grpo.run.files import read_rows
 
 if TYPE_CHECKING:
@@ -24,30 +24,11 @@ if TYPE_CHECKING:
 
 LONGEST = 1200
 """Characters of a completion that are shown; the rest is in completions/."""
-SEPARATORS = "\u2028\u2029"
 
 
 def say(message: str) -> None:
     """One line on stderr, above the progress bar where there is one."""
     tqdm.write(printable(message), file=sys.stderr)
-
-
-def printable(text: str) -> str:
-    """The text with everything that could steer a terminal spelled out: only newline and tab keep their effect.
-
-    Covers control characters (escape sequences, carriage return), format characters (those that reverse the direction
-    of writing), lone surrogates and private or unassigned code points.
-    """
-    return "".join(character if _harmless(character) else _spelled(character) for character in text)
-
-
-def _harmless(character: str) -> bool:
-    return character in "\n\t" or (unicodedata.category(character)[0] != "C" and character not in SEPARATORS)
-
-
-def _spelled(character: str) -> str:
-    code = ord(character)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def step_line(metrics: dict[str, float], limit: int | None = None) -> str:

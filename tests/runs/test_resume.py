@@ -16,7 +16,8 @@ import yaml
 from small_runs import SMALL, arguments, completions, rows, same_run, weights
 
 import train
-from grpo.config import Command, Config, changed, fields
+from grpo.arguments import Command
+from grpo.config import Config, changed, fields
 from grpo.run.resume import FREE, ROUNDING, read_config, settle
 
 LORA = {"policy.lora_rank": 4, "policy.lora_alpha": 8, "learner.skip_zero_variance": "false", "learner.kl_coef": 0.01}

@@ -1,0 +1,106 @@
+"""The command line as settings. Nothing here imports torch at the start: help and mistakes are answered at once."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from grpo.config import Config, build, env_weights, fields, flat, leaves_of, typed, unknown
+from grpo.errors import UserError
+
+SHORT = {"policy.quant": "--quant", "eval.every": "--eval_every"}
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # NVIDIA, NVIDIA under WSL, AMD
+
+
+class Command(NamedTuple):
+    """What the command line asked for, beside the settings."""
+
+    config: Config
+    resume: str | None
+    check: bool
+    overrides: dict[str, str]
+    preset: str | None = None
+    """As typed; the settings of a run that is continued are compared with it."""
+
+
+def parse_args(argv: Sequence[str], otherwise: str | None = None) -> Command:
+    """The command line as a checked Config. `--data-dir` and `--data_dir` are the same option; --help prints and exits.
+
+    `otherwise` is the preset where none is named (None: what fits this machine).
+    """
+    cli = parser()
+    cli.error = _raise  # argparse itself would print its usage and exit
+    namespace, strange = cli.parse_known_args([_underscores(word) for word in argv])
+    given = vars(namespace)
+    if given.pop("help", False):
+        print(parser(given.get("preset") or otherwise or default_preset()[0]).format_help(), end="", flush=True)
+        raise SystemExit(0)
+    if strange:
+        word = strange[0].partition("=")[0]
+        options = [option for action in cli._actions for option in action.option_strings]
+        raise UserError(unknown("option", word, options))
+    resume, check, preset, file = (given.pop(name, None) for name in ("resume", "check", "preset", "config"))
+    if file is not None:
+        own = leaves_of(file)
+        named = own.pop("preset", None)  # the settings of a run name the preset that they came from
+        preset = preset or named
+        given = own | {name: value for name, value in env_weights().items() if name in own} | given
+    # A run that is continued has its settings in its own folder.
+    config = Config() if resume is not None else build(preset or otherwise or default_preset()[0], given)
+    return Command(config, resume, bool(check), given, preset)
+
+
+def default_preset() -> tuple[str, str]:
+    """What fits this machine when no preset is named, and why. torch is asked only where there is a GPU's device."""
+    if any(map(Path.exists, map(Path, GPU_DEVICES))):
+        import torch
+
+        if torch.cuda.is_available():
+            card = torch.cuda.get_device_properties(0)
+            return ("h100" if card.total_memory > 60e9 else "l4"), f"because this machine has a {card.name}"
+    return "cpu", "because this machine has no GPU that torch can use"
+
+
+def parser(preset: str | None = None) -> argparse.ArgumentParser:
+    """The options, from the fields' docstrings, with the values of a preset where one is named."""
+    values = flat(build(preset, {}))
+    shown = f"the values of --preset {preset}; --preset NAME --help shows another's" if preset else "the defaults"
+    cli = argparse.ArgumentParser(
+        prog="train.py",
+        usage="train.py [--preset NAME] [--config FILE.yaml] [--resume RUN] [--check] [--SETTING VALUE ...]",
+        description=f"GRPO on one GPU, or on a CPU with the built-in tiny model. In [brackets]: {shown}.",
+        epilog="python train.py --preset cpu | --preset l4 | --preset h100",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        add_help=False,  # printed by parse_args, which knows the preset
+    )
+    cli.add_argument("-h", "--help", action="store_true", help="this text")
+    cli.add_argument("--preset", help="cpu, l4 or h100. Without it: what fits the machine")
+    cli.add_argument("--config", metavar="FILE.yaml", help="settings of one's own, on top of the preset")
+    cli.add_argument("--resume", help="continue the run in this folder, or the newest one: auto")
+    cli.add_argument("--check", action="store_true", help="load nothing big; print what would run and what is wrong")
+    groups: dict[str, Any] = {}
+    for dotted, field in fields().items():
+        if dotted == "preset":
+            continue
+        section, _, leaf = dotted.rpartition(".")
+        group = groups.setdefault(section, cli.add_argument_group(section or "run"))
+        names = [f"--{dotted}", *filter(None, [SHORT.get(dotted)])]
+        text = f"{field.description} [{typed(values[dotted])}]".replace("%", "%%").replace("\n", " ")
+        flag = {"nargs": "?", "const": "true"} if field.annotation is bool else {}
+        group.add_argument(*names, dest=dotted, metavar=leaf.upper(), help=text, **flag)
+    return cli
+
+
+def _raise(message: str) -> None:
+    raise UserError(message)
+
+
+def _underscores(word: str) -> str:
+    """--learner.token-budget=4096 -> --learner.token_budget=4096"""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
