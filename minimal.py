@@ -24,7 +24,7 @@ What is left out of GRPO (arXiv 2402.03300) and PPO (arXiv 1707.06347), why, and
     packing          a quarter of the tokens are padding here; it may be most   grpo/packing.py: pack
     bfloat16         float32 weights can take small steps without masters       grpo/optim.py: Optimizer
     a fast sampler   vLLM, and a check that it holds the present weights        grpo/rollout/__init__.py: rollout
-    a verifier       comparing strings is enough for sums of whole numbers      rewards/verify.py: Verifier
+    a verifier       comparing strings is enough for sums of whole numbers      rewards/verifier.py: Verifier
 """
 
 import re
