@@ -1,6 +1,6 @@
-"""What the speed benchmarks share: random models to time, completion lengths, a stopwatch, peak memory.
+"""What the speed benchmarks share: random models to time, completions of given lengths, the loop, a stopwatch.
 
-python benchmarks/common.py --size 1m --out models/1m      # a model folder for --model
+python benchmarks/common.py --size 1m --out models/1m      # a model folder
 """
 
 from __future__ import annotations
@@ -16,14 +16,30 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, Qwen2Config
+
+from data.tiny_base import make_tokenizer
+from grpo.advantage import compute_advantages
+from grpo.config import Config
+from grpo.learner import Learner
+from grpo.packing import samples
+from grpo.plan.duration import causal_pairs, training_flops
+from grpo.policy import Policy, compute_dtype
+from grpo.problems import draw, load_problems
+from grpo.rollout import Sampling, decode, make_engine, rollout, score
+from grpo.run.terminal import Clock
+from grpo.types import Sample
+from rewards import make_reward
 
 REPO = Path(__file__).resolve().parent.parent
 PROBLEMS = REPO / "data" / "arithmetic" / "128.parquet"
+GIB = 2**30
 
 SIZES = {
-    "tiny": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2},
+    "tiny": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 32},  # vLLM's least
     "1m": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 5},
     "vocabulary": {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "vocab_size": 151_936},
     "1.5b": {
@@ -38,22 +54,30 @@ SIZES = {
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 96}
 
 
-def make_config(size: str) -> Qwen2Config:
-    return Qwen2Config(**HEADS | SIZES[size], tie_word_embeddings=True, max_position_embeddings=4096, bos_token_id=None)
+def make_config(size: str, **changes: int) -> Qwen2Config:
+    shape = HEADS | SIZES[size] | changes
+    config = Qwen2Config(**shape, tie_word_embeddings=True, max_position_embeddings=4096, bos_token_id=None)
+    config.architectures = ["Qwen2ForCausalLM"]
+    return config
 
 
 def make_model(size: str, folder: Path) -> Path:
     """A Hugging Face folder with random float32 weights, the built-in model's tokenizer, and a vocabulary filled up."""
-    sys.path.insert(0, str(REPO))
-    from data.tiny_base import make_tokenizer
-
     torch.manual_seed(0)
     config, tokenizer = make_config(size), make_tokenizer()
     tokenizer.add_tokens([f"<{i}>" for i in range(config.vocab_size - len(tokenizer))])
     config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
-    Qwen2ForCausalLM(config).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def make_policy(shape: Qwen2Config, config: Config, device: torch.device) -> Policy:
+    """The run's policy with random weights, made on the device: no file, no wait for a CPU's random numbers."""
+    torch.manual_seed(0)
+    with device:
+        model = AutoModelForCausalLM.from_config(shape, dtype=compute_dtype(config, device))
+    return Policy(model, make_tokenizer(), config.policy, config.learner.logit_chunk, config.learner.kl_coef > 0)
 
 
 def lognormal_lengths(count: int, mean: float, longest: int, seed: int = 0, sigma: float = 0.8) -> list[int]:
@@ -63,28 +87,89 @@ def lognormal_lengths(count: int, mean: float, longest: int, seed: int = 0, sigm
     return [min(longest, max(1, round(rng.lognormvariate(mu, sigma)))) for _ in range(count)]
 
 
-def read_lengths(source: str, count: int, mean: float, longest: int) -> list[int]:
-    """`lognormal`, or a file with one length a line (a JSON list works too)."""
-    if source == "lognormal":
-        return lognormal_lengths(count, mean, longest)
-    return [int(number) for number in Path(source).read_text().replace(",", " ").strip("[] \n").split()]
+def make_samples(lengths: list[int], group: int, prompt_tokens: int, vocabulary: int) -> list[list[Sample]]:
+    """Groups of random completions of these lengths, with advantages of +1 and -1."""
+    rng = random.Random(0)
+
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(rng.choices(range(3, vocabulary), k=count))
+
+    groups = []
+    for start in range(0, len(lengths), group):
+        prompt = ids(prompt_tokens)
+        rows = lengths[start : start + group]
+        groups.append([Sample(prompt, ids(n), (0.0,) * n, rng.choice([-1.0, 1.0])) for n in rows])
+    return groups
+
+
+def make_learner(policy: Policy, config: Config) -> Learner:
+    return Learner(
+        policy,
+        config.learner,
+        temperature=config.rollout.temperature,
+        max_new_tokens=config.rollout.max_new_tokens,
+        mismatch_limit=1e9,  # made-up completions were not sampled from this model
+        steps=config.steps,
+    )
+
+
+def packed_work(learner: Learner, groups: list[list[Sample]]) -> tuple[int, int]:
+    """Tokens that pass through the layers in one forward and backward pass, and the operations that takes."""
+    batches = learner._micro_batches([sample for group in groups for sample in group])
+    tokens = sum(len(batch.input_ids) for batch in batches)
+    pairs = sum(
+        causal_pairs(end - start, prefix_end - prefix)
+        for batch in batches
+        for start, end, prefix, prefix_end in batch.segments.spans
+    )
+    policy = learner.policy
+    predicted = sum(len(batch.targets) for batch in batches)
+    return tokens, training_flops(policy.network.config, tokens, pairs, predicted, frozen=policy.lora)
+
+
+class Loop:
+    """train.py's loop without what it records, on the built-in arithmetic problems."""
+
+    def __init__(self, config: Config, policy: Policy, ignore_eos: bool):
+        self.config, self.policy, self.clock = config, policy, Clock()
+        limit = config.rollout.max_prompt_tokens
+        self.problems = load_problems(str(PROBLEMS), policy.tokenizer, "plain", limit, None)
+        self.reward = make_reward("multi_signal", workers=1)
+        self.learner = make_learner(policy, config)
+        self.engine = make_engine(config, policy.device)
+        self.engine.sync(policy)
+        self.sampling = Sampling(config.rollout.max_new_tokens, config.rollout.temperature, ignore_eos=ignore_eos)
+        self.clock.read()
+
+    def step(self, step: int) -> dict[str, float]:
+        """Seconds by phase, and the completion tokens."""
+        config = self.config
+        with self.clock("rollout"):
+            drawn = draw(self.problems, config.rollout.problems, config.seed, step)
+            groups = rollout(self.engine, drawn, config.rollout.group, self.sampling, config.seed, step)
+        with self.clock("reward"):
+            scores = score(self.reward, groups, decode(self.policy.tokenizer, groups))
+            advantages = compute_advantages(scores, self.reward.weights, config.learner.advantage)
+        with self.clock("learn"):
+            self.engine.sleep()
+            self.learner.update(samples(groups, advantages, config.learner.truncated))
+        with self.clock("sync"):
+            self.engine.sync(self.policy)
+        tokens = sum(len(completion.ids) for group in groups for completion in group.completions)
+        return self.clock.read() | {"tokens": tokens}
+
+    def close(self) -> None:
+        self.engine.close()
+        self.reward.close()
 
 
 def stopwatch(work: Callable[[], object]) -> dict[str, float]:
     """Wall and processor seconds of `work`; on a busy machine the second says more."""
-    cuda = torch.cuda.is_available()
     start, cpu = time.perf_counter(), time.process_time()
     work()
-    if cuda:
+    if torch.cuda.is_available():
         torch.cuda.synchronize()
     return {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
-
-
-def peak_gib() -> float:
-    """The most memory held so far: the GPU's if there is one, else this process's."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def matmul_flops(device: torch.device, seconds: float = 3.0) -> float:
@@ -92,7 +177,10 @@ def matmul_flops(device: torch.device, seconds: float = 3.0) -> float:
     cuda = device.type == "cuda"
     size = 8192 if cuda else 512
     a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if cuda else torch.float32)
-    out, count, start = torch.empty_like(a), 0, time.perf_counter()
+    out = a @ a  # the first product loads the library
+    if cuda:
+        torch.cuda.synchronize()
+    count, start = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - start) < seconds:
         for _ in range(4):
             torch.mm(a, a, out=out)
@@ -102,16 +190,23 @@ def matmul_flops(device: torch.device, seconds: float = 3.0) -> float:
     return 2 * size**3 * count / elapsed
 
 
+def peak_gib() -> float:
+    """The most memory held so far: the GPU's if there is one, else this process's."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / GIB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
 def medians(rows: list[dict[str, float]]) -> dict[str, float]:
     return {name: median(row[name] for row in rows) for name in rows[0]}
 
 
-def show(figures: dict, as_json: bool) -> None:
+def show(figures: dict, as_json: bool = False) -> None:
     if as_json:
         print(json.dumps(figures))
         return
     for name, value in figures.items():
-        print(f"{name:<24} {value:.4g}" if isinstance(value, float) else f"{name:<24} {value}")
+        print(f"{name:<36} {value:.4g}" if isinstance(value, float) else f"{name:<36} {value}")
 
 
 if __name__ == "__main__":

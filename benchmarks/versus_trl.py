@@ -47,7 +47,7 @@ CASES = {
     "step": Case("1m", 16, 8, 64),
     "ragged": Case("1m", 4, 16, 512, ragged=True),
     "vocabulary": Case("vocabulary", 4, 8, 256),
-    "h100": Case("1.5b", 4, 32, 3072, ragged=True, mean=700),  # on a GPU only: see benchmarks/gpu.py
+    "h100": Case("1.5b", 4, 32, 3072, ragged=True, mean=700),  # on a GPU only
     "tiny": Case("tiny", 2, 4, 6),
     "tiny-ragged": Case("tiny", 2, 4, 12, ragged=True, mean=5),
 }
@@ -63,22 +63,30 @@ def answer(step, *arguments) -> None:
 def ours(case: Case, model: str, token_budget: int, logit_chunk: int) -> None:
     import torch
 
-    from benchmarks import learner, step
-    from grpo.config import changed
+    from grpo.config import parse
     from grpo.policy import load_policy
 
-    args = argparse.Namespace(**vars(case), steps=1000, engine="torch", token_budget=token_budget)
-    args.logit_chunk = logit_chunk
-    config = step.make_settings(model, args)
+    torch.set_num_threads(1)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config = parse(
+        {"model": model, "steps": 1000},
+        {
+            "policy.gradient_checkpointing": case.ragged and device.type == "cuda",
+            "rollout.engine": "torch",
+            "rollout.problems": case.problems,
+            "rollout.group": case.group,
+            "rollout.max_new_tokens": case.tokens,
+            "learner.token_budget": token_budget,
+            "learner.logit_chunk": logit_chunk,
+        },
+    )
+    policy = load_policy(config, device)
     if case.ragged:
-        if torch.cuda.is_available():
-            config = changed(config, {"policy.gradient_checkpointing": True})
-        policy = load_policy(config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-        groups = learner.make_samples(case.lengths, case.group, 17, policy.network.config.vocab_size)
-        work = learner.make_learner(policy, config)
+        groups = common.make_samples(case.lengths, case.group, 17, policy.network.config.vocab_size)
+        work = common.make_learner(policy, config)
         answer(common.stopwatch, lambda: work.update(groups))
     else:
-        loop, count = step.Loop(config, ignore_eos=True), iter(range(1, 1000))
+        loop, count = common.Loop(config, policy, ignore_eos=True), iter(range(1, 1000))
         answer(common.stopwatch, lambda: loop.step(next(count)))
         loop.close()
 
