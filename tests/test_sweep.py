@@ -1,0 +1,73 @@
+"""The sweep: a grid of ordinary run folders, and one table over their seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from small_runs import SMALL
+
+from grpo import sweep
+from grpo.errors import UserError
+
+REPO = Path(__file__).resolve().parent.parent
+FAST = {key: value for key, value in SMALL.items() if key != "preset"} | {"steps": 2, "reward.name": "format_only"}
+
+
+def written(tmp_path: Path, **tree) -> Path:
+    file = tmp_path / "sweep.yaml"
+    file.write_text("\n".join(f"{key}: {value!r}" for key, value in tree.items()))
+    return file
+
+
+def test_a_sweep_runs_each_cell_with_each_seed_once_and_goes_on_after_a_failure(tmp_path: Path, capsys):
+    out = tmp_path / "runs"
+    cells = {"works": FAST, "fails": FAST | {"model": "/no/such/model"}}
+    file = written(tmp_path, out=str(out), seeds=[0, 1], cells=cells)
+    assert sweep.main([str(file)]) == 1
+    table = capsys.readouterr().out
+    assert "| works | 2 |" in table
+    assert "| fails | 0 |" in table
+    assert "failed: fails, seed 1: error: " in table
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    assert not (out / "fails-seed0").exists(), "a run that could not start leaves no folder"
+    (out / "works-seed1" / "summary.json").unlink()  # as if it had been killed before its end
+    assert sweep.main([str(file)]) == 1
+    assert capsys.readouterr().out == table
+    assert {p: p.stat().st_mtime_ns for p in (out / "works-seed0").rglob("*")}.items() <= before.items()
+
+
+@pytest.mark.parametrize(
+    ("tree", "words"),
+    [
+        ({"cells": {}}, "empty grid"),
+        ({"grid": {"learner.lr": []}}, "list of values that is not empty"),
+        ({"cells": {"a": {"learner.lrr": 1}}}, "learner.lr"),
+        ({"cells": {"a": {"seed": -1}}, "seeds": [-1]}, "seed"),
+        ({"cell": {"a": {}}}, "cells"),
+        ({"cells": {"a": {}}, "seeds": []}, "seeds is a list"),
+        ({"cells": {"a b": {}, "a-b": {}}}, "share a run folder"),
+    ],
+)
+def test_a_wrong_sweep_is_one_line_before_anything_runs(tmp_path: Path, capsys, tree: dict, words: str):
+    assert sweep.main([str(written(tmp_path, out=str(tmp_path / "runs"), **tree))]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_grid_is_every_combination_of_its_values(tmp_path: Path):
+    found = sweep.read_sweep(written(tmp_path, grid={"learner.lr": [0.1, 0.2], "rollout.group": [4, 8, 16]}))
+    assert len(found.cells) == 2 * 3
+    assert found.cells[-1] == ("lr 0.2, group 16", {"learner.lr": 0.2, "rollout.group": 16})
+
+
+def test_a_file_that_is_not_there_is_one_line():
+    with pytest.raises(UserError, match=r"no/such\.yaml"):
+        sweep.read_sweep("no/such.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((REPO / "configs" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_sweeps_that_are_shipped_can_start(path: Path):
+    assert sweep.read_sweep(path).cells
