@@ -15,7 +15,7 @@ from transformers import Qwen2ForCausalLM
 REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO))
 
-from benchmarks import common, gpu, versus_trl  # noqa: E402
+from benchmarks import common, gpu, roofline, versus_trl  # noqa: E402
 from grpo.packages import installed  # noqa: E402
 from grpo.plan import duration as flops  # noqa: E402
 
@@ -123,3 +123,39 @@ def test_frozen_weights_and_unpredicted_tokens_cost_less():
     attention = flops.forward_flops(config, 0, 5050)
     assert flops.training_flops(config, 100, 5050, frozen=True) == 3 * attention + 2 * (every - attention)
     assert flops.causal_pairs(3, prefix=2) == 3 + 4 + 5  # each of 3 tokens sees the prefix, its elders and itself
+
+
+LIMITS = {"l4": {"megabytes": 160, "microseconds": 760}, "h100": {"megabytes": 111, "microseconds": 70}}
+"""What the learner moves and takes per token at most, on the preset's own card: a ratchet, lowered with the code"""
+
+
+def per_token(preset: str, **options) -> dict[str, float]:
+    """Counted with 2 and with 4 layers, and carried on to the model's 28: each layer adds the same."""
+    config = roofline.settings(preset, **options)
+    few, more = (
+        roofline.per_token(passes, tokens, preset)
+        for passes, _, tokens in (roofline.count(config, layers) for layers in (2, 4))
+    )
+    return {name: few[name] + 13 * (more[name] - few[name]) for name in few}
+
+
+@pytest.mark.parametrize("preset", LIMITS)
+def test_the_learner_moves_no_more_than_it_did(preset):
+    found = per_token(preset)
+    for name, limit in LIMITS[preset].items():
+        assert 0.8 * limit < found[name] < limit, f"{name} is {found[name]:.4g}"
+
+
+def test_matrix_products_are_counted_as_the_plan_counts_them():
+    """Without checkpointing, reference and a second minibatch: 3 forward passes' worth for all weights."""
+    bare = {"policy__gradient_checkpointing": False, "learner__kl_coef": 0, "learner__minibatches_per_rollout": 1}
+    config = roofline.settings("h100", **bare)
+    passes, _, tokens = roofline.count(config, layers=2)
+    shape = roofline.model_config(config.model)
+    shape.num_hidden_layers = 2
+    completions = (tokens - 256) // 768
+    pairs = flops.causal_pairs(256) + completions * flops.causal_pairs(768, 256)
+    expected = flops.training_flops(shape, tokens, pairs, predicted=completions * 768)
+    # The chunked head computes its logits again for the backward pass; flash attention its scores: 5 products, not 4.
+    again = 2 * shape.hidden_size * shape.vocab_size * completions * 768 + 2 * 2 * shape.hidden_size * pairs
+    assert passes.of("bf16") + passes.of("fp32") == pytest.approx(expected + again, rel=1e-3)
