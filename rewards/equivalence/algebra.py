@@ -14,7 +14,7 @@ from sympy.polys.polyerrors import PolynomialError
 from rewards.equivalence.grammar import expression
 from rewards.equivalence.leaf import same_leaf, split_unit, strip_bare_unit, strip_leading_text
 from rewards.equivalence.shape import Node, assignment
-from rewards.equivalence.text import Unreadable
+from rewards.equivalence.text import NotModelled, Unreadable, squeeze
 
 
 def equal(first: sympy.Basic, second: sympy.Basic) -> bool:
@@ -93,6 +93,8 @@ class Exact:
         given = self._answer(answer)
         try:
             expected = expression(truth)
+        except NotModelled:
+            return squeeze(truth) == squeeze(answer)
         except Unreadable:
             return False
         if given is not None and equal(expected, given):
@@ -137,18 +139,20 @@ class Exact:
 
     def point_set(self, truth: Node, answer: Node) -> bool:
         try:
-            given = point_set(answer)
+            given, unknown = point_set(answer), _unknowns(answer)
         except Unreadable as error:
             self.unreadable = str(error)
             return False
         try:
-            expected = point_set(truth)
+            expected, asked = point_set(truth), _unknowns(truth)
         except Unreadable:
+            return False
+        if len(unknown) > 1 or (unknown and asked and unknown != asked):
             return False
         return expected == given or expected.symmetric_difference(given) == sympy.S.EmptySet
 
 
-_TURNED = {">": "<", "\\gt": "<", "\\ge": "\\le", "<": "<", "\\lt": "<", "\\le": "\\le", "=": "=", "\\ne": "\\ne"}
+_TURNED = {">": "<", "\\ge": "\\le", "<": "<", "\\le": "\\le", "=": "=", "\\ne": "\\ne"}
 
 
 def _sides(node: Node) -> list[tuple[sympy.Expr, str]]:
@@ -158,7 +162,7 @@ def _sides(node: Node) -> list[tuple[sympy.Expr, str]]:
     for mark, left, right in zip(node.marks, values, values[1:], strict=False):
         if mark not in _TURNED or not (isinstance(left, sympy.Expr) and isinstance(right, sympy.Expr)):
             raise Unreadable(f"not an equation or inequality: {node.text}")
-        turn = mark in (">", "\\gt", "\\ge")
+        turn = mark in (">", "\\ge")
         sides.append((right - left if turn else left - right, _TURNED[mark]))
     return sides
 
@@ -195,6 +199,14 @@ def point_set(node: Node) -> sympy.Set:
     if node.kind == "leaf" and isinstance(parsed := expression(node.text), sympy.Set):
         return parsed
     raise Unreadable(f"not a set of reals: {node.text}")
+
+
+def _unknowns(node: Node) -> set[sympy.Symbol]:
+    """The unknowns of equations and inequalities in a description of a set; none for intervals."""
+    if node.kind == "relation":
+        leaves = [part for part in node.parts if part.kind == "leaf"]
+        return set().union(*(expression(part.text).free_symbols for part in leaves))
+    return set().union(*map(_unknowns, node.parts))
 
 
 def _equation_set(value: Node) -> sympy.Set:

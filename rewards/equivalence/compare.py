@@ -34,7 +34,7 @@ def same(truth: Node, answer: Node, algebra: Algebra) -> bool:
     truth_named, answer_named = assignment(truth), assignment(answer)
     if truth_named and answer_named:
         if truth_named[0] != answer_named[0]:
-            return algebra.relation(truth, answer)
+            return _same_relation(truth, answer, algebra)
         return same(truth_named[1], answer_named[1], algebra)
     if answer_named and truth.kind != "relation":
         return same(truth, answer_named[1], algebra)
@@ -72,6 +72,8 @@ def is_rounding(exact: Node, decimal: Node, algebra: Algebra) -> bool:
 def _same_leaf(truth: Node, answer: Node, algebra: Algebra) -> bool:
     if answer.kind in ("set", "list") and len(answer.parts) == 1:
         return same(truth, answer.parts[0], algebra)
+    if answer.kind in ("union", "tuple", "relation") and "\\mathbb" in truth.text:
+        return algebra.point_set(truth, answer)
     return answer.kind == "leaf" and algebra.leaf(truth.text, answer.text)
 
 
@@ -116,9 +118,18 @@ def _same_matrix(truth: Node, answer: Node, algebra: Algebra) -> bool:
     )
 
 
+_TURNED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le", "=": "=", "\\ne": "\\ne"}
+
+
 def _same_relation(truth: Node, answer: Node, algebra: Algebra) -> bool:
+    """Side by side, also from the other side; else as equations and inequalities."""
     if answer.kind == "relation":
-        return algebra.relation(truth, answer)
+        turned = tuple(_TURNED.get(mark, mark) for mark in reversed(answer.marks))
+        return (
+            (truth.marks == answer.marks and _in_order(truth.parts, answer.parts, algebra))
+            or (truth.marks == turned and _in_order(truth.parts, answer.parts[::-1], algebra))
+            or algebra.relation(truth, answer)
+        )
     return answer.kind in ("tuple", "union", "list") and algebra.point_set(truth, answer)
 
 

@@ -6,6 +6,7 @@ a mixed number, a product in brackets or an error, never a sum. Model text goes 
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from fractions import Fraction
@@ -14,19 +15,41 @@ from functools import lru_cache
 import sympy
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy
 from latex2sympy2_extended.math_normalization import NormalizationConfig, normalize_latex
+from sympy.core.function import AppliedUndef
 
 from rewards.equivalence.numbers import numeral
-from rewards.equivalence.text import Unreadable
+from rewards.equivalence.text import NotModelled, Unreadable
 
 MAX_DIGITS = 20_000
 """Decimal digits that a number written in an answer may have when it is worked out."""
 _NORMALIZATION = NormalizationConfig(basic_latex=True, malformed_operators=True, boxed="none")
 _CONVERSION = ConversionConfig(lowercase_symbols=False)
-_REFUSED = re.compile(r"\\[lc]?dots(?![A-Za-z])|\.\.|'|\\text\{[^{}]{2,}\}|\\approx|\?|\\degree")
+_REFUSED = re.compile(r"\.\.|'|\\text\{[^{}]{2,}\}|\?")
+_GREEK = (
+    r"\\(?:alpha|beta|gamma|delta|(?:var)?epsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi|rho|sigma|tau|upsilon|phi|"
+    r"varphi|chi|psi|omega|Gamma|Delta|Theta|Lambda|Xi|Sigma|Phi|Psi|Omega|ell|hbar)(?![A-Za-z])"
+)
+_FUNCTION = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi"
+_MODELLED = re.compile(
+    rf"{_GREEK}|\\(?:{_FUNCTION}|lg|frac|cdot|times|div|infty|binom|[lr]floor|[lr]ceil|[lr]?vert|max|min|gcd|sum|int|lim|"
+    r"to|mathbb|emptyset|cup|cap|setminus|text)"
+)
+_SCRIPT = r"_(?:\{(?:[^{}]|\{[^{}]*\})*\}|\\[A-Za-z]+|\w)"
+_NAME = re.compile(
+    rf"\\(?:bar|overline|hat|vec|tilde|dot|ddot)(?:\{{[^{{}}]*\}}| ?\w)(?:{_SCRIPT})?'*"
+    rf"|{_GREEK}(?:{_SCRIPT}'*|'+)|\\gamma(?![A-Za-z])"
+    rf"|(?P<command>\\[A-Za-z]+)|[A-Za-z](?:{_SCRIPT}'*|'+)|[IE]"
+)
+_BOUND = re.compile(r"\\(?:sum|int|lim)(?![A-Za-z])")
+_DERIVATIVE = re.compile(r"\\frac\{d[^{}]*\}\{d ?[A-Za-z\\]|d\[?[A-Za-z]+\]?/d[a-z]")
 _TIDY = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
-        (r"(?<![\\A-Za-z])(sqrt|sin|cos|tan|cot|sec|csc|log|ln|exp|pi)(?![A-Za-z])", r"\\\1"),
+        (r"\bnp\.", ""),
+        (
+            r"(?<![\\A-Za-z])(sqrt|arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|pi)(?![A-Za-z])",
+            r"\\\1",
+        ),
         (r"\\text\{(.?)\}", r"\1"),
         (r"\\[dt]?binom ?([0-9]) ?([0-9])", r"\\binom{\1}{\2}"),
         (r"\\[dt]binom", r"\\binom"),
@@ -64,13 +87,18 @@ class _Exact(_Latex2Sympy):
 
 @lru_cache(maxsize=4096)
 def expression(text: str) -> sympy.Basic:
-    """The expression a cleaned leaf stands for; Unreadable if there is none, or if it is too large to work out."""
-    if _REFUSED.search(text):
-        raise Unreadable(f"not a single expression: {text}")
+    """The expression a cleaned leaf stands for; Unreadable if there is none, or if it is too large to work out.
+
+    NotModelled where sympy would drop a part of the text: such leaves are equal only as texts.
+    """
     for pattern, replacement in _TIDY:
         text = pattern.sub(replacement, text)
+    named = _NAME.sub(_symbol, text)
+    if _REFUSED.search(named):
+        raise Unreadable(f"not a single expression: {text}")
+    _refuse_unmodelled(named, indexed=named != text)
     try:
-        parsed = _Exact(is_real=True, config=_CONVERSION).parse(normalize_latex(text, _NORMALIZATION))
+        parsed = _Exact(is_real=True, config=_CONVERSION).parse(normalize_latex(named, _NORMALIZATION))
         if isinstance(parsed, sympy.Expr):
             digits(parsed)
             parsed = parsed.xreplace({s: sympy.I for s in parsed.free_symbols if s.name == "i"}).doit()
@@ -82,7 +110,36 @@ def expression(text: str) -> sympy.Basic:
         raise Unreadable(f"a {type(parsed).__name__}, not an expression: {text}")
     if parsed.has(sympy.nan, sympy.zoo):
         raise Unreadable(f"not defined: {text}")
+    if isinstance(parsed, sympy.Expr) and (lost := _lost(named, parsed)):
+        raise NotModelled(f"{lost} is lost in {text}")
     return parsed
+
+
+def _symbol(match: re.Match) -> str:
+    r"""A name with an index, a prime or a bar is one symbol: E_0, x', \bar{x}. So are I and E, no constants here."""
+    if match["command"]:
+        return match["command"]
+    name = re.sub(r"[\s{}]|\\text", "", match.group())
+    return f"z_{{{int.from_bytes(hashlib.sha256(name.encode()).digest()[:5])}}}"
+
+
+def _refuse_unmodelled(text: str, indexed: bool) -> None:
+    unknown = [command for command in re.findall(r"\\[A-Za-z]+", text) if not _MODELLED.fullmatch(command)]
+    if unknown or _DERIVATIVE.search(text):
+        raise NotModelled(f"{', '.join(unknown) or 'a derivative'} in {text}")
+    if "\\infty" in text and text.strip("+-") != "\\infty" and not _BOUND.search(text):
+        raise NotModelled(f"arithmetic with infinity in {text}")
+    if indexed and _BOUND.search(text):
+        raise NotModelled(f"an index may be bound in {text}")
+
+
+def _lost(text: str, parsed: sympy.Basic) -> str:
+    """Letters of the text that no name in the parsed expression has: 0 times x, x - x. Bound names may go."""
+    if _BOUND.search(text):
+        return ""
+    kept = {symbol.name for symbol in parsed.free_symbols} | {str(f.func) for f in parsed.atoms(AppliedUndef)}
+    letters = set(re.findall(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", text))) - set("ie")
+    return "".join(sorted(letters - set("".join(kept))))
 
 
 def digits(expr: sympy.Basic) -> float:

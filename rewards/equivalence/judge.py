@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from fractions import Fraction
 from functools import lru_cache
 
@@ -11,7 +12,7 @@ from rewards.equivalence.compare import same
 from rewards.equivalence.leaf import same_leaf, split_unit, word
 from rewards.equivalence.numbers import number, numeral
 from rewards.equivalence.shape import Node, assignment, parse
-from rewards.equivalence.text import Unreadable, check_limits, clean
+from rewards.equivalence.text import NotModelled, Unreadable, check_limits, clean
 
 
 class Undecided(Exception):
@@ -99,7 +100,8 @@ def why_ungradable(truth: str) -> str:
 
     try:
         for leaf in _open_leaves(read(truth)[1]):
-            expression(leaf)
+            with suppress(NotModelled):  # compared as text
+                expression(leaf)
     except Unreadable as error:
         return str(error)
     return "every number counts as right" if all(judge(wrong, truth) == "correct" for wrong in WRONG) else ""

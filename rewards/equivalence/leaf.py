@@ -80,7 +80,8 @@ def word(text: str) -> str | None:
     if not match or match[1] in _FUNCTIONS:
         return None
     letters = " ".join(match[1].split()).lower()
-    if typed or len(letters) >= 4 or (len(letters) == 1 and plain.startswith("(") and plain.endswith(")")):
+    long = len(letters) >= 4 and all(len(part) > 2 for part in letters.split("-"))  # kx-a is a difference
+    if typed or long or (len(letters) == 1 and plain.startswith("(") and plain.endswith(")")):
         return letters
     return None
 

@@ -31,9 +31,10 @@ class Node:
 _LIST = re.compile(r",? ?\\text\{,?(?:or|and)\} ?|,? (?:or|and) |[,;]", re.IGNORECASE)
 _LIST_OF_THOUSANDS = re.compile(_LIST.pattern.replace("[,;]", r";|(?<![0-9]),|,(?![0-9]{3}(?![0-9]))"), re.IGNORECASE)
 _UNION = re.compile(r"\\cup(?![A-Za-z])")
-_RELATION = re.compile(r"[=<>]|\\(?:le|ge|lt|gt|ne|in|approx|equiv|sim)(?![A-Za-z])")
+_RELATION = re.compile(r"[=<>]|\\(?:le|ge|ne|in|approx|equiv|sim)(?![A-Za-z])")
 _NESTING = re.compile(r"\\begin\{|\\end\{|[{(\[]|[})\]]")
-_MATRIX = re.compile(r"\\begin\{([pbB]?matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\}", re.DOTALL)
+_SUCH_THAT = re.compile(r"[A-Za-z](?:\\in(?:\\mathbb\{?| )R\}?)? ?(?:\\mid(?![A-Za-z])|[|:])(.*)")
+_MATRIX = re.compile(r"([-+\w\\{}./]*?)\\begin\{([pbB]?matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{\2\}", re.DOTALL)
 _ROW, _CELL = re.compile(r"\\\\(?:\[[^\]]*\])?"), re.compile(r"&")
 _DEPTH = {"\\begin{": 2, "\\end{": 0} | dict.fromkeys("{([", 1) | dict.fromkeys("})]", -1)
 """What a token adds to the depth; the brace of \\begin{ and \\end{ closes with a token of its own"""
@@ -97,7 +98,9 @@ def _list(text: str, pieces: list[str], marks: list[str]) -> Node:
 def _enclosed(text: str) -> Node | None:
     r"""Matrices, and what stands in (), [], (], [) or \{\} from end to end."""
     if match := _MATRIX.fullmatch(text):
-        rows = [Node("list", row, tuple(parse(cell) for cell in split(row, _CELL)[0])) for row in _rows(match[2])]
+        factor = {"": "", "-": "-"}.get(match[1], f"({match[1]})")
+        cells = [[f"{factor}({cell})" if factor else cell for cell in split(row, _CELL)[0]] for row in _rows(match[3])]
+        rows = [Node("list", " ".join(row), tuple(map(parse, row))) for row in cells]
         return Node("matrix", text, tuple(rows))
     start = 1 if text.startswith("\\{") else 0
     if not text or text[start : start + 1] not in ("{", "(", "[") or closing(text, start) != len(text) - 1:
@@ -105,6 +108,8 @@ def _enclosed(text: str) -> Node | None:
     inside = text[start + 1 : -1]
     if start:
         inside = inside.removesuffix("\\")
+        if condition := _condition(inside):
+            return condition
     if not inside.strip():
         return None
     pieces, marks = _split_list(inside, as_list=", " not in inside)
@@ -118,6 +123,16 @@ def _enclosed(text: str) -> Node | None:
         flat = [inner for part in parts for inner in (part.parts if part.kind == "list" else (part,))]
         return Node("set", text, tuple(flat))
     return Node("tuple", text, tuple(parts), (text[0], text[-1]))
+
+
+def _condition(inside: str) -> Node | None:
+    r"""The condition of x \mid x>3 or x\in\mathbb{R}:x>3 between set braces; None for any other set."""
+    match = _SUCH_THAT.fullmatch(inside.strip())
+    if match is None:
+        return None
+    node = parse(match[1].strip())
+    every = node.kind == "list" and "or" not in " ".join(node.marks)
+    return Node("list", node.text, node.parts, ("and",)) if every else node
 
 
 def _rows(body: str) -> list[str]:

@@ -13,6 +13,15 @@ class Unreadable(ValueError):
     """The text is not an answer this package can read; the message says why."""
 
 
+class NotModelled(Unreadable):
+    """Readable, but the algebra has no model of it and would drop a part. Such leaves are compared as text."""
+
+
+def squeeze(text: str) -> str:
+    """What is compared where only text can be: no white space, and no braces that TeX does not need."""
+    return re.sub(r"\{(\w)\}", r"\1", re.sub(r"\s", "", text))
+
+
 def check_limits(text: str) -> None:
     """Raises Unreadable for what no parser should be asked to read."""
     if len(text) > MAX_CHARS:
@@ -38,6 +47,7 @@ _CHARACTERS = str.maketrans(
     }
 )  # fmt: skip
 
+_ORDINAL = "(?:st|nd|rd|th)"
 _REWRITES = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
@@ -50,6 +60,13 @@ _REWRITES = [
         (
             r"\\(?:mbox|hbox|textrm|textbf|textit|textnormal|textsf|texttt|mathrm|mathbf|mathit|mathsf|rm|bf)\s*\{",
             r"\\text{",
+        ),
+        (r"\\lt(?![A-Za-z])", "<"),
+        (r"\\gt(?![A-Za-z])", ">"),
+        (r"\^\s*(?:\\prime(?![A-Za-z])|\{\s*\\prime\s*\})", "'"),
+        (
+            rf"(?<=[0-9])(?:\^\{{(?:\\text\{{{_ORDINAL}\}}|{_ORDINAL})\}}|\^?\\text\{{ ?{_ORDINAL} ?\}}|{_ORDINAL}\b)",
+            "",
         ),
         (r"\\(?:leq|leqslant)(?![A-Za-z])", r"\\le"),
         (r"\\(?:geq|geqslant)(?![A-Za-z])", r"\\ge"),
@@ -73,6 +90,11 @@ _REWRITES = [
         (r"\\text\{([ie])\}", r"\1"),
         (r" (?=\\)", ""),
         (r"(\\[A-Za-z]+) (?![A-Za-z])", r"\1"),
+        (
+            r",? ?(?:\\text\{,? ?for (?:all|every|any)(?: real)?(?: numbers?)? ?\}|for (?:all|every|any)|\\forall) ?"
+            r"(?:real )?[A-Za-z](?:\\in(?:\\mathbb\{?| )[RQZN]\}?)?$",
+            "",
+        ),
     ]
 ]
 _DELIMITERS = re.compile(r"(?<!\\)(?:\$|\\[()\[\]])")
@@ -87,7 +109,20 @@ def clean(text: str) -> str:
     text = text.strip()
     while text.endswith(".") and not text.endswith(".."):
         text = text[:-1].rstrip()
-    return unwrap(text)
+    return _rename_integer(unwrap(text))
+
+
+_LETTER = re.compile(r"\\[A-Za-z]+|[A-Za-z]")
+_INTEGER = re.compile(r"(?<![A-Za-z\\])([A-Za-z])\\in(?:\\mathbb\{?| )[ZN]")
+
+
+def _rename_integer(text: str) -> str:
+    r"""2\pi n, n\in\mathbb{Z} with k for n: any integer may have any name that is free."""
+    match = _INTEGER.search(text)
+    letters = _LETTER.findall(text)
+    if match is None or "k" in letters or letters.count(match[1]) < 2:
+        return text
+    return _LETTER.sub(lambda letter: "k" if letter[0] == match[1] else letter[0], text)
 
 
 _WRAPPERS = ("\\boxed{", "{", "\\text{")

@@ -118,7 +118,7 @@ def test_a_hang_costs_one_answer():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="address-space limits are Linux's")
 def test_memory_is_limited_and_the_worker_replaced():
-    """The limit is set; then it is drawn tight, and a matrix of 81 million ones runs into it long before the clock."""
+    """The limit is set; then it is drawn tight, and expanding a power of a sum runs into it long before the clock."""
     pool = WorkerPool(workers=1, timeout_s=100, memory_limit_mb=128)
     pool.run([HARD])
     (before,) = pool.pids
@@ -126,7 +126,8 @@ def test_memory_is_limited_and_the_worker_replaced():
     tight = psutil.Process(before).memory_info().vms + 4 * 2**20
     resource.prlimit(before, resource.RLIMIT_AS, (tight, tight))
     started = time.monotonic()
-    assert pool.run([(r"\operatorname{ones}(9000,9000)", "x"), HARD]) == ["timeout", "correct"]
+    power = "(a+b+c+d+x+y+z)^{60}"
+    assert pool.run([(rf"{power}(\sin^2 x+\cos^2 x)", power), HARD]) == ["timeout", "correct"]
     assert time.monotonic() - started < pool.timeout_s
     assert pool.pids != [before]
     assert not psutil.pid_exists(before)
