@@ -1,4 +1,5 @@
 # make demo        train the built-in model on one addition problem, half a minute on a laptop CPU once installed
+# make exercises   says what is right and wrong in exercises/, under a minute
 # make test        ruff and the test suite
 # make gpu         what a GPU machine needs on top: vllm and bitsandbytes (flash-attn, if you want it: make flash-attn)
 # make test-vllm   the vLLM engine on vLLM's CPU build, in an environment of its own
@@ -12,10 +13,13 @@ VENV ?= .venv
 PIP_ARGS ?=
 PIP = $(VENV)/bin/python -m pip install -q --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: demo test gpu flash-attn test-vllm test-peers clean
+.PHONY: demo exercises test gpu flash-attn test-vllm test-peers clean
 
 demo: $(VENV)/base
 	$(VENV)/bin/python train.py --preset cpu
+
+exercises: $(VENV)/base
+	@$(VENV)/bin/python -m exercises
 
 test: $(VENV)/dev
 	$(VENV)/bin/ruff check .

@@ -1,0 +1,1 @@
+"""One solution for each exercise, under the same file name."""
