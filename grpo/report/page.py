@@ -23,7 +23,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from grpo.errors import UserError
-from grpo.report.charts import charts_for
+from grpo.report.charts import Chart, charts_for
 from grpo.report.read import Run
 from grpo.run import files
 
@@ -34,9 +34,9 @@ RECENT = 10
 
 
 def render(runs: Sequence[Run]) -> str:
-    charts = [
-        {"id": f"chart-{n}", **asdict(c)} for n, c in enumerate(charts_for({m for run in runs for m in run.metrics}))
-    ]
+    planned = charts_for({metric for run in runs for metric in run.metrics})
+    folded = {chart.title: value for chart in planned if (value := constant(runs, chart)) is not None}
+    charts = [{"id": f"chart-{n}", **asdict(c)} for n, c in enumerate(c for c in planned if c.title not in folded)]
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -48,6 +48,7 @@ def render(runs: Sequence[Run]) -> str:
         verdicts=[(run.name, cells) for run in runs if (cells := verdict_table(run))],
         differences=config_differences(runs),
         sections=[(name, list(group)) for name, group in groupby(charts, key=lambda chart: chart["section"])],
+        folded=folded,
         data={"runs": [browser_data(run) for run in runs], "charts": charts},
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         recent=RECENT,
@@ -55,6 +56,16 @@ def render(runs: Sequence[Run]) -> str:
         scripts=[Markup(script) for script in scripts],
         hashes=" ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts),
     )
+
+
+def constant(runs: Sequence[Run], chart: Chart) -> str | None:
+    """What a chart would show from beginning to end, where that is one value; "not measured" where there is none."""
+    columns = [column for run in runs for metric, _ in chart.series if (column := values(run, metric))]
+    if not columns:
+        return "not measured"
+    distinct = list(dict.fromkeys(value for column in columns for value in column))
+    moves = any(len(set(column)) > 1 for column in columns)
+    return None if moves or max(map(len, columns)) < 3 else ", ".join(f"{value:g}" for value in distinct)
 
 
 def browser_data(run: Run) -> dict[str, Any]:
