@@ -49,14 +49,25 @@ RENAMED = {
 """A setting's old name, without its section -> what it is called now."""
 WEIGHTS = ("reward.alpha", "reward.beta", "reward.gamma")
 
+MODES = {
+    "ultra-quick": {"steps": 1, "rollout.problems": 4, "rollout.group": 4},
+    "quick": {"steps": 15, "rollout.problems": 8, "rollout.group": 8},
+    "dry-run": {"steps": 58, "rollout.problems": 16, "rollout.group": 8},
+    "full": {},
+}
+"""What a mode leaves of a preset, at most."""
+
 SHOWN = reprlib.Repr()
 SHOWN.maxstring, SHOWN.maxother, SHOWN.maxlevel = 200, 200, 2
 """How a wrong value is shown: whole where it is short, and never endlessly."""
 
 
 def build(preset: str | None, overrides: dict[str, str]) -> Config:
-    """The preset's file, REWARD_WEIGHTS where it is set, and the overrides on top, checked."""
-    return overridden(parse({}, _preset(preset)) if preset is not None else Config(), overrides)
+    """The preset's file, as much of it as the mode leaves, REWARD_WEIGHTS where it is set, the overrides; checked."""
+    config = parse({}, _preset(preset)) if preset is not None else Config()
+    values = flat(config)
+    limits = MODES.get(overrides.get("mode", config.mode), {})  # of a mode that does not exist the check will tell
+    return overridden(config, {name: min(limit, values[name]) for name, limit in limits.items()} | overrides)
 
 
 def overridden(config: Config, overrides: dict[str, Any]) -> Config:

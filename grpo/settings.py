@@ -169,6 +169,9 @@ class Config(Section):
     """Folder with local copies of the published data sets (also: GRPO_DATA_DIR)."""
     prompt: str = "multi-signal"
     """System message: a name from prompts/ or a path to a text file."""
+    mode: Literal["ultra-quick", "quick", "dry-run", "full"] = "full"
+    """How much of the preset: 1, 15, 58 or all of its steps, the short ones with fewer problems and completions each.
+    What is set beside it wins."""
     steps: int = Field(500, ge=1)
     """Rollouts to train on."""
     seed: int = Field(0, ge=0, lt=2**31)
