@@ -91,10 +91,17 @@ def _preset(name: str) -> dict[str, Any]:
         raise UserError(f"unknown preset {name!r}; there are {', '.join(names)}{nearest(name, names)}")
     settings = leaves_of(PRESETS / f"{name}.yaml")
     for key in ("model", "data", "eval.data", "eval.test"):
-        beside = PRESETS.parent / str(settings.get(key, ""))
-        if key in settings and beside.exists() and not Path(settings[key]).exists():  # started from another folder
-            settings[key] = str(beside)
+        if key in settings:
+            settings[key] = _from_here(settings[key])
     return settings | {"preset": name}
+
+
+def _from_here(place: str | list[str]) -> str | list[str]:
+    """A preset's built-in file as the working directory sees it. Names of models and data sets stay."""
+    if isinstance(place, list):
+        return [_from_here(one) for one in place]
+    beside = PRESETS.parent / place
+    return str(beside) if beside.exists() and not Path(place).exists() else place
 
 
 def leaves_of(path: str | Path) -> dict[str, Any]:
@@ -187,6 +194,8 @@ def short(config: Config) -> str:
 
 def typed(value: Any) -> str:
     """A value as the command line takes it."""
+    if isinstance(value, tuple):
+        return ",".join(value) or "none"
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 

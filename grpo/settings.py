@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Section(BaseModel):
@@ -141,12 +141,23 @@ class LearnerConfig(Section):
 class EvalConfig(Section):
     every: int = Field(0, ge=0)
     """Evaluate every so many steps, and before the first and after the last. 0: never."""
-    data: str | None = None
-    """Problems for the curve during training (validation)."""
+    data: tuple[str, ...] = ()
+    """Problems for the curve during training (validation): one set or several, with commas between. What eval.py takes
+    as --bench: the names of benchmarks, all, .parquet and .jsonl files."""
     test: str | None = None
     """Problems scored once before and once after training, and used for nothing else."""
+    sampling: Literal["both", "greedy"] = "both"
+    """both: each problem once at the training temperature and once greedily. greedy: half the time."""
     limit: int | None = Field(None, ge=1)
     """Use only the first so many problems of each file: a smoke figure, and marked as one."""
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        """A text is one name, or several with commas between; none is no set."""
+        if value in (None, "none"):
+            return ()
+        return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
 
 
 class CheckpointConfig(Section):

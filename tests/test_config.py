@@ -73,6 +73,14 @@ def test_flags_need_no_value(argv, quiet):
     assert config(*argv).quiet is quiet
 
 
+def test_a_list_of_sets_is_written_with_commas():
+    assert config("--eval.data", "math500, a.jsonl").eval.data == ("math500", "a.jsonl")
+    assert (
+        config("--eval.data", "a.jsonl").eval.data == parse({"eval": {"data": ["a.jsonl"]}}).eval.data == ("a.jsonl",)
+    )
+    assert config("--eval.data", "none", "--eval.every", "0").eval.data == ()
+
+
 def test_none_only_where_none_is_a_value():
     assert config("--eval.limit", "none").eval.limit is None
     assert config("--model", "none").model == "none"
@@ -168,6 +176,8 @@ def other_value(name: str, value):
         "learner.advantage": "no_std",
         "learner.aggregation": "sequence",
         "learner.truncated": "mask",
+        "eval.data": ("math500", "my own.jsonl"),
+        "eval.sampling": "greedy",
         "device": "cpu",
         "mode": "quick",
     }

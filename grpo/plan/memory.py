@@ -14,6 +14,7 @@ from functools import cache
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
+from grpo import hub
 from grpo.config import Config
 from grpo.errors import UserError
 from grpo.rollout.vllm_engine import VLLM_BATCHED_TOKENS, kv_bytes
@@ -92,6 +93,8 @@ def shape_of(name: str, trust_remote_code: bool = False) -> Shape:
 def model_config(name: str, trust_remote_code: bool = False) -> PreTrainedConfig:
     """From a folder, the cache, the table above, or the hub, in this order."""
     for local in (True, False):
+        if not local:
+            hub.require([name])
         try:
             return AutoConfig.from_pretrained(name, local_files_only=local, trust_remote_code=trust_remote_code)
         except (OSError, ValueError) as error:

@@ -129,6 +129,7 @@ CUT = {
     "rollout.problems": "4",
     "rollout.group": "2",
     "rollout.max_new_tokens": "48",
+    "eval.limit": "2",
 }
 
 
