@@ -86,8 +86,22 @@ class RewardConfig(Section):
     """Verifier processes."""
     timeout_s: float = Field(2.0, gt=0)
     """Seconds one answer may take before its worker is killed and the answer counts as wrong."""
+    random_needs_box: bool = False
+    """random: nothing without exactly one box, so that the coin keeps the format alive."""
+    call_limit_s: float | None = Field(None, gt=0)
+    """package.module:function: seconds one call may take before the run stops and says so; none is no limit."""
     model: str = "nvidia/AceMath-7B-RM"
     """hybrid: the sequence-classification reward model."""
+    hybrid_a: float = Field(0.5, ge=0, le=1)
+    """hybrid: a wrong answer gets -a + 2 a s, with s the reward model's opinion from 0 to 1. a + b is at most 1."""
+    hybrid_b: float = Field(0.5, ge=0, le=1)
+    """hybrid: a right answer gets 1 - b + 2 b s."""
+    hybrid_eps: float = Field(0.01, gt=0)
+    """hybrid: added to the range of the warm-up's scores, by which s is scaled."""
+    hybrid_warmup: int = Field(1024, ge=1)
+    """hybrid: completions sampled before training whose scores set the scale."""
+    hybrid_offload: bool = False
+    """hybrid: keep the reward model in main memory between scorings."""
 
 
 class LearnerConfig(Section):

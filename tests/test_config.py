@@ -189,7 +189,7 @@ def other_value(name: str, value):
         return value + 2
     if isinstance(value, float):
         return value / 2 + 0.1
-    return "3.0" if name == "rollout.kv_gib" else "3" if value is None else f"{value}x"
+    return "3.0" if name in ("rollout.kv_gib", "reward.call_limit_s") else "3" if value is None else f"{value}x"
 
 
 @pytest.mark.parametrize(
