@@ -37,25 +37,43 @@ def render(runs: Sequence[Run]) -> str:
     planned = charts_for({metric for run in runs for metric in run.metrics})
     folded = {chart.title: value for chart in planned if (value := constant(runs, chart)) is not None}
     charts = [{"id": f"chart-{n}", **asdict(c)} for n, c in enumerate(c for c in planned if c.title not in folded)]
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.policies["json.dumps_kwargs"] = {}  # the default sorts keys; signals keep the reward's order
     scripts = [get_plotlyjs(), *((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)]
-    return environment.get_template("page.html.j2").render(
-        runs=runs,
-        overview=overview(runs),
-        verdicts=[(run.name, cells) for run in runs if (cells := verdict_table(run))],
-        differences=config_differences(runs),
-        sections=[(name, list(group)) for name, group in groupby(charts, key=lambda chart: chart["section"])],
-        folded=folded,
-        data={"runs": [browser_data(run) for run in runs], "charts": charts},
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        recent=RECENT,
-        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
-        scripts=[Markup(script) for script in scripts],
-        hashes=" ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts),
+    return (
+        environment(HERE)
+        .get_template("page.html.j2")
+        .render(
+            runs=runs,
+            overview=overview(runs),
+            verdicts=[(run.name, cells) for run in runs if (cells := verdict_table(run))],
+            differences=config_differences(runs),
+            sections=[(name, list(group)) for name, group in groupby(charts, key=lambda chart: chart["section"])],
+            folded=folded,
+            data={"runs": [browser_data(run) for run in runs], "charts": charts},
+            written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            recent=RECENT,
+            style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
+            scripts=[Markup(script) for script in scripts],
+            hashes=hashes(scripts),
+        )
     )
+
+
+def environment(folder: Path) -> Environment:
+    """Templates of a folder, everything in them escaped."""
+    found = Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.policies["json.dumps_kwargs"] = {}  # the default sorts keys; signals keep the reward's order
+    return found
+
+
+def hashes(scripts: Sequence[str]) -> str:
+    """What the Content-Security-Policy lets run: these scripts and no other."""
+    return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
 
 
 def constant(runs: Sequence[Run], chart: Chart) -> str | None:

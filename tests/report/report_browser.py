@@ -137,3 +137,11 @@ class Browser:
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+
+
+def clean(browser: Browser, path: Path) -> bool:
+    """Nothing on the console, no dialog, and no request but the page itself."""
+    assert browser.console == []
+    assert browser.dialogs == []
+    assert [url for url in browser.requests if not url.startswith("data:")] == [path.as_uri()]
+    return True

@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from report_browser import CHROMIUM, Browser
+from report_browser import Browser, clean
 from report_runs import EVIL, append, edit_completion, report, write_run
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here: apt-get install chromium")
-    browser = Browser(tmp_path_factory.mktemp("profile"))
-    yield browser
-    browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +25,6 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     report(a, out=folder / "one.html")
     return folder
-
-
-def clean(browser: Browser, path: Path) -> bool:
-    """Nothing on the console, no dialog, and no request but the page itself."""
-    assert browser.console == []
-    assert browser.dialogs == []
-    assert [url for url in browser.requests if not url.startswith("data:")] == [path.as_uri()]
-    return True
 
 
 def choose(browser: Browser, **values: object) -> int:

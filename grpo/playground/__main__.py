@@ -1,0 +1,124 @@
+"""Play with the advantages of a real run: `python -m grpo.playground runs/NAME` writes one offline HTML file.
+
+It shows the groups of completions of a trained run, step by step. Reward weights, the division by the standard
+deviation, the clip and the KL term can be moved, and the page says what each token's gradient becomes. The maths is
+written a second time, in playground.js; a test holds it equal to what the run logged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+from tokenizers import Tokenizer
+
+from grpo.errors import UserError
+from grpo.report.page import environment, hashes, write
+from grpo.report.read import Run, newest_first_then_spread, read_run
+
+HERE = Path(__file__).resolve().parent
+MAX_SIZE, MAX_GROUPS = 400_000, 4
+"""Characters of data in the page, and groups of a step; the steps in between are left out where a run has more."""
+OWN_WEIGHTS = {"verify": "alpha", "format": "beta", "reflect": "gamma"}
+
+
+def page_data(run: Run) -> dict[str, Any]:
+    """What the page works on: per step the groups, each completion with its signals and its text cut into tokens."""
+    if not run.completions:
+        raise UserError(f"{run.folder} has no completions yet; wait for its first step")
+    cut = token_cutter(run.folder)
+    by_step: dict[int, dict[int, list[dict]]] = {}
+    for row in run.completions:
+        by_step.setdefault(row["step"], {}).setdefault(row["group"], []).append(row)
+    steps, size = sorted(by_step), 0
+    kept: dict[int, list[dict]] = {}
+    for index in newest_first_then_spread(len(steps)):
+        groups = list(by_step[steps[index]].items())[:MAX_GROUPS]
+        shown = [{"group": name, "prompt": run.prompts[rows[0]["prompt"]]} for name, rows in groups]
+        for group, (_, rows) in zip(shown, groups, strict=True):
+            group["completions"] = [
+                {key: row[key] for key in ("signals", "reward", "advantage", "tokens")} | {"pieces": cut(row["text"])}
+                for row in rows
+            ]
+        size += len(json.dumps(shown))
+        if kept and size > MAX_SIZE:
+            break
+        kept[steps[index]] = shown
+    settings = run.config.get("learner", {})
+    return {
+        "name": run.name,
+        "steps": [{"step": step, "groups": kept[step]} for step in sorted(kept)],
+        "weights": reward_weights(run),
+        "learner": {
+            name: settings.get(name, otherwise)
+            for name, otherwise in (
+                ("advantage", "std"), ("aggregation", "token"), ("clip_low", 0.2), ("clip_high", 0.2), ("kl_coef", 0.0)
+            )
+        },
+    }  # fmt: skip
+
+
+def reward_weights(run: Run) -> dict[str, float]:
+    """Signal -> its weight in the run's reward; 1 for the signals of a user's own function."""
+    reward = run.config.get("reward", {})
+    signals = dict.fromkeys(name for row in run.completions for name in row["signals"])
+    name = reward.get("name", "multi_signal")
+    if name in ("verify_only", "format_only", "random"):
+        return {signal: float(signal == name.removesuffix("_only")) for signal in signals}
+    return {signal: float(reward.get(OWN_WEIGHTS.get(signal), 1.0)) for signal in signals}
+
+
+def token_cutter(folder: Path) -> Callable[[str], list[str]]:
+    """A function that cuts a text into the pieces of the run's tokenizer, by encoding it again: for showing only."""
+    files = sorted(folder.glob("checkpoints/step_*/tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(files[-1])) if files else None
+
+    def cut(text: str) -> list[str]:
+        if tokenizer is None:
+            return [text]
+        offsets = [o for o in tokenizer.encode(text, add_special_tokens=False).offsets if o[1] > o[0]]
+        edges = sorted({0, len(text), *(edge for offset in offsets for edge in offset)})
+        return [text[start:end] for start, end in pairwise(edges)]
+
+    return cut
+
+
+def render(run: Run) -> str:
+    scripts = [(path.read_text(encoding="utf-8")) for path in (HERE.parent / "report/text.js", HERE / "playground.js")]
+    style = (HERE.parent / "report/page.css").read_text(encoding="utf-8") + (HERE / "playground.css").read_text()
+    return (
+        environment(HERE)
+        .get_template("playground.html.j2")
+        .render(
+            data=page_data(run),
+            name=run.name,
+            style=Markup(style),
+            scripts=[Markup(script) for script in scripts],
+            hashes=hashes(scripts),
+        )
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    cli = argparse.ArgumentParser(prog="python -m grpo.playground", description="A run's groups, to play with.")
+    cli.add_argument("run", type=Path, metavar="RUN", help="run folder, such as runs/NAME")
+    cli.add_argument("--out", type=Path, metavar="FILE", help="default: playground.html in the run's folder")
+    args = cli.parse_args(argv)
+    out = args.out or args.run / "playground.html"
+    try:
+        write(render(read_run(args.run, 4096)), out)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{out} ({out.stat().st_size / 1000:.0f} kB): open it in a browser, no network is needed")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
