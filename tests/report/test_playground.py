@@ -38,7 +38,8 @@ def test_the_push_is_the_gradient_of_the_loss(browser: Browser, page: Path, rati
     """d(-loss) / d(log pi) of every token, by autograd in float64 on the trainer's own functions."""
     browser.open(page)
     browser.run(f"field.aggregation.value = '{aggregation}'")
-    rows = move(browser, step=2, weight__verify=2.0, weight__format=0.25, ratio=ratio, kl_coef=0.1, log_ratio=0.3)
+    move(browser, step=2, weight__verify=2.0, weight__format=0.25, weight__reflect=0.5)
+    rows = move(browser, ratio=ratio, kl_coef=0.1, log_ratio=0.3)
     signals = [row["signals"] for row in rows]
     rewards = torch.tensor(
         [[2 * s["verify"] + 0.25 * s["format"] + 0.5 * s["reflect"] for s in signals]], dtype=torch.float64
