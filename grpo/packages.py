@@ -1,11 +1,83 @@
-"""Which optional packages are there, without importing them."""
+"""Which packages and which machine a run has: kept in its versions.json, because results depend on it."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import psutil
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "math-verify",
+    "latex2sympy2_extended",
+    "sympy",
+    "numpy",
+    "vllm",
+    "flash-attn",
+    "bitsandbytes",
+)
+
+
+def versions() -> dict[str, str | int | float]:
+    found: dict[str, str | int | float] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found | _commit() | _hardware()
 
 
 def installed(package: str) -> bool:
     """Whether importing it would find a package; some folder that happens to have its name is none."""
     found = importlib.util.find_spec(package)
     return found is not None and found.origin is not None
+
+
+def differences(before: dict, now: dict) -> list[str]:
+    """What is no longer as it was, as "torch 2.13.0 -> 2.14.0"."""
+    return [
+        f"{name} {before.get(name)} -> {now.get(name)}" for name in before | now if before.get(name) != now.get(name)
+    ]
+
+
+def _commit() -> dict[str, str]:
+    """The commit of this code, "-dirty" where files differ from it; nothing where there is no git."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    return {"commit": done.stdout.strip()} if done.returncode == 0 else {}
+
+
+def _hardware() -> dict[str, str | int | float]:
+    import torch
+
+    found = {
+        "os": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_name(),
+        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+    }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+        found["gpu_memory_gib"] = round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1)
+        found["cuda"] = torch.version.cuda
+    return found
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

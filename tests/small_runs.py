@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import sys
@@ -18,6 +17,7 @@ sys.path[:0] = [str(REPO), str(Path(__file__).parent)]
 import torch  # noqa: E402
 
 import train  # noqa: E402
+from grpo.run.files import read_rows  # noqa: E402
 
 MODEL = str(REPO / "data" / "tiny-base")
 SMALL = {
@@ -127,12 +127,14 @@ def wait_until(condition: Callable[[], bool], child: Child, seconds: float = 60.
 
 def rows(folder: Path) -> list[dict]:
     """metrics.jsonl without what describes the machine."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if not k.startswith(MACHINE)} for line in lines]
+    read = read_rows(folder / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if not k.startswith(MACHINE)} for row in read]
 
 
 def completions(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((folder / "completions").iterdir())}
+    """What was written, the problems and how many were solved of each."""
+    paths = [*sorted((folder / "completions").iterdir()), folder / "problems.jsonl", folder / "accuracy.jsonl"]
+    return {path.name: path.read_bytes() for path in paths}
 
 
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -150,7 +152,7 @@ def same_run(a: Path, b: Path, step: int) -> None:
     assert all(torch.equal(tensor, weights(right)[name]) for name, tensor in weights(left).items())
     states = [torch.load(path / "trainer.pt", weights_only=True) for path in (left, right)]
     for state in states:
-        state.pop("notes"), state.pop("row")  # seconds, W&B id
+        state.pop("notes"), state.pop("row"), state.pop("run")  # seconds, W&B id, the run's own name
     assert equal(*states)
 
 

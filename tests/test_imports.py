@@ -71,7 +71,11 @@ def test_the_maths_stands_on_the_ground_floor(name: str):
 
 @pytest.mark.parametrize(
     ("package", "allowed"),
-    [("vllm", {"grpo/rollout/vllm_engine.py"}), ("wandb", {"grpo/run/trackers.py"})],
+    [
+        ("vllm", {"grpo/rollout/vllm_engine.py"}),
+        ("wandb", {"grpo/run/trackers.py"}),
+        ("trackio", {"grpo/run/trackers.py"}),
+    ],
 )
 def test_optional_packages_are_imported_in_one_place_and_late(package: str, allowed: set[str]):
     for path in [*files("grpo", "rewards", "prompts", "data"), REPO / "train.py", REPO / "eval.py"]:

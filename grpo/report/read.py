@@ -16,11 +16,10 @@ from typing import Any
 import yaml
 
 from grpo.errors import UserError
+from grpo.run import files
 
 MAX_STEPS_SHARE = 8
 """One step may take this fraction (1/8) of a run's completions, so that the browser always shows a run over time."""
-MAX_STEPS = 4_000
-"""Of a longer run every second, third, ... step is read: no screen shows more, and a page of 100,000 opens slowly."""
 MAX_TEXT = 20_000
 """Characters of one prompt or completion that are kept: the beginning and the end."""
 ROW_FIELDS = ("sample", "finish_reason", "tokens", "reward", "signals", "answer", "verdict", "outcome", "ground_truth")
@@ -61,25 +60,17 @@ def read_run(folder: Path, max_completions: int) -> Run:
     return run
 
 
-def read_lines(path: Path, notes: list[str], stride: int = 1) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a .jsonl file. A line that is none is left out and counted in `notes`.
-
-    With a `stride` only each so many-th line is read, and every line with held-out figures.
-    """
+def read_lines(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a .jsonl file. A line that is none is left out and counted in `notes`."""
     unreadable, last_is_cut, number = [], False, 0
-    with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            if (number - 1) % stride and '"eval/' not in line:
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            if isinstance(row, dict):
+            row = files.row_of(line, checked=False)
+            if row is not None:
                 yield row
             else:
                 unreadable.append(number)
-                last_is_cut = not line.endswith("\n")
+                last_is_cut = not line.endswith(b"\n")
     if last_is_cut:
         unreadable.pop()
         notes.append(f"{path.name}: the last line ({number}) is incomplete and was left out")
@@ -120,13 +111,9 @@ def read_metrics(run: Run) -> None:
         run.notes.append("metrics.jsonl is not there yet: no step was finished")
         return
     rows: dict[int, dict[str, Any]] = {}
-    with path.open("rb") as file:
-        stride = -(-sum(1 for _ in file) // MAX_STEPS)
-    if stride > 1:
-        run.notes.append(f"metrics.jsonl: one row in {stride} is shown, and those with held-out figures")
-    for row in read_lines(path, run.notes, stride):
+    for row in read_lines(path, run.notes):
         step = row.pop("step", None)
-        if type(step) is int:
+        if isinstance(step, int):
             rows.setdefault(step, {}).update(row)
     run.steps = sorted(rows)
     names = sorted({name for row in rows.values() for name, value in row.items() if is_number(value)})
@@ -142,25 +129,29 @@ def read_metrics(run: Run) -> None:
 
 def read_completions(run: Run, limit: int) -> None:
     """At most `limit` rows: the newest step, the first, then the middles of what lies between, until `limit` is met."""
-    paths = sorted((run.folder / "completions").glob("step_*.jsonl"))
-    if not paths:
+    steps = list(files.numbered(run.folder / "completions", r"\.jsonl\.gz"))
+    if not steps:
         run.notes.append("completions/ holds no step yet")
         return
-    share = max(1, limit // min(len(paths), MAX_STEPS_SHARE))
+    share = max(1, limit // min(len(steps), MAX_STEPS_SHARE))
     seen: dict[str, int] = {}
     shown, cut = 0, 0
-    for index in newest_first_then_spread(len(paths)):
+    for index in newest_first_then_spread(len(steps)):
         room = min(share, limit - len(run.completions))
         if room <= 0:
             break
-        rows = list(read_lines(paths[index], run.notes))
+        try:
+            rows = files.read_completions(run.folder, steps[index])
+        except ValueError as error:
+            run.notes.append(str(error))
+            continue
         run.completions.extend(completion_row(row, seen) for row in rows[:room])
         shown, cut = shown + 1, cut + (len(rows) > room)
     run.completions.sort(key=lambda row: (row["step"], row["group"]))
     run.prompts = list(seen)
-    if cut or shown < len(paths):
+    if cut or shown < len(steps):
         run.notes.append(
-            f"the browser holds {len(run.completions)} completions from {shown} of {len(paths)} steps"
+            f"the browser holds {len(run.completions)} completions from {shown} of {len(steps)} steps"
             f"{f', {cut} of these steps in part' if cut else ''}; --completions N sets another limit than {limit}"
         )
 
@@ -168,8 +159,7 @@ def read_completions(run: Run, limit: int) -> None:
 def completion_row(row: dict[str, Any], seen: dict[str, int]) -> dict[str, Any]:
     """One row for the page; `prompt` becomes its place in `seen`, which maps each distinct prompt to a number."""
     kept = {name: row.get(name) for name in ROW_FIELDS}
-    signals = row.get("signals")
-    kept["signals"] = {str(k): finite(v) for k, v in signals.items()} if isinstance(signals, dict) else {}
+    kept["signals"] = {str(k): finite(v) for k, v in (row.get("signals") or {}).items()}
     for name in ("reward", "advantage", "tokens", "step", "group"):
         kept[name] = finite(row.get(name))
     kept["text"] = shorten(str(row.get("completion", "")))

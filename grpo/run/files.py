@@ -1,48 +1,64 @@
 """A run's folder on disk: written so that a reader never sees half a file and a power cut loses nothing.
 
-runs/NAME/config.yaml  versions.json  metrics.jsonl  completions/step_000001.jsonl  checkpoints/  summary.json  plot.png
+runs/NAME/config.yaml  versions.json  metrics.jsonl  accuracy.jsonl  problems.jsonl  bad_rows.jsonl
+          completions/step_000001.jsonl.gz  checkpoints/  summary.json  plot.png
 """
 
 from __future__ import annotations
 
 import fcntl
-import importlib.metadata
+import gzip
 import json
 import os
-import platform
+import re
+import secrets
+import shlex
 import shutil
-import subprocess
 import time
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-import psutil
 import yaml
 
 from grpo.config import Config
 from grpo.errors import UserError
+from grpo.packages import differences, versions
+
+ROW_FILES = ("metrics.jsonl", "accuracy.jsonl", "problems.jsonl")
+"""One row a step, and of the last one a problem."""
+NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+GROWING = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+"""A link with the file's name, in a folder that somebody sent, is never written through."""
+CHECK = b', "check": "'
+LAST_LINE = re.compile(r"\n# run ([0-9a-f]{16})\n$")
+
+# ---- writing
 
 
-def write(path: Path, text: str) -> None:
-    """The whole text or nothing: written beside, flushed to the disk, renamed."""
-    beside = path.with_name(f".{path.name}.partial")
+def write(path: Path, content: str | bytes) -> None:
+    """All of it or nothing: written beside under a name that did not exist, flushed to the disk, renamed."""
+    beside = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.partial")
     try:
-        with beside.open("w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-            _to_disk(file)
+        _write(os.open(beside, NEW, 0o666), content)
         os.replace(beside, path)
-    except OSError:
+    except BaseException:
         beside.unlink(missing_ok=True)  # half a file would keep a full disk full
         raise
     sync_folder(path.parent)
 
 
-def append(path: Path, text: str) -> None:
-    with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(text)
-        _to_disk(file)
+def append(path: Path, content: str) -> None:
+    _write(os.open(path, GROWING, 0o666), content)
+
+
+def _write(descriptor: int, content: str | bytes) -> None:
+    with open(descriptor, "wb") as file:
+        file.write(content if isinstance(content, bytes) else content.encode(errors="backslashreplace"))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def sync_tree(folder: Path) -> None:
@@ -64,11 +80,6 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _to_disk(file: IO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
     """A full disk or a folder that cannot be written is the user's to mend: one line instead of a traceback."""
@@ -80,39 +91,82 @@ def writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def wait_for(file: IO) -> None:
-    """Waits until no other process holds the lock file, and holds it."""
-    fcntl.flock(file, fcntl.LOCK_EX)
-
-
-def lock(folder: Path) -> IO:
+def lock(folder: Path, name: str = ".lock", wait: bool = False) -> IO:
     """Holds the folder for this process until the returned file is closed or the process is gone, however it went.
 
-    UserError if another process holds it: two runs would write over each other.
+    UserError if another process holds it (two would write over each other), unless `wait`.
     """
     with writing(folder):
-        file = (folder / ".lock").open("a")
+        file = open(os.open(folder / name, GROWING, 0o666), "ab")  # noqa: SIM115  (the caller closes it)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         file.close()
         raise UserError(f"another process is using {folder}; wait for it to end, or choose another --name") from None
     return file
 
 
-def read_rows(path: Path) -> list[dict]:
-    """The whole rows of a .jsonl file; the end of one that was cut off is left out."""
-    if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_bytes().splitlines(keepends=True):
-        if not line.endswith(b"\n"):
-            break
-        try:
-            rows.append(json.loads(line))
-        except ValueError:  # a block that never reached the disk: nothing after it can be trusted
-            break
+# ---- rows
+
+
+def lines(rows: Iterable[dict]) -> str:
+    """The rows as lines of JSON, each ending with a checksum of what stands before it."""
+    texts = [json.dumps(row)[:-1] for row in rows]
+    return "".join(f'{text}{CHECK.decode()}{zlib.crc32(text.encode()):08x}"}}\n' for text in texts)
+
+
+def row_of(line: bytes, checked: bool = True) -> dict | None:
+    """The row without its checksum; None where the line was damaged or, if it must be `checked`, has none."""
+    text, mark, check = line.rpartition(CHECK)
+    if (not mark and checked) or (mark and check.rstrip(b"\n") != b'%08x"}' % zlib.crc32(text)):
+        return None
+    try:
+        row = json.loads(text + b"}" if mark else line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def read_rows(path: Path, damaged: list[bytes] | None = None) -> list[dict]:
+    """The whole rows of a .jsonl file. Damaged lines go to `damaged`; a last line that was cut off is left out.
+
+    Rows written by hand may lack checksums, but not in a file where other rows have them.
+    """
+    found = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    checked, rows = any(CHECK in line for line in found), []
+    for line in found:
+        row = row_of(line, checked) if line.endswith(b"\n") else None
+        if row is not None:
+            rows.append(row)
+        elif damaged is not None and line.endswith(b"\n"):
+            damaged.append(line)
     return rows
+
+
+def numbered(folder: Path, suffix: str = "") -> dict[int, Path]:
+    """Step -> path, in order, of what a run named by a step. A copy or a note with another name is none of its."""
+    found = ((re.fullmatch(rf"step_(\d{{6,}}){suffix}", path.name), path) for path in folder.glob("step_*"))
+    return dict(sorted((int(match[1]), path) for match, path in found if match))
+
+
+def write_completions(folder: Path, step: int, rows: Iterable[dict]) -> None:
+    """Compressed (gzip, whose checksum covers the file), without the prompts: problems.jsonl has each once."""
+    content = gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode(), 6, mtime=0)
+    write(folder / "completions" / f"step_{step:06d}.jsonl.gz", content)
+
+
+def read_completions(folder: Path, step: int) -> list[dict]:
+    """A step's completions, each with its prompt and ground truth. ValueError where the file is damaged."""
+    path = folder / "completions" / f"step_{step:06d}.jsonl.gz"
+    problems = {row.pop("problem"): row for row in read_rows(folder / "problems.jsonl")}
+    try:
+        rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    return [problems.get(row["problem"], {}) | row for row in rows]
+
+
+# ---- the folder
 
 
 def new_folder(config: Config) -> Path:
@@ -122,11 +176,13 @@ def new_folder(config: Config) -> Path:
 
 def check_new(folder: Path) -> None:
     """UserError where a run folder cannot be made. Nothing of an earlier run is ever written over."""
-    if folder.exists():
-        raise UserError(f"{folder} exists; choose another --name, or continue it with --resume {folder}")
-    there = next(parent for parent in folder.absolute().parents if parent.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise UserError(f"cannot write to {there}; choose another folder with --out")
+    with writing(folder.parent):
+        if folder.exists():
+            quoted = shlex.quote(str(folder))
+            raise UserError(f"{folder} exists; choose another --name, or continue it with --resume {quoted}")
+        there = next(parent for parent in folder.absolute().parents if parent.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise UserError(f"cannot write to {there}; choose another folder with --out")
 
 
 def create(folder: Path, config: Config) -> IO:
@@ -134,11 +190,13 @@ def create(folder: Path, config: Config) -> IO:
 
     Returns the lock that holds it. UserError when another run has made it in the meantime.
     """
-    beside = folder.with_name(f".{folder.name}.starting-{os.getpid()}")
+    for leftover in folder.parent.glob(".*.starting-*"):
+        _remove_leftover(leftover)
+    beside = folder.with_name(f".{folder.name[:100]}.starting-{os.getpid()}")
     try:
         (beside / "completions").mkdir(parents=True)
         held = lock(beside)
-        write_config(beside, config, folder.name)
+        write_config(beside, config, secrets.token_hex(8))
         write(beside / "versions.json", json.dumps(versions(), indent=2))
         beside.rename(folder)
     except BaseException:
@@ -149,92 +207,60 @@ def create(folder: Path, config: Config) -> IO:
     return held
 
 
-def write_config(folder: Path, config: Config, name: str) -> None:
-    write(folder / "config.yaml", yaml.safe_dump(config.model_dump() | {"name": name}, sort_keys=False))
+def _remove_leftover(folder: Path) -> None:
+    """What a start that was killed has left; not that of a start which is still going on."""
+    pid = folder.name.rpartition("-")[2]
+    if pid.isdigit() and not Path(f"/proc/{pid}").exists() and not folder.is_symlink():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def set_back(folder: Path, step: int) -> list[dict]:
-    """Removes what was written after `step`: it is done again. Returns the rows of metrics.jsonl that stay."""
-    rows = [row for row in read_rows(folder / "metrics.jsonl") if step and row["step"] <= step]
-    write(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    for kind in ("completions", "bad_batches"):
-        for path in (folder / kind).glob("step_*"):
-            if int(path.name[5:11]) > step:
-                path.unlink()
-    (folder / "summary.json").unlink(missing_ok=True)
-    return rows
+def run_id(folder: Path) -> str | None:
+    """What checkpoints name their run by: the last line of config.yaml. None where the file was cut off."""
+    found = LAST_LINE.search((folder / "config.yaml").read_text(errors="replace"))
+    return found and found[1]
 
 
 def changed_versions(folder: Path, step: int) -> list[str]:
-    """What is no longer as it was at the start of the run; then the new versions are kept beside the old."""
+    """What is no longer as it was at the start of the run, as one line; then the new versions are kept beside the old.
+
+    A file that cannot be read is said and stops nobody.
+    """
     now = versions()
-    if changes := differences(json.loads((folder / "versions.json").read_text()), now):
-        write(folder / f"versions_after_{step:06d}.json", json.dumps(now, indent=2))
-    return changes
-
-
-PACKAGES = (
-    "torch",
-    "transformers",
-    "peft",
-    "math-verify",
-    "latex2sympy2_extended",
-    "sympy",
-    "numpy",
-    "vllm",
-    "flash-attn",
-    "bitsandbytes",
-)
-GIB = 2**30
-
-
-def versions() -> dict[str, str | int | float]:
-    found: dict[str, str | int | float] = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found | _commit() | _hardware()
-
-
-def differences(before: dict, now: dict) -> list[str]:
-    """What is no longer as it was, as "torch 2.13.0 -> 2.14.0"."""
-    return [
-        f"{name} {before.get(name)} -> {now.get(name)}" for name in before | now if before.get(name) != now.get(name)
-    ]
-
-
-def _commit() -> dict[str, str]:
-    """The commit of this code, "-dirty" where files differ from it; nothing where there is no git."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return {}
-    return {"commit": done.stdout.strip()} if done.returncode == 0 else {}
+        changes = differences(json.loads((folder / "versions.json").read_text()), now)
+    except (OSError, ValueError, TypeError, AttributeError):
+        return [f"{folder / 'versions.json'} cannot be read: what has changed since the start is not known"]
+    if changes:
+        write(folder / f"versions_after_{step:06d}.json", json.dumps(now, indent=2))
+    return [f"not all is as at the start of the run: {', '.join(changes)}"] if changes else []
 
 
-def _hardware() -> dict[str, str | int | float]:
-    import torch
-
-    found = {
-        "os": f"{platform.system()} {platform.machine()}",
-        "cpu": _cpu_name(),
-        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        "memory_gib": round(psutil.virtual_memory().total / GIB, 1),
-    }
-    if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-        found["gpu_memory_gib"] = round(torch.cuda.get_device_properties(0).total_memory / GIB, 1)
-        found["cuda"] = torch.version.cuda
-    return found
+def write_config(folder: Path, config: Config, run: str) -> None:
+    write(folder / "config.yaml", f"{yaml.safe_dump(config.model_dump(), sort_keys=False)}# run {run}\n")
 
 
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+def set_back(folder: Path, step: int, pending: bool) -> tuple[list[dict], list[str]]:
+    """Removes what was written after `step`, which is done again. `pending`: the row of `step` was not written yet.
+
+    Returns the rows of metrics.jsonl that stay, and what is to be said: damaged lines are kept in a file of their own.
+    """
+    notes, kept = [], {}
+    for name in ROW_FILES:
+        damaged: list[bytes] = []
+        rows = read_rows(folder / name, damaged)
+        kept[name] = [row for row in rows if step and row.get("step", 0) <= step]
+        if damaged:
+            append(folder / f"damaged_{name}", b"".join(damaged).decode(errors="backslashreplace"))
+            notes.append(f"{folder / name}: {len(damaged)} damaged lines moved to damaged_{name}")
+        if (folder / name).exists():
+            write(folder / name, lines(kept[name]))
+    expected = range(step + (not pending)) if step else ()
+    if missing := sorted(set(expected) - {row["step"] for row in kept["metrics.jsonl"]}):
+        notes.append(f"{folder / 'metrics.jsonl'} has no row of step {', '.join(map(str, missing))}")
+    for kind, suffix in (("completions", r"\.jsonl\.gz"), ("bad_batches", r"_\d+\.json")):
+        for number, path in numbered(folder / kind, suffix).items():
+            if number > step:
+                path.unlink()
+    for leftover in (*folder.glob(".*.partial"), *folder.glob("completions/.*.partial"), folder / "summary.json"):
+        leftover.unlink(missing_ok=True)
+    return kept["metrics.jsonl"], notes

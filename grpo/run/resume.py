@@ -16,11 +16,14 @@ from grpo.config import Config, build, changed, flat, overridden, parse, read_ya
 from grpo.errors import UserError
 from grpo.learner import Learner
 from grpo.policy import Policy
-from grpo.run.files import read_rows
+from grpo.run.checkpoint import TRAINER
+from grpo.run.files import numbered, read_rows, run_id
 from grpo.run.terminal import say
 from grpo.types import Problem
 from rewards import Reward
 
+PATHS = {"model", "data", "data_dir", "prompt", "reward.model", "eval.data", "eval.test"}
+"""May lie elsewhere when a run is continued: the last part of the name has to be the same."""
 FREE = {
     "preset",  # what it stands for is compared
     "steps",
@@ -30,7 +33,7 @@ FREE = {
     "data_dir",
     "quiet",
     "show_every",
-    "wandb",
+    "tracker",
     "policy.gradient_checkpointing",
     "policy.trust_remote_code",
     "rollout.max_sequences",
@@ -72,11 +75,15 @@ def settle(command: Command, default_preset: str) -> tuple[Config, Path | None]:
     wanted = overridden(saved, command.overrides)
     if command.preset:  # its settings must be the run's; how long the run goes on is the run's own, unless asked for
         wanted = build(command.preset, {"steps": str(saved.steps)} | command.overrides)
-    wanted = changed(wanted, {"name": folder.resolve().name, "out": str(folder.parent), "preset": saved.preset})
+    trusted = command.overrides.get("policy.trust_remote_code", "false")  # never because a folder says so
+    if saved.policy.trust_remote_code and trusted == "false":
+        say("the run was started with --policy.trust_remote_code true, which has to be given again")
+    kept = {"name": saved.name, "out": saved.out, "preset": saved.preset, "policy.trust_remote_code": trusted}
+    wanted = changed(wanted, kept)
     if wanted.policy.quant == "auto":  # settled at the start of the run
         wanted = changed(wanted, {"policy.quant": saved.policy.quant})
     check_same(saved, wanted, folder)
-    return wanted, folder
+    return relocated(wanted, folder), folder
 
 
 def find_run(resume: str, fresh: Config | None) -> Path | None:
@@ -93,6 +100,8 @@ def find_run(resume: str, fresh: Config | None) -> Path | None:
 
 def read_config(folder: Path) -> Config:
     tree = read_yaml(folder / "config.yaml")
+    if run_id(folder) is None:
+        raise UserError(f"{folder / 'config.yaml'} was cut off: its last line does not name the run; bring it back")
     try:
         return parse(tree)
     except UserError as error:
@@ -103,6 +112,30 @@ def is_finished(folder: Path, config: Config) -> bool:
     """Whether all steps and the figures after them are there."""
     rows = read_rows(folder / "metrics.jsonl")
     return (folder / "summary.json").is_file() and bool(rows) and rows[-1]["step"] >= config.steps
+
+
+def relocated(config: Config, folder: Path) -> Config:
+    """Files that were named from the folder the run was started in are found from any other."""
+    found = {}
+    for name in PATHS:
+        value = flat(config)[name]
+        if isinstance(value, str) and not Path(value).exists():
+            places = (place / value for place in (*folder.absolute().parents, Path(__file__).parents[2]))
+            found[name] = next((str(place) for place in places if place.exists()), value)
+    return changed(config, found)
+
+
+def decisive(config: Config) -> dict[str, str]:
+    """The settings that decide what is learned, as a checkpoint keeps them."""
+    settings = {name: typed(value) for name, value in flat(config).items() if name not in FREE}
+    return {name: Path(value).name if name in PATHS else value for name, value in settings.items()}
+
+
+def refuse_other(before: dict[str, str], after: dict[str, str], what: str, cure: str) -> None:
+    """UserError with the list of settings that are not the same."""
+    if refused := sorted(name for name in before if before[name] != after.get(name, before[name])):
+        listed = ", ".join(f"{name} {before[name]} -> {after[name]}" for name in refused)
+        raise UserError(f"{what} was started with other settings: {listed}. {cure}, or start a new run (--name)")
 
 
 def check_same(saved: Config, wanted: Config, folder: Path) -> None:
@@ -118,21 +151,17 @@ def check_same(saved: Config, wanted: Config, folder: Path) -> None:
             raise UserError(
                 f"{folder} was started with steps {saved.steps}; --steps may grow, not shrink to {wanted.steps}"
             )
-    if refused := sorted(differing - FREE):
-        listed = ", ".join(f"{name} {typed(before[name])} -> {typed(after[name])}" for name in refused)
-        raise UserError(
-            f"{folder} was started with other settings: {listed}. Leave them out to continue it, or start a new run "
-            "with another --name"
-        )
+    refuse_other(decisive(saved), decisive(wanted), str(folder), "Leave them out to continue it")
     if inexact := sorted(differing & ROUNDING):
         say(f"{', '.join(inexact)} differs from the start of the run: it goes on, but not bit for bit the same")
 
 
 def _last_written(folder: Path) -> float:
-    return max((path.stat().st_mtime for path in folder.iterdir()), default=0.0)
+    """When the run itself last wrote: a report or a note in its folder does not make it the newest."""
+    own = [folder / "config.yaml", folder / "metrics.jsonl", *numbered(folder / "checkpoints").values()]
+    return max(path.stat().st_mtime for path in own if path.exists())
 
 
-TRAINER = "trainer.pt"
 SMALL_FILES = 16 * 2**20
 """Bytes: tokenizer, configuration, manifest."""
 
@@ -147,11 +176,15 @@ class TrainingState:
 
     def __init__(self, policy: Policy, learner: Learner, reward: Reward, problems: Sequence[Problem]):
         self.policy, self.learner, self.reward = policy, learner, reward
-        self.data = digest(problems)
+        self.data, self.base, self.run, self.settings = digest(problems), digest_weights(policy), "", {}
         self.step, self.row = 0, {"step": 0}
         self.notes: dict = {}
         """What the run itself remembers, such as the test figures before training."""
         self._small = self._copy_small()
+
+    def bind(self, run: str, settings: dict[str, str]) -> None:
+        """What a checkpoint must have been written by to be read: this run, with these settings."""
+        self.run, self.settings = run, settings
 
     def complete(self, step: int, row: dict[str, float]) -> None:
         self.step, self.row = step, row
@@ -160,23 +193,44 @@ class TrainingState:
     def write(self, folder: Path) -> None:
         """The Hugging Face layout, and trainer.pt beside it (read back with weights_only: no pickle)."""
         self.policy.save(folder)
-        small = {"step": self.step, "row": self.row, "notes": self.notes, "data": self.data}
+        small = {"step": self.step, "row": self.row, "notes": self.notes}
+        small |= {"data": self.data, "base": self.base, "run": self.run, "settings": self.settings}
         torch.save(small | self._small | {"optimizer": self.learner.optimizer.state_dict()}, folder / TRAINER)
 
     def read(self, folder: Path) -> None:
-        """UserError when the training problems are not those of the checkpoint."""
-        saved = torch.load(folder / TRAINER, weights_only=True, map_location="cpu")
-        if saved["data"] != self.data:
-            raise UserError(
-                f"{folder} was trained on other problems than the data now holds (prompt, ground truth or order "
-                "differ); bring the old data back, or start a new run with another --name"
-            )
+        """Nothing is changed before all is checked.
+
+        UserError when run, settings, base model or problems are not those of the checkpoint; ValueError when it is none
+        of such a run.
+        """
+        try:
+            saved = torch.load(folder / TRAINER, weights_only=True, map_location="cpu")
+            shapes = [master.shape for master in saved["optimizer"]["masters"]]
+            identity = [saved[name] for name in ("run", "settings", "base", "data", "step", "learner", "reward")]
+        except (torch.serialization.pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
+            raise ValueError(f"{TRAINER} is none: {str(error).splitlines()[0]}") from error
+        if shapes != [master.shape for master in self.learner.optimizer.masters]:
+            raise ValueError("it has other trained weights than this run")
+        self._check_identity(folder, *identity[:4])
         self.learner.optimizer.load_state_dict(saved["optimizer"])
         self.learner.bad_steps, self.learner.token_budget = saved["learner"]
         self.reward.load_state_dict(saved["reward"])
         set_random_state(saved["random"])
         self.notes = saved["notes"]
         self.complete(saved["step"], saved["row"])
+
+    def _check_identity(self, folder: Path, run: str, settings: dict, base: str, data: str) -> None:
+        new = "or start a new run with another --name"
+        if run != self.run:
+            raise UserError(f"{folder} is of another run: move it out of the checkpoints, {new}")
+        refuse_other(settings, self.settings, str(folder), "config.yaml was changed: put them back")
+        if base != self.base:
+            raise UserError(f"{folder} belongs to another base model than this one; bring the old model back, {new}")
+        if data != self.data:
+            raise UserError(
+                f"{folder} was trained on other problems than the data now holds (prompt, ground truth or order "
+                f"differ); bring the old data back, {new}"
+            )
 
     def bytes(self) -> int:
         """About what `write` takes: weights, and for what is trained two moments and the masters in float32."""
@@ -197,6 +251,16 @@ def digest(problems: Sequence[Problem]) -> str:
     seen = hashlib.sha256()
     for problem in problems:
         seen.update(repr((problem.prompt_ids, problem.ground_truth)).encode())
+    return seen.hexdigest()
+
+
+def digest_weights(policy: Policy) -> str:
+    """Of the base model: what is not trained under LoRA, all weights (as they were loaded) without it."""
+    seen = hashlib.sha256()
+    for name, parameter in policy.network.named_parameters():
+        if not (policy.lora and parameter.requires_grad):
+            seen.update(name.encode())
+            seen.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return seen.hexdigest()
 
 

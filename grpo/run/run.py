@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import resource
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,11 +18,13 @@ from tqdm import tqdm
 from grpo.config import Config
 from grpo.run import files, terminal
 from grpo.run.checkpoint import Checkpoints
-from grpo.run.resume import TrainingState
+from grpo.run.resume import TrainingState, decisive
 from grpo.run.terminal import Clock, before_and_after, good_and_bad, say, step_line
-from grpo.run.trackers import WandbProcess, run_id
+from grpo.run.trackers import TrackerProcess
 from grpo.types import Group
 from rewards import DeadSignalWatch, Score, summarize, weight_warnings
+
+BEST = "eval/sampled_accuracy"
 
 
 class Run:
@@ -42,9 +45,9 @@ class Run:
         self.config, self.folder = config, resumed or files.new_folder(config)
         self.resumed = resumed is not None
         self.clock, self.checkpoints = Clock(), Checkpoints(self.folder / "checkpoints", config.checkpoint.keep)
-        self.best_by = "eval/sampled_accuracy" if config.eval.sampling == "both" else "eval/greedy_accuracy"
         self.accuracy: dict[int, float] = {}
-        self._watch, self._wandb, self._started = DeadSignalWatch(), None, time.perf_counter()
+        self._known: set[int] = set()
+        self._watch, self._started = DeadSignalWatch(), time.perf_counter()
         self._lock = files.lock(self.folder) if self.resumed else None
         if not self.resumed:
             files.check_new(self.folder)
@@ -59,19 +62,13 @@ class Run:
                 self._restore()
             else:
                 self._lock = files.create(self.folder, self.config)
+                state.bind(files.run_id(self.folder), decisive(self.config))
         for warning in weight_warnings(state.reward.weights):
             say(warning)
         shown = not self.config.quiet and sys.stderr.isatty()
         self.bar = tqdm(total=self.config.steps, initial=self.step, unit="step", disable=not shown, dynamic_ncols=True)
-        if self.config.wandb:
-            self._start_wandb()
+        self._tracker = TrackerProcess(self.config.tracker, self.folder)
         self.clock.read()  # what loading took belongs to no step
-
-    def _start_wandb(self) -> None:
-        if "wandb_id" in self.state.notes:
-            files.write(self.folder / "wandb_id", self.state.notes["wandb_id"])
-        self.state.notes["wandb_id"] = run_id(self.folder)
-        self._wandb = WandbProcess(self.folder)
 
     @property
     def step(self) -> int:
@@ -88,19 +85,20 @@ class Run:
         return self.state.notes
 
     def _restore(self) -> None:
-        checkpoint = self.checkpoints.newest()
-        if checkpoint is None:
+        self.state.bind(files.run_id(self.folder), decisive(self.config))
+        if self.checkpoints.restore(self.state.read) is None:
             say(f"{self.folder} has no whole checkpoint: starting again from step 1")
         else:
-            self.state.read(checkpoint)
             say(f"continuing {self.folder} after step {self.step}")
-        rows = files.set_back(self.folder, self.step)
+        rows, notes = files.set_back(self.folder, self.step, pending=self.state.row is not None)
         if rows and rows[-1]["step"] == self.step:
             self.state.row = None
-        self.accuracy = {row["step"]: row[self.best_by] for row in rows if row.get(self.best_by) is not None}
-        files.write_config(self.folder, self.config, self.folder.resolve().name)
-        if changes := files.changed_versions(self.folder, self.step):
-            say(f"not all is as at the start of the run: {', '.join(changes)}")
+        self.accuracy = {row["step"]: row[BEST] for row in rows if row.get(BEST) is not None}
+        self._known = {row["problem"] for row in files.read_rows(self.folder / "problems.jsonl")}
+        self.checkpoints.prune(self.accuracy)
+        files.write_config(self.folder, self.config, self.state.run)
+        for note in (*notes, *files.changed_versions(self.folder, self.step)):
+            say(note)
 
     # ---- step by step
 
@@ -115,10 +113,8 @@ class Run:
     ) -> None:
         """The weights have taken the step: keep what belongs to it. From here on it is not lost when the run stops."""
         terminal.hold_interruptions()  # the learner does before its step; one that was skipped took none
-        rows = completion_rows(step, groups, texts, scores, advantages)
         with files.writing(self.folder):
-            path = self.folder / "completions" / f"step_{step:06d}.jsonl"
-            files.write(path, "".join(json.dumps(row) + "\n" for row in rows))
+            self._write_completions(step, groups, texts, scores, advantages)
         metrics = summarize(scores) | completion_metrics(groups) | learned
         metrics["completion/tokens"] = sum(len(c.ids) for group in groups for c in group.completions)
         metrics["verifier/cache_hit_rate"] = self.state.reward.cache_hit_rate()
@@ -131,14 +127,27 @@ class Run:
             say(warning)
         terminal.release_interruptions()
 
+    def _write_completions(self, step: int, groups: Sequence[Group], texts, scores, advantages) -> None:
+        """The completions; each problem where it is drawn for the first time; the share that was right of each."""
+        files.write_completions(self.folder, step, completion_rows(step, groups, texts, scores, advantages))
+        new = {group.problem.index: group.problem for group in groups if group.problem.index not in self._known}
+        rows = [{"problem": i, "prompt": p.prompt, "ground_truth": p.ground_truth} for i, p in new.items()]
+        files.append(self.folder / "problems.jsonl", files.lines(rows))
+        self._known |= new.keys()
+        right = {}
+        for group, its_scores in zip(groups, scores, strict=True):
+            right.setdefault(group.problem.index, []).extend(score.outcome == "correct" for score in its_scores)
+        accuracy = {index: sum(values) / len(values) for index, values in right.items()}
+        files.append(self.folder / "accuracy.jsonl", files.lines([{"step": step, "accuracy": accuracy}]))
+
     def log(self, evaluation: dict[str, float]) -> dict[str, float]:
         """The last step's row, sent to metrics.jsonl and the terminal; a checkpoint is written if one is due."""
         row, step = self._finished_row() | evaluation, self.step
         with files.writing(self.folder):
-            files.append(self.folder / "metrics.jsonl", json.dumps(row) + "\n")
+            files.append(self.folder / "metrics.jsonl", files.lines([row]))
         self.state.row = None
-        if row.get(self.best_by) is not None:
-            self.accuracy[step] = row[self.best_by]
+        if row.get(BEST) is not None:
+            self.accuracy[step] = row[BEST]
         line = step_line(row, self.config.eval.limit)
         if self.bar.disable:
             print(f"step {step}/{self.config.steps}  {line}  {row['time/step']:.1f} s", flush=True)
@@ -182,15 +191,14 @@ class Run:
         self._begin(state)
         try:
             yield
-        except (Exception, KeyboardInterrupt):
+        except BaseException:  # also SystemExit, which a user's reward may raise
             self.bar.close()
             self._save_last_step()
-            say(f"resume with: python train.py --resume {self.folder}")
+            say(f"resume with: python train.py --resume {shlex.quote(str(self.folder))}")
             raise
         finally:
             self.bar.close()
-            if self._wandb is not None:
-                self._wandb.close()
+            self._tracker.close()
             self._lock.close()
 
     def _save_last_step(self) -> None:
@@ -219,7 +227,7 @@ class Run:
         summary["limit"] = self.config.eval.limit  # of a few problems: smoke figures
         best = self.checkpoints.best(self.accuracy)
         if best is not None:
-            summary |= {"best": {"step": best, self.best_by: self.accuracy[best]}}
+            summary |= {"best": {"step": best, BEST: self.accuracy[best]}}
         with files.writing(self.folder):
             files.write(self.folder / "summary.json", json.dumps(summary, indent=2))
         return before_and_after(summary)
@@ -239,7 +247,6 @@ def completion_rows(
             "group": g,
             "sample": i,
             "problem": group.problem.index,
-            "prompt": group.problem.prompt,
             "completion": texts[g][i],
             "finish_reason": completion.finish_reason,
             "tokens": len(completion.ids),
@@ -248,7 +255,6 @@ def completion_rows(
             "answer": scores[g][i].answer,
             "verdict": scores[g][i].verdict,
             "outcome": scores[g][i].outcome,
-            "ground_truth": group.problem.ground_truth,
             "advantage": advantages[g, i].item(),
         }
         for g, group in enumerate(groups)

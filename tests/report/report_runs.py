@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 
 from grpo.report.__main__ import main
+from grpo.run import files
 
 EVIL = (
     "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'><!-- <b>bold</b> &lt; "
@@ -39,8 +40,7 @@ def write_run(
     ]
     for step in range(1, steps + 1):
         completions = [completion(rng, step, steps, n // size, n % size) for n in range(groups * size)]
-        lines = "".join(json.dumps(row) + "\n" for row in completions)
-        (folder / "completions" / f"step_{step:06d}.jsonl").write_text(lines)
+        files.write_completions(folder, step, completions)
         rows.append(metrics(rng, step, steps))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if finished:
@@ -120,10 +120,9 @@ def report(*folders: Path, out: Path | None = None) -> Path:
 
 
 def edit_completion(folder: Path, step: int, line: int, **changes: object) -> None:
-    path = folder / "completions" / f"step_{step:06d}.jsonl"
-    rows = [json.loads(row) for row in path.read_text().splitlines()]
+    rows = files.read_completions(folder, step)
     rows[line] |= changes
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files.write_completions(folder, step, rows)
 
 
 def append(path: Path, text: str) -> None:

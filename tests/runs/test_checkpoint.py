@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from grpo.config import LearnerConfig, PolicyConfig
 from grpo.errors import UserError
 from grpo.learner import Learner
 from grpo.policy import Policy
-from grpo.run.checkpoint import MANIFEST, Checkpoints, find_damage
+from grpo.run.checkpoint import MANIFEST, TRAINER, Checkpoints, find_damage
 from grpo.run.resume import TrainingState, random_state, set_random_state
 from grpo.types import Problem
 from rewards import make_reward
@@ -28,6 +29,7 @@ def write_two(folder: Path) -> None:
     (folder / "weights").write_bytes(bytes(range(256)) * 8)
     (folder / "inner").mkdir()
     (folder / "inner" / "state").write_text("forty-two")
+    (folder / TRAINER).write_bytes(b"state")
 
 
 def saved(folder: Path, steps, keep: int = 9, accuracy: dict | None = None) -> Checkpoints:
@@ -50,6 +52,7 @@ DAMAGE = {
     "empty": lambda path: (path / "weights").write_bytes(b""),
     "missing file": lambda path: (path / "weights").unlink(),
     "no manifest": lambda path: (path / MANIFEST).unlink(),
+    "another shape of manifest": lambda path: (path / MANIFEST).write_text('{"weights": 3, "inner": []}'),
     "half a manifest": lambda path: (path / MANIFEST).write_text((path / MANIFEST).read_text()[:20]),
 }
 
@@ -59,12 +62,12 @@ def test_a_damaged_checkpoint_is_recognised_and_the_one_before_is_used(tmp_path,
     checkpoints = saved(tmp_path, [1, 2, 3])
     assert all(find_damage(checkpoints.path(step)) is None for step in (1, 2, 3))
     damage(checkpoints.path(3))
-    assert checkpoints.newest() == checkpoints.path(2)
+    assert checkpoints.restore(lambda path: None) == checkpoints.path(2)
     assert "step_000003 is damaged" in capsys.readouterr().err
     # Put aside, so that it neither counts as one of the newest nor stands in the way of the next step 3.
     assert checkpoints.steps() == [1, 2]
     checkpoints.save(3, write_two, needed=4096, accuracy={})
-    assert checkpoints.newest() == checkpoints.path(3)
+    assert checkpoints.restore(lambda path: None) == checkpoints.path(3)
 
 
 def test_a_half_written_one_is_removed_and_said(tmp_path, capsys):
@@ -72,7 +75,7 @@ def test_a_half_written_one_is_removed_and_said(tmp_path, capsys):
     leftover = tmp_path / "checkpoints" / ".unfinished_000002"
     leftover.mkdir()
     (leftover / "weights").write_bytes(b"half")
-    assert checkpoints.newest() == checkpoints.path(1)
+    assert checkpoints.restore(lambda path: None) == checkpoints.path(1)
     assert "not finished" in capsys.readouterr().err
     assert not leftover.exists()
 
@@ -80,21 +83,56 @@ def test_a_half_written_one_is_removed_and_said(tmp_path, capsys):
 def test_none_is_whole(tmp_path):
     checkpoints = saved(tmp_path, [1])
     flip(checkpoints.path(1) / "weights")
-    assert checkpoints.newest() is None
-    assert Checkpoints(tmp_path / "nothing", keep=1).newest() is None
+    assert checkpoints.restore(lambda path: None) is None
+    assert Checkpoints(tmp_path / "nothing", keep=1).restore(lambda path: None) is None
 
 
 @pytest.mark.parametrize(
-    ("accuracy", "kept"),
+    ("accuracy", "kept", "best"),
     [
-        ({}, [5, 6]),
-        ({2: 0.5, 4: 0.4, 6: 0.3}, [2, 5, 6]),
-        ({2: 0.5, 4: 0.5, 6: 0.3}, [2, 5, 6]),  # a tie: the earlier one
-        ({2: 0.1, 4: 0.2, 6: 0.3}, [5, 6]),  # the best is among the newest
+        ({}, [5, 6], None),
+        ({2: 0.5, 4: 0.4, 6: 0.3}, [2, 4, 5, 6], 2),
+        ({2: 0.5, 4: 0.5, 6: 0.3}, [2, 4, 5, 6], 2),  # a tie: the earlier one
+        ({1: 0.1, 6: 0.3}, [1, 5, 6], 6),
     ],
 )
-def test_keeps_the_newest_and_the_best(tmp_path, accuracy, kept):
-    assert saved(tmp_path, range(1, 7), keep=2, accuracy=accuracy).steps() == kept
+def test_keeps_the_newest_whole_and_the_weights_of_evaluated_steps(tmp_path, accuracy, kept, best):
+    checkpoints = saved(tmp_path, range(1, 7), keep=2, accuracy=accuracy)
+    assert checkpoints.steps() == kept
+    assert checkpoints.best(accuracy) == best
+    for step in kept:
+        assert find_damage(checkpoints.path(step)) is None
+        assert (checkpoints.path(step) / TRAINER).exists() is (step >= 5)
+    for step in (5, 6):
+        flip(checkpoints.path(step) / "weights")
+    assert checkpoints.restore(lambda path: None) is None  # weights alone are no place to go on from
+    assert checkpoints.steps() == kept[:-2]
+
+
+def test_where_the_disk_is_short_old_weights_make_room(tmp_path, monkeypatch, capsys):
+    """100 bytes are free, every removal frees 100, and 250 are needed: two go, the best and the newest two stay."""
+    steps = [1, 2, 3, 10, 20, 30, 40]
+    accuracy = dict.fromkeys([*steps, 50], 0.1) | {2: 0.9}
+    checkpoints = saved(tmp_path, steps, keep=2, accuracy=accuracy)
+    monkeypatch.setattr("grpo.run.checkpoint._free", lambda folder: 100 * (1 + len(steps) - len(checkpoints.steps())))
+    checkpoints.save(50, write_two, needed=250, accuracy=accuracy)
+    # The neighbours of 1 are 0 and 2, those of 3 are 2 and 10, of 10 3 and 20: 1 and 3 go first. 2 is the best.
+    assert checkpoints.steps() == [2, 10, 20, 30, 40, 50]
+    assert "step 1 make room" in capsys.readouterr().err
+
+
+def test_what_the_run_did_not_write_is_left_alone(tmp_path):
+    """A copy, a note, a link beside the checkpoints: neither counted nor removed."""
+    checkpoints = saved(tmp_path, [1, 2], keep=1)
+    shutil.copytree(checkpoints.path(2), checkpoints.folder / "step_000002_keep")
+    shutil.copytree(checkpoints.path(2), checkpoints.folder / "step_000001.bak")
+    (checkpoints.folder / "step_notes.txt").write_text("mine")
+    (checkpoints.folder / "step_000009").symlink_to(checkpoints.path(2))
+    assert checkpoints.restore(lambda path: None) == checkpoints.path(2)
+    checkpoints.save(3, write_two, needed=4096, accuracy={})
+    assert checkpoints.steps() == [3]
+    others = {path.name for path in checkpoints.folder.iterdir()} - {"step_000003"}
+    assert others == {"step_000002_keep", "step_000001.bak", "step_notes.txt", "step_000009"}
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):
@@ -144,7 +182,7 @@ def test_a_saved_state_goes_on_as_if_nothing_had_happened(tmp_path, lora_rank, d
     take_steps(first, 2)
     first.learner.bad_steps, first.learner.token_budget = 2, 77
     first.reward.score_batch(["a", "b", "c"], ["1", "1", "1"])
-    first.notes = {"seconds": 4.5, "before": {"greedy_accuracy": 0.5}, "wandb_id": "abc"}
+    first.notes = {"seconds": 4.5, "before": {"greedy_accuracy": 0.5}}
     torch.manual_seed(1), np.random.seed(1), random.seed(1)
     first.complete(2, {"step": 2, "reward/mean": 0.25})
     drawn = (torch.rand(3), np.random.rand(3), random.random())  # after the step: must not be in what is saved
@@ -215,7 +253,7 @@ def test_nothing_is_unpickled(tmp_path):
     state = trainer()
     state.write(tmp_path)
     torch.save({"step": 1, "data": state.data, "random": Evil()}, tmp_path / "trainer.pt")
-    with pytest.raises(Exception, match="weights_only"):
+    with pytest.raises(ValueError, match=r"trainer.pt is none: Weights only load failed"):
         trainer().read(tmp_path)
     assert not (tmp_path / "ran").exists()
     assert not list(tmp_path.glob("*.bin"))

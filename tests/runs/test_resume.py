@@ -18,6 +18,7 @@ from small_runs import SMALL, arguments, completions, rows, same_run, weights
 import train
 from grpo.arguments import Command
 from grpo.config import Config, changed, fields
+from grpo.run.files import lines, read_rows, run_id, write_config
 from grpo.run.resume import FREE, ROUNDING, read_config, settle
 
 LORA = {"policy.lora_rank": 4, "policy.lora_alpha": 8, "learner.skip_zero_variance": "false", "learner.kl_coef": 0.01}
@@ -85,16 +86,21 @@ def test_three_and_three_are_six(tmp_path, settings):
     assert yaml.safe_load((tmp_path / "both" / "config.yaml").read_text())["steps"] == 6
 
 
-def test_what_was_written_after_the_checkpoint_is_done_again(three, stopped):
+def test_what_was_written_after_the_checkpoint_is_done_again(three, tmp_path):
     """As after a power cut: rows and texts of steps 2 and 3 are there, the checkpoint is of step 1."""
-    shutil.rmtree(stopped / "checkpoints")
-    assert train.main(arguments(stopped.parent, "one", steps=1)) == 0
-    shutil.copytree(stopped.parent / "one" / "checkpoints", stopped / "checkpoints")
-    with (stopped / "metrics.jsonl").open("a") as file:
+    folder = tmp_path / "run"
+    assert train.main(arguments(tmp_path, "run", steps=3, checkpoint__every=1, checkpoint__keep=9)) == 0
+    shutil.rmtree(folder / "checkpoints" / "step_000002")
+    shutil.rmtree(folder / "checkpoints" / "step_000003")
+    (folder / "summary.json").unlink()
+    with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "reward/mean": 0.1')  # cut off in the middle
-    (stopped / "completions" / "step_000009.jsonl").write_text("left over\n")
-    assert train.main(["--resume", str(stopped)]) == 0
-    same_run(three, stopped, 3)
+    (folder / "completions" / "step_000009.jsonl.gz").write_text("left over\n")
+    (folder / "completions" / "step_000009_mine.txt").write_text("a note")
+    assert train.main(["--resume", str(folder)]) == 0
+    assert (folder / "completions" / "step_000009_mine.txt").read_text() == "a note"
+    (folder / "completions" / "step_000009_mine.txt").unlink()
+    same_run(three, folder, 3)
 
 
 def test_without_a_whole_checkpoint_it_starts_again(three, stopped, capsys):
@@ -118,13 +124,11 @@ def test_a_row_that_waits_for_its_evaluation_gets_it(tmp_path):
     whole, folder = rows(tmp_path / "run"), tmp_path / "run"
     state = torch.load(folder / "checkpoints" / "step_000003" / "trainer.pt", weights_only=True)
     assert state["row"] is None
-    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
-    unfinished = {k: v for k, v in json.loads(lines[-1]).items() if not k.startswith("eval/")} | {
-        "completion/tokens": 9
-    }
+    written = read_rows(folder / "metrics.jsonl")
+    unfinished = {k: v for k, v in written[-1].items() if not k.startswith("eval/")} | {"completion/tokens": 9}
     torch.save(state | {"row": unfinished}, folder / "checkpoints" / "step_000003" / "trainer.pt")
     reseal(folder / "checkpoints" / "step_000003")
-    (folder / "metrics.jsonl").write_text("".join(lines[:-1]))
+    (folder / "metrics.jsonl").write_text(lines(written[:-1]))
     (folder / "summary.json").unlink()
     assert train.main(["--resume", str(folder)]) == 0
     assert rows(folder) == whole
@@ -169,7 +173,7 @@ def test_steps_of_a_linear_schedule_stay(tmp_path, capsys):
 
 def test_a_quantisation_left_to_the_plan_is_what_the_run_has(copied):
     saved = changed(read_config(copied), {"policy.lora_rank": 4})
-    (copied / "config.yaml").write_text(yaml.safe_dump(saved.model_dump()))
+    write_config(copied, saved, run_id(copied))
     left_open = Command(Config(), str(copied), False, {"policy.quant": "auto"})
     assert settle(left_open, "cpu")[0].policy.quant == "none"
 
@@ -227,13 +231,133 @@ def test_auto_means_the_named_run_else_the_newest_else_a_new_one(tmp_path, three
     assert "second is finished" in capsys.readouterr().out
     assert train.main([*arguments(out, "first", steps=2), "--resume", "auto"]) == 0
     assert [row["step"] for row in rows(out / "first")] == [0, 1, 2]
-    assert len(completions(out / "first")) == 2
+    assert len(completions(out / "first")) == 2 + len({"problems", "accuracy"})
 
 
 def test_a_moved_run_goes_on_where_it_is(copied, tmp_path):
-    there = tmp_path / "else" / "where"
+    there = tmp_path / "else" / "where it is now"
     there.parent.mkdir()
     copied.rename(there)
     assert train.main(["--resume", str(there), "--steps", "4"]) == 0
     assert rows(there)[-1]["step"] == 4
-    assert yaml.safe_load((there / "config.yaml").read_text())["name"] == "where"
+
+
+def edit(folder: Path, **settings) -> None:
+    """As with an editor: config.yaml says something else."""
+    write_config(folder, changed(read_config(folder), settings), run_id(folder))
+
+
+def foreign(copied: Path) -> None:
+    """The newest checkpoint comes from another run with the same settings."""
+    assert train.main(arguments(copied.parent, "other", steps=3)) == 0
+    shutil.rmtree(copied / "checkpoints")
+    shutil.copytree(copied.parent / "other" / "checkpoints", copied / "checkpoints")
+
+
+def cut(copied: Path) -> None:
+    text = (copied / "config.yaml").read_text()
+    (copied / "config.yaml").write_text(text[: len(text) // 2].rpartition("\n")[0] + "\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda copied: edit(copied, **{"learner.lr": 0.1}), "learner.lr 0.001 -> 0.1"),
+        (foreign, "is of another run"),
+        (cut, "was cut off"),
+    ],
+)
+def test_it_goes_on_only_with_what_it_was(copied, capsys, change, message):
+    change(copied)
+    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert train.main(["--resume", str(copied), "--steps", "4"]) == 2
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert "Traceback" not in shown
+    assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize("settings", [{}, LORA], ids=["full", "lora"])
+def test_another_base_model_under_the_same_name_is_refused(tmp_path, capsys, settings):
+    model = shutil.copytree(SMALL["model"], tmp_path / "model")
+    assert train.main(arguments(tmp_path, "run", **settings, model=model, steps=1)) == 0
+    weights_file = model / "model.safetensors"
+    data = bytearray(weights_file.read_bytes())
+    data[-3] ^= 1
+    weights_file.write_bytes(data)
+    assert train.main(["--resume", str(tmp_path / "run"), "--steps", "2"]) == 2
+    assert "belongs to another base model" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_kind_is_passed_over(tmp_path, capsys):
+    """A LoRA checkpoint in a full run, and one whose masters are missing: the one before is used, as for damage."""
+    assert train.main(arguments(tmp_path, "full", steps=3, checkpoint__every=1, checkpoint__keep=9)) == 0
+    assert train.main(arguments(tmp_path, "lora", steps=1, **LORA)) == 0
+    checkpoints = tmp_path / "full" / "checkpoints"
+    shutil.rmtree(checkpoints / "step_000003")
+    shutil.copytree(tmp_path / "lora" / "checkpoints" / "step_000001", checkpoints / "step_000003")
+    state = torch.load(checkpoints / "step_000002" / "trainer.pt", weights_only=True)
+    del state["optimizer"]["masters"]
+    torch.save(state, checkpoints / "step_000002" / "trainer.pt")
+    reseal(checkpoints / "step_000002")
+    (tmp_path / "full" / "summary.json").unlink()
+    assert train.main(["--resume", str(tmp_path / "full")]) == 0
+    shown = capsys.readouterr().err
+    assert "step_000003 is damaged (it has other trained weights than this run)" in shown
+    assert "step_000002 is damaged (trainer.pt is none: 'masters')" in shown
+    assert "after step 1" in shown
+
+
+def test_rows_that_were_damaged_are_kept_aside_and_named(tmp_path, stopped, capsys):
+    """One byte less in row 1, one other byte in row 2: rows 0 and 3 stay, nothing is silent, nothing is lost."""
+    path = stopped / "metrics.jsonl"
+    found = path.read_bytes().splitlines(keepends=True)
+    damaged = [found[1][:20] + found[1][21:], found[2].replace(b'"reward/mean": 0.', b'"reward/mean": 1.')]
+    path.write_bytes(b"".join([found[0], *damaged, found[3]]))
+    assert train.main(["--resume", str(stopped), "--steps", "4"]) == 0
+    shown = capsys.readouterr().err
+    assert "2 damaged lines moved to damaged_metrics.jsonl" in shown
+    assert "metrics.jsonl has no row of step 1, 2" in shown
+    assert (stopped / "damaged_metrics.jsonl").read_bytes() == b"".join(damaged)
+    assert [row["step"] for row in rows(stopped)] == [0, 3, 4]
+    assert path.read_bytes().splitlines(keepends=True)[:2] == [found[0], found[3]]
+
+
+def test_what_a_damaged_versions_file_says_is_needed_by_nobody(copied, capsys):
+    (copied / "versions.json").write_text("{")
+    assert train.main(["--resume", str(copied), "--steps", "4"]) == 0
+    assert "versions.json cannot be read" in capsys.readouterr().err
+
+
+def test_code_of_a_model_is_trusted_on_the_command_line_only(copied, capsys):
+    edit(copied, **{"policy.trust_remote_code": True})
+    asked = settle(Command(Config(), str(copied), False, {"policy.trust_remote_code": "true"}), "cpu")[0]
+    not_asked = settle(Command(Config(), str(copied), False, {}), "cpu")[0]
+    assert (asked.policy.trust_remote_code, not_asked.policy.trust_remote_code) == (True, False)
+    assert "has to be given again" in capsys.readouterr().err
+
+
+def test_files_named_from_the_folder_of_the_start_are_found_from_another(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    shutil.copytree(SMALL["model"], tmp_path / "here" / "mine" / "model")
+    monkeypatch.chdir(tmp_path / "here")
+    assert train.main(arguments("runs", "run", steps=1, model="mine/model")) == 0
+    monkeypatch.chdir(tmp_path / "there")
+    assert train.main(["--resume", str(tmp_path / "here" / "runs" / "run"), "--steps", "2"]) == 0
+    saved = read_config(tmp_path / "here" / "runs" / "run")
+    monkeypatch.chdir(tmp_path / "here")
+    assert train.main(["--resume", "auto", "--steps", "3", "--model", saved.model]) == 0
+
+
+def test_auto_goes_by_what_the_run_wrote(tmp_path, three, capsys):
+    """A report written into the older run, a dangling link in it and one beside it change nothing."""
+    for name, age in (("old", 200), ("new", 100)):
+        folder = Path(shutil.copytree(three, tmp_path / name))
+        for path in (folder / "config.yaml", folder / "metrics.jsonl", *(folder / "checkpoints").iterdir()):
+            os.utime(path, (path.stat().st_mtime - age,) * 2)
+    (tmp_path / "old" / "report.html").write_text("a report")
+    (tmp_path / "old" / "gone").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    assert train.main(["--resume", "auto", "--out", str(tmp_path)]) == 0
+    assert f"{tmp_path / 'new'} is finished" in capsys.readouterr().out

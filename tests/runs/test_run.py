@@ -17,7 +17,8 @@ import yaml
 from small_runs import REPO, SMALL, arguments, start
 
 import train
-from grpo.run.files import differences, read_rows, versions
+from grpo.packages import differences, versions
+from grpo.run.files import read_completions, read_rows
 from grpo.run.terminal import before_and_after, good_and_bad, printable, step_line
 from grpo.types import Completion, Group, Problem
 from rewards import Score
@@ -62,7 +63,7 @@ def test_a_row_a_step_and_every_completion(folder):
     rows = read_rows(folder / "metrics.jsonl")
     assert [row["step"] for row in rows] == [0, 1, 2]
     for step in (1, 2):
-        completions = read_rows(folder / "completions" / f"step_{step:06d}.jsonl")
+        completions = read_completions(folder, step)
         assert len(completions) == 2 * 4  # problems x group
         row = rows[step]
         assert row["reward/mean"] == pytest.approx(sum(c["reward"] for c in completions) / 8)
@@ -218,4 +219,6 @@ def test_half_a_last_line_is_left_out(tmp_path):
     path.write_text('{"step": 1}\n{"step": 2}\n{"step"')
     assert read_rows(path) == [{"step": 1}, {"step": 2}]
     path.write_bytes(b'{"step": 1}\n\x00\x00\x00\n{"step": 3}\n')  # a block that never reached the disk
-    assert read_rows(path) == [{"step": 1}]
+    damaged = []
+    assert read_rows(path, damaged) == [{"step": 1}, {"step": 3}]
+    assert damaged == [b"\x00\x00\x00\n"]

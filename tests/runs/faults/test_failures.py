@@ -17,6 +17,7 @@ from small_runs import arguments, rows, same_run, start, wait_until, weights
 import train
 from grpo.learner import Learner
 from grpo.rollout.torch_engine import TorchEngine
+from grpo.run.files import read_completions
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def test_a_step_that_is_not_finite_is_kept_for_study_and_skipped(tmp_path):
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert not all(torch.equal(two[name], three[name]) for name in two)
     batch = json.loads((tmp_path / "run" / "bad_batches" / "step_000002_0.json").read_text())
-    kept = [json.loads(line) for line in (tmp_path / "run" / "completions" / "step_000002.jsonl").open()]
+    kept = read_completions(tmp_path / "run", 2)
     assert len(batch["samples"]) == len(kept) == 8
     assert [sample["advantage"] for sample in batch["samples"]] == [row["advantage"] for row in kept]
     assert batch["loss/total"] == "nan"

@@ -1,4 +1,4 @@
-"""W&B can be missing, unreachable, broken or hanging: the run neither fails nor waits, and loses nothing."""
+"""A tracker can be missing, unreachable, broken or hanging: the run neither fails nor waits, and loses nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from small_runs import arguments, rows, start
 
 import train
-from grpo.run import trackers
+from grpo.run import files, trackers
 
 needs_wandb = pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="pip install wandb")
 
@@ -35,22 +35,22 @@ def fake(folder: Path, code: str, monkeypatch) -> None:
 def test_it_hangs(tmp_path, monkeypatch, capsys):
     """init never returns: the run ends as usual, waits its patience and says where to look."""
     fake(tmp_path / "fake", "import time\ntime.sleep(20)\n", monkeypatch)
-    monkeypatch.setattr(trackers.WandbProcess.__init__, "__defaults__", (0.2,))
-    assert train.main(arguments(tmp_path, "run", steps=2, wandb="true")) == 0
-    assert "W&B is still sending" in capsys.readouterr().err
+    monkeypatch.setattr(trackers.TrackerProcess.__init__, "__defaults__", (0.2,))
+    assert train.main(arguments(tmp_path, "run", steps=2, tracker="wandb")) == 0
+    assert "wandb is still sending" in capsys.readouterr().err
     assert len(rows(tmp_path / "run")) == 3
 
 
 def test_it_crashes(tmp_path, monkeypatch, capsys):
     fake(tmp_path / "fake", "raise ImportError('half installed')\n", monkeypatch)
-    assert train.main(arguments(tmp_path, "run", steps=2, wandb="true")) == 0
-    assert "W&B logging ended with code 1" in capsys.readouterr().err
-    assert "half installed" in (tmp_path / "run" / "wandb.log").read_text()
+    assert train.main(arguments(tmp_path, "run", steps=2, tracker="wandb")) == 0
+    assert "wandb ended with code 1" in capsys.readouterr().err
+    assert "half installed" in (tmp_path / "run" / "tracker.log").read_text()
 
 
 def test_it_is_not_installed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(trackers, "installed", lambda name: False)
-    assert train.main(arguments(tmp_path, "run", steps=1, wandb="true")) == 0
+    assert train.main(arguments(tmp_path, "run", steps=1, tracker="wandb")) == 0
     assert "wandb is not installed" in capsys.readouterr().err
 
 
@@ -96,7 +96,7 @@ def test_the_same_names_once_each_also_after_a_kill(tmp_path, monkeypatch):
 
         TrainingState.write = write
 
-    args = arguments(tmp_path, "run", steps=4, wandb="true", show_every=2, checkpoint__every=1)
+    args = arguments(tmp_path, "run", steps=4, tracker="wandb", show_every=2, checkpoint__every=1)
     assert start(args, tmp_path / "log", killed_later).wait() == -signal.SIGKILL
     assert train.main(["--resume", str(tmp_path / "run")]) == 0
     record = [json.loads(line) for line in (tmp_path / "record").read_text().splitlines()]
@@ -105,7 +105,7 @@ def test_the_same_names_once_each_also_after_a_kill(tmp_path, monkeypatch):
     assert [line["step"] for line in sent] == [0, 1, 2, 3, 4]
     tables = {line["step"]: line.pop("completions") for line in sent if "completions" in line}
     assert tables == {2: 8, 4: 8}
-    written = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    written = files.read_rows(tmp_path / "run" / "metrics.jsonl")
     assert [line.keys() for line in sent] == [line.keys() for line in written]
     assert [line["exit"] for line in record if "exit" in line] == [1, 0]
 
@@ -114,17 +114,32 @@ def test_the_same_names_once_each_also_after_a_kill(tmp_path, monkeypatch):
 @pytest.mark.parametrize("key", [None, "0" * 40], ids=["no key", "a key, but no network"])
 def test_the_real_package_offline(tmp_path, monkeypatch, key):
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr(trackers.WandbProcess.__init__, "__defaults__", (90.0,))
+    monkeypatch.setattr(trackers.TrackerProcess.__init__, "__defaults__", (90.0,))
     if key:
         monkeypatch.setenv("WANDB_API_KEY", key)
-    assert train.main(arguments(tmp_path, "run", steps=2, wandb="true", checkpoint__every=1)) == 0
-    run_id = (tmp_path / "run" / "wandb_id").read_text()
-    log = (tmp_path / "run" / "wandb.log").read_text()
+    assert train.main(arguments(tmp_path, "run", steps=2, tracker="wandb", checkpoint__every=1)) == 0
+    run_id = files.run_id(tmp_path / "run")
+    log = (tmp_path / "run" / "tracker.log").read_text()
     assert len(list((tmp_path / "run" / "wandb").glob(f"offline-run-*-{run_id}"))) == 1, log
-    assert (tmp_path / "run" / "wandb_sent").read_text() == "2"
+    assert (tmp_path / "run" / "tracker_sent").read_text() == "2"
     if key:
         return
     assert train.main(["--resume", str(tmp_path / "run"), "--steps", "3"]) == 0
-    assert (tmp_path / "run" / "wandb_id").read_text() == run_id
-    assert (tmp_path / "run" / "wandb_sent").read_text() == "3"
+    assert files.run_id(tmp_path / "run") == run_id
+    assert (tmp_path / "run" / "tracker_sent").read_text() == "3"
     assert len(list((tmp_path / "run" / "wandb").glob(f"offline-run-*-{run_id}"))) == 2
+
+
+@pytest.mark.skipif(importlib.util.find_spec("trackio") is None, reason="pip install trackio")
+def test_the_real_trackio_offline(tmp_path, monkeypatch):
+    """Its own database on this machine: every row once, also after a resume, under one name."""
+    import sqlite3
+
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    monkeypatch.setattr(trackers.TrackerProcess.__init__, "__defaults__", (90.0,))
+    assert train.main(arguments(tmp_path, "run", steps=2, tracker="trackio")) == 0
+    assert train.main(["--resume", str(tmp_path / "run"), "--steps", "3"]) == 0
+    with sqlite3.connect(next((tmp_path / "trackio").glob("*.db"))) as database:
+        sent = database.execute("select run_name, step from metrics order by step").fetchall()
+    assert [step for _, step in sent] == [0, 1, 2, 3], (tmp_path / "run" / "tracker.log").read_text()
+    assert {name for name, _ in sent} == {f"run-{files.run_id(tmp_path / 'run')[:4]}"}
