@@ -29,7 +29,7 @@ from grpo.plan.duration import utilisation
 from grpo.plan.text import planned_and_measured, timed
 from grpo.policy import load_policy
 from grpo.problems import draw, load_problems
-from grpo.rollout import Sampling, decode, load_reward, make_engine, rollout, score
+from grpo.rollout import Sampling, decode, load_reward, make_engine, rollout, score, warm_up
 from grpo.run.resume import TrainingState, is_finished, set_seed, settle
 from grpo.run.run import Run
 from grpo.run.terminal import Interrupted, hold_interruptions, interruptible, plot_run, say
@@ -69,6 +69,7 @@ def train(config: Config, resumed: Path | None = None) -> Run:
         run.recording(TrainingState(policy, learner, reward, problems)),
     ):
         engine.sync(policy)
+        warm_up(reward, engine, policy.tokenizer, problems, config)  # the hybrid reward's scale
         if run.step == 0:
             run.notes["before"] = held_out.test(engine)
         if run.unlogged:  # step 0, or a step whose evaluation was cut off

@@ -50,14 +50,25 @@ RENAMED = {
 """A setting's old name, without its section -> what it is called now."""
 WEIGHTS = ("reward.alpha", "reward.beta", "reward.gamma")
 
+MODES = {
+    "ultra-quick": {"steps": 1, "rollout.problems": 4, "rollout.group": 4},
+    "quick": {"steps": 15, "rollout.problems": 8, "rollout.group": 8},
+    "dry-run": {"steps": 58, "rollout.problems": 16, "rollout.group": 8},
+    "full": {},
+}
+"""What a mode leaves of a preset, at most."""
+
 SHOWN = reprlib.Repr()
 SHOWN.maxstring, SHOWN.maxother, SHOWN.maxlevel = 200, 200, 2
 """How a wrong value is shown: whole where it is short, and never endlessly."""
 
 
 def build(preset: str | None, overrides: dict[str, str]) -> Config:
-    """The preset's file, REWARD_WEIGHTS where it is set, and the overrides on top, checked."""
-    return overridden(parse({}, _preset(preset)) if preset is not None else Config(), overrides)
+    """The preset's file, as much of it as the mode leaves, REWARD_WEIGHTS where it is set, the overrides; checked."""
+    config = parse({}, _preset(preset)) if preset is not None else Config()
+    values = flat(config)
+    limits = MODES.get(overrides.get("mode", config.mode), {})  # of a mode that does not exist the check will tell
+    return overridden(config, {name: min(limit, values[name]) for name, limit in limits.items()} | overrides)
 
 
 def overridden(config: Config, overrides: dict[str, Any]) -> Config:
@@ -81,10 +92,17 @@ def _preset(name: str) -> dict[str, Any]:
         raise UserError(f"unknown preset {name!r}; there are {', '.join(names)}{nearest(name, names)}")
     settings = leaves_of(PRESETS / f"{name}.yaml")
     for key in ("model", "data", "eval.data", "eval.test"):
-        beside = PRESETS.parent / str(settings.get(key, ""))
-        if key in settings and beside.exists() and not Path(settings[key]).exists():  # started from another folder
-            settings[key] = str(beside)
+        if key in settings:
+            settings[key] = _from_here(settings[key])
     return settings | {"preset": name}
+
+
+def _from_here(place: str | list[str]) -> str | list[str]:
+    """A preset's built-in file as the working directory sees it. Names of models and data sets stay."""
+    if isinstance(place, list):
+        return [_from_here(one) for one in place]
+    beside = PRESETS.parent / place
+    return str(beside) if beside.exists() and not Path(place).exists() else place
 
 
 def leaves_of(path: str | Path) -> dict[str, Any]:
@@ -177,6 +195,8 @@ def short(config: Config) -> str:
 
 def typed(value: Any) -> str:
     """A value as the command line takes it."""
+    if isinstance(value, tuple):
+        return ",".join(value) or "none"
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Section(BaseModel):
@@ -86,8 +86,22 @@ class RewardConfig(Section):
     """Verifier processes."""
     timeout_s: float = Field(2.0, gt=0)
     """Seconds one answer may take before its worker is killed and the answer counts as wrong."""
+    random_needs_box: bool = False
+    """random: nothing without exactly one box, so that the coin keeps the format alive."""
+    call_limit_s: float | None = Field(None, gt=0)
+    """package.module:function: seconds one call may take before the run stops and says so; none is no limit."""
     model: str = "nvidia/AceMath-7B-RM"
     """hybrid: the sequence-classification reward model."""
+    hybrid_a: float = Field(0.5, ge=0, le=1)
+    """hybrid: a wrong answer gets -a + 2 a s, with s the reward model's opinion from 0 to 1. a + b is at most 1."""
+    hybrid_b: float = Field(0.5, ge=0, le=1)
+    """hybrid: a right answer gets 1 - b + 2 b s."""
+    hybrid_eps: float = Field(0.01, gt=0)
+    """hybrid: added to the range of the warm-up's scores, by which s is scaled."""
+    hybrid_warmup: int = Field(1024, ge=1)
+    """hybrid: completions sampled before training whose scores set the scale."""
+    hybrid_offload: bool = False
+    """hybrid: keep the reward model in main memory between scorings."""
 
 
 class LearnerConfig(Section):
@@ -141,12 +155,23 @@ class LearnerConfig(Section):
 class EvalConfig(Section):
     every: int = Field(0, ge=0)
     """Evaluate every so many steps, and before the first and after the last. 0: never."""
-    data: str | None = None
-    """Problems for the curve during training (validation)."""
+    data: tuple[str, ...] = ()
+    """Problems for the curve during training (validation): one set or several, with commas between. What eval.py takes
+    as --bench: the names of benchmarks, all, .parquet and .jsonl files."""
     test: str | None = None
     """Problems scored once before and once after training, and used for nothing else."""
+    sampling: Literal["both", "greedy"] = "both"
+    """both: each problem once at the training temperature and once greedily. greedy: half the time."""
     limit: int | None = Field(None, ge=1)
     """Use only the first so many problems of each file: a smoke figure, and marked as one."""
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        """A text is one name, or several with commas between; none is no set."""
+        if value in (None, "none"):
+            return ()
+        return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
 
 
 class CheckpointConfig(Section):
@@ -169,6 +194,9 @@ class Config(Section):
     """Folder with local copies of the published data sets (also: GRPO_DATA_DIR)."""
     prompt: str = "multi-signal"
     """System message: a name from prompts/ or a path to a text file."""
+    mode: Literal["ultra-quick", "quick", "dry-run", "full"] = "full"
+    """How much of the preset: 1, 15, 58 or all of its steps, the short ones with fewer problems and completions each.
+    What is set beside it wins."""
     steps: int = Field(500, ge=1)
     """Rollouts to train on."""
     seed: int = Field(0, ge=0, lt=2**31)

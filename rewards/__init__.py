@@ -61,13 +61,16 @@ def make_reward(
     workers: int = 1,
     timeout_s: float = 2.0,
     memory_limit_mb: int = 1024,
+    random_needs_box: bool = False,
+    call_limit_s: float | None = None,
     model: str | None = None,
     **options: Any,
 ) -> Reward:
     """The reward of that name, or a user's own as `package.module:function`.
 
-    `weights` (alpha, beta, gamma) are multi_signal's, `seed` is random's, `model` and the other `options` are hybrid's.
-    `verifier` says what a completion's answer is: its last box, its last number, or its last `<answer>` block.
+    `weights` (alpha, beta, gamma) are multi_signal's, `seed` and `random_needs_box` random's, `call_limit_s` a user's
+    own function's, `model` and the other `options` (a, b, eps, warmup, offload, ...) hybrid's. `verifier` says what a
+    completion's answer is: its last box, its last number, or its last `<answer>` block.
     ValueError for an unknown name or option.
     """
     limits = {
@@ -83,11 +86,11 @@ def make_reward(
     if name in CONTROL_WEIGHTS:
         return MultiSignalMathReward(*CONTROL_WEIGHTS[name], **limits)
     if name == "random":
-        return RandomReward(seed, **limits)
+        return RandomReward(seed, random_needs_box, **limits)
     if name == "hybrid":
         from rewards.hybrid import DEFAULT_MODEL, HybridReward  # torch and transformers, only when asked for
 
         return HybridReward(model or DEFAULT_MODEL, **limits, **options)
     if ":" in name:
-        return FunctionReward(name)
+        return FunctionReward(name, call_limit_s)
     raise ValueError(f"unknown reward {name!r}: one of {', '.join(NAMES)}, or package.module:function")

@@ -4,30 +4,39 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import json
 import math
+import sys
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 from rewards.score import SIGNALS, UNVERIFIED, Score
-from rewards.signals import MultiSignalMathReward
+from rewards.signals import MultiSignalMathReward, one_box
 
 CONTROL_WEIGHTS = {"verify_only": (1.0, 0.0, 0.0), "format_only": (0.0, 1.0, 0.0)}
 """All three signals are logged under every control; only the named one is paid for."""
+NOTICE_S = 10.0
+"""Seconds after which a call of a user's function is said"""
+MAX_SIGNAL = 1e6
+"""Largest size of a signal; squares of 1e300 have no float"""
 
 
 class RandomReward(MultiSignalMathReward):
-    """0 or 1 by a fair coin that looks at nothing: what a model learns from it, it knew before.
+    """0 or 1 by a fair coin that does not look at the answer: what a model learns from it, it knew before.
 
-    The same seed, texts and order give the same coins, also across a resume: `state_dict` holds how many were tossed.
+    `needs_box`: 0 without exactly one box, which keeps the format alive, as studies of spurious rewards do. The same
+    seed, texts and order give the same coins, also across a resume: `state_dict` holds how many were tossed.
     """
 
-    def __init__(self, seed: int = 0, **verifier_options: Any) -> None:
+    def __init__(self, seed: int = 0, needs_box: bool = False, **verifier_options: Any) -> None:
         super().__init__(0.0, 0.0, 0.0, **verifier_options)
         self.weights = {"random": 1.0} | dict.fromkeys(SIGNALS, 0.0)
-        self.seed, self.tossed = seed, 0
+        self.seed, self.needs_box, self.tossed = seed, needs_box, 0
 
     def score_batch(
-        self, completions: Sequence[str], ground_truths: Sequence[Any], prompts: Sequence[str] | None = None
+        self, completions: Sequence[str], ground_truths: Sequence[Any], questions: Sequence[str] | None = None
     ) -> list[Score]:
         scores = super().score_batch(completions, ground_truths)
         return [self._toss(text, score) for text, score in zip(completions, scores, strict=True)]
@@ -35,7 +44,7 @@ class RandomReward(MultiSignalMathReward):
     def _toss(self, text: str, score: Score) -> Score:
         toss = hashlib.sha256(f"{self.seed} {self.tossed} ".encode() + text.encode("utf-8", "surrogatepass")).digest()
         self.tossed += 1
-        coin = float(toss[0] & 1)
+        coin = float(toss[0] & 1 and (not self.needs_box or one_box(text)))
         return Score(coin, {"random": coin, **score.signals}, score.answer, score.verdict, score.outcome)
 
     def state_dict(self) -> dict[str, Any]:
@@ -48,40 +57,65 @@ class RandomReward(MultiSignalMathReward):
 
 
 class FunctionReward:
-    """A plain function `f(completion, ground_truth) -> {signal: number}`; the total is the sum of its signals."""
+    """A plain function `f(completion, ground_truth) -> {signal: number}`; the total is the sum of its signals.
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    A call that takes longer than NOTICE_S seconds is said on stderr; one longer than `limit_s` is an error.
+    """
+
+    def __init__(self, name: str, limit_s: float | None = None) -> None:
+        self.name, self.limit_s = name, limit_s
         self.function = load_function(name)
-        try:
-            returned = self.function("", "0")  # a model may well write nothing
-        except Exception as error:
-            raise ValueError(
-                f'reward {name} fails on the completion "" with ground truth "0": {type(error).__name__}: {error}'
-            ) from error
-        self.weights = dict.fromkeys(self._signals(returned), 1.0)
+        signals = self._call("the completion", "", "0")  # a model may well write nothing
+        self.weights = dict.fromkeys(signals, 1.0)
 
     def __call__(self, completion: str, ground_truth: Any) -> Score:
-        signals = self._signals(self.function(completion, ground_truth))
-        if signals.keys() != self.weights.keys():
-            raise ValueError(f"reward {self.name}: signals {sorted(signals)} now, {sorted(self.weights)} before")
-        return Score(sum(signals.values()), signals, None, None, UNVERIFIED)
+        return self.score_batch([completion], [ground_truth])[0]
 
     def score_batch(
-        self, completions: Sequence[str], ground_truths: Sequence[Any], prompts: Sequence[str] | None = None
+        self, completions: Sequence[str], ground_truths: Sequence[Any], questions: Sequence[str] | None = None
     ) -> list[Score]:
-        return [self(text, truth) for text, truth in zip(completions, ground_truths, strict=True)]
+        rows = enumerate(zip(completions, ground_truths, strict=True))
+        return [self._score(f"completion {index}", *row) for index, row in rows]
 
-    def _signals(self, returned: Any) -> dict[str, float]:
+    def _score(self, which: str, completion: str, ground_truth: Any) -> Score:
+        signals = self._call(which, completion, ground_truth)
+        if signals.keys() != self.weights.keys():
+            raise ValueError(f"{self.name}: signals {sorted(signals)} for {which}, {sorted(self.weights)} before")
+        return Score(sum(signals.values()), signals, None, None, UNVERIFIED)
+
+    def _call(self, which: str, completion: str, ground_truth: Any) -> dict[str, float]:
+        """The signals of one completion; ValueError names the completion if the function fails in any way."""
+        where = (
+            f"reward {self.name}, {which} {json.dumps(completion[:60])} with ground truth {str(ground_truth)[:60]!r}"
+        )
+        notice = threading.Timer(NOTICE_S, print, [f"still in {self.name}, {which}"], {"file": sys.stderr})
+        notice.daemon = True
+        notice.start()
+        try:
+            if self.limit_s is None:
+                returned = self.function(completion, ground_truth)
+            else:
+                returned = within(self.limit_s, self.function, completion, ground_truth)
+        except (Exception, SystemExit) as error:
+            raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
+        finally:
+            notice.cancel()
         if not isinstance(returned, dict) or not returned or not all(isinstance(key, str) for key in returned):
             raise ValueError(
-                f"reward {self.name} returned {returned!r} of type {type(returned).__name__}: "
-                'need a dict of signals, for example {"verify": 1.0}'
+                f"{where}: returned {returned!r} of type {type(returned).__name__}, need a dict of signals, "
+                'for example {"verify": 1.0}'
             )
-        for name, value in returned.items():
-            if not isinstance(value, int | float) or not math.isfinite(value):
-                raise ValueError(f"reward {self.name}: signal {name!r} is {value!r}, need a finite number")
-        return {name: float(value) for name, value in returned.items()}
+        return {name: self._number(value, f"{where}: signal {name!r}") for name, value in returned.items()}
+
+    def _number(self, value: Any, what: str) -> float:
+        """Numbers, bools and the scalars of NumPy and torch."""
+        try:
+            number = math.nan if isinstance(value, str | bytes) else float(value)
+        except (TypeError, ValueError, OverflowError, RuntimeError):
+            number = math.nan
+        if not abs(number) <= MAX_SIGNAL:
+            raise ValueError(f"{what} is {value!r}, need a finite number, at most {MAX_SIGNAL:g} in size")
+        return number
 
     def cache_hit_rate(self) -> float:
         return 0.0
@@ -97,9 +131,29 @@ class FunctionReward:
         pass
 
 
+def within(limit_s: float, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What the function returns or raises; TimeoutError after `limit_s` seconds, while it goes on in its thread."""
+    future: Future = Future()
+
+    def call() -> None:
+        try:
+            future.set_result(function(*arguments))
+        except BaseException as error:  # noqa: BLE001 - handed to the caller
+            future.set_exception(error)
+
+    threading.Thread(target=call, daemon=True).start()
+    try:
+        return future.result(limit_s)
+    except TimeoutError:
+        raise TimeoutError(f"no result after {limit_s:g} s (reward.call_limit_s)") from None
+
+
 def load_function(name: str) -> Callable[[str, Any], dict[str, float]]:
     """The function named `package.module:function`; ValueError that says which part of the name leads nowhere."""
     module_name, _, function_name = name.partition(":")
+    if module_name.endswith(".py"):
+        module = module_name.removesuffix(".py").strip("./").replace("/", ".")
+        raise ValueError(f"reward {name!r} names a file; a module is wanted: {module}:{function_name}")
     try:
         module = importlib.import_module(module_name)
     except Exception as error:

@@ -45,11 +45,20 @@ class RewardModel:
         if not offload:
             self.model.to(self.device)
 
+    def conversation(self, question: str, completion: str) -> str:
+        """The question and its answer in the reward model's own chat template, as it was trained to read them."""
+        question, completion = (
+            text.encode("utf-8", "replace").decode() for text in (question, completion)
+        )  # surrogates
+        if self.tokenizer.chat_template is None:
+            return f"{question}\n\n{completion}{self.tokenizer.eos_token or ''}"
+        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": completion}]
+        return self.tokenizer.apply_chat_template(turns, tokenize=False)
+
     @torch.inference_mode()
-    def score(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
-        """One number for each completion, read as the assistant's whole turn after its rendered prompt."""
-        end = self.tokenizer.eos_token or ""
-        texts = [_encodable(prompt + text + end) for prompt, text in zip(prompts, completions, strict=True)]
+    def score(self, questions: Sequence[str], completions: Sequence[str]) -> list[float]:
+        """One number for each completion, read as the assistant's whole turn after the question."""
+        texts = [self.conversation(*pair) for pair in zip(questions, completions, strict=True)]
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))  # alike lengths, little padding
         scores = [0.0] * len(texts)
         self.model.to(self.device)
@@ -57,7 +66,7 @@ class RewardModel:
             rows = order[start : start + self.batch_size]
             batch = self.tokenizer(
                 [texts[row] for row in rows],
-                add_special_tokens=False,  # the rendered prompt has them
+                add_special_tokens=False,  # the template has them
                 padding=True,
                 truncation=True,
                 max_length=self.max_tokens,
@@ -72,9 +81,9 @@ class RewardModel:
 
 
 class HybridReward:
-    """Verifier and reward model. The scale is set by the first `warmup` completions and then stays.
+    """Verifier and reward model. The scale is set by `warm_up`, or by the first `warmup` completions, and then stays.
 
-    While the warm-up lasts, a batch is scaled by what has been seen up to and including itself. Scores outside the
+    Without `warm_up` a batch is scaled by what has been seen up to and including itself. Scores outside the
     warm-up's range are clipped to it, or an outlier would lift a wrong answer above a right one.
     """
 
@@ -106,24 +115,34 @@ class HybridReward:
         self.verifier = Verifier(**verifier_options)
         self.model = RewardModel(model, device, offload, batch_size, max_tokens)
 
-    def __call__(self, completion: str, ground_truth: Any, prompt: str = "") -> Score:
-        return self.score_batch([completion], [ground_truth], [prompt])[0]
+    def __call__(self, completion: str, ground_truth: Any, question: str = "") -> Score:
+        return self.score_batch([completion], [ground_truth], [question])[0]
 
     def score_batch(
-        self, completions: Sequence[str], ground_truths: Sequence[Any], prompts: Sequence[str] | None = None
+        self, completions: Sequence[str], ground_truths: Sequence[Any], questions: Sequence[str] | None = None
     ) -> list[Score]:
-        """Scores in order; ValueError without prompts, because a reward model judges an answer to a question."""
-        if prompts is None:
-            raise ValueError("hybrid reward: pass the rendered prompts to score_batch, one for each completion")
+        """Scores in order; ValueError without questions, because a reward model judges an answer to a question."""
+        if questions is None:
+            raise ValueError("hybrid reward: pass the questions to score_batch, one for each completion")
         layouts = [read(text, self.answer_from) for text in completions]
         pairs = [(layout.answer, truth) for layout, truth in zip(layouts, ground_truths, strict=True)]
         outcomes = self.verifier.check_batch(pairs)
-        opinions = self.model.score(prompts, completions)
+        opinions = self.model.score(questions, completions)
         self._calibrate(opinions)
         return [self._score(*row) for row in zip(layouts, outcomes, opinions, strict=True)]
 
+    @property
+    def warmup_left(self) -> int:
+        """Completions that the scale still waits for"""
+        return max(0, self.warmup - self.seen)
+
+    def warm_up(self, questions: Sequence[str], completions: Sequence[str]) -> None:
+        """Sets the scale by these completions and ends the warm-up; `seen` is what a checkpoint keeps of it."""
+        self._calibrate(self.model.score(questions, completions))
+        self.seen = max(self.seen, self.warmup)
+
     def _calibrate(self, opinions: Sequence[float]) -> None:
-        for opinion in opinions[: max(0, self.warmup - self.seen)]:
+        for opinion in opinions[: self.warmup_left]:
             self.min, self.max = min(self.min, opinion), max(self.max, opinion)
         self.seen += len(opinions)
 
@@ -149,8 +168,3 @@ class HybridReward:
 
     def close(self) -> None:
         self.verifier.close()
-
-
-def _encodable(text: str) -> str:
-    """Tokenizers take no lone surrogates."""
-    return text.encode("utf-8", "replace").decode("utf-8")

@@ -53,9 +53,9 @@ class Reward(Protocol):
     def __call__(self, completion: str, ground_truth: Any) -> Score: ...
 
     def score_batch(
-        self, completions: Sequence[str], ground_truths: Sequence[Any], prompts: Sequence[str] | None = None
+        self, completions: Sequence[str], ground_truths: Sequence[Any], questions: Sequence[str] | None = None
     ) -> list[Score]:
-        """Scores in the order of the completions. Only a reward model reads the prompts (see `hybrid`)."""
+        """Scores in the order of the completions. Only a reward model reads the questions (see `hybrid`)."""
         ...
 
     def cache_hit_rate(self) -> float:
@@ -70,18 +70,21 @@ class Reward(Protocol):
 
 
 SIGNALS = ("verify", "format", "reflect")
+MAX_WEIGHT = 1e6
 DEFAULT_WEIGHTS = (1.0, 0.5, 0.5)
 """alpha, beta, gamma"""
 
 
 def check_weights(weights: Sequence[float]) -> tuple[float, ...]:
-    """The weights as floats; ValueError unless they are three finite numbers >= 0."""
+    """The weights as floats; ValueError unless they are three numbers from 0 to MAX_WEIGHT."""
     try:
         numbers = tuple(float(weight) for weight in weights)
     except (TypeError, ValueError):
         numbers = ()
-    if len(numbers) != 3 or not all(math.isfinite(number) and number >= 0 for number in numbers):
-        raise ValueError(f"reward weights {weights!r}: need three finite numbers >= 0 (alpha, beta, gamma)")
+    if len(numbers) != 3 or not all(0 <= number <= MAX_WEIGHT for number in numbers):
+        raise ValueError(
+            f"reward weights {weights!r}: need three finite numbers >= 0, at most {MAX_WEIGHT:g} (alpha, beta, gamma)"
+        )
     return numbers
 
 

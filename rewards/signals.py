@@ -223,9 +223,9 @@ class MultiSignalMathReward:
         return self.score_batch([completion], [ground_truth])[0]
 
     def score_batch(
-        self, completions: Sequence[str], ground_truths: Sequence[Any], prompts: Sequence[str] | None = None
+        self, completions: Sequence[str], ground_truths: Sequence[Any], questions: Sequence[str] | None = None
     ) -> list[Score]:
-        """Scores in order. The prompts are never read: tags and boxes of a prompt earn nothing."""
+        """Scores in order. The questions are never read: tags and boxes of a question earn nothing."""
         layouts = [read(completion, self.answer_from) for completion in completions]
         pairs = [(layout.answer, truth) for layout, truth in zip(layouts, ground_truths, strict=True)]
         outcomes = self.verifier.check_batch(pairs)

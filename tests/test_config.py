@@ -50,6 +50,15 @@ def test_every_way_to_write_an_option(argv):
     assert config(*argv).learner.token_budget == 77
 
 
+def test_a_mode_leaves_a_part_of_the_preset_and_what_is_typed_wins():
+    """l4 has 500 steps of 128 x 8; quick leaves at most 15 of 8 x 8."""
+    quick = config("--preset", "l4", "--mode", "quick", "--rollout.problems", "3")
+    assert (quick.steps, quick.rollout.problems, quick.rollout.group) == (15, 3, 8)
+    assert config("--preset", "cpu", "--mode", "dry-run").steps == 58
+    assert config("--preset", "l4", "--mode", "full") == config("--preset", "l4")
+    assert "mode is 'slow'" in error("--mode", "slow")
+
+
 def test_dashes_in_values_stay():
     assert config("--data-dir", "a-b_c").data_dir == "a-b_c"
     assert config("--data_dir=a-b_c").data_dir == "a-b_c"
@@ -62,6 +71,14 @@ def test_dashes_in_values_stay():
 )
 def test_flags_need_no_value(argv, quiet):
     assert config(*argv).quiet is quiet
+
+
+def test_a_list_of_sets_is_written_with_commas():
+    assert config("--eval.data", "math500, a.jsonl").eval.data == ("math500", "a.jsonl")
+    assert (
+        config("--eval.data", "a.jsonl").eval.data == parse({"eval": {"data": ["a.jsonl"]}}).eval.data == ("a.jsonl",)
+    )
+    assert config("--eval.data", "none", "--eval.every", "0").eval.data == ()
 
 
 def test_none_only_where_none_is_a_value():
@@ -83,7 +100,8 @@ def test_none_only_where_none_is_a_value():
         (("--skip-zero-spread",), "--skip_zero_spread is now called --learner.skip_zero_variance"),
         (("--updates_per_rollout=2",), "--updates_per_rollout is now called --learner.minibatches_per_rollout"),
         (("--steps",), "argument --steps: expected one argument"),
-        (("--preset", "h10"), "unknown preset 'h10'; there are cpu, h100, l4; did you mean h100?"),
+        (("--preset", "h10"), "unknown preset 'h10'; there are cpu, h100, l4, "),
+        (("--preset", "h10"), "; did you mean h100?"),
         (
             ("--policy.quant", "nf5"),
             "policy.quant is 'nf5': input should be 'none', 'nf4' or 'auto'; did you mean nf4?",
@@ -158,7 +176,10 @@ def other_value(name: str, value):
         "learner.advantage": "no_std",
         "learner.aggregation": "sequence",
         "learner.truncated": "mask",
+        "eval.data": ("math500", "my own.jsonl"),
+        "eval.sampling": "greedy",
         "device": "cpu",
+        "mode": "quick",
         "tracker": "wandb",
     }
     if name in choices:
@@ -169,7 +190,7 @@ def other_value(name: str, value):
         return value + 2
     if isinstance(value, float):
         return value / 2 + 0.1
-    return "3.0" if name == "rollout.kv_gib" else "3" if value is None else f"{value}x"
+    return "3.0" if name in ("rollout.kv_gib", "reward.call_limit_s") else "3" if value is None else f"{value}x"
 
 
 @pytest.mark.parametrize(

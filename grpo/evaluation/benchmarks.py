@@ -6,13 +6,14 @@ question, which the reference answer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from grpo.config import nearest
 from grpo.errors import UserError
 from grpo.problems import load_problems, locate, prompt_text, read_data, render
 from grpo.types import Problem
@@ -58,18 +59,21 @@ def sampling_name(temperature: float) -> str:
     return f"T={temperature:g}" if temperature else "greedy"
 
 
-def names(asked: str) -> list[str]:
-    """What `--bench` stands for: all, arithmetic, one benchmark, or a file of one's own."""
-    if asked == "all":
-        return list(PAPER_PROTOCOL)
-    if asked == "arithmetic":
-        return list(ARITHMETIC)
-    if asked in PAPER_PROTOCOL or asked in ARITHMETIC or Path(asked).suffix in (".parquet", ".jsonl"):
-        return [asked]
-    raise UserError(
-        f"--bench {asked!r} is no benchmark; there are {', '.join(PAPER_PROTOCOL)}, all, arithmetic, "
-        "or name a .parquet or .jsonl file"
-    )
+def names(asked: str | Iterable[str]) -> list[str]:
+    """What `--bench` and `eval.data` stand for: benchmarks, all, arithmetic, files of one's own; commas between."""
+    sets = {"all": list(PAPER_PROTOCOL), "arithmetic": list(ARITHMETIC)}
+    found: list[str] = []
+    for name in asked.split(",") if isinstance(asked, str) else asked:
+        if name not in (*PAPER_PROTOCOL, *ARITHMETIC, *sets) and Path(name).suffix not in (".parquet", ".jsonl"):
+            raise UserError(
+                f"{name!r} is no benchmark; there are {', '.join(PAPER_PROTOCOL)}, all, arithmetic, "
+                f"or name a .parquet or .jsonl file{nearest(name, PAPER_PROTOCOL)}"
+            )
+        found += sets.get(name, [name])
+    labels = [label(name) for name in found]
+    if twice := next((name for name in labels if labels.count(name) > 1), None):
+        raise UserError(f"{twice} is named twice; their figures would have one name")
+    return found
 
 
 def label(name: str) -> str:

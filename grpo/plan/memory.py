@@ -14,14 +14,19 @@ from functools import cache
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
+from grpo import hub
 from grpo.config import Config
 from grpo.errors import UserError
 from grpo.rollout.vllm_engine import VLLM_BATCHED_TOKENS, kv_bytes
 
-# What the two published presets need when there is no network and nothing is cached.
+# The models of the presets, for a plan without a network: kind, hidden size, layers, heads, key/value heads,
+# intermediate size, context, vocabulary, head tied to the embedding.
 KNOWN = {
-    "Qwen/Qwen2.5-Math-1.5B": (1536, 28, 12, 2, 8960, 4096),
-    "Qwen/Qwen2.5-0.5B": (896, 24, 14, 2, 4864, 32768),
+    "Qwen/Qwen2.5-Math-1.5B": ("qwen2", 1536, 28, 12, 2, 8960, 4096, 151936, True),
+    "Qwen/Qwen2.5-0.5B": ("qwen2", 896, 24, 14, 2, 4864, 32768, 151936, True),
+    "TinyLlama/TinyLlama-1.1B-Chat-v1.0": ("llama", 2048, 22, 32, 4, 5632, 2048, 32000, False),
+    "meta-llama/Llama-3.1-8B-Instruct": ("llama", 4096, 32, 32, 8, 14336, 131072, 128256, False),
+    "nvidia/AceMath-7B-RM": ("qwen2", 3584, 28, 28, 4, 18944, 4096, 152064, False),
 }
 GIB = 2**30
 CUDA_CONTEXT = int(0.6 * GIB)
@@ -88,22 +93,24 @@ def shape_of(name: str, trust_remote_code: bool = False) -> Shape:
 def model_config(name: str, trust_remote_code: bool = False) -> PreTrainedConfig:
     """From a folder, the cache, the table above, or the hub, in this order."""
     for local in (True, False):
+        if not local:
+            hub.require([name])
         try:
             return AutoConfig.from_pretrained(name, local_files_only=local, trust_remote_code=trust_remote_code)
         except (OSError, ValueError) as error:
             problem = error
         if name in KNOWN:
-            hidden, layers, heads, kv_heads, intermediate, context = KNOWN[name]
+            kind, hidden, layers, heads, kv_heads, intermediate, context, vocabulary, tied = KNOWN[name]
             return AutoConfig.for_model(
-                "qwen2",
+                kind,
                 hidden_size=hidden,
                 num_hidden_layers=layers,
                 num_attention_heads=heads,
                 num_key_value_heads=kv_heads,
                 intermediate_size=intermediate,
                 max_position_embeddings=context,
-                vocab_size=151936,
-                tie_word_embeddings=True,
+                vocab_size=vocabulary,
+                tie_word_embeddings=tied,
             )
     line = (str(problem).strip() or type(problem).__name__).splitlines()[0]
     raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from grpo.config import MODES, typed
 from grpo.plan import Plan
 from grpo.plan.duration import EXPECTED_SHARE
 from grpo.plan.memory import GIB, full_length, running_sequences
@@ -19,14 +20,20 @@ def describe(plan: Plan) -> str:
     config, shape = plan.config, plan.shape
     trained = f"LoRA rank {config.policy.lora_rank}, {_millions(shape.adapter(config.policy.lora_rank))} trained"
     how = trained if config.policy.lora_rank else "all weights trained"
+    mode = [f"mode {config.mode}: at most {_settings(MODES[config.mode])}"] if MODES[config.mode] else []
     lines = [
         f"plan: {config.model} ({_millions(shape.parameters)} parameters, {how}"
         f"{', NF4 base' if config.policy.quant == 'nf4' else ''}) on {plan.card.name}, {_gib(plan.card.memory)} GiB"
         f"{' free' if plan.card.here else ''}",
+        *mode,
         *_memory(plan),
         *(_time(plan) if plan.fits else []),
     ]
     return "\n".join(lines)
+
+
+def _settings(options: dict[str, object]) -> str:
+    return " ".join(f"--{name} {typed(value)}" for name, value in options.items())
 
 
 def summary(plan: Plan) -> str:

@@ -26,10 +26,10 @@ function distinct(name) {
 
 function matches(row) {
   const value = field.signal.value && row.signals[field.signal.value];
-  const bound = field.bound.valueAsNumber;
+  const bound = field.bound.valueAsNumber, wanted = field.text.value.toLowerCase();
   const inSignal = !field.signal.value || (value != null && (Number.isNaN(bound) || (field.compare.value === "ge" ? value >= bound : value < bound)));
   return inSignal && isOn(row.run) && ["run", "step", "group", "outcome"].every((name) => !field[name].value || String(row[name]) === field[name].value)
-    && (row.text.includes(field.text.value) || String(row.answer ?? "").includes(field.text.value));
+    && (!wanted || [row.text, String(row.answer ?? ""), DATA.runs[row.run].prompts[row.prompt]].some((text) => text.toLowerCase().includes(wanted)));
 }
 
 function card(row) {

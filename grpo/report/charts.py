@@ -34,6 +34,16 @@ LEARNING, TEXT, OPTIMISER, COST, REST = (
 )
 SECTIONS = (LEARNING, TEXT, OPTIMISER, COST, REST)
 
+HELD_OUT = Chart(
+    LEARNING,
+    "Held-out accuracy",
+    "Problems the policy never trains on. Sampled accuracy, at the training temperature, rises first as the "
+    "distribution sharpens; greedy accuracy is the stricter test. Reward rising while both stand still means the "
+    "reward is being gamed or the one example memorised.",
+    (("eval/sampled_accuracy", "sampled"), ("eval/greedy_accuracy", "greedy")),
+    unit="share",
+    markers=True,
+)
 REWARD = Chart(
     LEARNING,
     "Reward",
@@ -43,16 +53,6 @@ REWARD = Chart(
     kind="band",
 )
 AFTER_SIGNALS = (
-    Chart(
-        LEARNING,
-        "Held-out accuracy",
-        "Problems the policy never trains on. Sampled accuracy, at the training temperature, rises first as the "
-        "distribution sharpens; greedy accuracy is the stricter test. Reward rising while both stand still means the "
-        "reward is being gamed or the one example memorised.",
-        (("eval/sampled_accuracy", "sampled"), ("eval/greedy_accuracy", "greedy")),
-        unit="share",
-        markers=True,
-    ),
     Chart(
         LEARNING,
         "Held-out format and verdict",
@@ -68,11 +68,11 @@ AFTER_SIGNALS = (
     ),
     Chart(
         LEARNING,
-        "Zero-spread groups",
+        "Zero-variance groups",
         "Share of groups whose completions all got the same reward: they have advantage 0 and teach nothing. Healthy: "
         "well below 1 at first, rising once the example is learned. Near 1 from the start: the problem is too hard, "
         "too easy, or the temperature too low.",
-        (("groups/zero_variance", "zero spread"),),
+        (("groups/zero_variance", "zero variance"),),
         unit="share",
     ),
     Chart(
@@ -159,7 +159,7 @@ AFTER_SIGNALS = (
     ),
     Chart(
         OPTIMISER,
-        "Sampler-trainer gap",
+        "Sampler-trainer mismatch",
         "|sampler logprob - trainer logprob| over the completion tokens, logarithmic. Both saw the same weights, so "
         "only rounding may remain: next to nothing in float32, some in bfloat16. A rise means stale weights in the "
         "sampler, another temperature or another precision.",
@@ -236,7 +236,7 @@ def charts_for(metrics: Collection[str]) -> list[Chart]:
     signals = [
         name for name in signals if not (name.endswith("_group_std") and name.removesuffix("_group_std") in signals)
     ]
-    planned = [REWARD, *map(signal_chart, signals), *AFTER_SIGNALS]
+    planned = [HELD_OUT, REWARD, *map(signal_chart, signals), *AFTER_SIGNALS]
     named = {metric for chart in planned for metric, _ in chart.series} | COVERED_BY_OTHERS
     planned += [Chart(REST, metric, "", ((metric, metric),)) for metric in sorted(set(metrics) - named)]
     drawn = []

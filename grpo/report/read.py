@@ -20,6 +20,8 @@ from grpo.run import files
 
 MAX_STEPS_SHARE = 8
 """One step may take this fraction (1/8) of a run's completions, so that the browser always shows a run over time."""
+MAX_STEPS = 4_000
+"""Of a longer run every second, third, ... step is read: no screen shows more, and a page of 100,000 opens slowly."""
 MAX_TEXT = 20_000
 """Characters of one prompt or completion that are kept: the beginning and the end."""
 ROW_FIELDS = ("sample", "finish_reason", "tokens", "reward", "signals", "answer", "verdict", "outcome", "ground_truth")
@@ -60,11 +62,16 @@ def read_run(folder: Path, max_completions: int) -> Run:
     return run
 
 
-def read_lines(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a .jsonl file. A line that is none is left out and counted in `notes`."""
+def read_lines(path: Path, notes: list[str], stride: int = 1) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a .jsonl file. A line that is none is left out and counted in `notes`.
+
+    With a `stride` only each so many-th line is read, and every line with held-out figures.
+    """
     unreadable, last_is_cut, number = [], False, 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
+            if (number - 1) % stride and b'"eval/' not in line:
+                continue
             row = files.row_of(line, checked=False)
             if row is not None:
                 yield row
@@ -111,9 +118,13 @@ def read_metrics(run: Run) -> None:
         run.notes.append("metrics.jsonl is not there yet: no step was finished")
         return
     rows: dict[int, dict[str, Any]] = {}
-    for row in read_lines(path, run.notes):
+    with path.open("rb") as file:
+        stride = -(-sum(1 for _ in file) // MAX_STEPS)
+    if stride > 1:
+        run.notes.append(f"metrics.jsonl: one row in {stride} is shown, and those with held-out figures")
+    for row in read_lines(path, run.notes, stride):
         step = row.pop("step", None)
-        if isinstance(step, int):
+        if type(step) is int:
             rows.setdefault(step, {}).update(row)
     run.steps = sorted(rows)
     names = sorted({name for row in rows.values() for name, value in row.items() if is_number(value)})
@@ -159,7 +170,8 @@ def read_completions(run: Run, limit: int) -> None:
 def completion_row(row: dict[str, Any], seen: dict[str, int]) -> dict[str, Any]:
     """One row for the page; `prompt` becomes its place in `seen`, which maps each distinct prompt to a number."""
     kept = {name: row.get(name) for name in ROW_FIELDS}
-    kept["signals"] = {str(k): finite(v) for k, v in (row.get("signals") or {}).items()}
+    signals = row.get("signals")
+    kept["signals"] = {str(k): finite(v) for k, v in signals.items()} if isinstance(signals, dict) else {}
     for name in ("reward", "advantage", "tokens", "step", "group"):
         kept[name] = finite(row.get(name))
     kept["text"] = shorten(str(row.get("completion", "")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -100,7 +101,8 @@ def score(reward: Reward, groups: Sequence[Group], texts: Sequence[Sequence[str]
 def load_reward(config: Config, problems: Sequence[Problem]) -> Reward:
     """The reward that `reward.name` asks for, tested on the problems' ground truths. UserError where it cannot work."""
     c = config.reward
-    options = {"model": c.model} if c.name == "hybrid" else {}
+    hybrid = ("a", "b", "eps", "warmup", "offload")
+    options = {name: getattr(c, f"hybrid_{name}") for name in hybrid} if c.name == "hybrid" else {}
     try:
         reward = make_reward(
             c.name,
@@ -109,12 +111,29 @@ def load_reward(config: Config, problems: Sequence[Problem]) -> Reward:
             seed=config.seed,
             workers=c.workers,
             timeout_s=c.timeout_s,
+            random_needs_box=c.random_needs_box,
+            call_limit_s=c.call_limit_s,
+            model=c.model,
             **options,
         )
         self_test(reward, sorted({problem.ground_truth for problem in problems}))
     except ValueError as error:
         raise UserError(str(error)) from error
     return reward
+
+
+def warm_up(
+    reward: Reward, engine: Engine, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], config: Config
+) -> None:
+    """Sets the hybrid reward's scale by completions of the first problems, before training. Other rewards have none."""
+    wanted = getattr(reward, "warmup_left", 0)
+    if not wanted:
+        return
+    first = problems[: math.ceil(wanted / config.rollout.group)]
+    sampling = Sampling(config.rollout.max_new_tokens, config.rollout.temperature)
+    groups = rollout(engine, first, math.ceil(wanted / len(first)), sampling, config.seed, step=0)
+    pairs = [(g.problem, text) for g, texts in zip(groups, decode(tokenizer, groups), strict=True) for text in texts]
+    reward.warm_up([problem.prompt for problem, _ in pairs], [text for _, text in pairs])
 
 
 def request_seed(*key: int) -> int:

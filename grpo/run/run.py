@@ -24,8 +24,6 @@ from grpo.run.trackers import TrackerProcess
 from grpo.types import Group
 from rewards import DeadSignalWatch, Score, summarize, weight_warnings
 
-BEST = "eval/sampled_accuracy"
-
 
 class Run:
     """One run and its folder. Nothing is written before `recording`."""
@@ -45,6 +43,7 @@ class Run:
         self.config, self.folder = config, resumed or files.new_folder(config)
         self.resumed = resumed is not None
         self.clock, self.checkpoints = Clock(), Checkpoints(self.folder / "checkpoints", config.checkpoint.keep)
+        self.best_by = "eval/sampled_accuracy" if config.eval.sampling == "both" else "eval/greedy_accuracy"
         self.accuracy: dict[int, float] = {}
         self._known: set[int] = set()
         self._watch, self._started = DeadSignalWatch(), time.perf_counter()
@@ -93,7 +92,7 @@ class Run:
         rows, notes = files.set_back(self.folder, self.step, pending=self.state.row is not None)
         if rows and rows[-1]["step"] == self.step:
             self.state.row = None
-        self.accuracy = {row["step"]: row[BEST] for row in rows if row.get(BEST) is not None}
+        self.accuracy = {row["step"]: row[self.best_by] for row in rows if row.get(self.best_by) is not None}
         self._known = {row["problem"] for row in files.read_rows(self.folder / "problems.jsonl")}
         self.checkpoints.prune(self.accuracy)
         files.write_config(self.folder, self.config, self.state.run)
@@ -146,8 +145,8 @@ class Run:
         with files.writing(self.folder):
             files.append(self.folder / "metrics.jsonl", files.lines([row]))
         self.state.row = None
-        if row.get(BEST) is not None:
-            self.accuracy[step] = row[BEST]
+        if row.get(self.best_by) is not None:
+            self.accuracy[step] = row[self.best_by]
         line = step_line(row, self.config.eval.limit)
         if self.bar.disable:
             print(f"step {step}/{self.config.steps}  {line}  {row['time/step']:.1f} s", flush=True)
@@ -227,7 +226,7 @@ class Run:
         summary["limit"] = self.config.eval.limit  # of a few problems: smoke figures
         best = self.checkpoints.best(self.accuracy)
         if best is not None:
-            summary |= {"best": {"step": best, BEST: self.accuracy[best]}}
+            summary |= {"best": {"step": best, self.best_by: self.accuracy[best]}}
         with files.writing(self.folder):
             files.write(self.folder / "summary.json", json.dumps(summary, indent=2))
         return before_and_after(summary)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from grpo.config import build
 from grpo.evaluation.held_out import HeldOut, evaluate_problems, summarise
+from grpo.policy import load_policy
 from grpo.rollout import Sampling, load_reward, request_seed
+from grpo.rollout.torch_engine import TorchEngine
+from grpo.run.terminal import Clock
 from grpo.types import Completion, Problem
 
 
@@ -78,3 +83,32 @@ def test_training_and_held_out_figures_read_the_same_answer(verifier, verify):
     for judge in (held_out.judge, trained):
         assert judge("It is 5.", "5").verify == verify
         judge.close()
+
+
+def held_out(tmp_path, **options: str) -> tuple[HeldOut, TorchEngine]:
+    config = build("cpu", {"eval.limit": "2", **{key.replace("__", "."): value for key, value in options.items()}})
+    policy = load_policy(config, torch.device("cpu"))
+    engine = TorchEngine()
+    engine.sync(policy)
+    return HeldOut(config, policy, Clock()), engine
+
+
+def test_several_sets_have_figures_each(tmp_path, data_dir):
+    """The first under the plain names, a further one under its own; greedy alone where that is asked."""
+    sets = "arithmetic-validation,math500,data/arithmetic/test.parquet"
+    judged, engine = held_out(
+        tmp_path, eval__data=sets, eval__sampling="greedy", data_dir=str(data_dir), rollout__max_prompt_tokens="999"
+    )
+    shares = {"greedy_accuracy", "format_rate", "verdict_accuracy", "wrong_verdict_rate"}
+    figures = judged.validation(engine, step=0)
+    assert set(figures) == {f"eval/{name}{share}" for name in ("", "math500/", "test/") for share in shares}
+    assert judged.validation(engine, step=1) == {}  # every 6 steps
+
+
+def test_held_out_prompts_that_do_not_fit_are_left_out_and_counted(tmp_path, capsys):
+    problems = tmp_path / "own.jsonl"
+    rows = [{"problem": text, "answer": "2"} for text in ("1+1", "1+" * 60 + "1", "2")]
+    problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    judged, _ = held_out(tmp_path, eval__data=str(problems), eval__limit="3")
+    assert [problem.index for problem in judged.sets["own"]] == [0, 2]  # 64 tokens is the limit
+    assert "own.jsonl: 1 of 3 problems are left out of the held-out figures" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from grpo.config import build, changed
+from grpo.config import build
 from grpo.plan import Plan, make_plan
 from grpo.plan import check as traps
 from grpo.plan.check import check
@@ -28,8 +28,7 @@ Usage = namedtuple("Usage", "total used free")
 def at_the_root(monkeypatch):
     """The cpu preset names its files from there; and the tests' own environment is no trap."""
     monkeypatch.chdir(REPO)
-    for name in (*traps.OFFLINE, "REWARD_WEIGHTS"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("REWARD_WEIGHTS", raising=False)
 
 
 def cpu(**options):
@@ -103,6 +102,7 @@ def test_a_broken_verifier_is_found(capsys, monkeypatch):
 def test_the_real_data_is_checked_against_its_checksum(data_dir, tmp_path, capsys):
     shutil.copy(data_dir / "pi1_r128.parquet", tmp_path)
     options = {"model": "data/tiny-base", "rollout.engine": "torch", "data_dir": str(tmp_path)}
+    options |= {"eval.every": "0", "eval.data": "none"}
     assert check(build("l4", options), CPU) == 0
     assert "pi1_r128.parquet: 128 rows, sha256 75a7a6eec9da verified; longest prompt" in capsys.readouterr().out
     with (tmp_path / "pi1_r128.parquet").open("ab") as file:
@@ -137,16 +137,6 @@ def test_longer_than_the_models_context():
     [line] = traps.settings_problems(on("l4", "l4", rollout__max_new_tokens=3073))
     assert "is 4097" in line
     assert "--rollout.max_new_tokens 3072" in line
-
-
-@pytest.mark.parametrize("name", traps.OFFLINE)
-def test_offline_without_a_cached_model(name):
-    config = build("l4", {"model": "nobody/no-such-model"})
-    [line] = traps.environment_problems(config, {name: "1"})
-    assert name in line
-    assert "hf download nobody/no-such-model" in line
-    assert traps.environment_problems(config, {name: "0"}) == []
-    assert traps.environment_problems(changed(config, {"model": "data/tiny-base"}), {name: "1"}) == []
 
 
 @pytest.mark.parametrize(("version", "fine"), [((0, 31), False), ((0, 32), True), ((0, 33), True), (None, True)])

@@ -6,13 +6,19 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 import train
 from grpo.config import PRESETS, build, flat
-from grpo.plan import check
+from grpo.plan import check, check_fits, make_plan, resolve_quant
+from grpo.plan.duration import card_named
+from grpo.plan.text import describe
 from grpo.settings import Config
+from rewards import check_ground_truth
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -79,6 +85,42 @@ def test_without_vllm_it_is_one_clear_error(preset, monkeypatch, tmp_path, capsy
     assert not list(tmp_path.iterdir())
 
 
+# ---- planned on their cards
+
+CARDS_OF = {
+    "l4": "l4",
+    "h100": "h100",
+    "speedrun": "h100",
+    "l4-0.5b": "l4",
+    "tinyllama-hybrid": "l40s",
+    "llama8b-lora": "h100",
+}
+
+
+@pytest.mark.parametrize(("preset", "card"), CARDS_OF.items())
+def test_it_fits_its_card_and_its_model(preset, card):
+    config, _ = resolve_quant(build(preset, {}), card_named(card))
+    plan = make_plan(config, card_named(card))
+    check_fits(plan)
+    assert check.settings_problems(plan) == []  # the lengths are within the model's context
+
+
+def test_speedrun_is_under_an_hour_on_an_h100_and_fits_24_gb_with_lora():
+    fast = make_plan(build("speedrun", {}), card_named("h100"))
+    assert fast.step_seconds * fast.config.steps < 3600
+    lora = {"policy.lora_rank": "64", "learner.lr": "1e-5", "rollout.sleep": "true", "learner.token_budget": "8192"}
+    check_fits(make_plan(build("speedrun", lora), card_named("l4")))
+
+
+@pytest.mark.parametrize("mode", ["ultra-quick", "quick", "dry-run"])
+@pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))
+def test_a_mode_is_a_part_of_every_preset_and_the_plan_shows_it(preset, mode):
+    whole, part = (make_plan(build(preset, o), card_named("h100")) for o in ({}, {"mode": mode}))
+    assert part.config.steps == {"ultra-quick": 1, "quick": 15, "dry-run": 58}[mode]
+    assert part.step_seconds <= whole.step_seconds
+    assert f"mode {mode}: at most --steps {part.config.steps} " in describe(part)
+
+
 # What a CPU cannot do in a test, or not in seconds. Everything else is as in the preset.
 CUT = {
     "model": str(REPO / "data/tiny-base"),  # 0.33 M parameters with Qwen2's architecture
@@ -87,7 +129,11 @@ CUT = {
     "rollout.problems": "4",
     "rollout.group": "2",
     "rollout.max_new_tokens": "48",
+    "eval.limit": "2",
 }
+
+
+# ---- two steps of each on a CPU
 
 
 @pytest.mark.parametrize("preset", ["l4", "h100"])
@@ -119,3 +165,86 @@ def test_two_steps_on_the_real_pi1_rows(preset, data_dir, tmp_path, capsys):
         before = load_file(REPO / "data/tiny-base/model.safetensors")
         after = load_file(last / "model.safetensors")
         assert any((after[name].float() != before[name].float()).any() for name in before)
+
+
+ZEPHYR = (
+    "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+LLAMA3 = (
+    "<s>{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content }}<|eot_id|>"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+CHARACTERS = [chr(code) for code in range(32, 127)] + ["\n"]
+
+
+def tokenizer_of(template: str, special: list[str]) -> PreTrainedTokenizerFast:
+    """A token for each character, and the template's own."""
+    words = ["<unk>", "</s>", "<s>", *special, *CHARACTERS]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    end = special[-1] if special else "</s>"
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token=end,
+        pad_token="</s>",
+        extra_special_tokens=["</s>", *special],
+        chat_template=template,
+    )
+
+
+def llama(folder: Path, template: str, special: list[str], one_output: bool = False) -> str:
+    """A random model of Llama's architecture; with `one_output` a reward model."""
+    torch.manual_seed(0)
+    tokenizer = tokenizer_of(template, special)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        num_labels=1,
+    )
+    (LlamaForSequenceClassification if one_output else LlamaForCausalLM)(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+OTHERS = {  # preset -> chat template, its special tokens, how a rendered prompt begins and ends
+    "speedrun": None,
+    "l4-0.5b": None,
+    "tinyllama-hybrid": (ZEPHYR, [], "<|system|>\n", "</s>\n<|assistant|>\n"),
+    "llama8b-lora": (LLAMA3, ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"], "<s><|start", "|>\n\n"),
+}
+
+
+@pytest.mark.parametrize("preset", OTHERS)
+def test_a_step_of_the_other_presets(preset, tmp_path, capsys):
+    """With the architecture and the chat template of the preset's model; the data is the 16 questions."""
+    options = CUT | {"data": str(REPO / "data/questions16.jsonl"), "out": str(tmp_path), "name": "smoke", "steps": "1"}
+    if form := OTHERS[preset]:
+        options["model"] = llama(tmp_path / "model", *form[:2])
+        options["reward.model"] = llama(tmp_path / "rm", *form[:2], one_output=True)
+    options |= {"quiet": "true", "rollout.max_prompt_tokens": "1500"}
+    argv = ["--preset", preset, *(word for name, value in options.items() for word in (f"--{name}", value))]
+    assert train.main(argv) == 0, capsys.readouterr().err
+    rows = (tmp_path / "smoke/completions/step_000001.jsonl").read_text().splitlines()
+    assert len(rows) == 8
+    if form:
+        prompts = {json.loads(row)["prompt"] for row in rows}
+        assert all(prompt.startswith(form[2]) and prompt.endswith(form[3]) for prompt in prompts)
+
+
+def test_the_sixteen_questions_are_read():
+    rows = [json.loads(line) for line in (REPO / "data/questions16.jsonl").read_text().splitlines()]
+    assert len({row["question"] for row in rows}) == 16
+    for row in rows:
+        assert check_ground_truth(row["answer"]) == row["answer"]

@@ -127,6 +127,24 @@ def test_nan_is_a_gap_and_is_said(tmp_path: Path) -> None:
     assert page.data["runs"][0]["completions"][0]["reward"] is None
 
 
+def test_a_long_run_is_thinned_but_keeps_its_held_out_figures(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "A", steps=1)
+    rows = (
+        {"step": n, "reward/mean": n / 9} | ({"eval/greedy_accuracy": 0.5} if n == 5 else {}) for n in range(10_000)
+    )
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = read.read_run(folder, 10)
+    assert len(run.steps) == 3334 + 1  # 10,000 rows, at most 4,000: one in three (0, 3, 6, ...), and step 5
+    assert 5 in run.steps
+    assert any("one row in 3 is shown" in note for note in run.notes)
+
+
+def test_a_figure_that_never_moves_is_a_line_and_no_chart(tmp_path: Path) -> None:
+    page = Page(report(write_run(tmp_path / "A")))
+    assert "Skipped updates: 0" in page.text
+    assert "Skipped updates" not in [chart["title"] for chart in page.data["charts"]]
+
+
 def test_every_metric_is_drawn_once(tmp_path: Path) -> None:
     metrics = read.read_run(write_run(tmp_path / "A"), 1).metrics
     charts = charts_for([*metrics, "somebody/new"])

@@ -63,7 +63,8 @@ def test_every_chart_is_drawn_and_nothing_is_fetched(browser: Browser, pages: Pa
     empty = (
         "[...document.querySelectorAll('.chart')].filter(c => !c.querySelector('.scatterlayer .trace')).map(c => c.id)"
     )
-    assert browser.run("document.querySelectorAll('.chart').length") == 26
+    assert browser.run("document.querySelectorAll('.chart').length") == 22
+    assert browser.run("document.querySelectorAll('#folded li').length") == 4  # clip, ratio, rate, skipped updates
     assert browser.run(empty) == []
     background = browser.run("getComputedStyle(document.body).backgroundColor")
     assert background == ("rgb(20, 23, 28)" if dark else "rgb(255, 255, 255)")
@@ -77,15 +78,15 @@ def test_a_phone_needs_no_sideways_scrolling(browser: Browser, pages: Path) -> N
 
 def test_several_runs_share_a_chart_with_a_legend(browser: Browser, pages: Path) -> None:
     browser.open(pages / "three.html")
-    legend = "[...document.querySelectorAll('#chart-0 .legendtext')].map(text => text.textContent)"
+    legend = "[...document.querySelectorAll('#chart-1 .legendtext')].map(text => text.textContent)"
     assert (
-        browser.run("document.querySelector('#chart-0').previousElementSibling.previousElementSibling.textContent")
+        browser.run("document.querySelector('#chart-1').previousElementSibling.previousElementSibling.textContent")
         == "Reward"
     )
     assert browser.run(legend) == ["A", "B", "C"]
     assert (
         browser.run(
-            "new Set([...document.querySelectorAll('#chart-0 .legendlines path')].map(p => p.style.stroke)).size"
+            "new Set([...document.querySelectorAll('#chart-1 .legendlines path')].map(p => p.style.stroke)).size"
         )
         == 3
     )
@@ -114,6 +115,7 @@ def test_the_filters_filter(browser: Browser, pages: Path) -> None:
     assert 1 <= right <= 3
     assert set(cards(browser, "outcome")) == {"wrong"}
     assert choose(browser, outcome="correct") == 0
+    assert choose(browser, outcome="", signal="", text="SYSTEM") == 4  # in the prompt, and in another case
     browser.run("document.querySelector('#filters [type=reset]').click()")
     browser.wait_for("document.getElementById('count').textContent.startsWith('168 of 168')")
     assert choose(browser, text="this is wrong") < 168

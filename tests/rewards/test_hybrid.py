@@ -7,6 +7,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForSequenceClassification
 
+from grpo.config import build
+from grpo.rollout import load_reward, warm_up
+from grpo.types import Completion, Problem
 from rewards import make_reward, self_test
 from rewards.hybrid import HybridReward, RewardModel
 
@@ -75,6 +78,57 @@ def test_the_scale_is_calibrated_saved_and_restored(model):
         each.close()
 
 
+def test_a_pass_before_training_sets_the_scale(model):
+    """Twelve completions of the first problems at temperature 1, four a problem; a resumed run makes no such pass."""
+    config = build(
+        "cpu", {"reward.name": "hybrid", "reward.model": model, "reward.hybrid_warmup": 12, "rollout.group": 4}
+    )
+    problems = [Problem(index, f"{word}", (index,), "5") for index, word in enumerate("abc?so")]
+    asked = []
+
+    class Echo:
+        def generate(self, requests, sampling, progress=None):
+            asked.extend(requests)
+            return [
+                [Completion((request.prompt_ids[0] + 8 + i,), (0.0,), "stop") for i in range(request.n)]
+                for request in requests
+            ]
+
+    reward = load_reward(config, problems)
+    warm_up(reward, Echo(), reward.model.tokenizer, problems, config)
+    assert [(request.prompt_ids, request.n) for request in asked] == [((0,), 4), ((1,), 4), ((2,), 4)]
+    texts = [WORDS[8 + index + i] if 8 + index + i < len(WORDS) else "" for index in range(3) for i in range(4)]
+    opinions = reward.model.score([word for word in "abc" for _ in range(4)], texts)
+    assert (reward.min, reward.max) == (min(opinions), max(opinions))
+    resumed = load_reward(config, problems)
+    resumed.load_state_dict(reward.state_dict())
+    warm_up(resumed, None, None, problems, config)
+    for each in (reward, resumed):
+        each.close()
+
+
+def test_the_settings_reach_the_reward(model):
+    given = {"a": 0.25, "b": 0.75, "eps": 0.5, "warmup": 7, "offload": True}
+    config = build(
+        "cpu", {"reward.name": "hybrid", "reward.model": model} | {f"reward.hybrid_{k}": v for k, v in given.items()}
+    )
+    reward = load_reward(config, [])
+    assert {
+        **{name: getattr(reward, name) for name in ("a", "b", "eps", "warmup")},
+        "offload": reward.model.offload,
+    } == given
+    reward.close()
+
+
+def test_the_reward_model_reads_its_own_chat_template(model):
+    judge = RewardModel(model, "cpu")
+    assert judge.conversation("so?", "5") == "so?\n\n5<eos>"
+    plain = judge.score(["a"], ["b"])
+    judge.tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    assert judge.conversation("so?", "\ud800") == "[user]so?[assistant]?"
+    assert judge.score(["a"], ["b"]) != plain
+
+
 def test_batches_order_and_offload_do_not_change_scores(model):
     prompts = [" ".join(WORDS[3 : 4 + i]) for i in range(7)]
     texts = ["a b c"] * 7
@@ -107,7 +161,7 @@ def test_a_model_that_is_not_there_is_one_clear_error(tmp_path):
 
 def test_prompts_are_needed_and_impossible_settings_refused(model):
     reward = HybridReward(model, device="cpu")
-    with pytest.raises(ValueError, match="pass the rendered prompts"):
+    with pytest.raises(ValueError, match="pass the questions"):
         reward.score_batch([RIGHT], ["5"])
     with pytest.raises(ValueError, match="could outrank"):
         HybridReward(model, a=0.7, b=0.7)

@@ -1,0 +1,101 @@
+"""What a run needs from elsewhere: is it on this machine, and if not, is there a network to fetch it by?
+
+Asked once and before anything is loaded. Left to itself, Hugging Face's client tries for half a minute.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import urllib.request
+from collections.abc import Iterable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from data import sources
+from grpo.errors import UserError
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+PATIENCE_S = 3.0
+
+
+def require(models: Iterable[str], sets: Iterable[str] = (), data_dir: str | None = None) -> None:
+    """Raises UserError where `missing` finds something."""
+    if line := missing(models, sets, data_dir):
+        raise UserError(line)
+
+
+def missing(models: Iterable[str], sets: Iterable[str] = (), data_dir: str | None = None) -> str:
+    """One line that names the models and data sets to fetch, and how, where there is no network; else nothing.
+
+    Without a network, cached models are used and Hugging Face's client is told not to ask for newer ones.
+    """
+    models = [model for model in models if is_id(model)]
+    if not models or reachable():
+        return ""
+    told = _told_offline()
+    reason = f"{told} is set" if told else f"{_endpoint()} cannot be reached"
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    if "huggingface_hub" in sys.modules:  # it has read the environment already
+        sys.modules["huggingface_hub"].constants.HF_HUB_OFFLINE = True
+    models = [model for model in models if not is_cached(model)]
+    if not models:
+        return ""
+    sets = [name for name in dict.fromkeys(sets) if _to_be_fetched(name, data_dir)]
+    commands = [f"hf download {model}" for model in models]
+    commands += [f"python -m data fetch {' '.join(sets)}"] if sets else []
+    return (
+        f"not on this machine: {', '.join([*models, *sets])}, and {reason}. Where there is a network, "
+        f"{' && '.join(commands)}; then copy here what these say they wrote, or name a model's folder by --model"
+    )
+
+
+def is_id(model: str) -> bool:
+    """A Hugging Face id, as opposed to a folder (there or not)."""
+    return not Path(model).exists() and not model.startswith((".", "/")) and model.count("/") <= 1
+
+
+def is_cached(model: str) -> bool:
+    """Whether the hub's copy of this model is on this machine, weights and all."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return any(isinstance(try_to_load_from_cache(model, name), str) for name in WEIGHTS)
+
+
+def reachable() -> bool:
+    """Whether the hub, or the proxy on the way to it, takes a connection within three seconds."""
+    if _told_offline():
+        return False
+    answers: list[bool] = []
+    thread = threading.Thread(target=lambda: answers.append(_connects()), daemon=True)
+    thread.start()
+    thread.join(PATIENCE_S)  # the timeout of a connection does not cover a name server that never answers
+    return answers == [True]
+
+
+def _told_offline() -> str:
+    """The environment variable that forbids the network; "" where none does."""
+    return next((name for name in OFFLINE if os.environ.get(name, "0").lower() not in ("", "0", "false", "no")), "")
+
+
+def _connects() -> bool:
+    proxy = urllib.request.getproxies().get("https")
+    address = urlsplit(proxy if proxy and "//" in proxy else _endpoint())
+    try:
+        socket.create_connection((address.hostname, address.port or 443), PATIENCE_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def _endpoint() -> str:
+    return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+
+
+def _to_be_fetched(name: str, data_dir: str | None) -> bool:
+    """A published set by its bare name, not here yet, for which no folder was named that should hold it."""
+    known = sources.SOURCES.get(Path(name).stem)
+    return known is not None and not Path(name).exists() and sources.locate(known, data_dir) is None

@@ -1,0 +1,53 @@
+"""Without a network the line about what to fetch comes at once; with one, or a folder, there is none."""
+
+from __future__ import annotations
+
+import socket
+
+import huggingface_hub
+import pytest
+
+from grpo import hub
+from grpo.errors import UserError
+
+MODEL = "nobody/no-such-model"
+
+
+@pytest.fixture
+def endpoint(monkeypatch):
+    """A port of this machine that takes connections. (Closed, it is a hub that cannot be reached.)"""
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.setenv(name, "0")
+    for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        yield server
+
+
+def test_with_a_network_nothing_is_missing(endpoint):
+    assert hub.missing([MODEL], ["math500"]) == ""
+    assert not huggingface_hub.is_offline_mode()
+
+
+def test_without_one_the_line_names_all_that_is_missing_and_the_commands(endpoint, tmp_path):
+    endpoint.close()
+    with pytest.raises(UserError) as raised:
+        hub.require([MODEL, str(tmp_path)], ["math500", "own.jsonl"], data_dir=str(tmp_path))
+    line = str(raised.value)
+    assert "\n" not in line
+    assert line.startswith(f"not on this machine: {MODEL}, math500, and http://127.0.0.1:")
+    assert f"hf download {MODEL} && python -m data fetch math500;" in line
+    assert huggingface_hub.is_offline_mode()  # what loads a cached model from here on does not wait for retries
+
+
+def test_folders_ask_no_network(endpoint, tmp_path):
+    endpoint.close()
+    assert hub.missing([str(tmp_path), "./nowhere", "/nowhere"]) == ""
+    assert not huggingface_hub.is_offline_mode()
+
+
+def test_told_to_be_offline_it_says_so(monkeypatch, endpoint):
+    monkeypatch.setenv("TRANSFORMERS_OFFLINE", "1")
+    assert "and TRANSFORMERS_OFFLINE is set." in hub.missing([MODEL])
