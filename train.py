@@ -28,7 +28,7 @@ from grpo.plan.check import check, plan_run
 from grpo.plan.duration import utilisation
 from grpo.plan.text import planned_and_measured, timed
 from grpo.policy import load_policy
-from grpo.problems import draw, load_problems
+from grpo.problems import draw, training_problems
 from grpo.rollout import Sampling, decode, load_reward, make_engine, rollout, score, warm_up
 from grpo.run.resume import TrainingState, is_finished, set_seed, settle
 from grpo.run.run import Run
@@ -45,10 +45,7 @@ def train(config: Config, resumed: Path | None = None) -> Run:
     policy = load_policy(config, device)
     if policy.attention_note:
         say(policy.attention_note)
-    problems = load_problems(
-        config.data, policy.tokenizer, config.prompt, config.rollout.max_prompt_tokens, config.data_dir
-    )
-    draw(problems, config.rollout.problems, config.seed, step=1)  # fails now rather than after loading the engine
+    problems, run.bad_rows = training_problems(config, policy.tokenizer)
     held_out = HeldOut(config, policy, run.clock)
     learner = Learner(
         policy,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from grpo.config import Config, build, env_weights, fields, flat, leaves_of, typed, unknown
 from grpo.errors import UserError
 
-SHORT = {"policy.quant": "--quant", "eval.every": "--eval_every"}
+SHORT = {"policy.quant": "--quant", "eval.every": "--eval_every", "bad_rows.limit": "--bad_rows"}
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # NVIDIA, NVIDIA under WSL, AMD
 
 

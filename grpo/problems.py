@@ -1,62 +1,196 @@
-"""Data sets -> Problems: parquet or jsonl in verl's schema, rendered with the model's chat template and tokenised."""
+"""Data sets -> Problems: rendered with the model's chat template, tokenised, checked. Which problems a step draws.
+
+A row that cannot be used is left out and counted, with the reason. Where rows come from is data/rows.py, what they say
+is row.py, how the model sees them is chat.py.
+"""
 
 from __future__ import annotations
 
-import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 import prompts
-from data import sources
-from grpo.errors import UserError
+from data import rows, sources
+from grpo.chat import render_all
+from grpo.config import Config
+from grpo.errors import UserError, printable
+from grpo.row import Said, read_row
 from grpo.types import Problem
-from rewards import check_ground_truth
+from rewards import check_ground_truths
+
+CHUNK = 1000
+"""Rows rendered and tokenised at once"""
+ALLOWED = 0.05
+"""The share of rows that may be left out where no setting says otherwise"""
+SHOWN = 3
+"""Bad rows that are named on the terminal; the run folder has all of them"""
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that was left out."""
+
+    place: str
+    reason: str
+    row: rows.Row
+
+
+def training_problems(config: Config, tokenizer: PreTrainedTokenizerBase | None) -> tuple[list[Problem], list[BadRow]]:
+    """The run's problems, and the rows that were left out. UserError where those are too many."""
+    found = read_problems(
+        config.data,
+        tokenizer,
+        config.prompt,
+        config.rollout.max_prompt_tokens,
+        config.data_dir,
+        columns=config.data_columns,
+        limit=config.data_limit,
+        graded=":" not in config.reward.name,  # a reward of the user's own knows what its ground truths mean
+    )
+    check_share(config.data, *found, config.bad_rows.limit)
+    return found
 
 
 def load_problems(
-    path: str | Path,
-    tokenizer: PreTrainedTokenizerBase,
+    name: str | Path,
+    tokenizer: PreTrainedTokenizerBase | None,
     template: str,
     max_prompt_tokens: int,
     data_dir: str | None = None,
 ) -> list[Problem]:
-    """Every row of the file. UserError names the row that has no prompt, no readable truth, or too long a prompt."""
-    system = prompt_text(template)
-    problems = []
-    for index, row in enumerate(read_data(locate(path, data_dir))):
-        where = f"{path}, row {index}"
-        messages = _messages(row, system, where)
-        prompt = render(tokenizer, messages)
-        ids = tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"])
-        if len(ids) > max_prompt_tokens:
-            raise UserError(
-                f"{where}: the prompt has {len(ids)} tokens, more than rollout.max_prompt_tokens {max_prompt_tokens}; "
-                "raise the limit or remove the row"
-            )
-        problems.append(Problem(index, prompt, ids, ground_truth(row, where), str(row.get("data_source", ""))))
-    if not problems:
-        raise UserError(f"{path} has no rows; training needs at least one problem")
-    return problems
+    """The problems of a data set that is not trained on. UserError where too many rows are left out."""
+    found = read_problems(name, tokenizer, template, max_prompt_tokens, data_dir)
+    check_share(name, *found, ALLOWED)
+    return found[0]
+
+
+def read_problems(
+    name: str | Path,
+    tokenizer: PreTrainedTokenizerBase | None,
+    template: str,
+    max_prompt_tokens: int,
+    data_dir: str | None = None,
+    *,
+    columns: str | None = None,
+    limit: int | None = None,
+    graded: bool = True,
+) -> tuple[list[Problem], list[BadRow]]:
+    """Every row (of the first `limit`) as a problem, or as a bad row with its reason.
+
+    Without a tokenizer the prompts are neither rendered nor measured. `graded`: each ground truth must be one that the
+    verifier can grade; otherwise it is whatever the row has.
+    """
+    system, pair = prompt_text(template), _columns(columns)
+    problems, places, bad = [], [], []
+    one_of_each: dict[int, int] = {}  # token ids repeat: one integer object for each keeps a million prompts small
+    bar = tqdm(read_data(name, data_dir), desc=str(name), unit="row", delay=5, mininterval=2, leave=False)
+    stream = enumerate(islice(bar, limit))
+    while chunk := list(islice(stream, CHUNK)):
+        said: list[tuple[int, str, rows.Row, Said]] = []
+        for index, (place, row) in chunk:
+            try:
+                said.append((index, place, row, read_row(row, system, pair, graded)))
+            except (ValueError, RecursionError) as error:
+                bad.append(BadRow(place, str(error), row if isinstance(row, dict) else {}))
+        for (index, place, row, (_, truth, extra)), prompt in zip(
+            said, _tokenized(tokenizer, [chat for *_, (chat, _, _) in said]), strict=True
+        ):
+            if isinstance(prompt, ValueError):
+                bad.append(BadRow(place, str(prompt), row))
+                continue
+            text, ids = prompt
+            if len(ids) > max_prompt_tokens:
+                reason = f"the prompt has {len(ids)} tokens, more than rollout.max_prompt_tokens {max_prompt_tokens}"
+                bad.append(BadRow(place, reason, row))
+                continue
+            ids = tuple(one_of_each.setdefault(i, i) for i in ids)
+            problems.append(Problem(index, text, ids, truth, str(row.get("data_source", "")), extra))
+            places.append(place)
+    return _gradable(problems, places, bad) if graded else (problems, bad)
+
+
+def _tokenized(
+    tokenizer: PreTrainedTokenizerBase | None, chats: list[list[dict[str, str]]]
+) -> list[tuple[str, list[int]] | ValueError]:
+    """For each chat its text and token ids, or why there are none. Without a tokenizer both are empty."""
+    if tokenizer is None or not chats:
+        return [("", [])] * len(chats)
+    texts = render_all(tokenizer, chats)
+    all_ids = tokenizer([text if isinstance(text, str) else "" for text in texts], add_special_tokens=False)
+    pairs = zip(texts, all_ids["input_ids"], strict=True)
+    return [(text, ids) if isinstance(text, str) else text for text, ids in pairs]
+
+
+def _gradable(problems: list[Problem], places: list[str], bad: list[BadRow]) -> tuple[list[Problem], list[BadRow]]:
+    """The problems whose ground truth can be graded, which processes find out that are killed when they hang."""
+    truths = list({problem.ground_truth: None for problem in problems})
+    with tqdm(total=len(truths), desc="ground truths", delay=5, mininterval=2, leave=False) as bar:
+        reasons = check_ground_truths(truths, progress=lambda done, _: bar.update(done - bar.n))
+    unusable = {truth: reason for truth, reason in zip(truths, reasons, strict=True) if reason}
+    kept = []
+    for problem, place in zip(problems, places, strict=True):
+        if problem.ground_truth in unusable:
+            row = {"prompt": problem.prompt, "ground_truth": problem.ground_truth} | problem.extra
+            bad.append(BadRow(place, unusable[problem.ground_truth], row))
+        else:
+            kept.append(problem)
+    return kept, bad
+
+
+def check_share(name: str | Path, problems: Sequence[Problem], bad: Sequence[BadRow], allowed: float) -> None:
+    """Says how many rows are left out. UserError where no problem is left, or more of them than allowed."""
+    total = len(problems) + len(bad)
+    if not total:
+        raise UserError(f"{name} has no rows; training needs at least one problem")
+    if not problems or len(bad) > allowed * total:
+        raise UserError(
+            f"{left_out(name, problems, bad)}. That is more than bad_rows.limit {allowed:g} allows; mend or remove "
+            "these rows, or raise the limit"
+        )
+    if bad:
+        print(f"{printable(left_out(name, problems, bad))}; they are left out", file=sys.stderr)
+
+
+def left_out(name: str | Path, problems: Sequence[Problem], bad: Sequence[BadRow]) -> str:
+    """One line: how many rows cannot be used, and the first few with the reason."""
+    first = "; ".join(f"{row.place}: {row.reason}" for row in bad[:SHOWN]) + "; ..." * (len(bad) > SHOWN)
+    return f"{name}: {len(bad)} of {len(problems) + len(bad)} rows cannot be used ({first})"
 
 
 def draw(problems: list[Problem], count: int, seed: int, step: int) -> list[Problem]:
     """The problems of step 1, 2, ...: a function of (seed, step) alone, so a resumed run continues where it stopped.
 
-    Each pass over the data is a new permutation; the rows that do not fill a whole step wait for the next one.
+    Each pass over the data is a new permutation; the rows that do not fill a whole step wait for the next one. Fewer
+    rows than `count` are repeated until they suffice, as if the file held each so often.
     """
-    if count > len(problems):
-        raise UserError(
-            f"rollout.problems is {count} but the data has {len(problems)} rows; lower it, or repeat the rows"
-        )
-    per_epoch = len(problems) // count
+    repeats = math.ceil(count / len(problems))
+    per_epoch = len(problems) * repeats // count
     epoch, place = divmod(step - 1, per_epoch)
-    order = np.random.default_rng([seed, epoch]).permutation(len(problems))
-    return [problems[i] for i in order[place * count : (place + 1) * count]]
+    order = np.random.default_rng([seed, epoch]).permutation(len(problems) * repeats)
+    return [problems[i % len(problems)] for i in order[place * count : (place + 1) * count]]
+
+
+# ---- where the rows come from
+
+
+def read_data(name: str | Path, data_dir: str | None = None) -> Iterator[rows.Placed]:
+    """The rows of a file, of a published set by its bare name, or of a Hugging Face dataset. Raises UserError."""
+    try:
+        yield from (
+            rows.read_dataset(str(name)) if rows.is_dataset(str(name)) else rows.read_file(locate(name, data_dir))
+        )
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def locate(path: str | Path, data_dir: str | None = None) -> Path:
@@ -71,22 +205,14 @@ def locate(path: str | Path, data_dir: str | None = None) -> Path:
         raise UserError(str(error)) from error
 
 
-def read_data(path: Path) -> list[dict[str, Any]]:
-    try:
-        if path.suffix == ".parquet":
-            return pyarrow.parquet.read_table(path).to_pylist()
-        if path.suffix == ".jsonl":
-            return list(map(_json_row, filter(str.strip, path.read_text(encoding="utf-8").split("\n"))))
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
-    raise UserError(f"{path}: data files are .parquet or .jsonl")
-
-
-def _json_row(line: str) -> dict[str, Any]:
-    row = json.loads(line)
-    if not isinstance(row, dict):
-        raise ValueError(f"a row is a JSON object with named fields, not {line[:80]}")
-    return row
+def _columns(columns: str | None) -> tuple[str | None, str | None]:
+    """'question,answer' -> the columns of prompt and ground truth."""
+    if columns is None:
+        return None, None
+    names = [name.strip() for name in columns.split(",")]
+    if len(names) != 2 or "" in names:
+        raise UserError(f"data_columns is {columns!r}; name two columns, prompt and ground truth: question,answer")
+    return names[0], names[1]
 
 
 def prompt_text(template: str) -> str:
@@ -94,49 +220,3 @@ def prompt_text(template: str) -> str:
         return prompts.load(template)
     except ValueError as error:
         raise UserError(str(error)) from error
-
-
-def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
-    """The prompt as the model sees it: its own chat template, applied once; without one, the texts and a blank line."""
-    if tokenizer.chat_template is None:
-        return "".join(f"{message['content']}\n\n" for message in messages)
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-
-
-def _messages(row: dict[str, Any], system: str, where: str) -> list[dict[str, str]]:
-    """The row's chat with our system message in front; a text prompt is one user turn."""
-    prompt = row.get("prompt") or row.get("problem") or row.get("question")
-    if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
-    if not isinstance(prompt, list) or not prompt or not all(map(_is_message, prompt)):
-        raise UserError(f"{where} has no prompt; expected a list of messages with role and content, or a text")
-    messages = [{"role": m["role"], "content": m["content"]} for m in prompt]
-    if any("<|im_start|>" in m["content"] for m in messages):
-        raise UserError(
-            f"{where}: the prompt holds <|im_start|>, so a chat template was already applied to it; store plain text"
-        )
-    if not system:
-        return messages
-    if messages[0]["role"] == "system":
-        raise UserError(f"{where} brings its own system message; use --prompt plain to keep it")
-    return [{"role": "system", "content": system}, *messages]
-
-
-def _is_message(message: Any) -> bool:
-    """Role and content, both text and not empty."""
-    fields = (message.get("role"), message.get("content")) if isinstance(message, dict) else ()
-    return bool(fields) and all(isinstance(field, str) and field for field in fields)
-
-
-def ground_truth(row: dict[str, Any], where: str) -> str:
-    """The row's ground truth as one string; UserError that names the row where there is none that can be read."""
-    nested = row.get("reward_model")
-    truth = row.get("ground_truth", row.get("answer"))
-    if isinstance(nested, dict):
-        truth = nested.get("ground_truth", truth)
-    if truth is None or truth == "":
-        raise UserError(f"{where} has no ground truth; expected reward_model.ground_truth, ground_truth or answer")
-    try:
-        return check_ground_truth(truth)
-    except ValueError as error:
-        raise UserError(f"{where}: {error}") from error

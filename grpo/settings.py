@@ -6,9 +6,9 @@ tree from the presets and the command line.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 
 class Section(BaseModel):
@@ -181,6 +181,15 @@ class CheckpointConfig(Section):
     """Keep the newest so many."""
 
 
+def _share(value: Any) -> Any:
+    return 0.0 if value == "error" else value
+
+
+class BadRowsConfig(Section):
+    limit: Annotated[float, BeforeValidator(_share)] = Field(0.05, ge=0, lt=1)
+    """Share of the training rows that may be left out because they cannot be used. error, or 0: none."""
+
+
 class Config(Section):
     """A whole run."""
 
@@ -189,9 +198,14 @@ class Config(Section):
     model: str = "Qwen/Qwen2.5-Math-1.5B"
     """Folder or Hugging Face id of a causal language model."""
     data: str = "pi1_r128.parquet"
-    """Training problems: .parquet or .jsonl in verl's schema; a bare name is looked up in the data sources."""
+    """Training problems: a .parquet, .jsonl or .json file, a published set by its bare name, or a Hugging Face dataset
+    as owner/name:configuration:split (a folder in that form, too)."""
     data_dir: str | None = None
     """Folder with local copies of the published data sets (also: GRPO_DATA_DIR)."""
+    data_columns: str | None = None
+    """Columns of prompt and ground truth, as question,answer. none: found by their usual names."""
+    data_limit: int | None = Field(None, ge=1)
+    """Train on the first so many rows only."""
     prompt: str = "multi-signal"
     """System message: a name from prompts/ or a path to a text file."""
     mode: Literal["ultra-quick", "quick", "dry-run", "full"] = "full"
@@ -215,6 +229,7 @@ class Config(Section):
     """Steps between showing one good and one bad completion."""
     tracker: Literal["none", "wandb", "trackio"] = "none"
     """Also log to Weights & Biases (offline without a key) or to trackio (on this machine)."""
+    bad_rows: BadRowsConfig = BadRowsConfig()
     policy: PolicyConfig = PolicyConfig()
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig = RewardConfig()

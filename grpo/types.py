@@ -6,8 +6,8 @@ nothing is ever decoded and encoded again, because that can change which tokens 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 FinishReason = Literal["stop", "length"]
 
@@ -23,6 +23,8 @@ class Problem:
     prompt_ids: tuple[int, ...]
     ground_truth: str
     source: str = ""
+    extra: dict[str, Any] = field(default_factory=dict, compare=False)
+    """The row's other columns, such as its difficulty: for filters and reports"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,4 +13,7 @@ def load(name: str) -> str:
     path = FOLDER / f"{name}.txt" if name in NAMES else Path(name)
     if not path.is_file():
         raise ValueError(f"no prompt called {name!r}; there are {', '.join(NAMES)}, or give the path of a text file")
-    return path.read_text(encoding="utf-8").strip()
+    try:
+        return path.read_text(encoding="utf-8-sig").strip()
+    except UnicodeDecodeError:
+        raise ValueError(f"the prompt {path} is not UTF-8 text; save it as UTF-8") from None

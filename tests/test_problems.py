@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
+from types import SimpleNamespace
 
 import pyarrow
 import pyarrow.parquet
@@ -12,8 +14,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import prompts
+from grpo import chat
+from grpo.chat import render
+from grpo.config import build
 from grpo.errors import UserError
-from grpo.problems import draw, load_problems, render
+from grpo.problems import draw, load_problems, read_problems, training_problems
+from grpo.rollout import Sampling, request_seed, rollout
 from grpo.types import Problem
 
 TEMPLATE = (
@@ -88,25 +94,110 @@ def test_the_real_one_shot_data(data_dir, tokenizer):
     assert [p.index for p in found] == list(range(128))
 
 
+def read(path, tokenizer, template="plain", longest=150, **options):
+    return read_problems(path, tokenizer, template, longest, **options)
+
+
 @pytest.mark.parametrize(
-    ("rows", "message"),
+    ("bad", "reason"),
     [
-        ([row(), {"reward_model": {"ground_truth": "2"}}], r"row 1 has no prompt"),
-        ([row(), row(content="")], r"row 1 has no prompt"),
-        ([row(), {"prompt": "1+1=?"}], r"row 1 has no ground truth"),
-        ([row(truth="")], r"row 0 has no ground truth"),
-        ([{"prompt": "1+1=?", "reward_model": "2"}], r"row 0 has no ground truth"),
-        ([{"prompt": 7, "answer": "2"}], r"row 0 has no prompt"),
-        ([{"prompt": [{"role": "user", "content": ["1+1=?"]}], "answer": "2"}], r"row 0 has no prompt"),
-        ([row(truth="\\frac{1}{")], r"row 0"),
-        ([row(), row("long " * 99)], r"row 1: the prompt has \d+ tokens, more than rollout.max_prompt_tokens 150"),
-        ([row("<|im_start|>user\nhi")], r"row 0: the prompt holds <\|im_start\|>"),
-        ([], r"no rows"),
+        ({"reward_model": {"ground_truth": "2"}}, "no prompt"),
+        (row(content=""), "no prompt"),
+        ({"prompt": "1+1=?"}, "no ground truth"),
+        (row(truth=""), "no ground truth"),
+        ({"prompt": "1+1=?", "reward_model": "2"}, "no ground truth"),
+        ({"prompt": 7, "answer": "2"}, "no prompt"),
+        ({"prompt": [{"role": "user", "content": ["1+1=?"]}], "answer": "2"}, "no prompt"),
+        (row(truth="\\frac{1}{"), "unreadable"),
+        (row(truth={"target": 3}), "need a string or a number"),
+        (row("long " * 99), r"the prompt has \d+ tokens, more than rollout.max_prompt_tokens 150"),
+        (row("<|im_start|>user\nhi"), r"the prompt holds <\|im_start\|>"),
+        (row("half \ud800"), "lone surrogate"),
+        (row(truth="\ud800"), "lone surrogate"),
     ],
 )
-def test_a_bad_row_is_named(tmp_path, tokenizer, rows, message):
-    with pytest.raises(UserError, match=message):
-        load_problems(write(tmp_path, rows), tokenizer, "plain", 150)
+def test_a_row_that_cannot_be_used_is_left_out_with_its_reason(tmp_path, tokenizer, bad, reason):
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(map(json.dumps, [row(), bad, row("3+3=?", "6")])))
+    problems, left = read(path, tokenizer)
+    assert [(problem.index, problem.ground_truth) for problem in problems] == [(0, "2"), (2, "6")]
+    assert [bad_row.place for bad_row in left] == ["line 2"]
+    assert re.search(reason, left[0].reason)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [("{broken", "not JSON"), ("[1, 2]", "a row is a JSON object"), ("[" * 9999, "nested too deeply")],
+)
+def test_a_line_that_is_no_row_is_named_by_the_line_of_the_file(tmp_path, tokenizer, line, reason):
+    path = tmp_path / "data.jsonl"
+    path.write_text(f"\ufeff{json.dumps(row())}\n\n{line}\n")  # a byte order mark, and an empty line that counts
+    problems, left = read(path, tokenizer)
+    assert (len(problems), left[0].place) == (1, "line 3")
+    assert reason in left[0].reason
+
+
+FORMS = {
+    "verl": (row("1+1=?"), "2"),
+    "question and answer": ({"question": "1+1=?", "answer": 2}, "2"),
+    "problem and solution": ({"problem": "1+1=?", "solution": r"It is \boxed{1} or \boxed{2}."}, "2"),
+    "gsm8k": ({"question": "1+1=?", "answer": "1 and 1 make 2.\n#### 2"}, "2"),
+    "messages": ({"messages": [{"role": "user", "content": "1+1=?"}, {"role": "assistant", "content": "#### 2"}]}, "2"),
+    "a number": ({"prompt": "1+1=?", "answer": 2.0}, "2"),
+    "a list": ({"prompt": "1+1=?", "answer": ["2", 3]}, '["2", "3"]'),
+    "a JSON list": (row("1+1=?", '["2"]'), "2"),
+    "OlympiadBench": ({"question": "1+1=?", "final_answer": ["$2$"], "solution": ["long"]}, "$2$"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_forms_that_rows_have(tmp_path, tokenizer, form):
+    given, truth = FORMS[form]
+    (problem,), _ = read(write(tmp_path, [given]), tokenizer)
+    assert problem.prompt == "<|im_start|>user\n1+1=?<|im_end|>\n<|im_start|>assistant\n"
+    assert problem.ground_truth == truth
+
+
+def test_columns_can_be_named_and_the_others_stay_with_the_problem(tmp_path, tokenizer):
+    path = write(tmp_path, [{"text": "1+1=?", "sum": 2, "answer": "no", "difficulty": 3, "data_source": "mine"}])
+    (problem,), _ = read(path, tokenizer, columns="text, sum")
+    assert (problem.ground_truth, problem.source) == ("2", "mine")
+    assert problem.extra == {"answer": "no", "difficulty": 3, "data_source": "mine"}
+    _, (bad,) = read(path, tokenizer, columns="text,total")
+    assert "no column total; the row has text, sum, answer" in bad.reason
+    with pytest.raises(UserError, match="data_columns is 'text'"):
+        read(path, tokenizer, columns="text")
+
+
+def test_a_reward_of_ones_own_gets_the_truth_as_it_is(tmp_path, tokenizer):
+    truths = [{"target": 3, "numbers": [1, 2]}, "#### no maths \\frac{1}{", ["a", 1]]
+    problems, bad = read(write(tmp_path, [row(truth=truth) for truth in truths]), tokenizer, graded=False)
+    assert not bad
+    assert [p.ground_truth for p in problems] == ['{"target": 3, "numbers": [1, 2]}', truths[1], '["a", 1]']
+
+
+def test_the_first_rows_only(tmp_path, tokenizer):
+    problems, _ = read(write(tmp_path, [row(f"{i}?", str(i)) for i in range(9)]), tokenizer, limit=4)
+    assert [problem.ground_truth for problem in problems] == ["0", "1", "2", "3"]
+
+
+def test_more_bad_rows_than_allowed_are_an_error(tmp_path, tokenizer, capsys):
+    """1 of 20 is 5%."""
+    path = str(write(tmp_path, [*[row()] * 19, row(truth="")]))
+
+    def load(**overrides):
+        return training_problems(build("cpu", {"data": path} | overrides), tokenizer)
+
+    problems, bad = load()
+    assert (len(problems), len(bad)) == (19, 1)
+    assert "1 of 20 rows cannot be used (line 20: no ground truth" in capsys.readouterr().err
+    for strict in ("0.049", "error"):
+        with pytest.raises(UserError, match=r"1 of 20 rows cannot be used \(line 20: .*more than bad_rows.limit"):
+            load(**{"bad_rows.limit": strict})
+    with pytest.raises(UserError, match="1 of 1 rows cannot be used"):
+        training_problems(build("cpu", {"data": str(write(tmp_path, [row(truth="")])), "bad_rows.limit": "0.9"}), None)
+    with pytest.raises(UserError, match="no rows"):
+        load_problems(write(tmp_path, []), tokenizer, "plain", 150)
 
 
 def test_a_row_with_its_own_system_message_is_not_given_a_second(tmp_path, tokenizer):
@@ -121,10 +212,9 @@ def test_a_row_with_its_own_system_message_is_not_given_a_second(tmp_path, token
 def test_unreadable_files(tmp_path, tokenizer):
     for name, content, message in (
         ("a.parquet", b"not parquet", "cannot read"),
-        ("a.jsonl", b"{broken", "cannot read"),
-        ("a.jsonl", b"\xff\xfe", "cannot read"),
-        ("a.jsonl", b"[1, 2]", "a row is a JSON object"),
-        ("a.csv", b"a,b", r"\.parquet or \.jsonl"),
+        ("a.jsonl", b"\xff\xfe", "not UTF-8 text"),
+        ("a.json", b"{}", "no list of rows"),
+        ("a.csv", b"a,b", r"\.parquet, \.jsonl or \.json"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=message):
@@ -133,6 +223,57 @@ def test_unreadable_files(tmp_path, tokenizer):
         load_problems(tmp_path / "missing.parquet", tokenizer, "plain", 99)
     with pytest.raises(UserError, match="no prompt called 'none-such'"):
         load_problems(write(tmp_path, [row()]), tokenizer, "none-such", 99)
+
+
+@pytest.fixture
+def dataset(tmp_path, monkeypatch):
+    """A folder as a Hugging Face dataset has it: one configuration, two splits, named in its card."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "gsm"
+    folder.mkdir()
+    splits = "".join(f"  - split: {name}\n    path: {name}.jsonl\n" for name in ("train", "test"))
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: main\n  data_files:\n{splits}---\n")
+    for name, answer in (("train", "#### 2"), ("test", "#### 3")):
+        (folder / f"{name}.jsonl").write_text(json.dumps({"question": "?", "answer": answer}) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize(("part", "truth"), [("", "2"), (":main", "2"), (":main:test", "3"), (":test", "3")])
+def test_a_hugging_face_dataset(dataset, tokenizer, part, truth):
+    (problem,) = load_problems(f"{dataset}{part}", tokenizer, "plain", 150)
+    assert problem.ground_truth == truth
+
+
+@pytest.mark.parametrize("part", [":main:none-such", ":none-such", ":a:b:c"])
+def test_a_dataset_that_has_no_such_part(dataset, tokenizer, part):
+    with pytest.raises(UserError) as raised:
+        load_problems(f"{dataset}{part}", tokenizer, "plain", 150)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{% for %}", "cannot write this prompt"),
+        ("{{ raise_exception('no system message') }}", "no system message"),
+        ("{{ 1 / 0 }}", "division"),
+    ],
+)
+def test_a_chat_template_that_fails_is_one_line(tmp_path, tokenizer, monkeypatch, template, reason):
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    with pytest.raises(UserError, match=reason):
+        load_problems(write(tmp_path, [row()]), tokenizer, "plain", 150)
+    with pytest.raises(UserError, match=reason):
+        render(tokenizer, [{"role": "user", "content": "?"}])
+
+
+def test_a_chat_template_that_never_ends_is_stopped(tokenizer, monkeypatch):
+    monkeypatch.setattr(chat, "TEMPLATE_S", 0.2)
+    loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    monkeypatch.setattr(tokenizer, "chat_template", loops)
+    with pytest.raises(UserError, match=r"took more than 0.2 s for 1 prompts"):
+        render(tokenizer, [{"role": "user", "content": "?"}])
 
 
 PROBLEMS = [Problem(i, "", (1,), "1") for i in range(10)]
@@ -155,6 +296,18 @@ def test_what_a_step_draws_follows_from_seed_and_step_alone():
     assert order(1, 3) != order(1, 4)
 
 
-def test_more_problems_than_rows_is_an_error():
-    with pytest.raises(UserError, match=r"rollout.problems is 11 but the data has 10 rows"):
-        draw(PROBLEMS, 11, seed=0, step=1)
+def test_fewer_rows_than_a_step_asks_for_go_round():
+    """10 rows repeated 3 times hold 25 problems: each is drawn 2 or 3 times, one epoch is one step."""
+    drawn = Counter(p.index for p in draw(PROBLEMS, 25, seed=0, step=1))
+    assert sorted(set(drawn.values())) == [2, 3]
+    assert draw(PROBLEMS[:1], 4, seed=0, step=7) == PROBLEMS[:1] * 4
+
+
+def test_a_problem_drawn_twice_is_sampled_twice():
+    """Its first place has the seed that it always had; the second place has another."""
+    asked = []
+    engine = SimpleNamespace(generate=lambda requests, sampling: asked.extend(requests) or [()] * len(requests))
+    rollout(engine, [PROBLEMS[3], PROBLEMS[4], PROBLEMS[3], PROBLEMS[3]], 2, Sampling(1), seed=5, step=6)
+    seeds = [request.seed for request in asked]
+    assert seeds[:2] == [request_seed(5, 6, 3), request_seed(5, 6, 4)]
+    assert len(set(seeds)) == 4

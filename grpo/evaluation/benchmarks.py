@@ -13,9 +13,10 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from grpo.chat import render
 from grpo.config import nearest
 from grpo.errors import UserError
-from grpo.problems import load_problems, locate, prompt_text, read_data, render
+from grpo.problems import load_problems, locate, prompt_text, read_data
 from grpo.types import Problem
 from rewards.signals import last_box
 
@@ -112,12 +113,14 @@ def load(
 
 def read_benchmark(path: Path) -> Iterator[tuple[str, str]]:
     """(question, reference answer) of each row of one of the six."""
-    for index, row in enumerate(read_data(path)):
+    for place, row in read_data(path):
+        if isinstance(row, str):
+            raise UserError(f"{path}, {place}: {row}")
         question = row.get("question") or row.get("problem")  # in the harness's order
         answer = reference_answer(row)
         for what, value in (("question or problem", question), ("answer", answer)):
             if not value:
-                raise UserError(f"{path}, row {index} has no {what}; its fields are {', '.join(row)}")
+                raise UserError(f"{path}, {place} has no {what}; its fields are {', '.join(row)}")
         yield question.strip(), answer
 
 

@@ -28,7 +28,7 @@ from grpo.plan import Plan, check_fits, make_plan, resolve_quant
 from grpo.plan.duration import this_card
 from grpo.plan.memory import GIB, full_length, policy_parts
 from grpo.plan.text import describe, summary
-from grpo.problems import draw, ground_truth, load_problems, locate, prompt_text, read_data
+from grpo.problems import training_problems
 from grpo.rollout import VLLM_MISSING, engine_name
 from grpo.run.terminal import printable, say
 from rewards import make_reward, self_test, weight_warnings
@@ -144,25 +144,20 @@ def _size(folder: str) -> int:
 
 def _data(config: Config) -> Iterator[str]:
     """Every file of the run: rows, checksum, ground truths, and with a tokenizer at hand the prompts' lengths."""
-    prompt_text(config.prompt)
-    tokenizer = _tokenizer(config)
+    tokenizer, limit = _tokenizer(config), config.rollout.max_prompt_tokens
     for name in dict.fromkeys(filter(None, [config.data, *benchmarks.names(config.eval.data), config.eval.test])):
-        limit = config.rollout.max_prompt_tokens
-        path = benchmarks.file_of(name, config.data_dir)
-        rows = read_data(path)
-        source = None if Path(name).is_file() else SOURCES.get(Path(name).stem)
-        checksum = f", sha256 {source.sha256[:12]} verified" if source else ""
+        published = None if Path(name).exists() else SOURCES.get(Path(name).stem)
+        checksum = f", sha256 {published.sha256[:12]} verified" if published else ""
         if tokenizer is None:
-            yield f"{name}: {len(rows)} rows{checksum}; prompts are measured once the model's tokenizer is here"
+            rows = sum(1 for _ in read_data(benchmarks.ARITHMETIC.get(name, name), config.data_dir))
+            yield f"{name}: {rows} rows{checksum}; prompts are measured once the model's tokenizer is here"
             continue
         if name == config.data:
-            problems = load_problems(name, tokenizer, config.prompt, limit, config.data_dir)
+            problems, _ = training_problems(config, tokenizer)
         else:
             problems = benchmarks.load(name, tokenizer, config.prompt, config.data_dir)
         longest = max(len(problem.prompt_ids) for problem in problems)
-        yield f"{name}: {len(rows)} rows{checksum}; longest prompt {longest} of {limit} tokens"
-        if name == config.data:
-            draw(problems, config.rollout.problems, config.seed, step=1)
+        yield f"{name}: {len(problems)} problems{checksum}; longest prompt {longest} of {limit} tokens"
 
 
 def _tokenizer(config: Config):
@@ -181,8 +176,7 @@ def _reward(config: Config) -> Iterator[str]:
     name = "multi_signal" if config.reward.name == "hybrid" else config.reward.name
     reward = make_reward(name, weights=weights, workers=1, timeout_s=config.reward.timeout_s)
     try:
-        rows = read_data(locate(config.data, config.data_dir))
-        truths = {ground_truth(row, f"{config.data}, row {index}") for index, row in enumerate(rows)}
+        truths = {problem.ground_truth for problem in training_problems(config, None)[0]}
         self_test(reward, sorted(truths))
         terms = " + ".join(f"{weight:g} {signal}" for signal, weight in reward.weights.items())
         yield f"{config.reward.name}: {terms}; self-test passed on {len(truths)} ground truth{'s' * (len(truths) != 1)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -73,8 +74,15 @@ class Engine(Protocol):
 def rollout(
     engine: Engine, problems: Sequence[Problem], n: int, sampling: Sampling, seed: int, step: int
 ) -> list[Group]:
-    """`n` completions of each problem. What is drawn depends on (seed, step, problem, sample) and on nothing else."""
-    requests = [Request(problem.prompt_ids, n, request_seed(seed, step, problem.index)) for problem in problems]
+    """`n` completions of each problem. What is drawn depends on (seed, step, problem, sample) and on nothing else.
+
+    A problem that is drawn again in the same step is another group: its second and later places enter its seed.
+    """
+    requests, seen = [], Counter()
+    for problem in problems:
+        again = (seen[problem.index],) if problem.index in seen else ()
+        seen[problem.index] += 1
+        requests.append(Request(problem.prompt_ids, n, request_seed(seed, step, problem.index, *again)))
     completions = engine.generate(requests, sampling)
     return [Group(problem, tuple(group)) for problem, group in zip(problems, completions, strict=True)]
 

@@ -31,6 +31,7 @@ FREE = {
     "name",
     "out",
     "data_dir",
+    "bad_rows.limit",  # the problems that are left are compared
     "quiet",
     "show_every",
     "tracker",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import resource
@@ -16,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from grpo.config import Config
+from grpo.problems import BadRow
 from grpo.run import files, terminal
 from grpo.run.checkpoint import Checkpoints
 from grpo.run.resume import TrainingState, decisive
@@ -46,6 +48,7 @@ class Run:
         self.best_by = "eval/sampled_accuracy" if config.eval.sampling == "both" else "eval/greedy_accuracy"
         self.accuracy: dict[int, float] = {}
         self._known: set[int] = set()
+        self.bad_rows: Sequence[BadRow] = ()
         self._watch, self._started = DeadSignalWatch(), time.perf_counter()
         self._lock = files.lock(self.folder) if self.resumed else None
         if not self.resumed:
@@ -62,6 +65,9 @@ class Run:
             else:
                 self._lock = files.create(self.folder, self.config)
                 state.bind(files.run_id(self.folder), decisive(self.config))
+            if self.bad_rows:
+                rows = (json.dumps(dataclasses.asdict(row), default=str) + "\n" for row in self.bad_rows)
+                files.write(self.folder / "bad_rows.jsonl", "".join(rows))
         for warning in weight_warnings(state.reward.weights):
             say(warning)
         shown = not self.config.quiet and sys.stderr.isatty()
