@@ -28,7 +28,7 @@ from grpo.plan import Plan, check_fits, make_plan, resolve_quant
 from grpo.plan.duration import this_card
 from grpo.plan.memory import GIB, full_length, policy_parts
 from grpo.plan.text import describe, summary
-from grpo.problems import training_problems
+from grpo.problems import read_data, training_problems
 from grpo.rollout import VLLM_MISSING, engine_name
 from grpo.run.terminal import printable, say
 from rewards import make_reward, self_test, weight_warnings
@@ -157,7 +157,7 @@ def _data(config: Config) -> Iterator[str]:
         else:
             problems = benchmarks.load(name, tokenizer, config.prompt, config.data_dir)
         longest = max(len(problem.prompt_ids) for problem in problems)
-        yield f"{name}: {len(problems)} problems{checksum}; longest prompt {longest} of {limit} tokens"
+        yield f"{name}: {len(problems)} rows{checksum}; longest prompt {longest} of {limit} tokens"
 
 
 def _tokenizer(config: Config):

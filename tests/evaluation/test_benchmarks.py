@@ -98,7 +98,7 @@ def test_what_bench_stands_for():
 def test_a_row_of_the_six_without_question_or_answer_is_named(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"problem": "1+1", "answer": 2}\n{"problem": "2+2", "solution": "four"}\n')
-    with pytest.raises(UserError, match=r"row 1 has no answer; its fields are problem, solution"):
+    with pytest.raises(UserError, match=r"line 2 has no answer; its fields are problem, solution"):
         list(benchmarks.read_benchmark(path))
     path.write_text('{"answer": "4"}\n')
     with pytest.raises(UserError, match=r"row 0 has no question or problem"):

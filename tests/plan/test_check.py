@@ -70,7 +70,6 @@ def test_nothing_big_is_loaded_and_nothing_written(monkeypatch, tmp_path):
         ({"data": "nowhere/x.parquet"}, "no data file at nowhere/x.parquet"),
         ({"prompt": "poem"}, "poem"),
         ({"rollout__max_prompt_tokens": 4}, "more than rollout.max_prompt_tokens 4"),
-        ({"rollout__problems": 256}, "rollout.problems is 256 but the data has 128 rows"),
         ({"rollout__max_new_tokens": 4090}, "has positions for 4096 tokens; use --rollout.max_new_tokens 4032"),
         ({"rollout__engine": "vllm"}, "vllm, which is not installed"),
         ({"learner__logit_chunk": 10**8, "learner__token_budget": 10**8}, "does not fit CPU"),
@@ -88,7 +87,7 @@ def test_what_would_fail_is_found(options, says, capsys, monkeypatch):
 def test_a_row_without_ground_truth_is_found(capsys, tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"prompt": "1+1=?", "answer": "2"}\n{"prompt": "1+1=?"}\n')
     assert check(cpu(data=str(tmp_path / "rows.jsonl"), rollout__problems=1), CPU) == 1
-    assert "row 1 has no ground truth" in capsys.readouterr().out
+    assert "line 2: no ground truth" in capsys.readouterr().out
 
 
 def test_a_broken_verifier_is_found(capsys, monkeypatch):

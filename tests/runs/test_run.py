@@ -175,12 +175,24 @@ def test_figures_of_a_few_problems_are_marked():
     assert "smoke" not in before_and_after(summary | {"limit": None})
 
 
+def test_bad_rows_are_in_the_folder_and_one_row_fills_a_step(tmp_path, capsys):
+    """1 of 2 rows is left out; the other is drawn 4 times, each time with completions of its own."""
+    (tmp_path / "rows.jsonl").write_text('{"question": "1+1=?", "answer": "2"}\n{"question": "1+1=?"}\n')
+    changes = {"data": tmp_path / "rows.jsonl", "rollout.problems": 4, "bad_rows.limit": 0.5, "steps": 1}
+    args = arguments(tmp_path, "run", **{key.replace(".", "__"): value for key, value in changes.items()})
+    assert train.main(args) == 0
+    assert "1 of 2 rows cannot be used (line 2: no ground truth" in capsys.readouterr().err
+    (bad,) = map(json.loads, (tmp_path / "run" / "bad_rows.jsonl").read_text().splitlines())
+    assert (bad["place"], bad["row"]) == ("line 2", {"question": "1+1=?"})
+    groups = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert groups["completion/unique"] > 0.5  # were the groups copies, at most a quarter
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
         ({"model": str(REPO / "docs")}, "docs"),
         ({"data": "missing.jsonl"}, "missing.jsonl"),
-        ({"rollout.problems": 999}, "rollout.problems is 999"),
         ({"rollout.group": 1}, "rollout.group is '1'"),
         ({"rollout.max_prompt_tokens": 1}, "max_prompt_tokens 1"),
         ({"reward.name": "nonsense"}, "nonsense"),
