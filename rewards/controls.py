@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from rewards.score import SIGNALS, UNVERIFIED, Score
+from rewards.score import SIGNALS, UNVERIFIED, Reward, Score
 from rewards.signals import MultiSignalMathReward, one_box
 
 CONTROL_WEIGHTS = {"verify_only": (1.0, 0.0, 0.0), "format_only": (0.0, 1.0, 0.0)}
@@ -56,7 +56,7 @@ class RandomReward(MultiSignalMathReward):
         self.tossed = state["tossed"]
 
 
-class FunctionReward:
+class FunctionReward(Reward):
     """A plain function `f(completion, ground_truth) -> {signal: number}`; the total is the sum of its signals.
 
     A call that takes longer than NOTICE_S seconds is said on stderr; one longer than `limit_s` is an error.
@@ -67,9 +67,6 @@ class FunctionReward:
         self.function = load_function(name)
         signals = self._call("the completion", "", "0")  # a model may well write nothing
         self.weights = dict.fromkeys(signals, 1.0)
-
-    def __call__(self, completion: str, ground_truth: Any) -> Score:
-        return self.score_batch([completion], [ground_truth])[0]
 
     def score_batch(
         self, completions: Sequence[str], ground_truths: Sequence[Any], questions: Sequence[str] | None = None
@@ -116,19 +113,6 @@ class FunctionReward:
         if not abs(number) <= MAX_SIGNAL:
             raise ValueError(f"{what} is {value!r}, need a finite number, at most {MAX_SIGNAL:g} in size")
         return number
-
-    def cache_hit_rate(self) -> float:
-        return 0.0
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state:
-            raise ValueError(f"reward {self.name} keeps no state, but the checkpoint holds {sorted(state)}")
-
-    def close(self) -> None:
-        pass
 
 
 def within(limit_s: float, function: Callable[..., Any], *arguments: Any) -> Any:

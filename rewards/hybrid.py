@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rewards.score import Score
+from rewards.score import Reward, Score
 from rewards.signals import AnswerFrom, Layout, check_answer_from, read
 from rewards.verifier import Verifier
 
@@ -80,7 +80,7 @@ class RewardModel:
         return scores
 
 
-class HybridReward:
+class HybridReward(Reward):
     """Verifier and reward model. The scale is set by `warm_up`, or by the first `warmup` completions, and then stays.
 
     Without `warm_up` a batch is scaled by what has been seen up to and including itself. Scores outside the
@@ -114,9 +114,6 @@ class HybridReward:
         self.answer_from = check_answer_from(answer_from)
         self.verifier = Verifier(**verifier_options)
         self.model = RewardModel(model, device, offload, batch_size, max_tokens)
-
-    def __call__(self, completion: str, ground_truth: Any, question: str = "") -> Score:
-        return self.score_batch([completion], [ground_truth], [question])[0]
 
     def score_batch(
         self, completions: Sequence[str], ground_truths: Sequence[Any], questions: Sequence[str] | None = None
@@ -153,9 +150,6 @@ class HybridReward:
         signals = {"hybrid": total, "verify": float(correct), "model": s}
         return Score(total, signals, layout.answer, layout.verdict, outcome)
 
-    def cache_hit_rate(self) -> float:
-        return self.verifier.cache_hit_rate()
-
     def state_dict(self) -> dict[str, Any]:
         return {"model": self.name, "seen": self.seen, "min": self.min, "max": self.max}
 
@@ -165,6 +159,3 @@ class HybridReward:
                 f"hybrid reward: model {self.name!r}, but the checkpoint was made with {state.get('model')!r}"
             )
         self.seen, self.min, self.max = state["seen"], state["min"], state["max"]
-
-    def close(self) -> None:
-        self.verifier.close()

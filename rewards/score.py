@@ -1,4 +1,4 @@
-"""What a reward returns, its weights, and what the log gets of one step's scores. Imports nothing of ours."""
+"""What a reward is and returns, its weights, and what the log gets of one step's scores. Imports nothing of ours."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 OUTCOMES = ("correct", "wrong", "no_answer", "unparsed", "timeout")
 """What became of the answer. `unparsed`: past the length or nesting limit, or not readable as mathematics.
@@ -43,30 +43,39 @@ class Score:
         return self.signals["reflect"]
 
 
-@runtime_checkable
-class Reward(Protocol):
-    """Text and ground truth in, signals out."""
+class Reward:
+    """Text and ground truth in, signals out. A reward sets `weights` and defines `score_batch`."""
 
     weights: dict[str, float]
     """What each signal is multiplied with in the total"""
-
-    def __call__(self, completion: str, ground_truth: Any) -> Score: ...
+    verifier: Any = None
+    """The `rewards.Verifier` that it asks, if any"""
 
     def score_batch(
         self, completions: Sequence[str], ground_truths: Sequence[Any], questions: Sequence[str] | None = None
     ) -> list[Score]:
         """Scores in the order of the completions. Only a reward model reads the questions (see `hybrid`)."""
-        ...
+        raise NotImplementedError
+
+    def __call__(self, completion: str, ground_truth: Any, question: str = "") -> Score:
+        return self.score_batch([completion], [ground_truth], [question])[0]
 
     def cache_hit_rate(self) -> float:
         """Share of answers whose verdict was already known, since the last call of this function."""
-        ...
+        return self.verifier.cache_hit_rate() if self.verifier else 0.0
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state:
+            raise ValueError(
+                f"this reward keeps no state, but the checkpoint holds {sorted(state)}: another reward's run?"
+            )
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        if self.verifier:
+            self.verifier.close()
 
 
 SIGNALS = ("verify", "format", "reflect")

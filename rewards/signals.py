@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
 
-from rewards.score import SIGNALS, Score, check_weights
+from rewards.score import SIGNALS, Reward, Score, check_weights
 from rewards.verifier import Verifier
 
 Verdict = Literal["correct", "wrong"]
@@ -59,7 +59,7 @@ def last_box(text: str) -> str | None:
 
 
 def boxes(text: str) -> list[str]:
-    r"""Contents of all complete `\boxed{...}`, by closing brace. `\{` and `\}` are printed braces and close nothing."""
+    r"""Contents of the outermost complete `\boxed{...}`, in order. Printed braces `\{` and `\}` close nothing."""
     if "\\boxed" not in text:
         return []
     text = text[-BOX_WINDOW:]
@@ -71,10 +71,12 @@ def boxes(text: str) -> list[str]:
         elif token == "}":
             start = opened.pop() if opened else None
             if start is not None:
-                found.append(text[start : match.start()])
+                while found and found[-1][0] > start:  # boxes in this box
+                    found.pop()
+                found.append((start, match.start()))
         elif token.startswith("\\boxed"):
             opened.append(match.end())
-    return found
+    return [text[start:end] for start, end in found]
 
 
 def answer_segments(text: str, tags: list[tuple[str, int, int]]) -> list[str]:
@@ -199,7 +201,7 @@ def check_answer_from(name: str) -> AnswerFrom:
     return name
 
 
-class MultiSignalMathReward:
+class MultiSignalMathReward(Reward):
     """Scores one completion by three signals, each 0 or 1.
 
     verify: the answer equals the ground truth. format: the completion is laid out as asked. reflect: the reflection's
@@ -219,9 +221,6 @@ class MultiSignalMathReward:
         self.weights = dict(zip(SIGNALS, check_weights((alpha, beta, gamma)), strict=True))
         self.answer_from, self.verifier = check_answer_from(answer_from), Verifier(**verifier_options)
 
-    def __call__(self, completion: str, ground_truth: Any) -> Score:
-        return self.score_batch([completion], [ground_truth])[0]
-
     def score_batch(
         self, completions: Sequence[str], ground_truths: Sequence[Any], questions: Sequence[str] | None = None
     ) -> list[Score]:
@@ -237,18 +236,3 @@ class MultiSignalMathReward:
         signals = {"verify": float(correct), "format": float(layout.format), "reflect": float(true_verdict)}
         total = sum(self.weights[name] * signals[name] for name in SIGNALS)
         return Score(total, signals, layout.answer, layout.verdict, outcome)
-
-    def cache_hit_rate(self) -> float:
-        return self.verifier.cache_hit_rate()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state:
-            raise ValueError(
-                f"this reward keeps no state, but the checkpoint holds {sorted(state)}: another reward's run?"
-            )
-
-    def close(self) -> None:
-        self.verifier.close()

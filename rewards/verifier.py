@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
@@ -19,7 +20,7 @@ from rewards.equivalence.judge import judge, judge_fast, why_ungradable, why_ung
 from rewards.equivalence.workers import WorkerPool
 from rewards.score import Reward
 
-CACHE_SIZE = 65_536
+CACHE_BYTES = 64 * 2**20
 CHUNK = 500
 """Ground truths between two calls of `progress`"""
 
@@ -123,7 +124,7 @@ class Verifier:
     def __init__(self, workers: int = 1, timeout_s: float = 2.0, memory_limit_mb: int = 1024) -> None:
         self.pool = WorkerPool(workers, timeout_s, memory_limit_mb)
         self._cache: OrderedDict[tuple[str, str], str] = OrderedDict()
-        self._asked = self._known = 0
+        self._cache_bytes = self._asked = self._known = 0
 
     def check(self, answer: str | None, ground_truth: Any) -> str:
         """One outcome; see `check_batch`."""
@@ -176,10 +177,16 @@ class Verifier:
     def _remember(self, known: dict[tuple[str, str], str]) -> None:
         """Timeouts are not kept: the machine may have been busy. Oversized answers are not either, they are cheap."""
         for pair, outcome in known.items():
-            if outcome != "timeout" and len(pair[0]) < 10_000:
+            if outcome != "timeout" and len(pair[0]) < 10_000 and pair not in self._cache:
                 self._cache[pair] = outcome
-        while len(self._cache) > CACHE_SIZE:
-            self._cache.popitem(last=False)
+                self._cache_bytes += _size(pair)
+        while self._cache_bytes > CACHE_BYTES:
+            self._cache_bytes -= _size(self._cache.popitem(last=False)[0])
+
+
+def _size(pair: tuple[str, str]) -> int:
+    """Bytes of an entry in the cache; 300 are the dictionary's and the tuple's."""
+    return sum(map(sys.getsizeof, pair)) + 300
 
 
 def _best(outcomes: list[str]) -> str:

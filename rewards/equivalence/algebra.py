@@ -11,6 +11,7 @@ from fractions import Fraction
 import sympy
 from sympy.polys.polyerrors import PolynomialError
 
+from rewards.equivalence.compare import Algebra
 from rewards.equivalence.grammar import expression
 from rewards.equivalence.leaf import same_leaf, split_unit, strip_bare_unit, strip_leading_text
 from rewards.equivalence.shape import Node, assignment
@@ -71,8 +72,8 @@ def _algebraic(expr: sympy.Expr) -> sympy.Expr:
     return sympy.S.Zero if sympy.minimal_polynomial(expr, x) == x else sympy.S.One
 
 
-class Exact:
-    """Algebra for `compare.same`. `unreadable` tells afterwards why the answer could not be read, if so."""
+class Exact(Algebra):
+    """Algebra with sympy. `unreadable` tells afterwards why the answer could not be read, if so."""
 
     def __init__(self) -> None:
         self.unreadable: str | None = None

@@ -5,39 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from fractions import Fraction
 from functools import lru_cache
 
-from rewards.equivalence.compare import same
-from rewards.equivalence.leaf import same_leaf, split_unit, word
+from rewards.equivalence.compare import Algebra, Undecided, same
+from rewards.equivalence.leaf import split_unit, word
 from rewards.equivalence.numbers import number, numeral
 from rewards.equivalence.shape import Node, assignment, parse
 from rewards.equivalence.text import NotModelled, Unreadable, check_limits, clean
-
-
-class Undecided(Exception):
-    """Only algebra can tell."""
-
-
-class Fast:
-    """Algebra for `compare.same` that knows text and exact numbers, and gives up on the rest."""
-
-    def leaf(self, truth: str, answer: str) -> bool:
-        decided = same_leaf(truth, answer)
-        if decided is None:
-            raise Undecided
-        return decided
-
-    def relation(self, truth: Node, answer: Node) -> bool:
-        if truth.text == answer.text:
-            return True
-        raise Undecided
-
-    def point_set(self, truth: Node, answer: Node) -> bool:
-        raise Undecided
-
-    def between(self, lower: Fraction, text: str, upper: Fraction) -> bool:
-        raise Undecided
 
 
 @lru_cache(maxsize=4096)
@@ -62,7 +36,7 @@ def judge_fast(answer: str, truth: str) -> str | None:
         cleaned_truth, truth_shape = read(truth)
         if cleaned == cleaned_truth:
             return "correct"
-        return "correct" if same(truth_shape, shape, Fast()) else "wrong"
+        return "correct" if same(truth_shape, shape, Algebra()) else "wrong"
     except Undecided:
         return None
     except Unreadable:

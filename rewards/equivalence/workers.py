@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -18,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from multiprocessing.connection import wait
 from pathlib import Path
 
 START_UP_S = 120.0
@@ -109,6 +109,7 @@ class WorkerPool:
         self._process = subprocess.Popen(
             [
                 sys.executable,
+                "-P",  # neither the working directory nor a user's own modules in it
                 "-m",
                 "rewards.equivalence.worker",
                 str(self.timeout_s),
@@ -144,7 +145,7 @@ class WorkerPool:
         now = time.monotonic()
         deadlines = [worker.deadline for worker in self._workers if worker.job is not None or not worker.pid]
         patience = min(max(0.0, min(deadlines, default=now) - now), 0.5)
-        readable, _, _ = select.select([worker.connection for worker in self._workers], [], [], patience)
+        readable = wait([worker.connection for worker in self._workers], patience)
         for worker in self._workers:
             if worker.connection in readable:
                 self._read(worker, run)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,6 +40,14 @@ def test_last_complete_box(text, expected):
 def test_a_box_put_behind_any_closed_text_is_the_last(text):
     closed = text.replace("\\", "") + "}" * text.count("{")
     assert boxes(closed + r"\boxed{42}")[-1] == "42"
+
+
+def test_nested_boxes_take_no_memory():
+    """12,000 boxes in one another have a billion characters of content in all."""
+    tracemalloc.start()
+    assert last_box(r"\boxed{" * 12_000 + "5" + "}" * 12_000).count("boxed") == 11_999
+    assert tracemalloc.get_traced_memory()[1] < 20 * 2**20
+    tracemalloc.stop()
 
 
 ANSWERS = [

@@ -277,6 +277,34 @@ def test_self_test_refuses_a_verifier_that_is_broken(monkeypatch):
     reward.close()
 
 
+def test_the_working_directory_is_no_place_for_modules(tmp_path, monkeypatch):
+    """A sympy.py and a rewards/ in the working directory are neither imported nor run."""
+    (tmp_path / "rewards").mkdir()
+    for name in ("sympy.py", "rewards/__init__.py", "json.py"):
+        (tmp_path / name).write_text("open('imported', 'w')")
+    monkeypatch.chdir(tmp_path)
+    pool = WorkerPool(timeout_s=20)
+    assert pool.run([HARD]) == ["correct"]
+    pool.close()
+    assert not (tmp_path / "imported").exists()
+
+
+def test_above_1024_descriptors(pool):
+    """select() knows descriptors up to 1,023 only."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 2000:
+        pytest.skip("this machine allows fewer than 2,000 descriptors")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2000), hard))
+    taken = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        assert pool.run([HARD]) == ["correct"]
+        assert min(worker.connection.fileno() for worker in pool._workers) > 1023
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def test_timeouts_are_not_remembered():
     verifier = Verifier(timeout_s=0.5)
     assert verifier.check(*HANG) == "timeout"
