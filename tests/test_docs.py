@@ -129,6 +129,14 @@ def test_commands_named_in_the_pages_exist(page: Path):
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), f"{page.name}: python -m {module}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_shell_blocks_can_be_read_by_a_shell(page: Path):
+    for language, block in FENCE.findall(page.read_text()):
+        if language in ("bash", "sh"):
+            checked = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True)
+            assert checked.returncode == 0, f"{page.name}: {checked.stderr}\n{block}"
+
+
 def options(script: str) -> set[str]:
     shown = subprocess.run([sys.executable, REPO / script, "--help"], capture_output=True, text=True, check=True).stdout
     return set(re.findall(r"(--[\w.-]+)", shown))
