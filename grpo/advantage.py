@@ -4,7 +4,7 @@ GRPO (arXiv 2402.03300) uses the group itself as the baseline, so there is no va
 
     A_i = (r_i - mean(r)) / (std(r) + eps)
 
-Everything is float64: rewards are weighted sums such as 0.1 + 0.2, and their rounding dust must not become a signal.
+Everything is float64: rewards are weighted sums such as 0.1 + 0.2, and their rounding error must not become a signal.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rewards import Score
 
 EPS = 1e-6
-DUST = 1e-9
+ROUNDING = 1e-9
 
 
 def compute_advantages(
@@ -37,13 +37,13 @@ def compute_advantages(
 def zero_variance(rewards: torch.Tensor) -> torch.Tensor:
     """[groups] bool: the rewards of the group are all equal, so that there is nothing to compare.
 
-    Equal up to the dust of adding weighted signals in another order: 0.3 and 0.1 + 0.2 are one reward.
+    Equal up to the rounding of adding weighted signals in another order: 0.3 and 0.1 + 0.2 are one reward.
 
     >>> zero_variance(torch.tensor([[0.3, 0.1 + 0.2], [0.0, 1.0]], dtype=torch.float64))
     tensor([ True, False])
     """
     low, high = rewards.amin(-1), rewards.amax(-1)
-    return (high - low) <= DUST * torch.maximum(high.abs(), low.abs()).clamp(min=1.0)
+    return (high - low) <= ROUNDING * torch.maximum(high.abs(), low.abs()).clamp(min=1.0)
 
 
 def group_advantages(rewards: torch.Tensor, divide_by_std: bool = True) -> torch.Tensor:

@@ -10,24 +10,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from itertools import chain
 from typing import TypeVar
 
 import torch
 
 from grpo.config import LearnerConfig
 from grpo.errors import NonFiniteLoss, SamplerMismatch, UserError
-from grpo.loss import importance_ratio, kl_k3, policy_loss, token_weights
+from grpo.loss import completion_weights, importance_ratio, kl_k3, policy_loss, token_weights
 from grpo.optim import Optimizer
 from grpo.packing import Batch, pack, sequence_length
 from grpo.policy import Policy
 from grpo.types import Sample
 
 LOSSES = ("loss/total", "loss/policy")
-"""Weighted sums over the tokens: the weights make them means already."""
+"""Sums over the tokens of a step with weights that make them means."""
 MEANS = ("policy/kl", "policy/entropy", "policy/clip_fraction_low", "policy/clip_fraction_high", "mismatch/mean")
-"""Summed over the tokens, then divided by their number."""
-SUMS = (*LOSSES, *MEANS)
-MAXIMA = ("policy/ratio_max", "mismatch/max")
+"""Sums over the tokens, to be divided by their number."""
+MAXIMA = ("policy/ratio_max", "mismatch/max", "policy/grad_norm")
+WEIGHTS = ("importance weights", "their squares", "completions")
+"""Sums over the completions, for the effective sample size."""
 OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
 
 Result = TypeVar("Result")
@@ -68,56 +70,52 @@ class Learner:
     def update(self, groups: Sequence[Sequence[Sample]]) -> dict[str, float]:
         """Learn from one rollout: `minibatches_per_rollout` optimiser steps, each on its own share of the groups.
 
-        Returns the means over all trained tokens of the rollout (sums and maxima over every micro-batch, divided once).
+        Returns the metrics over all trained tokens of the rollout.
         """
         share = len(groups) // self.config.minibatches_per_rollout
-        shares = [[s for group in groups[i : i + share] for s in group] for i in range(0, len(groups), share)]
-        # With one optimiser step the policy that scores is the policy that sampled: old = present logprobs, ratio = 1.
-        old = [None]
-        if len(shares) > 1:
-            old = [self._within_memory(samples, lambda s=samples: self._old_logprobs(s)) for samples in shares]
-        steps = [self._optimizer_step(samples, logprobs) for samples, logprobs in zip(shares, old, strict=True)]
-        tokens = sum(step["tokens"] for step in steps)
-        metrics = {name: sum(step[name] * step["tokens"] for step in steps) / max(tokens, 1) for name in SUMS}
-        metrics |= {name: max(step[name] for step in steps) for name in (*MAXIMA, "policy/grad_norm")}
-        if tokens == 0:  # every group was left out: nothing was measured, which is not the same as zero
-            metrics |= dict.fromkeys((*MEANS, *MAXIMA), math.nan)
-        return metrics | {"policy/lr": steps[-1]["lr"], "learner/skipped_steps": sum(step["skipped"] for step in steps)}
+        minibatches = [list(chain(*groups[i : i + share])) for i in range(0, len(groups), share)]
+        # The weights of the first step are those that sampled: its present logprobs are the old ones, and the ratio
+        # is exactly 1. By the later steps the weights have moved, so their old logprobs are taken now.
+        later = [self._within_memory(self._old_logprobs, samples) for samples in minibatches[1:]]
+        steps = [self._optimizer_step(samples, old) for samples, old in zip(minibatches, [None, *later], strict=True)]
+        skipped = sum(step["skipped"] for step in steps)
+        return _metrics(steps) | {"policy/lr": steps[-1]["lr"], "learner/skipped_steps": skipped}
 
     def _optimizer_step(self, samples: Sequence[Sample], old_logprobs: torch.Tensor | None) -> dict[str, float]:
-        totals = self._within_memory(samples, lambda: self._accumulate(samples, old_logprobs))
-        grad_norm = self.optimizer.clip_gradients()
-        values = torch.cat([totals, grad_norm[None]]).tolist()  # the step's only wait for the device
-        step = dict(zip((*SUMS, *MAXIMA, "tokens", "policy/grad_norm"), values, strict=True))
-        step |= {"lr": self.optimizer.lr, "skipped": 0}
-        for name in MEANS:
-            step[name] /= max(step["tokens"], 1)
-        self._check_sampler(step)
-        if not (math.isfinite(step["loss/total"]) and math.isfinite(step["policy/grad_norm"])):
-            self._count_bad_step(step, samples)
-        else:
+        """What the step measured, not yet averaged. The weights stay as they are where that is not finite."""
+        measured = self._within_memory(self._accumulate, samples, old_logprobs)
+        measured["policy/grad_norm"] = self.optimizer.clip_gradients()
+        values = torch.stack([value.double() for value in measured.values()]).tolist()  # the only wait for the device
+        step = dict(zip(measured, values, strict=True)) | {"lr": self.optimizer.lr, "skipped": 0}
+        learnt = {name: value for name, value in step.items() if not name.startswith("mismatch/")}
+        if all(map(math.isfinite, learnt.values())):
+            self._check_sampler(step)
             self.bad_steps = 0
             self.before_step()
             self.optimizer.step()
+        else:
+            self._count_bad_step(step, samples)
         self.optimizer.zero_grad()
         return step
 
-    def _accumulate(self, samples: Sequence[Sample], old_logprobs: torch.Tensor | None) -> torch.Tensor:
-        """Gradients of the whole optimiser step; its metrics' sums and maxima and its token count, on the device."""
-        sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.policy.device)
-        maxima = torch.zeros(len(MAXIMA), dtype=torch.float64, device=self.policy.device)
-        tokens = 0
+    def _accumulate(self, samples: Sequence[Sample], old_logprobs: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        """The gradient of the whole optimiser step, and what its metrics are made of: numbers on the device."""
+        names = (*LOSSES, *MEANS, *MAXIMA, *WEIGHTS, "tokens")
+        measured = {name: torch.zeros((), dtype=torch.float64, device=self.policy.device) for name in names}
         for batch in self._micro_batches(samples):
             old = None if old_logprobs is None else old_logprobs[batch.slots]
-            loss, batch_sums, batch_maxima = self._loss(batch, old)
+            loss, sums, maxima = self._loss(batch, old)
             loss.backward()
-            sums += batch_sums
-            maxima = torch.maximum(maxima, batch_maxima)
-            tokens += len(batch.targets)
-        return torch.cat([sums, maxima, sums.new_tensor([tokens])])
+            for name, values in sums.items():
+                measured[name] += values.sum(dtype=torch.float64)
+            for name, values in maxima.items():
+                measured[name] = torch.maximum(measured[name], values.double().max())  # keeps a NaN
+            measured["tokens"] += len(batch.targets)
+            measured["completions"] += batch.completions
+        return measured
 
-    def _loss(self, batch: Batch, old_logprobs: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The micro-batch's part of the loss, [SUMS] sums over its tokens and [MAXIMA]."""
+    def _loss(self, batch: Batch, old_logprobs: torch.Tensor | None) -> tuple[torch.Tensor, dict, dict]:
+        """The micro-batch's part of the loss, and tensors for the metrics: some to be summed, some for the largest."""
         config = self.config
         logprobs, entropy = self.policy.logprobs(batch, self.temperature)
         old = logprobs.detach() if old_logprobs is None else old_logprobs
@@ -133,13 +131,20 @@ class Learner:
             per_token = per_token - config.entropy_coef * entropy
         loss = (batch.weights * per_token).sum()
         with torch.no_grad():
-            ratio = importance_ratio(logprobs, old)
-            clipped_low = (ratio < 1 - config.clip_low) & (batch.advantages < 0)
-            clipped_high = (ratio > 1 + config.clip_high) & (batch.advantages > 0)
-            gap = (batch.sampler_logprobs - old).abs()
-            rows = (batch.weights * surrogate, kl, entropy, clipped_low, clipped_high, gap)
-            sums = torch.stack([loss.detach().double(), *(row.double().sum() for row in rows)])
-            maxima = torch.stack([ratio.double().max(), gap.double().max()])
+            ratio, difference = importance_ratio(logprobs, old), old - batch.sampler_logprobs
+            importance = completion_weights(difference, batch.owners, batch.completions)
+            sums = {
+                "loss/total": loss,
+                "loss/policy": batch.weights * surrogate,
+                "policy/kl": kl,
+                "policy/entropy": entropy,
+                "policy/clip_fraction_low": (ratio < 1 - config.clip_low) & (batch.advantages < 0),
+                "policy/clip_fraction_high": (ratio > 1 + config.clip_high) & (batch.advantages > 0),
+                "mismatch/mean": difference.abs(),
+                "importance weights": importance,
+                "their squares": importance**2,
+            }
+            maxima = {"policy/ratio_max": ratio, "mismatch/max": difference.abs()}
         return loss, sums, maxima
 
     def _micro_batches(self, samples: Sequence[Sample]) -> list[Batch]:
@@ -155,26 +160,25 @@ class Learner:
     def _old_logprobs(self, samples: Sequence[Sample]) -> torch.Tensor:
         """[tokens] the trainer's logprobs at the weights that sampled, in the order of the samples."""
         batches = self._micro_batches(samples)
-        old = torch.zeros(sum(len(b.targets) for b in batches), dtype=torch.float32, device=self.policy.device)
-        for batch in batches:
-            logprobs, _ = self.policy.logprobs(batch, self.temperature)
-            old = old.to(logprobs.dtype)
-            old[batch.slots] = logprobs
-        return old
+        if not batches:
+            return torch.empty(0, device=self.policy.device)
+        logprobs = [self.policy.logprobs(batch, self.temperature, with_entropy=False)[0] for batch in batches]
+        return torch.cat(logprobs)[torch.cat([batch.slots for batch in batches]).argsort()]
 
     def _check_sampler(self, step: dict[str, float]) -> None:
-        if step["mismatch/mean"] > self.mismatch_limit:
+        mismatch, limit = step["mismatch/mean"] / max(step["tokens"], 1), self.mismatch_limit
+        if not mismatch <= limit:  # a NaN is over every limit
             raise SamplerMismatch(
-                f"mean |sampler logprob - trainer logprob| is {step['mismatch/mean']:.4f}, over rollout.mismatch_limit "
-                f"{self.mismatch_limit}: the completions were not drawn from the policy being trained. Likely causes: "
-                "weights not synced after the last step, a temperature not applied on one side, different precisions"
+                f"mean |sampler logprob - trainer logprob| is {mismatch:.4f}, over rollout.mismatch_limit {limit}: the "
+                "completions were not drawn from the policy being trained. Likely causes: weights not synced after the "
+                "last step, a temperature not applied on one side, different precisions"
             )
 
-    def _within_memory(self, samples: Sequence[Sample], work: Callable[[], Result]) -> Result:
-        """`work`, started over with half the token budget when the memory does not suffice for its micro-batches."""
+    def _within_memory(self, work: Callable[..., Result], samples: Sequence[Sample], *more: object) -> Result:
+        """`work(samples, *more)`, started over with half the token budget when the memory does not suffice."""
         while True:
             try:
-                return work()
+                return work(samples, *more)
             except (RuntimeError, MemoryError) as error:
                 if not isinstance(error, MemoryError) and not any(text in str(error) for text in OUT_OF_MEMORY):
                     raise
@@ -210,3 +214,21 @@ class Learner:
                 f"({step['policy/grad_norm']}); no weight was changed by them. Lower learner.lr or go back to an "
                 "earlier checkpoint"
             )
+
+
+def _metrics(steps: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Over all tokens of the steps. With no token at all nothing was measured: NaN, which is not the same as zero."""
+    tokens = sum(step["tokens"] for step in steps)
+    metrics = {name: sum(step[name] * step["tokens"] for step in steps) / max(tokens, 1) for name in LOSSES}
+    for name in MEANS:
+        metrics[name] = sum(step[name] for step in steps) / tokens if tokens else math.nan
+    for name in MAXIMA:
+        metrics[name] = _largest([step[name] for step in steps]) if tokens or name == "policy/grad_norm" else math.nan
+    weights, squares, completions = (sum(step[name] for step in steps) for name in WEIGHTS)
+    metrics["mismatch/ess"] = weights**2 / (squares * completions) if tokens else math.nan
+    return metrics
+
+
+def _largest(values: Sequence[float]) -> float:
+    """max() would lose a NaN."""
+    return math.nan if any(map(math.isnan, values)) else max(values)

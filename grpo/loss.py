@@ -40,14 +40,25 @@ def importance_ratio(logprobs: torch.Tensor, old_logprobs: torch.Tensor) -> torc
     return (logprobs - old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
-def kl_k3(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
-    """[N] Schulman's k3 estimate of KL(pi || pi_ref): exp(d) - d - 1 with d = log pi_ref - log pi. Never negative.
+def completion_weights(differences: torch.Tensor, owners: torch.Tensor, completions: int) -> torch.Tensor:
+    """[C] pi / pi_sampler of whole completions, from [N] log-ratios of their tokens; `owners` says whose each is.
 
-    Its value estimates the reverse KL on samples of pi. As a loss term its gradient, (1 - exp(d)) grad log pi, is on
-    average that of KL(pi_ref || pi): GRPO and the paper's code use it this way, and so do we.
+    Their effective sample size (sum w)^2 / sum w^2 is how many completions drawn from the policy itself would say as
+    much about it (Kong, 1992): all of them where sampler and trainer agree.
     """
-    log_ratio = (ref_logprobs - logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    return log_ratio.exp() - log_ratio - 1
+    log_ratios = torch.zeros(completions, dtype=torch.float64, device=differences.device)
+    return log_ratios.index_add_(0, owners, differences.double()).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+
+
+def kl_k3(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
+    """[N] float64: Schulman's k3 estimate of KL(pi || pi_ref), exp(d) - 1 - d with d = log pi_ref - log pi.
+
+    Never negative, and d^2 / 2 for small d, which exp(d) - d - 1 in float32 loses to rounding at |d| = 1e-4. Its value
+    estimates the reverse KL on samples of pi. As a loss term its gradient, (1 - exp(d)) grad log pi, is on average that
+    of KL(pi_ref || pi): GRPO and the paper's code use it this way, and so do we.
+    """
+    log_ratio = (ref_logprobs.double() - logprobs.double()).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return torch.expm1(log_ratio) - log_ratio
 
 
 def token_weights(lengths: Sequence[int], aggregation: Aggregation, max_new_tokens: int) -> list[float]:

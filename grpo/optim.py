@@ -99,4 +99,8 @@ def _adamw(masters: list[torch.nn.Parameter], eight_bit: bool, **settings) -> to
         from bitsandbytes.optim import AdamW8bit
 
         return AdamW8bit(masters, **settings)
-    return torch.optim.AdamW(masters, fused=True, **settings)  # one pass over the memory, and none besides
+    adamw = torch.optim.AdamW(masters, fused=True, **settings)  # one pass over the memory, and none besides
+    for master in masters:  # before the sampler takes what memory is left, and not at the first step
+        moments = {name: torch.zeros_like(master) for name in ("exp_avg", "exp_avg_sq")}
+        adamw.state[master] = {"step": torch.zeros((), device=master.device)} | moments
+    return adamw

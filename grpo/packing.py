@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Literal
 
+import numpy as np
 import torch
 
 from grpo.types import Group, Sample
+
+Span = tuple[int, int, int, int]
+"""A run of tokens: first token, end, first token of its prefix, end of its prefix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +28,8 @@ class Segments:
     packed behind one copy of their prompt have that prompt as prefix.
     """
 
-    spans: tuple[tuple[int, int, int, int], ...]
-    """[S] (first token, end, first prefix token, prefix end)"""
+    spans: tuple[Span, ...]
+    """[S]"""
     cu_queries: torch.Tensor
     """[S + 1] int32: run s holds queries cu_queries[s] .. cu_queries[s + 1]"""
     cu_keys: torch.Tensor
@@ -60,6 +64,9 @@ class Batch:
     """[N] float"""
     slots: torch.Tensor
     """[N] long: each token's place among all completion tokens of the optimiser step, in the order of its samples"""
+    owners: torch.Tensor
+    """[N] long: which completion of this micro-batch the token belongs to"""
+    completions: int
 
     def to(self, device: torch.device) -> Batch:
         return _to(self, device)
@@ -108,11 +115,11 @@ def pack(samples: Sequence[Sample], weights: Sequence[float], token_budget: int)
     slots = [0, *accumulate(len(sample.completion_ids) for sample in samples)]
     return [
         _lay_out([samples[i] for i in rows], [weights[i] for i in rows], [slots[i] for i in rows])
-        for rows in plan(samples, token_budget)
+        for rows in assign(samples, token_budget)
     ]
 
 
-def plan(samples: Sequence[Sample], token_budget: int) -> list[list[int]]:
+def assign(samples: Sequence[Sample], token_budget: int) -> list[list[int]]:
     """Indices of the samples in each micro-batch: equal prompts together, and the batches about equally full.
 
     Filling up to the budget gives the fewest batches but leaves a short last one; the smallest capacity that needs no
@@ -148,54 +155,71 @@ def _fill(samples: Sequence[Sample], order: Sequence[int], capacity: int) -> lis
 
 def _lay_out(samples: Sequence[Sample], weights: Sequence[float], slots: Sequence[int]) -> Batch:
     """One micro-batch. `slots[i]` is where sample i's tokens begin among those of the optimiser step."""
-    ids: list[int] = []
-    positions: list[int] = []
-    spans: list[tuple[int, int, int, int]] = []
-    predictors: list[int] = []
-    columns: dict[str, list] = {name: [] for name in ("targets", "advantages", "weights", "sampler_logprobs", "slots")}
-    prompt: tuple[int, ...] | None = None
-    prompt_start = prompt_end = 0
-    for sample, weight, slot in zip(samples, weights, slots, strict=True):
-        if sample.prompt_ids != prompt:
-            prompt, prompt_start = sample.prompt_ids, len(ids)
-            prompt_end = prompt_start + len(prompt)
+    # 1. Lay every prompt down once and its completions behind it. A prompt's run has an empty prefix.
+    ids: list[tuple[int, ...]] = []
+    spans: list[Span] = []
+    end = 0
+    for i, sample in enumerate(samples):
+        if i == 0 or sample.prompt_ids != samples[i - 1].prompt_ids:
+            prompt_start, prompt_end = end, end + len(sample.prompt_ids)
+            ids.append(sample.prompt_ids)
             spans.append((prompt_start, prompt_end, prompt_start, prompt_start))
-            ids += prompt
-            positions += range(len(prompt))
-        start, length = len(ids), len(sample.completion_ids)
-        spans.append((start, start + length, prompt_start, prompt_end))
-        ids += sample.completion_ids
-        positions += range(len(prompt), len(prompt) + length)
-        predictors += [prompt_end - 1, *range(start, start + length - 1)][:length]
-        columns["targets"] += sample.completion_ids
-        columns["sampler_logprobs"] += sample.sampler_logprobs
-        columns["advantages"] += [sample.advantage] * length
-        columns["weights"] += [weight] * length
-        columns["slots"] += range(slot, slot + length)
-    # float64 costs nothing at a few numbers a token, and keeps the sum of the loss exact in any order.
-    kinds = {"targets": torch.long, "slots": torch.long}
+            end = prompt_end
+        start, end = end, end + len(sample.completion_ids)
+        ids.append(sample.completion_ids)
+        spans.append((start, end, prompt_start, prompt_end))
+
+    # 2. A run's positions go on where its prefix ends.
+    starts, ends, prefix_starts, prefix_ends = np.array(spans).T
+    positions = _ranges(prefix_ends - prefix_starts, ends - starts)
+
+    # 3. A token is predicted at the token before it; the first of a completion at the last of its prompt.
+    completion = prefix_ends > prefix_starts  # [S] bool: the runs that are completions
+    lengths = (ends - starts)[completion]
+    predictors = _ranges(starts[completion] - 1, lengths)
+    firsts = (np.cumsum(lengths) - lengths)[lengths > 0]
+    predictors[firsts] = (prefix_ends[completion] - 1)[lengths > 0]
+
+    # 4. What belongs to a completion is repeated for each of its tokens. float64 costs nothing at a few numbers a
+    # token, and keeps the sum of the loss exact in any order.
     return Batch(
-        input_ids=torch.tensor(ids),
+        input_ids=torch.tensor(_flat(ids, np.int64)),
         position_ids=torch.tensor(positions),
         segments=segments(spans),
-        predictors=torch.tensor(predictors, dtype=torch.long),
-        **{name: torch.tensor(column, dtype=kinds.get(name, torch.float64)) for name, column in columns.items()},
+        predictors=torch.tensor(predictors),
+        targets=torch.tensor(_flat([sample.completion_ids for sample in samples], np.int64)),
+        advantages=torch.tensor(np.repeat([sample.advantage for sample in samples], lengths)).double(),
+        weights=torch.tensor(np.repeat(weights, lengths)).double(),
+        sampler_logprobs=torch.tensor(_flat([sample.sampler_logprobs for sample in samples], np.float64)),
+        slots=torch.tensor(_ranges(np.array(slots), lengths)),
+        owners=torch.tensor(np.repeat(np.arange(len(samples)), lengths)),
+        completions=len(samples),
     )
 
 
-def segments(spans: Sequence[tuple[int, int, int, int]]) -> Segments:
-    """The attention layout of runs of (first token, end, first prefix token, prefix end). Empty runs are left out."""
+def segments(spans: Sequence[Span]) -> Segments:
+    """The attention layout of these runs. Empty runs are left out."""
     spans = tuple(span for span in spans if span[1] > span[0])
-    queries = [end - start for start, end, _, _ in spans]
-    keys = [end - start + prefix_end - prefix for start, end, prefix, prefix_end in spans]
-    index = [
-        token for start, end, prefix, prefix_end in spans for token in (*range(prefix, prefix_end), *range(start, end))
-    ]
+    starts, ends, prefix_starts, prefix_ends = np.array(spans).T
+    queries, prefixes = ends - starts, prefix_ends - prefix_starts
+    keys = prefixes + queries
+    # A run's keys: its prefix, then its own tokens.
+    index = _ranges(np.stack([prefix_starts, starts], 1).ravel(), np.stack([prefixes, queries], 1).ravel())
     return Segments(
         spans=spans,
-        cu_queries=torch.tensor([0, *accumulate(queries)], dtype=torch.int32),
-        cu_keys=torch.tensor([0, *accumulate(keys)], dtype=torch.int32),
-        key_index=torch.tensor(index) if keys != queries else None,
-        max_queries=max(queries),
-        max_keys=max(keys),
+        cu_queries=torch.tensor(np.append(0, np.cumsum(queries)), dtype=torch.int32),
+        cu_keys=torch.tensor(np.append(0, np.cumsum(keys)), dtype=torch.int32),
+        key_index=torch.tensor(index) if prefixes.any() else None,
+        max_queries=int(queries.max()),
+        max_keys=int(keys.max()),
     )
+
+
+def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Consecutive numbers from each start, laid end to end: starts 7, 3 and lengths 2, 3 give 7 8 3 4 5."""
+    before = np.cumsum(lengths) - lengths  # how many numbers stand before each range
+    return np.arange(lengths.sum()) + np.repeat(starts - before, lengths)
+
+
+def _flat(rows: Sequence[Sequence[float]], dtype: type) -> np.ndarray:
+    return np.fromiter(chain.from_iterable(rows), dtype, sum(map(len, rows)))

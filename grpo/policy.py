@@ -66,21 +66,23 @@ class Policy:
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
-    def logprobs(self, batch: Batch, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """[N] log-probability of each completion token at `temperature`, [N] entropy in nats."""
-        return self._logprobs(self.network, batch, temperature)
+    def logprobs(
+        self, batch: Batch, temperature: float, with_entropy: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """[N] log-probability of each completion token at `temperature`, [N] entropy in nats (else None)."""
+        return self._logprobs(self.network, batch, temperature, with_entropy)
 
     @torch.no_grad()
     def ref_logprobs(self, batch: Batch, temperature: float) -> torch.Tensor:
         """[N] the same under the reference: the weights that training started from."""
         if self.lora:
             with self.model.disable_adapter():
-                return self._logprobs(self.network, batch, temperature)[0]
+                return self._logprobs(self.network, batch, temperature, False)[0]
         if self._reference is None:
             raise RuntimeError("no reference was kept; build the policy with keep_reference=True")
-        return self._logprobs(self._reference, batch, temperature)[0]
+        return self._logprobs(self._reference, batch, temperature, False)[0]
 
-    def _logprobs(self, network, batch: Batch, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def _logprobs(self, network, batch: Batch, temperature: float, with_entropy: bool):
         backbone = getattr(network, network.base_model_prefix)
         # use_cache=True, the default, would let packed sequences see each other.
         hidden = backbone(
@@ -90,7 +92,9 @@ class Policy:
             segments=batch.segments,
         ).last_hidden_state[0]
         head = network.get_output_embeddings().weight
-        return token_logprobs(hidden[batch.predictors], head, batch.targets, temperature, self.logit_chunk)
+        return token_logprobs(
+            hidden[batch.predictors], head, batch.targets, temperature, self.logit_chunk, with_entropy
+        )
 
     @torch.no_grad()
     def sampler_weights(self) -> Iterator[tuple[str, torch.Tensor]]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo.packing import pack, plan, sequence_length
+from grpo.packing import assign, pack, sequence_length
 from grpo.types import Sample
 
 PROMPTS = st.lists(st.integers(2, 9), min_size=1, max_size=6).map(tuple)
@@ -40,14 +40,14 @@ def test_every_completion_token_is_there_once_in_its_place(samples, budget):
 @settings(deadline=None, max_examples=150)
 @given(sample_lists(), st.integers(1, 60))
 def test_the_budget_holds_unless_one_sequence_alone_is_longer(samples, budget):
-    for rows, batch in zip(plan(samples, budget), pack(samples, [1.0] * len(samples), budget), strict=True):
+    for rows, batch in zip(assign(samples, budget), pack(samples, [1.0] * len(samples), budget), strict=True):
         assert len(batch.input_ids) <= budget or len(rows) == 1
 
 
 @settings(deadline=None, max_examples=150)
 @given(sample_lists(), st.integers(1, 60))
 def test_each_token_is_predicted_from_the_one_before_it_in_its_own_sequence(samples, budget):
-    for rows, batch in zip(plan(samples, budget), pack(samples, [1.0] * len(samples), budget), strict=True):
+    for rows, batch in zip(assign(samples, budget), pack(samples, [1.0] * len(samples), budget), strict=True):
         ids, positions = batch.input_ids.tolist(), batch.position_ids.tolist()
         expected = [
             ((*samples[i].prompt_ids, *samples[i].completion_ids)[p - 1], p - 1)
