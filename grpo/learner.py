@@ -28,7 +28,7 @@ LOSSES = ("loss/total", "loss/policy")
 MEANS = ("policy/kl", "policy/entropy", "policy/clip_fraction_low", "policy/clip_fraction_high", "mismatch/mean")
 """Sums over the tokens, to be divided by their number."""
 MAXIMA = ("policy/ratio_max", "mismatch/max", "policy/grad_norm")
-WEIGHTS = ("importance weights", "their squares", "completions")
+WEIGHTS = ("mismatch/weights", "mismatch/squares", "mismatch/completions")
 """Sums over the completions, for the effective sample size."""
 OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
 
@@ -111,7 +111,7 @@ class Learner:
             for name, values in maxima.items():
                 measured[name] = torch.maximum(measured[name], values.double().max())  # keeps a NaN
             measured["tokens"] += len(batch.targets)
-            measured["completions"] += batch.completions
+            measured["mismatch/completions"] += batch.completions
         return measured
 
     def _loss(self, batch: Batch, old_logprobs: torch.Tensor | None) -> tuple[torch.Tensor, dict, dict]:
@@ -141,8 +141,8 @@ class Learner:
                 "policy/clip_fraction_low": (ratio < 1 - config.clip_low) & (batch.advantages < 0),
                 "policy/clip_fraction_high": (ratio > 1 + config.clip_high) & (batch.advantages > 0),
                 "mismatch/mean": difference.abs(),
-                "importance weights": importance,
-                "their squares": importance**2,
+                "mismatch/weights": importance,
+                "mismatch/squares": importance**2,
             }
             maxima = {"policy/ratio_max": ratio, "mismatch/max": difference.abs()}
         return loss, sums, maxima

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from grpo.packages import installed
 from grpo.packing import Batch
 
 END_TOKENS = ("<|im_end|>", "<|endoftext|>")
+RMS_NORMS = ("LlamaRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 UNSUPPORTED = ("attn_logit_softcapping", "final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
@@ -47,6 +49,8 @@ class Policy:
         for network in filter(None, (self.network, self._reference)):
             network.set_attn_implementation(attention.NAME)
             network.config.packed_kernel = chosen
+            if self.device.type == "cuda" and self.dtype is torch.bfloat16:
+                fuse_norms(network)
         if config.gradient_checkpointing:  # not reentrant: that one gives no gradient to LoRA's first layers
             model.gradient_checkpointing_enable({"use_reentrant": False})
 
@@ -220,7 +224,24 @@ def _no_dropout(model: PreTrainedModel) -> None:
             module.p = 0.0
 
 
+def fuse_norms(network: torch.nn.Module) -> None:
+    """RMSNorm in one kernel instead of six passes over memory, rounded to bfloat16 once.
+
+    The models' own code rounds before the multiplication with the weight and after it. Against float32, on
+    SmolLM2-135M and 600 tokens of text, the log-probabilities are off by 0.0389 (root mean square) with the models' own
+    norms and by 0.0382 with these.
+    """
+    for module in network.modules():
+        if type(module).__name__ in RMS_NORMS:
+            module.forward = partial(_rms_norm, module)
+
+
+def _rms_norm(module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
+
+
 def _add_lora(model: PreTrainedModel, config: PolicyConfig):
+    """The adapter computes in the policy's precision; the optimiser keeps its float32 masters, as for all weights."""
     from peft import LoraConfig, get_peft_model
 
     adapter = LoraConfig(
@@ -230,7 +251,12 @@ def _add_lora(model: PreTrainedModel, config: PolicyConfig):
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, adapter, autocast_adapter_dtype=True)
+    dtype = model.dtype
+    adapted = get_peft_model(model, adapter, autocast_adapter_dtype=False)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:  # on a 4-bit base PEFT makes them float32
+            parameter.data = parameter.data.to(dtype)
+    return adapted
 
 
 def _merged(layer) -> torch.Tensor:
@@ -240,7 +266,8 @@ def _merged(layer) -> torch.Tensor:
         from bitsandbytes.functional import dequantize_4bit
 
         base = dequantize_4bit(base.data, base.quant_state)
-    return base.float() + layer.get_delta_weight("default").float()
+    a, b = (matrix["default"].weight.float() for matrix in (layer.lora_A, layer.lora_B))
+    return base.float() + layer.scaling["default"] * (b @ a)
 
 
 def _first_line(error: Exception) -> str:

@@ -191,20 +191,25 @@ def test_the_denominator_counts_completion_tokens_and_not_the_prompt():
     assert constant == pytest.approx(-tokens / (8 * 9))
 
 
-def test_the_end_token_is_trained_and_nothing_follows_a_truncated_completion():
+def test_the_end_token_is_trained():
+    """A completion that is nothing but the end token has the gradient of its log-probability (ratio 1, advantage 1)."""
     policy = make_policy()
-    only_eos = [[Sample((5, 6, 7), (EOS,), (0.0,), 1.0), Sample((5, 6, 7), (EOS,), (0.0,), -1.0)]]
-    found, _ = gradients(policy, [[only_eos[0][0]] * 2], kl_coef=0.0)
-    assert max(g.abs().max() for g in found.values()) > 0
+    sample = Sample((5, 6, 7), (EOS,), (0.0,), 1.0)
+    found, _ = gradients(policy, [[sample]])
+    logprobs, _ = naive_logprobs(policy.network, sample.prompt_ids, sample.completion_ids)
+    expected = torch.autograd.grad(-logprobs.sum(), list(policy.trainable().values()))
+    for gradient, wanted in zip(found.values(), expected, strict=True):
+        torch.testing.assert_close(gradient, wanted, rtol=1e-8, atol=1e-11)
 
 
-def test_a_masked_truncation_keeps_the_others_advantages_and_loses_its_gradient():
+def test_a_masked_truncation_loses_its_gradient_and_nothing_else():
     policy = make_policy()
     groups = make_groups(policy)
     masked = [[dataclasses.replace(s, trained=s.completion_ids[-1] == EOS) for s in group] for group in groups]
     without = [[s for s in group if s.completion_ids[-1] == EOS] for group in groups]
+    assert sum(map(len, without)) == 7
     a, _ = gradients(policy, masked)
-    b, _ = gradients(policy, [without[0] + without[1], []][:1])
+    b, _ = gradients(policy, [without[0] + without[1]])
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-8, atol=1e-11)
 
@@ -310,6 +315,53 @@ def test_a_non_finite_step_is_skipped_counted_and_in_the_end_fatal():
     learner.update(bad)
     with pytest.raises(NonFiniteLoss, match="2 optimiser steps in a row"):
         learner.update(bad)
+
+
+def test_a_nan_from_the_sampler_stops_the_run_and_no_maximum_hides_one():
+    policy = make_policy()
+    groups = make_groups(policy)
+    first = groups[0][0]
+    broken = dataclasses.replace(first, sampler_logprobs=(math.nan, *first.sampler_logprobs[1:]))
+    with pytest.raises(SamplerMismatch, match="is nan, over"):
+        learn(policy, [[broken, *groups[0][1:]], groups[1]])
+    bad = [[dataclasses.replace(first, advantage=math.nan), *groups[0][1:]], groups[1]]
+    for order in (bad, bad[::-1]):
+        metrics = learn(policy, order, minibatches_per_rollout=2, lr=1e-12)
+        assert metrics["learner/skipped_steps"] == 1
+        assert math.isnan(metrics["policy/grad_norm"])
+
+
+def test_only_the_later_minibatches_need_a_pass_for_their_old_logprobs():
+    """The first one's present logprobs are the old ones to the bit, so its pass would change nothing."""
+    policy, other = make_policy(), make_policy()
+    groups = make_groups(policy)
+    asked = []
+
+    class Watched(Learner):
+        def _old_logprobs(self, samples):
+            asked.append(samples)
+            return super()._old_logprobs(samples)
+
+    config = LearnerConfig(minibatches_per_rollout=2, lr=0.01)
+    options = {"temperature": TEMPERATURE, "max_new_tokens": 9, "mismatch_limit": 10.0, "steps": 4}
+    Watched(policy, config, **options).update(groups)
+    assert asked == [groups[1]]
+    both = Watched(other, config, **options)
+    for samples, old in [(group, both._old_logprobs(group)) for group in groups]:
+        both._optimizer_step(samples, old)
+    for name, p in policy.trainable().items():
+        assert torch.equal(p, other.trainable()[name])
+
+
+def test_the_effective_sample_size_is_of_whole_completions():
+    policy = make_policy()
+    assert learn(policy, make_groups(policy, shift=0.0), lr=1e-12)["mismatch/ess"] == pytest.approx(1.0)
+    # The sampler's log-probabilities are 0.1 higher a token: a completion of n tokens weighs e^(-0.1 n).
+    weights = [math.exp(-0.1 * len(ids)) for group in COMPLETIONS for ids in group]
+    for minibatches in (1, 2):
+        metrics = learn(make_policy(), make_groups(policy), minibatches_per_rollout=minibatches, lr=1e-12)
+        expected = sum(weights) ** 2 / (len(weights) * sum(w * w for w in weights))
+        assert metrics["mismatch/ess"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_inputs_are_not_changed():

@@ -125,3 +125,18 @@ def test_eight_bit_moments_step_and_come_back():
     step(optimizer, first)
     step(resumed, second)
     assert torch.equal(first, second)
+
+
+def test_the_moments_are_there_before_the_first_step():
+    """What the first step would allocate, the sampler has taken by then."""
+    weights = [torch.nn.Parameter(torch.ones(3, dtype=dtype)) for dtype in (torch.float32, torch.bfloat16)]
+    used, plain = Optimizer(weights, lr=0.1), torch.optim.AdamW([torch.nn.Parameter(torch.ones(3))], lr=0.1, fused=True)
+    before = {id(t) for state in used.adamw.state.values() for t in state.values()}
+    for parameter in (*used.masters, *plain.param_groups[0]["params"]):
+        parameter.grad = torch.ones_like(parameter)
+    used.step()
+    plain.step()
+    assert before == {id(t) for state in used.adamw.state.values() for t in state.values()}
+    (expected,) = plain.state.values()
+    for state in used.adamw.state.values():
+        assert {name: value.tolist() for name, value in state.items()} == {k: v.tolist() for k, v in expected.items()}

@@ -10,13 +10,14 @@ import torch
 from peft import PeftModel
 from tiny_model import make_tiny_model
 from transformers import AutoModelForCausalLM
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from data.tiny_base import make_tokenizer
 from grpo import attention
 from grpo.config import Config, PolicyConfig, build, parse
 from grpo.errors import UserError
 from grpo.packing import Batch, pack
-from grpo.policy import Policy, compute_dtype, load_policy
+from grpo.policy import Policy, compute_dtype, fuse_norms, load_policy
 from grpo.types import Sample
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -80,17 +81,28 @@ def test_the_models_own_float16_is_not_taken_over(folder: Path):
     assert {p.dtype for p in policy.model.parameters()} == {torch.float32}
 
 
+def test_the_fused_norm_is_closer_to_the_exact_one_than_the_models_own():
+    norm = Qwen2RMSNorm(256, eps=1e-6).bfloat16()
+    generator = torch.Generator().manual_seed(0)
+    x = (3 * torch.randn(100, 256, generator=generator)).bfloat16()
+    norm.weight.data = torch.randn(256, generator=generator).bfloat16()
+    exact = x.double() * (x.double().pow(2).mean(-1, keepdim=True) + 1e-6).rsqrt() * norm.weight.double()
+    own = (norm(x) - exact).pow(2).mean()
+    fuse_norms(norm)
+    assert norm(x).dtype is torch.bfloat16
+    assert (norm(x) - exact).pow(2).mean() < own
+
+
 # LoRA
 
 
-def test_lora_sits_on_every_linear_layer_but_the_head_in_float32(folder: Path):
+def test_lora_sits_on_every_linear_layer_but_the_head_in_the_policys_precision(folder: Path):
     policy = load_policy(config(folder, dtype="bfloat16", **LORA), CPU)
     adapted = {name.split(".")[-4] for name in policy.trainable()}
     assert adapted == LINEAR
     # Two layers, seven linear layers each, A and B.
     assert len(policy.trainable()) == 2 * 7 * 2
-    assert {p.dtype for p in policy.trainable().values()} == {torch.float32}
-    assert policy.dtype is torch.bfloat16
+    assert {p.dtype for p in policy.trainable().values()} == {policy.dtype} == {torch.bfloat16}
     assert all(p.shape[0] == 4 for name, p in policy.trainable().items() if "lora_A" in name)
 
 

@@ -36,7 +36,7 @@ VLLM_GRAPHS = 1 * GIB
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """4 bits, an 8-bit scale for each block of 64, a float32 scale for each 256 of those"""
 LOGIT_BYTES = {2: 8 + 2 + 2, 4: 8}
-"""per logit of a chunk, by compute precision: two float32 buffers; in bfloat16 the product, the last gradient"""
+"""per logit of a chunk, by compute precision: two float32 buffers; in bfloat16 this chunk's gradient and the last"""
 SAMPLER_BYTES = {"vllm": 16, "torch": 36}
 """per logit of the running sequences: float32 copies; the torch engine's cumulative sums are in float64"""
 
@@ -127,8 +127,8 @@ def policy_parts(config: Config, shape: Shape, element: int) -> dict[str, float]
     packed = sum(n_in * n_out for n_in, n_out in shape.linear) if p.quant == "nf4" else 0
     return {
         "weights": (full - packed) * element + packed * NF4_BYTES,
-        "adapter": 4 * trained if p.lora_rank else 0,
-        "float32 masters": 4 * trained if not p.lora_rank and element < 4 else 0,
+        "adapter": element * trained if p.lora_rank else 0,
+        "float32 masters": 4 * trained if element < 4 else 0,
         "optimiser moments": moments * trained,
         "reference": full * element if config.learner.kl_coef and not p.lora_rank else 0,
     }
@@ -167,9 +167,10 @@ def _layer_bytes(shape: Shape, element: int, lora: int) -> tuple[float, float]:
     if not lora:
         norms = 2 * hidden * (4 + 2 * element)
         return norms + attention + 4 * inner * element, 1.5 * inner * element
-    # Frozen weights save no input; each adapter keeps its own float32 copy of it, and its r-wide product.
-    adapters = 4 * sum(n_in + lora for n_in, _ in shape.linear) / c.num_hidden_layers
-    return 2 * hidden * 4 + attention + 3 * inner * element + adapters, inner * (4 + 0.7 * element)
+    # Frozen weights save no input, but their adapters do (q, k, v share one, gate and up as well; o's is attention's),
+    # and each its r-wide product.
+    products = lora * len(shape.linear) / c.num_hidden_layers
+    return 2 * hidden * (4 + element) + attention + element * (4 * inner + products), 1.5 * inner * element
 
 
 def sampler_parts(config: Config, shape: Shape, engine: str, cpu: bool, element: int) -> dict[str, float]:
