@@ -148,7 +148,6 @@ def summarize(groups: Sequence[Sequence[Score]]) -> dict[str, float]:
         "reward/mean": _mean(score.total for score in scores),
         "reward/std": _std([score.total for score in scores]),
         "reward/group_std": _mean(map(_std, totals)),
-        "groups/zero_variance": _mean(float(_std(group) == 0.0) for group in totals),
     }
     for name in scores[0].signals:
         metrics[f"signal/{name}"] = _mean(score.signals[name] for score in scores)

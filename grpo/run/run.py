@@ -122,6 +122,7 @@ class Run:
             self._write_completions(step, groups, texts, scores, advantages)
         metrics = summarize(scores) | completion_metrics(groups) | learned
         metrics["completion/tokens"] = sum(len(c.ids) for group in groups for c in group.completions)
+        metrics["groups/zero_variance"] = (advantages == 0).all(1).double().mean().item()  # exact zeros, no tolerance
         metrics["verifier/cache_hit_rate"] = self.state.reward.cache_hit_rate()
         times = self.clock.read()
         metrics |= self.utilisation(self.state.policy, groups, advantages, self.config.learner, times["time/learn"])

@@ -26,14 +26,12 @@ def test_means_and_standard_deviations():
     assert metrics["reward/std"] == pytest.approx(math.sqrt(0.25))
     # first group: sqrt((0.25 + 0.25) / 1), second group: 0; their mean
     assert metrics["reward/group_std"] == metrics["signal/verify_group_std"] == pytest.approx(math.sqrt(0.5) / 2)
-    assert metrics["groups/zero_variance"] == 0.5
 
 
 def test_equal_rewards_are_flat_whatever_the_float_dust():
     """The mean of three 0.1 is not 0.1 in floats, of twelve 0.3 it is: neither group may have a spread."""
     for value, size in ((0.1, 3), (0.1 + 0.2, 7), (0.3, 12)):
         assert summarize([[score(1, total=value)] * size])["reward/group_std"] == 0.0
-    assert summarize([[score(1)]])["groups/zero_variance"] == 1.0
 
 
 def test_outcomes_and_the_table_of_verdict_and_truth():
