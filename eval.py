@@ -1,7 +1,9 @@
 """Benchmarks a model, or the base and every checkpoint of a run; regrades and compares saved outputs without a model.
 
-python eval.py --bench math500 --model Qwen/Qwen2.5-Math-1.5B
+python eval.py --bench math500                          # Qwen/Qwen2.5-Math-1.5B, the paper's base
 python eval.py --bench all --run runs/NAME
+python eval.py --bench fresh_arithmetic --model MODEL --prompts plain,multi-signal,qwen25-math-cot
+python eval.py --bench math500 --model MODEL --audit-contamination
 python eval.py --regrade evals/MODEL/BENCH-HASH
 python eval.py --compare evals/A/BENCH-HASH evals/B/BENCH-HASH
 """
@@ -9,134 +11,183 @@ python eval.py --compare evals/A/BENCH-HASH evals/B/BENCH-HASH
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
 from data.sources import LICENCE, REPOSITORY, SOURCES
-from grpo.errors import UserError
-from grpo.evaluation import benchmarks, scores
-from grpo.evaluation.benchmarks import PAPER_PROTOCOL, sampling_name
-from grpo.evaluation.evaluate import OUTPUTS, EvalFolder, Session, difference, of_run, regrade, single
-from grpo.evaluation.scores import Line, new_verifier
+from grpo import hub
+from grpo.config import unknown
+from grpo.errors import UserError, answer_early, printable
+from grpo.evaluation import benchmarks
+
+LEAST = {"samples": 1, "max_new_tokens": 1, "limit": 1, "seed": 0, "temperature": 0}
+HOTTEST = 10
 
 
 def parser() -> argparse.ArgumentParser:
-    cli = argparse.ArgumentParser(prog="eval.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    cli.add_argument("--bench", help=f"{', '.join(PAPER_PROTOCOL)}, all, arithmetic, or a .parquet/.jsonl file")
-    what = cli.add_mutually_exclusive_group()
-    what.add_argument("--model", help="model folder, LoRA adapter folder, checkpoint, or Hugging Face id")
+    cli = argparse.ArgumentParser(
+        prog="eval.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False
+    )
+    sets = ", ".join((*benchmarks.PUBLISHED, benchmarks.FRESH, *benchmarks.SETS))
+    what, add = cli.add_mutually_exclusive_group(), cli.add_argument
+    add("--bench", help=f"{sets},\n.parquet or .jsonl files; several with commas between")
+    what.add_argument("--model", help=f"folder, adapter, checkpoint or id; commas between [{benchmarks.DEFAULT_MODEL}]")
     what.add_argument("--run", help="a run's folder: its base model and every checkpoint, in one table and one plot")
     what.add_argument("--list", action="store_true", help="the benchmarks, their size and source")
     what.add_argument("--regrade", metavar="DIR", help="grade saved outputs anew, without a model")
-    what.add_argument(
-        "--compare", nargs=2, metavar=("A", "B"), help="paired difference B - A and the problems that flipped"
+    what.add_argument("--compare", nargs=2, metavar=("A", "B"), help="paired difference B - A, and what flipped")
+    add("--samples", type=int, help="completions a problem [the paper's: 1, and 8 for aime24, aime25, amc23]")
+    add("--temperature", type=float, help="0 is greedy [the paper's: 0.6 for more than one sample]")
+    add("--max-new-tokens", type=int, help="a longer completion is cut [the paper's: 3072]")
+    add(
+        "--prompts",
+        "--prompt",
+        metavar="A,B",
+        help="names from prompts/ or text files [the run's, else qwen25-math-cot]",
     )
-    cli.add_argument(
-        "--samples", type=int, help="completions a problem [the paper's: 1, and 8 for aime24, aime25, amc23]"
-    )
-    cli.add_argument(
-        "--temperature", type=float, help="0 is greedy [the paper's: 0.6 where there is more than one sample]"
-    )
-    cli.add_argument("--max-new-tokens", type=int, help="a longer completion is cut [the paper's: 3072]")
-    cli.add_argument(
-        "--prompt", help="system message: a name from prompts/ or a text file [a run's own, else qwen25-math-cot]"
-    )
-    cli.add_argument("--engine", choices=["auto", "torch", "vllm"], default="auto", help="auto: vllm where installed")
-    cli.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    cli.add_argument("--limit", type=int, help="only the first so many problems: a smoke figure, and marked as one")
-    cli.add_argument("--seed", type=int, default=0)
-    cli.add_argument("--data-dir", help="folder with the benchmark files [$GRPO_DATA_DIR, else downloaded once]")
-    cli.add_argument("--out", default="evals", help="where the results go [evals]")
+    add("--audit-contamination", action="store_true", help="does the model go on from 60%% of each question?")
+    add("--engine", choices=["auto", "torch", "vllm"], default="auto", help="auto: vllm where installed")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    add("--limit", type=int, help="only the first so many problems: a smoke figure, and marked as one")
+    add("--seed", type=int, default=0, help="of the samples, and of fresh_arithmetic's calculations")
+    add("--data-dir", help="folder with the benchmark files [$GRPO_DATA_DIR, else downloaded once]")
+    add("--out", default="evals", help="where the results go [evals]")
     return cli
 
 
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments, checked. UserError with one line for wrong ones. `--data_dir` and `--data-dir` are the same."""
+    cli = parser()
+    cli.error = _raise  # argparse itself would print its usage and exit
+    args, strange = cli.parse_known_args([_dashes(word) for word in argv])
+    if strange:
+        options = [option for action in cli._actions for option in action.option_strings]
+        raise UserError(unknown("option", strange[0].partition("=")[0], options))
+    for name, least in LEAST.items():
+        value = getattr(args, name)
+        if value is not None and not value >= least:  # nan is not, either
+            raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
+    if args.temperature is not None and args.temperature > HOTTEST:
+        raise UserError(f"--temperature is {args.temperature}; it must be at most {HOTTEST}")
+    if not (args.bench or args.list or args.regrade or args.compare):
+        raise UserError("name what to ask: --bench math500 (--list has all; --help)")
+    if args.bench:
+        benchmarks.names(args.bench)
+    args.prompts = args.prompts.split(",") if args.prompts else None
+    if args.audit_contamination:
+        if args.samples or args.temperature or args.prompts:
+            raise UserError("--audit-contamination is greedy and has no prompt: no --samples, --temperature, --prompts")
+        args.samples, args.temperature = 1, 0.0
+    return args
+
+
 def evaluate(args: argparse.Namespace) -> None:
-    targets = of_run(args.run) if args.run else [single(args.model)]
-    names = benchmarks.names(args.bench)
-    with closing(new_verifier()) as verifier:
-        session = Session(args, verifier)
-        try:
-            lines = [session.line(target, name) for target in targets for name in names]
-        finally:
-            session.close()
-    print(scores.table(lines))
+    names, models = benchmarks.names(args.bench), (args.model or benchmarks.DEFAULT_MODEL).split(",")
+    if not (args.model or args.run):
+        show(f"no --model or --run given: {benchmarks.DEFAULT_MODEL}, the paper's base model")
+    hub.require([] if args.run else models, names, args.data_dir)
+    from grpo.evaluation import evaluate, scores  # not before: torch and transformers take seconds
+
+    targets = evaluate.of_run(args.run) if args.run else [evaluate.single(model) for model in models]
+    with closing(scores.new_verifier()) as verifier, closing(evaluate.Session(args, verifier)) as session:
+        if args.audit_contamination:
+            show(scores.audit_table([session.audit(target, name) for target in targets for name in names]))
+            return
+        lines = [
+            session.line(target, name, prompt)
+            for target in targets
+            for name in names
+            for prompt in session.prompts(target, name)
+        ]
+    show(scores.table(lines))
     for text in (*map(scores.more_samples, lines), scores.averages(lines)):
         if text:
-            print(text)
+            show(text)
     if args.run:
-        print(scores.last_and_best(lines))
+        show(scores.last_and_best(lines))
         run = Path(args.run).resolve().name
-        path = Path(args.out) / f"{run}--{Path(args.bench).stem}.png"
-        print(f"plot  {scores.plot(lines, run, path)}")
+        path = Path(args.out) / f"{run}--{'-'.join(map(benchmarks.label, args.bench.split(',')))}.png"
+        show(f"plot  {scores.plot(lines, run, path)}")
 
 
 def list_benchmarks() -> None:
-    print(f"from github.com/{REPOSITORY} ({LICENCE}); python -m data fetch gets them all")
-    for name, protocol in PAPER_PROTOCOL.items():
+    show(f"from github.com/{REPOSITORY} ({LICENCE}); python -m data fetch gets them all")
+    for name, protocol in benchmarks.PUBLISHED.items():
         how = f"avg@{protocol.samples} at T={protocol.temperature:g}" if protocol.samples > 1 else "greedy"
-        print(f"{name:22} {SOURCES[name].rows:4} problems  {how:15}  {SOURCES[name].path}")
+        show(f"{name:22} {SOURCES[name].rows:4} problems  {how:15}  {SOURCES[name].path}")
     for name, path in benchmarks.ARITHMETIC.items():
-        print(f"{name:22}  300 problems  {'greedy':15}  built in: data/arithmetic/{path.name}")
+        show(f"{name:22}  300 problems  {'greedy':15}  built in: data/arithmetic/{path.name}")
+    show(f"{benchmarks.FRESH:22} {benchmarks.FRESH_ROWS:4} problems  {'greedy':15}  drawn from --seed")
 
 
 def regrade_all(path: str) -> None:
     """One evaluation, or all of them under a folder."""
-    folders = sorted(found.parent for found in Path(path).glob(f"**/{OUTPUTS}")) or [Path(path)]
+    from grpo.evaluation import evaluate, scores
+
+    folders = sorted(found.parent for found in Path(path).glob(f"**/{evaluate.OUTPUTS}")) or [Path(path)]
     lines = []
-    with closing(new_verifier()) as verifier:
+    with closing(scores.new_verifier()) as verifier:
         for place in folders:
-            folder = EvalFolder.open(place)
-            figures, changed = regrade(folder, verifier)
-            settings = folder.settings
-            limited, sampling = settings["limit"] is not None, sampling_name(settings["temperature"])
-            lines.append(Line(place.resolve().parent.name, None, settings["bench"], sampling, figures, limited))
-            missing = settings["problems"] - figures["problems"]
-            print(
-                f"{place}: {changed} rows changed" + (f"; {missing} problems are still to be asked" if missing else "")
-            )
-    print(scores.table(lines))
+            line, changed, missing = evaluate.regrade(evaluate.EvalFolder.open(place), verifier)
+            lines.append(line)
+            show(f"{place}: {changed} rows changed" + f"; {missing} problems are still to be asked" * bool(missing))
+    show(scores.table(lines))
 
 
-def print_comparison(a: str, b: str) -> None:
-    for column, result in difference(EvalFolder.open(a), EvalFolder.open(b)).items():
+def print_difference(a: str, b: str) -> None:
+    from grpo.evaluation import evaluate
+
+    for column, result in evaluate.difference(*map(evaluate.EvalFolder.open, (a, b))).items():
         mean, low, high = (100 * result[key] for key in ("mean", "low", "high"))
-        print(f"{column:8}  B - A = {mean:+.1f} points [{low:+.1f}, {high:+.1f}] (paired, 95% bootstrap over problems)")
+        show(f"{column:8}  B - A = {mean:+.1f} points [{low:+.1f}, {high:+.1f}] (paired, 95% bootstrap over problems)")
         for kind in ("gained", "lost"):
-            print(f"          {kind} {len(result[kind])}: rows {', '.join(map(str, result[kind])) or '-'}")
+            show(f"          {kind} {len(result[kind])}: rows {', '.join(map(str, result[kind])) or '-'}")
 
 
-def check_numbers(args: argparse.Namespace) -> None:
-    for option, least in (("samples", 1), ("max_new_tokens", 1), ("limit", 1), ("temperature", 0), ("seed", 0)):
-        value = getattr(args, option)
-        if value is not None and value < least:
-            raise UserError(f"--{option.replace('_', '-')} is {value}; it must be at least {least}")
+def show(text: str) -> None:
+    """Names of files and models come from anywhere: nothing in them steers the terminal."""
+    print(printable(text), flush=True)
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
+def _raise(message: str) -> None:
+    raise UserError(message)
+
+
+def _dashes(word: str) -> str:
+    """--data_dir=a_b -> --data-dir=a_b"""
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if word.startswith("--") else word
+
+
+def main(argv: Sequence[str]) -> int:
     try:
-        check_numbers(args)
+        args = parse(argv)
         if args.list:
             list_benchmarks()
         elif args.regrade:
             regrade_all(args.regrade)
         elif args.compare:
-            print_comparison(*args.compare)
-        elif not args.bench or not (args.model or args.run):
-            raise UserError(
-                "name what to ask and whom: --bench NAME with --model MODEL or --run runs/NAME (--list, --help)"
-            )
+            print_difference(*args.compare)
         else:
             evaluate(args)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be printed has no place to go
+        if isinstance(error, BrokenPipeError):  # eval.py ... | head -1
+            return 141
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+        return 2
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    answer_early(parse, sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

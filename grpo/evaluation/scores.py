@@ -30,7 +30,7 @@ NUMBER = re.compile(r"-?\d*\.?\d+")
 ANNOUNCED = ("he answer is", "final answer is")
 RELATIVE_TOLERANCE = 1e-4
 RESAMPLES = 10_000
-CONFIDENCE = 0.95
+CONFIDENCE, Z = 0.95, 1.959964
 BEST_RULE = "highest strict mean over the benchmarks evaluated, the earliest on a tie"
 
 
@@ -139,11 +139,25 @@ def _majority(answers: Sequence[Hashable | None], correct: Sequence[bool]) -> fl
 
 
 def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
-    """95% percentile bootstrap of the mean, resampling problems with replacement; seeded, so it repeats itself.
+    """95% interval of the mean over problems.
 
-    All-equal values give a width of zero: the bootstrap cannot see what no problem showed.
+    Wilson's (1927) where every problem is right or wrong altogether: it keeps a width at 0 and 100%, where 0 of 30 is
+    compatible with 11%. Else the percentile bootstrap.
     """
     values = np.asarray(values, dtype=np.float64)
+    return bootstrap(values, seed) if set(np.unique(values)) - {0.0, 1.0} else wilson(int(values.sum()), len(values))
+
+
+def wilson(right: int, total: int) -> tuple[float, float]:
+    """95% score interval of a share: (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)."""
+    share, spread = right / total, Z**2 / total
+    middle = share + spread / 2
+    width = math.sqrt(share * (1 - share) * spread + spread**2 / 4)
+    return max(0.0, (middle - width) / (1 + spread)), min(1.0, (middle + width) / (1 + spread))
+
+
+def bootstrap(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """Percentiles of the mean over problems drawn again with replacement; seeded, so it repeats itself."""
     generator = np.random.default_rng(seed)
     blocks = [generator.integers(0, len(values), (RESAMPLES // 10, len(values))) for _ in range(10)]
     means = np.concatenate([values[block].mean(axis=1) for block in blocks])
@@ -165,7 +179,9 @@ def paired_difference(a: Sequence[float], b: Sequence[float], seed: int = 0) -> 
     """
     if len(a) != len(b):
         raise ValueError(f"a paired difference needs the same problems on both sides, not {len(a)} and {len(b)}")
-    return mean_with_interval(np.asarray(b, dtype=np.float64) - np.asarray(a, dtype=np.float64), seed)
+    differences = np.asarray(b, dtype=np.float64) - np.asarray(a, dtype=np.float64)
+    low, high = bootstrap(differences, seed)
+    return {"mean": float(differences.mean()), "low": low, "high": high}
 
 
 def score_rows(rows: Sequence[dict]) -> dict:
@@ -212,26 +228,52 @@ class Line:
     bench: str
     protocol: str
     scores: dict
-    limited: bool = False
+    limited: bool
     """only the first rows were asked: a smoke figure"""
+    prompt: str
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """How much of a benchmark's text a model knows: {"mean", "low", "high"} over its questions."""
+
+    model: str
+    bench: str
+    continued: dict[str, float]
+    """the completion begins with the very words that were cut off"""
+    answered: dict[str, float]
+    """the right answer, from 60% of the question"""
+    problems: int
 
 
 def table(lines: Sequence[Line]) -> str:
     """The scores in percent with their 95% intervals; the paper's figures follow, marked as the paper's."""
-    header = ("model", "benchmark", "n x k", "sampling", "strict", "flexible", "cut", "no box")
-    body = [_cells(line) for line in lines]
-    widths = [max(len(row[i]) for row in (header, *body)) for i in range(len(header))]
-    text = "\n".join(
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in (header, *body)
-    )
+    header = ("model", "benchmark", "prompt", "n x k", "sampling", "strict", "flexible", "cut", "no box")
     notes = [
         "strict: last complete box. flexible: the paper's rule (without a box what follows 'answer is', else the last "
-        "number). In brackets: 95% bootstrap over problems."
+        "number). In brackets: 95%, Wilson's interval for one sample a problem, else the bootstrap over problems."
     ]
     if any(line.limited for line in lines):
         notes.append("*: only the first rows (--limit): a smoke figure, not the benchmark's score.")
-    return "\n".join([text, *notes, *_paper(lines)])
+    return "\n".join([_columns([header, *map(_cells, lines)]), *notes, *_paper(lines)])
+
+
+def audit_table(audits: Sequence[Audit]) -> str:
+    """What an audit found, in percent with 95% intervals."""
+    header = ("model", "benchmark", "n", "continued word for word", "right answer")
+    rows = [(a.model, a.bench, str(a.problems), _percent(a.continued), _percent(a.answered)) for a in audits]
+    note = (
+        "Each question was cut after 60% of its tokens, and the model went on greedily. Who never saw a text does not "
+        "write the rest of it word for word; a right answer can be a guess."
+    )
+    return f"{_columns([header, *rows])}\n{note}"
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
 
 
 def _cells(line: Line) -> tuple[str, ...]:
@@ -239,6 +281,7 @@ def _cells(line: Line) -> tuple[str, ...]:
     return (
         line.model,
         line.bench + ("*" if line.limited else ""),
+        line.prompt,
         f"{scores['problems']} x {scores['samples']}",
         line.protocol,
         _percent(scores["strict"]),
@@ -269,9 +312,10 @@ def average(lines: Sequence[Line], column: str) -> float:
 
 
 def by_model(lines: Sequence[Line]) -> dict[str, list[Line]]:
+    """The lines of each model with each of its prompts."""
     groups: dict[str, list[Line]] = {}
     for line in lines:
-        groups.setdefault(line.model, []).append(line)
+        groups.setdefault(f"{line.model}, prompt {line.prompt}", []).append(line)
     return groups
 
 
@@ -324,7 +368,7 @@ def plot(lines: Sequence[Line], title: str, path: Path) -> Path:
         panel.set(title=bench + ("*" if points[0].limited else ""), xlabel="step", ylabel="accuracy, %", ylim=(0, 100))
         panel.grid(alpha=0.3)
         panel.legend()
-    figure.suptitle(f"{title}, 95% bootstrap intervals over problems", fontsize="medium")
+    figure.suptitle(f"{title}, 95% intervals", fontsize="medium")
     figure.savefig(path, dpi=120)
     plt.close(figure)
     return path

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from data import tiny_base
 from grpo.evaluation.evaluate import OUTPUTS, Session
 from grpo.run import files
 
+REPO = Path(cli.__file__).parent
 SIX = ("math500", "aime24", "aime25", "amc23", "minerva_math", "olympiadbench")
 
 
@@ -222,7 +226,7 @@ def test_adapter_merged_model_and_run(run, tiny, tmp_path):
     ask = ("--bench", "arithmetic-test", "--limit", 4, "--max-new-tokens", 12, "--out", tmp_path / "evals")
     code, out, _ = run(*ask, "--run", run_folder)
     assert code == 0
-    assert out.count("prompt multi-signal") == 3
+    assert out.count("prompt multi-signal  ->") == 3
     assert [line.split()[0] for line in out.splitlines() if " x 1 " in line] == [
         "demo--base", "demo--step_000004", "demo--step_000012"
     ]  # fmt: skip
@@ -270,7 +274,15 @@ BAD = {
         "would be 4 copies",
     ),
     "negative": (["--bench", "arithmetic", "--model", "TINY", "--limit", "0"], "--limit is 0; it must be at least 1"),
-    "nothing named": (["--bench", "arithmetic"], "--model MODEL or --run"),
+    "nan": (["--bench", "arithmetic", "--temperature", "nan"], "--temperature is nan; it must be at least 0"),
+    "hot": (["--bench", "arithmetic", "--temperature", "inf"], "--temperature is inf; it must be at most 10"),
+    "no number": (["--bench", "arithmetic", "--limit", "ten"], "argument --limit: invalid int value: 'ten'"),
+    "unknown option": (["--bench", "arithmetic", "--sample", "4"], "unknown option --sample; did you mean --samples?"),
+    "two of one": (["--model", "A", "--run", "B"], "not allowed with argument"),
+    "nothing named": (["--model", "TINY"], "name what to ask: --bench math500"),
+    "twice": (["--bench", "math500,all"], "math500 is named twice"),
+    "steering": (["--bench", "a\x1b[31m.jsonl", "--model", "TINY"], "a\\x1b[31m.jsonl"),
+    "audit": (["--bench", "math500", "--audit-contamination", "--samples", "2"], "is greedy and has no prompt"),
     "no run": (["--bench", "arithmetic", "--run", "TINY"], "is no run: it has no config.yaml"),
     "no evaluation": (["--regrade", "TINY"], "is no evaluation"),
     "prompt": (["--bench", "arithmetic", "--model", "TINY", "--prompt", "nowhere"], "nowhere"),
@@ -302,6 +314,63 @@ def test_a_changed_local_copy_is_refused(run, tiny, tmp_path, data_dir):
     code, _, error = run("--bench", "aime25", "--model", tiny, "--data-dir", tmp_path, "--out", tmp_path / "evals")
     assert code == 2
     assert "not the file of the table" in error
+
+
+def test_help_and_mistakes_need_no_torch(tmp_path):
+    """Each is answered although `import torch` would end the process; --data_dir is --data-dir."""
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
+
+    def call(*words: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "eval.py", *words], cwd=REPO, env=environment, capture_output=True, text=True
+        )
+
+    assert "--audit-contamination" in call("--help").stdout
+    assert "math500" in call("--list").stdout
+    for words in (["--bench", "math50"], ["--bench", "math500", "--temperature", "nan"]):
+        done = call(*words)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "torch was imported" in call("--bench", "math500", "--data_dir", ".", "--model", ".").stderr
+
+
+def test_without_a_model_it_is_the_papers_and_without_a_network_one_line(tmp_path):
+    environment = os.environ | {
+        "HF_HOME": str(tmp_path),
+        "XDG_CACHE_HOME": str(tmp_path),
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+    }
+    environment = {k: v for k, v in environment.items() if k.lower() not in ("https_proxy", "grpo_data_dir")}
+    for words in (["eval.py", "--bench", "math500"], ["train.py", "--preset", "l4", "--rollout.engine", "torch"]):
+        done = subprocess.run([sys.executable, *words], cwd=REPO, env=environment, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert "hf download Qwen/Qwen2.5-Math-1.5B && python -m data fetch" in done.stderr
+        assert "math500" in done.stderr
+        if words[0] == "eval.py":
+            assert "Qwen/Qwen2.5-Math-1.5B, the paper's base model" in done.stdout
+
+
+@pytest.mark.parametrize("target", ["| head -1", "> /dev/full"])
+def test_an_output_that_takes_no_more_leaves_no_traceback(target):
+    command = f"{sys.executable} eval.py --list {target}"
+    done = subprocess.run(["bash", "-c", command], cwd=REPO, capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    assert done.stderr.count("\n") == (1 if "full" in target else 0)
+
+
+def test_base_by_prompt(run, tiny, tmp_path):
+    """One line a prompt in one table, and what is drawn from a seed is another set under another seed."""
+    ask = ("--bench", "fresh_arithmetic", "--model", tiny, "--limit", 3, "--max-new-tokens", 4, "--out", tmp_path)
+    code, out, _ = run(*ask, "--prompts", "plain,multi-signal")
+    assert code == 0
+    lines = [line.split() for line in out.splitlines() if " x 1 " in line]
+    assert [line[1:3] for line in lines] == [["fresh_arithmetic*", "plain"], ["fresh_arithmetic*", "multi-signal"]]
+    assert "0.0 [0.0, 56.1]" in out  # Wilson, 0 of 3: z^2 / (3 + z^2) = 3.84 / 6.84
+    run(*ask, "--prompts", "plain", "--seed", 1)
+    digests = {json.loads(path.read_text())["data_sha256"] for path in tmp_path.glob("*/*/settings.json")}
+    assert len(digests) == 2
 
 
 def test_list(run):

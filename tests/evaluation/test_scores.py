@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from itertools import combinations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo.evaluation.scores import avg_at_k, interval, maj_at_k, mean_with_interval, paired_difference, pass_at_k
+from grpo.evaluation.scores import (
+    avg_at_k,
+    bootstrap,
+    interval,
+    maj_at_k,
+    mean_with_interval,
+    paired_difference,
+    pass_at_k,
+)
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=9), st.data())
@@ -35,8 +44,6 @@ def test_majority_by_hand():
 
 def test_interval_covers_the_true_mean_about_95_percent_of_the_time():
     # 200 draws of 60 coin flips, true mean 0.7: about 190 intervals hold it. Fewer than 175 has chance < 1e-4.
-    import numpy as np
-
     generator = np.random.default_rng(7)
     held = 0
     for draw in range(200):
@@ -52,8 +59,17 @@ def test_interval_is_close_to_the_normal_one_and_repeats_itself():
     result = mean_with_interval(values)
     assert result["mean"] == pytest.approx(0.36)
     assert (result["low"], result["high"]) == pytest.approx((0.318, 0.402), abs=0.004)
-    assert mean_with_interval(values) == result != mean_with_interval(values, seed=1)
-    assert interval([1.0] * 5) == (1.0, 1.0)
+    assert bootstrap(np.array(values)) == pytest.approx((0.318, 0.402), abs=0.004)
+    assert bootstrap(np.array(values)) == bootstrap(np.array(values)) != bootstrap(np.array(values), seed=1)
+
+
+def test_no_interval_collapses_at_0_and_100_percent():
+    """Wilson's bounds are the p from which the observed share is 1.96 standard errors away."""
+    assert interval([0.0] * 30) == pytest.approx((0.0, 3.8415 / 33.8415), abs=1e-4)
+    assert interval([1.0] * 5) == pytest.approx((5 / 8.8415, 1.0), abs=1e-4)
+    for bound in interval([1.0] * 7 + [0.0] * 13):
+        assert (0.35 - bound) ** 2 == pytest.approx(3.8415 * bound * (1 - bound) / 20, rel=1e-4)
+    assert interval([0.5] * 10) == (0.5, 0.5)  # several samples a problem: the bootstrap
 
 
 def test_pairs_are_resampled_together():
