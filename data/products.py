@@ -1,0 +1,63 @@
+"""The laptop preset's task: `What is 7 times 8?`, which a small real language model gets right now and then.
+
+`python -m data.products` writes question and answer rows to data/products/:
+
+    one.jsonl        9 times 2: one-shot RLVR (a step draws the row again and again)
+    sixteen.jsonl    16 products, 9 times 2 among them
+    forty.jsonl      40 products, those 16 among them
+    held_out.jsonl   the other 24: no training set holds one of them, nor one with the factors swapped
+    others.jsonl     every product but 9 times 2 and 2 times 9: what one example is worth elsewhere
+    sums.jsonl       the same numbers added: another task
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent / "products"
+ONE = (9, 2)
+NUMBERS = range(2, 10)
+
+Pair = tuple[int, int]
+
+
+def split(seed: int = 0) -> tuple[list[Pair], list[Pair]]:
+    """40 products to train on, ONE first, and 24 held out, cut by the unordered pair."""
+    rng = random.Random(seed)
+    unequal = [(a, b) for a in NUMBERS for b in NUMBERS if a < b and (a, b) != tuple(sorted(ONE))]
+    away = set(rng.sample(unequal, 12))
+    everything = [(a, b) for a in NUMBERS for b in NUMBERS]
+    train = [pair for pair in everything if tuple(sorted(pair)) not in away and pair != ONE]
+    rng.shuffle(train)
+    return [ONE, *train], [pair for pair in everything if tuple(sorted(pair)) in away]
+
+
+def row(pair: Pair, word: str = "times") -> dict[str, str]:
+    """
+    >>> row((7, 8)), row((7, 8), "plus")["answer"]
+    ({'question': 'What is 7 times 8?', 'answer': '56'}, '15')
+    """
+    answer = pair[0] * pair[1] if word == "times" else pair[0] + pair[1]
+    return {"question": f"What is {pair[0]} {word} {pair[1]}?", "answer": str(answer)}
+
+
+def main() -> None:
+    train, held_out = split()
+    everything = [(a, b) for a in NUMBERS for b in NUMBERS]
+    files = {
+        "one": [row(ONE)],
+        "sixteen": [row(pair) for pair in train[:16]],
+        "forty": [row(pair) for pair in train],
+        "held_out": [row(pair) for pair in held_out],
+        "others": [row(pair) for pair in everything if sorted(pair) != sorted(ONE)],
+        "sums": [row(pair, "plus") for pair in everything],
+    }
+    FOLDER.mkdir(exist_ok=True)
+    for name, rows in files.items():
+        (FOLDER / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+
+if __name__ == "__main__":
+    main()
