@@ -24,6 +24,7 @@ from grpo.rollout.vllm_engine import VLLM_BATCHED_TOKENS, kv_bytes
 KNOWN = {
     "Qwen/Qwen2.5-Math-1.5B": ("qwen2", 1536, 28, 12, 2, 8960, 4096, 151936, True),
     "Qwen/Qwen2.5-0.5B": ("qwen2", 896, 24, 14, 2, 4864, 32768, 151936, True),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": ("llama", 576, 30, 9, 3, 1536, 8192, 49152, True),
     "TinyLlama/TinyLlama-1.1B-Chat-v1.0": ("llama", 2048, 22, 32, 4, 5632, 2048, 32000, False),
     "meta-llama/Llama-3.1-8B-Instruct": ("llama", 4096, 32, 32, 8, 14336, 131072, 128256, False),
     "nvidia/AceMath-7B-RM": ("qwen2", 3584, 28, 28, 4, 18944, 4096, 152064, False),
