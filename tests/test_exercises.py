@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_model import REPO
 
-from exercises.__main__ import EXERCISES, main
+from exercises.__main__ import EXERCISES, FUNCTIONS, load, main
 from exercises.check_reward import check_cheap, check_repaired
 from exercises.judge import Wrong
 from exercises.solutions import e3_normaliser, e6_hacked_reward
@@ -156,13 +156,24 @@ MUTANTS = {
         (lambda s: packing(before)(s)[:3], "four lists"),
     ],
 }  # fmt: skip
-NAMES = {
-    "e1_advantage": "group_advantages",
-    "e2_ratio_and_clip": "policy_loss",
-    "e3_normaliser": "step_loss",
-    "e4_k3": "k3",
-    "e5_packing": "pack",
+
+
+def in_place(r):
+    r -= r.mean(-1, keepdim=True)
+    return r / (std(r) + 1e-6)
+
+
+RIGHT = {
+    "e1_advantage": [in_place, lambda r: (dev(r) / (std(r) + 1e-6)).float()],
+    "e2_ratio_and_clip": [lambda n, o, a, lo, hi: surrogate(n.exp() / o.exp(), a, lo, hi)],
+    "e3_normaliser": [lambda b: flat(b).mean()],
 }
+
+
+@pytest.mark.parametrize("exercise", RIGHT)
+def test_a_right_answer_may_be_written_in_another_way(exercise: str):
+    for answer in RIGHT[exercise]:
+        EXERCISES[exercise](SimpleNamespace(**{FUNCTIONS[exercise][0]: answer}))
 
 
 @pytest.mark.parametrize("exercise", MUTANTS)
@@ -170,7 +181,7 @@ def test_each_wrong_answer_is_told_what_is_wrong_with_it(exercise: str):
     said = []
     for mutant, words in MUTANTS[exercise]:
         with pytest.raises(Wrong) as wrong:
-            EXERCISES[exercise](SimpleNamespace(**{NAMES[exercise]: mutant}))
+            EXERCISES[exercise](SimpleNamespace(**{FUNCTIONS[exercise][0]: mutant}))
         said.append(str(wrong.value))
         assert words in said[-1]
     assert len(set(said)) == len(said) >= 8
@@ -223,6 +234,24 @@ def test_the_solutions_pass(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 def test_the_blanks_are_blank_and_say_so(capsys: pytest.CaptureFixture):
     assert main([]) == 1
     assert capsys.readouterr().out.count("still blank") == 6
+
+
+def test_a_file_that_python_cannot_read_is_one_line(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "e1_advantage.py").write_text("def group_advantages(rewards)\n    return rewards\n")
+    (tmp_path / "broken" / "e4_k3.py").write_text("def kl(a, b):\n    return a\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(Wrong, match=r"cannot import e1_advantage.py: SyntaxError.*line 1"):
+        load("broken", "e1_advantage")
+    with pytest.raises(Wrong, match=r"e4_k3.py has no function k3"):
+        load("broken", "e4_k3")
+
+
+def test_an_exercise_that_does_not_exist_is_named(capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as left:
+        main(["7"])
+    assert left.value.code == 2
+    assert "there is no exercise 7; they are numbered 1 to 6" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("exercise", EXERCISES)
