@@ -61,7 +61,7 @@ def train(config: Config, resumed: Path | None = None) -> Run:
     sampling, clock = Sampling(config.rollout.max_new_tokens, config.rollout.temperature), run.clock
 
     with (
-        closing(load_reward(config, problems)) as reward,
+        closing(load_reward(config)) as reward,
         closing(make_engine(plan.engine_config, device)) as engine,
         run.recording(TrainingState(policy, learner, reward, problems)),
     ):

@@ -103,7 +103,7 @@ def read_problems(
                 said.append((index, place, row, read_row(row, system, pair, graded)))
             except (ValueError, RecursionError) as error:
                 bad.append(BadRow(place, str(error), row if isinstance(row, dict) else {}))
-        for (index, place, row, (_, truth, extra)), prompt in zip(
+        for (index, place, row, (chat, truth, extra)), prompt in zip(
             said, _tokenized(tokenizer, [chat for *_, (chat, _, _) in said]), strict=True
         ):
             if isinstance(prompt, ValueError):
@@ -115,7 +115,8 @@ def read_problems(
                 bad.append(BadRow(place, reason, row))
                 continue
             ids = tuple(one_of_each.setdefault(i, i) for i in ids)
-            problems.append(Problem(index, text, ids, truth, str(row.get("data_source", "")), extra))
+            source, question = str(row.get("data_source", "")), chat[-1]["content"]
+            problems.append(Problem(index, text, ids, truth, source, extra, question))
             places.append(place)
     return _gradable(problems, places, bad) if graded else (problems, bad)
 

@@ -25,6 +25,8 @@ class Problem:
     source: str = ""
     extra: dict[str, Any] = field(default_factory=dict, compare=False)
     """The row's other columns, such as its difficulty: for filters and reports"""
+    question: str = ""
+    """The last message of the prompt as it stands in the data set: what a reward model reads"""
 
 
 @dataclass(frozen=True, slots=True)

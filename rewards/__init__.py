@@ -27,7 +27,7 @@ from rewards.score import (
     weights_from_env,
 )
 from rewards.signals import AnswerFrom, MultiSignalMathReward, last_box
-from rewards.verifier import Verifier, check_ground_truth, check_ground_truths, ground_truth_text, self_test, verify
+from rewards.verifier import Verifier, check_ground_truths, ground_truth_text, self_test, verify
 
 __all__ = [
     "NAMES",
@@ -37,7 +37,6 @@ __all__ = [
     "Reward",
     "Score",
     "Verifier",
-    "check_ground_truth",
     "check_ground_truths",
     "ground_truth_text",
     "last_box",

@@ -98,7 +98,7 @@ def score(reward: Reward, groups: Sequence[Group], texts: Sequence[Sequence[str]
         flat = reward.score_batch(
             [text for group in texts for text in group],
             [group.problem.ground_truth for group in groups for _ in group.completions],
-            [group.problem.prompt for group in groups for _ in group.completions],  # read by a reward model alone
+            [question(group.problem) for group in groups for _ in group.completions],  # read by a reward model alone
         )
     except ValueError as error:  # a user's own reward that returned something else than it did when it was checked
         raise UserError(str(error)) from error
@@ -106,8 +106,8 @@ def score(reward: Reward, groups: Sequence[Group], texts: Sequence[Sequence[str]
     return [[next(scores) for _ in group.completions] for group in groups]
 
 
-def load_reward(config: Config, problems: Sequence[Problem]) -> Reward:
-    """The reward that `reward.name` asks for, tested on the problems' ground truths. UserError where it cannot work."""
+def load_reward(config: Config) -> Reward:
+    """The reward that `reward.name` asks for, after its self-test. UserError where it cannot work."""
     c = config.reward
     hybrid = ("a", "b", "eps", "warmup", "offload")
     options = {name: getattr(c, f"hybrid_{name}") for name in hybrid} if c.name == "hybrid" else {}
@@ -124,10 +124,15 @@ def load_reward(config: Config, problems: Sequence[Problem]) -> Reward:
             model=c.model,
             **options,
         )
-        self_test(reward, sorted({problem.ground_truth for problem in problems}))
+        self_test(reward)
     except ValueError as error:
         raise UserError(str(error)) from error
     return reward
+
+
+def question(problem: Problem) -> str:
+    """What a reward model is asked: the data set's own words where they are known."""
+    return problem.question or problem.prompt
 
 
 def warm_up(
@@ -141,7 +146,7 @@ def warm_up(
     sampling = Sampling(config.rollout.max_new_tokens, config.rollout.temperature)
     groups = rollout(engine, first, math.ceil(wanted / len(first)), sampling, config.seed, step=0)
     pairs = [(g.problem, text) for g, texts in zip(groups, decode(tokenizer, groups), strict=True) for text in texts]
-    reward.warm_up([problem.prompt for problem, _ in pairs], [text for _, text in pairs])
+    reward.warm_up([question(problem) for problem, _ in pairs], [text for _, text in pairs])
 
 
 def request_seed(*key: int) -> int:

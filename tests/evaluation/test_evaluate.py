@@ -79,7 +79,7 @@ def test_training_and_held_out_figures_read_the_same_answer(verifier, verify):
     """ "It is 5." has no box; its last number is right."""
     config = build("cpu", {"reward.verifier": verifier, "eval.data": None, "eval.every": 0, "eval.test": None})
     held_out = HeldOut(config, SimpleNamespace(tokenizer=None), clock=None)
-    trained = load_reward(config, [Problem(0, "p", (1,), "5")])
+    trained = load_reward(config)
     for judge in (held_out.judge, trained):
         assert judge("It is 5.", "5").verify == verify
         judge.close()

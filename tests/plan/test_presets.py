@@ -18,7 +18,7 @@ from grpo.plan import check, check_fits, make_plan, resolve_quant
 from grpo.plan.duration import card_named
 from grpo.plan.text import describe
 from grpo.settings import Config
-from rewards import check_ground_truth
+from rewards import check_ground_truths
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -246,5 +246,4 @@ def test_a_step_of_the_other_presets(preset, tmp_path, capsys):
 def test_the_sixteen_questions_are_read():
     rows = [json.loads(line) for line in (REPO / "data/questions16.jsonl").read_text().splitlines()]
     assert len({row["question"] for row in rows}) == 16
-    for row in rows:
-        assert check_ground_truth(row["answer"]) == row["answer"]
+    assert check_ground_truths([row["answer"] for row in rows]) == [None] * 16

@@ -83,7 +83,7 @@ def test_a_pass_before_training_sets_the_scale(model):
     config = build(
         "cpu", {"reward.name": "hybrid", "reward.model": model, "reward.hybrid_warmup": 12, "rollout.group": 4}
     )
-    problems = [Problem(index, f"{word}", (index,), "5") for index, word in enumerate("abc?so")]
+    problems = [Problem(index, f"<user>{word}", (index,), "5", question=word) for index, word in enumerate("abc?so")]
     asked = []
 
     class Echo:
@@ -94,13 +94,13 @@ def test_a_pass_before_training_sets_the_scale(model):
                 for request in requests
             ]
 
-    reward = load_reward(config, problems)
+    reward = load_reward(config)
     warm_up(reward, Echo(), reward.model.tokenizer, problems, config)
     assert [(request.prompt_ids, request.n) for request in asked] == [((0,), 4), ((1,), 4), ((2,), 4)]
     texts = [WORDS[8 + index + i] if 8 + index + i < len(WORDS) else "" for index in range(3) for i in range(4)]
     opinions = reward.model.score([word for word in "abc" for _ in range(4)], texts)
     assert (reward.min, reward.max) == (min(opinions), max(opinions))
-    resumed = load_reward(config, problems)
+    resumed = load_reward(config)
     resumed.load_state_dict(reward.state_dict())
     warm_up(resumed, None, None, problems, config)
     for each in (reward, resumed):
@@ -112,7 +112,7 @@ def test_the_settings_reach_the_reward(model):
     config = build(
         "cpu", {"reward.name": "hybrid", "reward.model": model} | {f"reward.hybrid_{k}": v for k, v in given.items()}
     )
-    reward = load_reward(config, [])
+    reward = load_reward(config)
     assert {
         **{name: getattr(reward, name) for name in ("a", "b", "eps", "warmup")},
         "offload": reward.model.offload,
@@ -145,7 +145,7 @@ def test_by_name_with_its_options_and_any_text(model):
     texts = ["", "\ud800", "a " * 6000, RIGHT]
     scores = reward.score_batch(texts, ["5"] * 4, ["a"] * 4)
     assert [score.outcome for score in scores] == ["no_answer"] * 3 + ["correct"]
-    self_test(reward, ["5"])
+    self_test(reward)
     reward.close()
     assert (
         make_reward("hybrid", model=model, device="cpu", verifier="last_number")

@@ -266,14 +266,12 @@ def test_impossible_limits_are_refused(bad):
 
 def test_self_test_refuses_a_verifier_that_is_broken(monkeypatch):
     reward = MultiSignalMathReward(timeout_s=20)
-    self_test(reward, ["12.8", "12.8", r"\text{east}", "(1,2)", '["18"]'])
+    self_test(reward)
     for broken in ("correct", "wrong", "timeout"):
         monkeypatch.setattr(reward.verifier.pool, "run", lambda pairs, said=broken: [said] * len(pairs))
         with pytest.raises(ValueError, match="self-test"):
-            self_test(reward, ["12.8"])
+            self_test(reward)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match=r"self-test: ground truth '\\\\frac\{1\}\{' is unreadable"):
-        self_test(reward, ["5", r"\frac{1}{"])
     reward.close()
 
 
