@@ -51,7 +51,7 @@ def test_a_sound_run_is_ready(capsys):
     assert places == sorted(places)
     assert f"torch {torch.__version__}" in out
     assert "128 rows; longest prompt" in out
-    assert "self-test passed on 1 ground truth" in out
+    assert "self-test passed; 1 ground truth" in out
     assert "1 verify + 0.5 format + 0.5 reflect" in out
     assert out.endswith("ready to run\n")
 
