@@ -128,8 +128,9 @@ def _tokenized(
     if tokenizer is None or not chats:
         return [("", [])] * len(chats)
     texts = render_all(tokenizer, chats)
-    all_ids = tokenizer([text if isinstance(text, str) else "" for text in texts], add_special_tokens=False)
-    pairs = zip(texts, all_ids["input_ids"], strict=True)
+    written = [text if isinstance(text, str) else "" for text in texts]
+    all_ids = tokenizer(written, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    pairs = zip(texts, all_ids, strict=True)
     return [(text, ids) if isinstance(text, str) else text for text, ids in pairs]
 
 
