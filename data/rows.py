@@ -100,7 +100,10 @@ def read_dataset(name: str) -> Iterator[Placed]:
         config, split = [*parts, None, None][:2]
         found = datasets.load_dataset(base, config, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(f"cannot read the dataset {name}: {str(error).strip().splitlines()[0]}") from error
+        said = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"cannot read the dataset {name}: {said}; a file or folder on this machine does, too"
+        ) from error
     if split is None:
         if "train" not in found and len(found) > 1:
             raise ValueError(f"{name} has the splits {', '.join(found)}; name one: {base}:{config or 'default'}:SPLIT")

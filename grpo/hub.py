@@ -33,14 +33,15 @@ def missing(models: Iterable[str], sets: Iterable[str] = (), data_dir: str | Non
 
     Without a network, cached models are used and Hugging Face's client is told not to ask for newer ones.
     """
+    models = list(models)
+    if nowhere := [model for model in models if not is_id(model) and not Path(model).exists()]:
+        return f"there is no folder {nowhere[0]}; give one that holds a model, or a Hugging Face id as owner/name"
     models = [model for model in models if is_id(model)]
     if not models or reachable():
         return ""
     told = _told_offline()
     reason = f"{told} is set" if told else f"{_endpoint()} cannot be reached"
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    if "huggingface_hub" in sys.modules:  # it has read the environment already
-        sys.modules["huggingface_hub"].constants.HF_HUB_OFFLINE = True
+    go_offline()
     models = [model for model in models if not is_cached(model)]
     if not models:
         return ""
@@ -51,6 +52,15 @@ def missing(models: Iterable[str], sets: Iterable[str] = (), data_dir: str | Non
         f"not on this machine: {', '.join([*models, *sets])}, and {reason}. Where there is a network, "
         f"{' && '.join(commands)}; then copy here what these say they wrote, or name a model's folder by --model"
     )
+
+
+def go_offline() -> None:
+    """Tells Hugging Face's clients to use what is on this machine and to ask for nothing."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    if "huggingface_hub" in sys.modules:  # it has read the environment already
+        sys.modules["huggingface_hub"].constants.HF_HUB_OFFLINE = True
+    if "datasets" in sys.modules:
+        sys.modules["datasets"].config.HF_HUB_OFFLINE = True
 
 
 def is_id(model: str) -> bool:

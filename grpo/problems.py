@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 import prompts
 from data import rows, sources
+from grpo import hub
 from grpo.chat import render_all
 from grpo.config import Config
 from grpo.errors import UserError, printable
@@ -189,9 +190,12 @@ def draw(problems: list[Problem], count: int, seed: int, step: int) -> list[Prob
 def read_data(name: str | Path, data_dir: str | None = None) -> Iterator[rows.Placed]:
     """The rows of a file, of a published set by its bare name, or of a Hugging Face dataset. Raises UserError."""
     try:
-        yield from (
-            rows.read_dataset(str(name)) if rows.is_dataset(str(name)) else rows.read_file(locate(name, data_dir))
-        )
+        if rows.is_dataset(str(name)):
+            if not Path(str(name).partition(":")[0]).is_dir() and not hub.reachable():
+                hub.go_offline()
+            yield from rows.read_dataset(str(name))
+        else:
+            yield from rows.read_file(locate(name, data_dir))
     except UserError:
         raise
     except ValueError as error:

@@ -44,7 +44,9 @@ def test_without_one_the_line_names_all_that_is_missing_and_the_commands(endpoin
 
 def test_folders_ask_no_network(endpoint, tmp_path):
     endpoint.close()
-    assert hub.missing([str(tmp_path), "./nowhere", "/nowhere"]) == ""
+    assert hub.missing([str(tmp_path)]) == ""
+    for folder in ("./nowhere", "/nowhere", "no/such/folder"):
+        assert f"there is no folder {folder}" in hub.missing([str(tmp_path), folder])
     assert not huggingface_hub.is_offline_mode()
 
 
