@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).resolve().parent.parent
-OURS = ("grpo", "rewards", "prompts", "data", "train", "eval", "tests", "benchmarks")
+OURS = ("grpo", "rewards", "prompts", "data", "train", "eval", "minimal", "exercises", "tests", "benchmarks")
 
 
 def imports(path: Path) -> dict[str, bool]:
@@ -49,7 +49,7 @@ def test_the_lower_floor_imports_nothing_of_the_trainer(path: Path):
 
 @pytest.mark.parametrize("path", files("grpo"), ids=lambda p: str(p.relative_to(REPO)))
 def test_the_trainer_imports_no_entry_point(path: Path):
-    assert not tops(path) & {"train", "eval", "tests", "benchmarks"}
+    assert not tops(path) & {"train", "eval", "minimal", "exercises", "tests", "benchmarks"}
 
 
 ROOMS = sorted(path.name for path in (REPO / "grpo").iterdir() if path.is_dir() and path.name != "rollout")
