@@ -30,7 +30,8 @@ from benchmarks import common
 from data.tiny_base import make_tokenizer
 from grpo import attention, optim
 from grpo.config import Config, build
-from grpo.plan.duration import CARDS, causal_pairs
+from grpo.plan.cards import CARDS
+from grpo.plan.duration import causal_pairs
 from grpo.plan.memory import model_config
 from grpo.policy import Policy
 from grpo.types import Sample

@@ -27,8 +27,9 @@ class PolicyConfig(Section):
     """LoRA scaling: the adapter's product is multiplied by alpha / rank."""
     quant: Literal["none", "nf4", "auto"] = "none"
     """nf4: the frozen base under LoRA in 4-bit NormalFloat. auto: nf4 where the memory plan does not fit without."""
-    gradient_checkpointing: bool = False
-    """Recompute each layer's activations in the backward pass: about a third more time, a fraction of the memory."""
+    gradient_checkpointing: bool | Literal["auto"] = False
+    """Recompute each layer's activations in the backward pass: about a third more time, a fraction of the memory.
+    auto: off where the memory plan fits without and is faster."""
     trust_remote_code: bool = False
     """Let a model repository run its own Python. Off unless you have read that code."""
 

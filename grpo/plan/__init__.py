@@ -6,18 +6,22 @@ fail around it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 from grpo.config import Config, changed, flat, typed
 from grpo.errors import UserError
-from grpo.plan.duration import EXPECTED_SHARE, Card, step_seconds
+from grpo.plan.cards import Card
+from grpo.plan.duration import expected, step_seconds
 from grpo.plan.memory import (
     CUDA_CONTEXT,
     GIB,
     Shape,
     full_length,
+    host_bytes,
     learning_parts,
     policy_parts,
+    reward_model_bytes,
     running_sequences,
     sampler_parts,
     shape_of,
@@ -30,6 +34,8 @@ LEAST_SEQUENCES = 4
 """A KV cache that holds fewer full-length sequences is no rollout engine."""
 CPU_KV = GIB
 """vLLM's CPU build touches all of its KV cache at the start."""
+COMPRESSED_TOKEN = 1.3
+"""bytes of a token in the run folder: about four letters, compressed"""
 MEASURED = ("completion/tokens_mean", "memory/peak_gib")
 
 
@@ -57,16 +63,19 @@ class Plan:
     def phases(self, token_budget: int | None = None) -> dict[str, dict[str, float]]:
         """learn, rollout -> part -> bytes, vLLM's KV cache left out: it takes what remains."""
         config, cpu = self.config, self.card.is_cpu
-        stay = {} if cpu else {"CUDA context": CUDA_CONTEXT}
-        stay |= policy_parts(config, self.shape, self.element)
+        stay = policy_parts(config, self.shape, self.element)
+        if cpu:
+            stay["completions"] = host_bytes(config)
+        elif not self.card.here:  # what is free on a card of this machine is without the context already
+            stay["CUDA context"] = CUDA_CONTEXT
         sampler = sampler_parts(config, self.shape, self.engine, cpu, self.element)
         learn = learning_parts(config, self.shape, self.element, token_budget or config.learner.token_budget)
-        kept = {}
-        if self.engine == "vllm":
-            asleep = config.rollout.sleep and not cpu
-            kept = {
-                name: sampler[name] for name in ("vLLM weights", "vLLM graphs") if name.endswith("graphs") or not asleep
-            }
+        if config.reward.name == "hybrid":
+            sampler["reward model"] = reward_model_bytes(config)
+        leave = {"vLLM activations", "sampler's logits", "KV cache"}
+        leave |= {"vLLM weights"} if config.rollout.sleep and not cpu else set()
+        leave |= {"reward model"} if config.reward.hybrid_offload else set()
+        kept = {name: value for name, value in sampler.items() if name not in leave}
         return {"learn": stay | learn | kept, "rollout": stay | sampler}
 
     def needs(self, phase: str, token_budget: int | None = None) -> float:
@@ -134,7 +143,7 @@ class Plan:
 
     def seconds(self, completion_tokens: float | None = None) -> dict[str, float]:
         """Phase -> seconds of a step: measured where steps have been timed, else planned."""
-        tokens = completion_tokens or EXPECTED_SHARE * self.config.rollout.max_new_tokens
+        tokens = completion_tokens or expected(self.config.rollout.max_new_tokens)
         planned = step_seconds(self.config, self.shape, self.card, self.engine, self.kv_bytes, tokens)
         if completion_tokens is not None or not self.measured:
             return planned
@@ -166,17 +175,39 @@ def make_plan(config: Config, card: Card) -> Plan:
     return Plan(config, card, shape_of(config.model, config.policy.trust_remote_code), engine)
 
 
-def resolve_quant(config: Config, card: Card) -> tuple[Config, str | None]:
-    """`policy.quant auto` decided by the plan, and the line that says so."""
-    if config.policy.quant != "auto":
-        return config, None
-    plain = changed(config, {"policy.quant": "none"})
-    plan = make_plan(plain, card)
-    need = max(plan.needs("learn"), plan.needs("rollout")) / GIB
-    of = f"{need:.1f} of {plan.usable / GIB:.1f} GiB on {card.name}"
-    if plan.fits:
-        return plain, f"quant auto: the base is not quantised, which fits ({of} without the KV cache)"
-    return changed(config, {"policy.quant": "nf4"}), f"quant auto: the base in NF4, because without it needs {of}"
+def decide(config: Config, card: Card) -> tuple[Config, list[str]]:
+    """What was left to the plan (policy.quant auto, policy.gradient_checkpointing auto), and a line on each."""
+    notes = []
+    if config.policy.quant == "auto":
+        plan = make_plan(changed(config, {"policy.quant": "none"}), card)
+        need = max(plan.needs("learn"), plan.needs("rollout")) / GIB
+        of = f"{need:.1f} of {plan.usable / GIB:.1f} GiB on {card.name}"
+        if plan.fits:
+            notes.append(f"quant auto: the base is not quantised, which fits ({of} without the KV cache)")
+        else:
+            notes.append(f"quant auto: the base in NF4, because without it needs {of}")
+        config = changed(config, {"policy.quant": "none" if plan.fits else "nf4"})
+    if config.policy.gradient_checkpointing == "auto":
+        on, off = (make_plan(changed(config, {"policy.gradient_checkpointing": x}), card) for x in (True, False))
+        keep = off.fits and off.step_seconds < on.step_seconds
+        need = f"{max(off.totals().values()) / GIB:.1f} of {off.usable / GIB:.1f} GiB"
+        why = f"it is faster without and fits ({need})" if keep else f"without it needs {need}"
+        notes.append(f"gradient_checkpointing auto: {'off' if keep else 'on'}, because {why}")
+        config = (off if keep else on).config
+    return config, notes
+
+
+def disk_parts(plan: Plan) -> tuple[float, float, float]:
+    """Bytes of one checkpoint, of the weights kept of older evaluated steps, and of all completions, compressed."""
+    config, lora = plan.config, plan.config.policy.lora_rank
+    parts = policy_parts(config, plan.shape, plan.element)
+    weights = parts["adapter"] if lora else parts["weights"]
+    masters = parts["adapter"] if lora else parts["float32 masters"]
+    both = math.lcm(config.eval.every, config.checkpoint.every)  # 0: one of them never happens
+    older = max(0, config.steps // both - config.checkpoint.keep) if both else 0
+    completions = config.steps * config.rollout.problems * config.rollout.group
+    text = completions * expected(config.rollout.max_new_tokens) * COMPRESSED_TOKEN
+    return weights + masters + parts["optimiser moments"], older * weights, text
 
 
 # What may be changed to make a run fit, the mildest first: memory and speed, then precision, then what is trained.

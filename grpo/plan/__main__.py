@@ -10,8 +10,8 @@ import torch
 
 from grpo.arguments import parse_args
 from grpo.errors import UserError
-from grpo.plan import check_fits, make_plan, resolve_quant
-from grpo.plan.duration import card_named, this_card
+from grpo.plan import check_fits, decide, make_plan
+from grpo.plan.cards import card_named, this_card
 from grpo.plan.text import describe
 from grpo.run.terminal import printable
 
@@ -25,10 +25,10 @@ def main(argv: Sequence[str]) -> int:
         config = parse_args(rest, "l4").config
         device = torch.device("cuda" if torch.cuda.is_available() and config.device != "cpu" else "cpu")
         card = card_named(given.gpu) if given.gpu else this_card(device)
-        config, note = resolve_quant(config, card)
+        config, notes = decide(config, card)
         plan = make_plan(config, card)
         print(describe(plan))
-        if note:
+        for note in notes:
             print(note)
         check_fits(plan)
     except UserError as error:

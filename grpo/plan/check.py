@@ -24,9 +24,9 @@ from grpo.config import Config, short
 from grpo.errors import UserError
 from grpo.evaluation import benchmarks
 from grpo.packages import PACKAGES, installed, versions
-from grpo.plan import Plan, check_fits, make_plan, resolve_quant
-from grpo.plan.duration import this_card
-from grpo.plan.memory import GIB, full_length, policy_parts
+from grpo.plan import Plan, check_fits, decide, disk_parts, make_plan
+from grpo.plan.cards import this_card
+from grpo.plan.memory import GIB, full_length
 from grpo.plan.text import describe, summary
 from grpo.problems import read_data, training_problems
 from grpo.rollout import VLLM_MISSING, engine_name
@@ -41,16 +41,16 @@ LORA_LEAST_LR = 5e-6
 def plan_run(config: Config, device: torch.device) -> Plan:
     """The plan of a run that is about to start, printed. Raises UserError with all that would make the run fail.
 
-    `plan.config` are the settings to run with: what was left to the plan (policy.quant auto) is decided in them.
+    `plan.config` are the settings to run with: what was left to the plan (auto) is decided in them.
     """
     card = this_card(device)
-    config, note = resolve_quant(config, card)
+    config, notes = decide(config, card)
     plan = make_plan(config, card)
     if wrong := [*problems(plan), *filter(None, [missing(config)])]:
         raise UserError("; and ".join(wrong))
     print(summary(plan) if config.quiet else f"{short(config)}\n{describe(plan)}", flush=True)
     check_fits(plan)
-    for line in filter(None, [note, *warnings(plan)]):
+    for line in [*notes, *warnings(plan)]:
         say(line)
     return plan
 
@@ -78,11 +78,10 @@ def check(config: Config, device: torch.device) -> int:
             print(f"{name:9} FAILS: {printable(str(error))}")
 
     def planned() -> Iterator[str]:
-        settled, note = resolve_quant(config, this_card(device))
-        plan.append(make_plan(settled, this_card(device)))
+        decided, notes = decide(config, this_card(device))
+        plan.append(make_plan(decided, this_card(device)))
         yield from describe(plan[0]).removeprefix("plan: ").splitlines()
-        if note:
-            yield note
+        yield from notes
         check_fits(plan[0])
 
     section("versions", _versions)
@@ -226,14 +225,15 @@ def environment_problems(config: Config, environ: Mapping[str, str] = os.environ
 
 
 def disk_problems(plan: Plan) -> list[str]:
-    """Too little room for the checkpoints that are kept and the one being written."""
+    """Too little room for the checkpoints that are kept, the one being written, and the completions."""
     there = existing_parent(Path(plan.config.out))
-    need, free = checkpoint_bytes(plan) * (plan.config.checkpoint.keep + 1), shutil.disk_usage(there).free
+    checkpoint, _, completions = disk_parts(plan)
+    need, free = checkpoint * (plan.config.checkpoint.keep + 1) + completions, shutil.disk_usage(there).free
     if need <= free:
         return []
     return [
-        f"{there} has {free / GIB:.1f} GiB free, and {plan.config.checkpoint.keep + 1} checkpoints take "
-        f"{need / GIB:.1f}; use --out on another disk or --checkpoint.keep 1"
+        f"{there} has {free / GIB:.1f} GiB free, and {plan.config.checkpoint.keep + 1} checkpoints with the "
+        f"completions take {need / GIB:.1f}; use --out on another disk or --checkpoint.keep 1"
     ]
 
 
@@ -254,13 +254,6 @@ def warnings(plan: Plan, environ: Mapping[str, str] = os.environ) -> list[str]:
             f"/dev/shm has {shm / 2**20:.0f} MiB, which vLLM can run out of; start the container with --shm-size=2g"
         )
     return found
-
-
-def checkpoint_bytes(plan: Plan) -> float:
-    """Weights or adapter, masters and moments, as a checkpoint on disk has them."""
-    parts = policy_parts(plan.config, plan.shape, plan.element)
-    weights = parts["adapter"] if plan.config.policy.lora_rank else parts["weights"] + parts["float32 masters"]
-    return weights + parts["optimiser moments"] + (parts["adapter"] if plan.config.policy.lora_rank else 0)
 
 
 def existing_parent(path: Path) -> Path:

@@ -7,99 +7,23 @@ FLOPs, arXiv 2204.02311, appendix B), but it takes its time.
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
+import pyarrow.parquet
 import torch
 from transformers import PreTrainedConfig
 
-from grpo.config import Config, LearnerConfig, nearest
-from grpo.errors import UserError
-from grpo.plan.memory import GIB, Shape, attention_width, full_length, running_sequences
+from data.sources import SOURCES
+from grpo.config import Config, LearnerConfig
+from grpo.evaluation.benchmarks import names
+from grpo.plan.cards import Card, known
+from grpo.plan.memory import Shape, attention_width, full_length, running_sequences
 from grpo.types import Group
 
 if TYPE_CHECKING:
     from grpo.policy import Policy
-
-
-@dataclass(frozen=True, slots=True)
-class Card:
-    name: str
-    memory: float
-    """bytes: what torch reports as total, a little under the name's figure; on this machine, what is free"""
-    flops: float
-    """dense bf16 products per second with float32 sums, by the data sheet (CPU: fp32, a rough figure)"""
-    bandwidth: float
-    """bytes per second of the card's own memory"""
-    host_bandwidth: float = 20e9
-    """bytes per second to the host's memory, pinned"""
-    here: bool = False
-    """in this machine, not only in the table"""
-
-    @property
-    def is_cpu(self) -> bool:
-        return self.name.startswith("CPU")
-
-
-def _gpu(name: str, gib: float, teraflops: float, gigabytes_per_second: float) -> Card:
-    return Card(name, gib * GIB, teraflops * 1e12, gigabytes_per_second * 1e9)
-
-
-CARDS = {
-    "l4": _gpu("L4", 22.0, 121, 300),
-    "a10": _gpu("A10", 22.0, 125, 600),
-    "a10g": _gpu("A10G", 22.0, 70, 600),
-    "l40s": _gpu("L40S", 44.4, 362, 864),
-    "3090": _gpu("3090", 23.6, 71, 936),
-    "4090": _gpu("4090", 23.5, 165, 1008),
-    "a1000": _gpu("A1000", 7.8, 27, 192),
-    "a100": _gpu("A100", 79.2, 312, 1935),
-    "h100": _gpu("H100", 79.1, 989, 3350),
-    "h100-pcie": _gpu("H100 PCIe", 79.1, 756, 2000),
-    "h200": _gpu("H200", 139.8, 989, 4800),
-    "b200": _gpu("B200", 178.0, 2250, 8000),
-}
-UNKNOWN = "a10"
-"""whose speed a card is planned with that is not in the table"""
-CPU_FLOPS_PER_CORE = 20e9
-CPU_BANDWIDTH = 10e9
-
-
-def card_named(name: str) -> Card:
-    """From the table, or `cpu`: this machine's processor."""
-    if name.lower() == "cpu":
-        return _cpu(psutil.virtual_memory().total)
-    if name.lower() not in CARDS:
-        names = [*CARDS, "cpu"]
-        raise UserError(f"no data sheet for {name!r}; there are {', '.join(names)}{nearest(name.lower(), names)}")
-    return CARDS[name.lower()]
-
-
-def this_card(device: torch.device) -> Card:
-    """The device a run would use, with the memory that is free now."""
-    if device.type != "cuda":
-        return _cpu(psutil.virtual_memory().available)
-    free, _ = torch.cuda.mem_get_info(device)
-    name = torch.cuda.get_device_name(device).removeprefix("NVIDIA ")
-    return replace(known(name) or CARDS[UNKNOWN], name=name, memory=float(free), here=True)
-
-
-def known(name: str) -> Card | None:
-    """The card of the table whose name is in the device's as whole words: an L40S is no L4, an RTX A1000 no A100."""
-    fitting = [card for card in CARDS.values() if re.search(rf"\b{card.name}\b", name)]
-    return max(fitting, key=lambda card: len(card.name), default=None)
-
-
-def _cpu(memory: float) -> Card:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Card(f"CPU, {cores} cores", float(memory), cores * CPU_FLOPS_PER_CORE, CPU_BANDWIDTH, here=True)
-
-
-# ---- operations
 
 
 def causal_pairs(length: int, prefix: int = 0) -> int:
@@ -172,59 +96,124 @@ def learning_flops(policy: Policy, groups: Sequence[Group], advantages: torch.Te
 
 # ---- seconds
 
-LEARN_EFFICIENCY = 0.4
-DECODE_EFFICIENCY = 0.5
-BANDWIDTH_EFFICIENCY = 0.7
-"""shares of the data sheet's rates that are taken to be reached"""
-GPU_STEP = {"vllm": 4e-3, "torch": 12e-3}
+BANDWIDTH_SHARE = 0.85
+"""of the data sheet's bandwidth that elementwise operators reach"""
+DECODE_SHARES = 0.5, 0.7
+"""of operations and of bandwidth that decoding reaches"""
+SAMPLER_PASSES = 2
+"""how often vLLM goes over a running sequence's float32 logits, each time reading and writing"""
+DECODE_STEP = {"vllm": 4e-3, "torch": 12e-3}
 """seconds that decoding one token of every running sequence takes at least"""
+HOST_TOKEN = {"vllm": 22e-6, "torch": 0.0}
+"""seconds of vLLM's one thread for a token (scheduling, updating, collecting), beside the card's work; measured on
+vLLM's CPU build"""
+HOST_COMPLETION = 1e-3
+"""seconds of the processor for a completion, with the GPU idle: packing, decoding, verifying"""
+START = {"vllm": 150.0, "torch": 20.0}
+"""seconds before the first step on a GPU: loading, and vLLM's compilation and graphs; assumed"""
+ROWS_UNKNOWN = 500
 CPU_LAYER = 0.5e-3
 """seconds of a layer's calls on a CPU, however small the model"""
-EXPECTED_SHARE = 0.25
-"""of the token limits: what prompts and completions are taken to fill before any has been seen"""
+
+# Bytes that elementwise operators move for a token in a layer, (by hidden size, by intermediate size), and for a
+# predicted token by vocabulary. From benchmarks/roofline.py, which counts every operator of the learner;
+# tests/plan/test_speed.py holds this plan to that count.
+FORWARD_BYTES = 112, 9
+TRAINING_BYTES = {"all": (584, 4), "lora": (1046, 60)}
+LORA_FORWARD_BYTES = 418, 26
+HEAD_BYTES, HEAD_FORWARD_BYTES = 118, 53
+
+
+def expected(limit: int) -> float:
+    """Tokens that prompts or completions are taken to have before any has been seen: a quarter of a long limit, all
+    of a short one."""
+    return min(limit, max(48, limit / 4))
 
 
 def step_seconds(
     config: Config, shape: Shape, card: Card, engine: str, kv_bytes: float, completion_tokens: float
 ) -> dict[str, float]:
-    """Phase -> seconds. Rewards, evaluation and checkpoints are not planned: they are measured."""
-    prompt = EXPECTED_SHARE * config.rollout.max_prompt_tokens
+    """Phase -> seconds. Evaluation is spread over all steps; checkpoints are not planned."""
+    completions, prompt = config.rollout.problems * config.rollout.group, expected(config.rollout.max_prompt_tokens)
+
+    def sampling(count: float) -> float:
+        return _rollout(config, shape, card, engine, kv_bytes, count, prompt, completion_tokens)
+
+    evaluated = _evaluated(config)
     return {
-        "rollout": _rollout(config, shape, card, engine, kv_bytes, prompt, completion_tokens),
+        "rollout": sampling(completions),
+        "reward": completions * HOST_COMPLETION,
         "learn": _learn(config, shape, card, prompt, completion_tokens),
-        "sync": _sync(config, shape, card, engine),
+        "sync": 0.0 if engine == "torch" else 4 * _weights(shape, card) / card.bandwidth,
+        "eval": sampling(evaluated) * (config.steps // config.eval.every + 1) / config.steps if evaluated else 0.0,
     }
 
 
-def _rollout(config, shape, card, engine, kv_bytes, prompt, tokens) -> float:
-    """Decoding reads all weights and every running sequence's KV cache for one token of each."""
-    completions = config.rollout.problems * config.rollout.group
-    running = min(running_sequences(config), max(1, kv_bytes // (shape.kv_bytes * (prompt + tokens))))
-    weights = shape.parameters * (4 if card.is_cpu else 2)
-    read = (weights + running * (prompt + tokens / 2) * shape.kv_bytes) / (card.bandwidth * BANDWIDTH_EFFICIENCY)
-    pairs = running * (prompt + tokens / 2)
-    compute = forward_flops(shape.config, running, pairs) / (card.flops * DECODE_EFFICIENCY)
-    least = CPU_LAYER * shape.text.num_hidden_layers if card.is_cpu else GPU_STEP[engine]
-    return completions * tokens / running * (max(read, compute) + least)
+def _weights(shape: Shape, card: Card) -> float:
+    """Bytes in compute precision."""
+    return shape.parameters * (4 if card.is_cpu else 2)
+
+
+def _evaluated(config: Config) -> int:
+    """Completions of one evaluation of the curve."""
+    if not config.eval.every:
+        return 0
+    ways = 1 if config.eval.sampling == "greedy" else 2
+    return ways * sum(min(config.eval.limit or rows, rows) for rows in map(_rows, names(config.eval.data)))
+
+
+def _rows(name: str) -> int:
+    """Of a data file, without fetching it: as published, else as it lies here."""
+    if not Path(name).is_file():
+        source = SOURCES.get(Path(name).stem)
+        return source.rows if source else ROWS_UNKNOWN
+    if Path(name).suffix == ".parquet":
+        return pyarrow.parquet.read_metadata(name).num_rows
+    return Path(name).read_bytes().count(b"\n")
+
+
+def _rollout(config, shape, card, engine, kv_bytes, completions, prompt, tokens) -> float:
+    """Decoding reads all weights, the running sequences' KV cache and their logits for one token of each. At the end
+    the longest completions run on alone."""
+    operations, bandwidth = (
+        share * rate for share, rate in zip(DECODE_SHARES, (card.flops, card.bandwidth), strict=True)
+    )
+    most = max(1, kv_bytes // (shape.kv_bytes * (prompt + tokens)))
+    running = min(running_sequences(config), most, completions)
+
+    def step(count: float) -> float:
+        seen = count * (prompt + tokens / 2)
+        logits = 2 * 4 * SAMPLER_PASSES * count * shape.text.vocab_size
+        read = (_weights(shape, card) + seen * shape.kv_bytes + logits) / bandwidth
+        compute = forward_flops(shape.config, count, seen) / operations
+        least = CPU_LAYER * shape.text.num_hidden_layers if card.is_cpu else DECODE_STEP[engine]
+        return max(read, compute, count * HOST_TOKEN[engine]) + least
+
+    tail = config.rollout.max_new_tokens - tokens
+    return completions * tokens / running * step(running) + max(0.0, tail) * step(1)
 
 
 def _learn(config, shape, card, prompt, tokens) -> float:
-    """Forward and backward over every completion; checkpointing, reference and old logprobs add forward passes."""
-    o, completions = config.learner, config.rollout.problems * config.rollout.group
-    predicted = int(completions * tokens)
+    """Matrix products at the rate the card keeps up, and what elementwise operators move at its bandwidth."""
+    o, r, lora = config.learner, config.rollout, config.policy.lora_rank > 0
+    completions = r.problems * r.group
+    predicted, packed = int(completions * tokens), int(completions * tokens + r.problems * prompt)
     pairs = completions * causal_pairs(int(tokens), int(prompt))
-    forward = forward_flops(shape.config, predicted, pairs)
-    extra = config.policy.gradient_checkpointing + (o.kl_coef > 0) + (o.minibatches_per_rollout > 1)
-    work = training_flops(shape.config, predicted, pairs, frozen=config.policy.lora_rank > 0) + extra * forward
-    batches = -(-predicted // max(o.token_budget, full_length(config)))
-    calls = batches * 3 * CPU_LAYER * shape.text.num_hidden_layers if card.is_cpu else 0
-    return work / (card.flops * LEARN_EFFICIENCY) + calls
+    again = bool(config.policy.gradient_checkpointing)
+    scored = (o.kl_coef > 0) + (o.minibatches_per_rollout - 1) / o.minibatches_per_rollout
+    head = forward_flops(shape.config, 0, 0, predicted)  # computed again in the backward pass
+    work = training_flops(shape.config, packed, pairs, predicted, frozen=lora) + head
+    work += scored * forward_flops(shape.config, packed, pairs, predicted)
+    work += again * forward_flops(shape.config, packed, pairs, 0)
+    c = shape.text
+    layer = _by_size(c, *TRAINING_BYTES["lora" if lora else "all"]) + scored * _by_size(c, *FORWARD_BYTES)
+    layer += again * _by_size(c, *(LORA_FORWARD_BYTES if lora else FORWARD_BYTES))
+    moved = packed * c.num_hidden_layers * layer
+    moved += predicted * c.vocab_size * (HEAD_BYTES + scored * HEAD_FORWARD_BYTES)
+    batches = -(-packed // max(o.token_budget, full_length(config)))
+    calls = batches * 3 * CPU_LAYER * c.num_hidden_layers if card.is_cpu else 0
+    return work / (card.flops * card.sustained) + moved / (card.bandwidth * BANDWIDTH_SHARE) + calls
 
 
-def _sync(config, shape, card, engine) -> float:
-    """The torch engine samples with the policy itself. vLLM gets a copy, and sleep moves it to the host and back."""
-    if engine == "torch":
-        return 0.0
-    weights = shape.parameters * (4 if card.is_cpu else 2)
-    moved = 2 * weights / card.host_bandwidth if config.rollout.sleep and not card.is_cpu else 0
-    return 4 * weights / card.bandwidth + moved
+def _by_size(text, hidden: float, inner: float) -> float:
+    return hidden * text.hidden_size + inner * text.intermediate_size

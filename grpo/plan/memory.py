@@ -33,11 +33,14 @@ GIB = 2**30
 CUDA_CONTEXT = int(0.6 * GIB)
 """context, cuBLAS workspaces and loaded kernels"""
 VLLM_GRAPHS = 1 * GIB
-"""CUDA graphs and buffers that stay while the engine sleeps; assumed"""
+"""CUDA graphs and buffers; assumed. They stay while the engine sleeps, and so does its table of penalties."""
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """4 bits, an 8-bit scale for each block of 64, a float32 scale for each 256 of those"""
 LOGIT_BYTES = {2: 8 + 2 + 2, 4: 8}
 """per logit of a chunk, by compute precision: two float32 buffers; in bfloat16 this chunk's gradient and the last"""
+HOST_TOKEN_BYTES = 120
+"""of the host's memory for a completion's token: its id and log-probability as Python numbers, and its place in a
+packed batch"""
 SAMPLER_BYTES = {"vllm": 16, "torch": 36}
 """per logit of the running sequences: float32 copies; the torch engine's cumulative sums are in float64"""
 
@@ -185,8 +188,21 @@ def sampler_parts(config: Config, shape: Shape, engine: str, cpu: bool, element:
     return {
         "vLLM weights": shape.parameters * element,
         "vLLM graphs": 0 if cpu else VLLM_GRAPHS,
+        "vLLM penalties": 4 * running * c.vocab_size,
         "vLLM activations": logits + batch,
     }
+
+
+def reward_model_bytes(config: Config) -> float:
+    """hybrid's reward model in bfloat16; in place of a head it has one output."""
+    shape = shape_of(config.reward.model, config.policy.trust_remote_code)
+    head = 0 if shape.text.tie_word_embeddings else shape.text.vocab_size * shape.text.hidden_size
+    return 2 * (shape.parameters - head)
+
+
+def host_bytes(config: Config) -> float:
+    """Of the host's memory for one rollout's completions, all of them at their longest."""
+    return config.rollout.problems * config.rollout.group * full_length(config) * HOST_TOKEN_BYTES
 
 
 def full_length(config: Config) -> int:

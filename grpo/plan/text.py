@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from grpo.config import MODES, typed
-from grpo.plan import Plan
-from grpo.plan.duration import EXPECTED_SHARE
+from grpo.plan import Plan, disk_parts
+from grpo.plan.duration import START, expected
 from grpo.plan.memory import GIB, full_length, running_sequences
 from grpo.run.terminal import say
 
@@ -27,7 +27,7 @@ def describe(plan: Plan) -> str:
         f"{' free' if plan.card.here else ''}",
         *mode,
         *_memory(plan),
-        *(_time(plan) if plan.fits else []),
+        *([*_time(plan), _disk(plan)] if plan.fits else []),
     ]
     return "\n".join(lines)
 
@@ -51,7 +51,7 @@ def planned_and_measured(plan: Plan) -> str:
     seconds = planned.seconds()
     numbers = {f"time/{phase}": value for phase, value in seconds.items()} | {
         "time/step": sum(seconds.values()),
-        "completion/tokens_mean": EXPECTED_SHARE * plan.config.rollout.max_new_tokens,
+        "completion/tokens_mean": expected(plan.config.rollout.max_new_tokens),
         "memory/peak_gib": max(planned.totals().values()) / GIB,
     }
     lines = [f"{'':24}{'planned':>10}{'measured':>10}"]
@@ -109,16 +109,27 @@ def _time(plan: Plan) -> list[str]:
     config, seconds = plan.config, plan.seconds()
     step = sum(seconds.values())
     full = sum(plan.seconds(config.rollout.max_new_tokens).values())
-    expected = round(EXPECTED_SHARE * config.rollout.max_new_tokens)
+    tokens = round(expected(config.rollout.max_new_tokens))
     source = "a guess" if plan.card.is_cpu else "from data sheets"
+    start = "" if plan.card.is_cpu else f", after about {length(START[plan.engine])} of start-up"
     lines = [
         f"time, {source} until steps have been timed: {length(step)} a step ({shares(plan)}), "
-        f"{length(step * config.steps)} for {config.steps} steps, with {expected} tokens a completion; "
-        f"{length(full)} a step if all run to {config.rollout.max_new_tokens}. Evaluation and rewards come on top"
+        f"{length(step * config.steps)} for {config.steps} steps, with {tokens} tokens a completion{start}; "
+        f"{length(full)} a step if all run to {config.rollout.max_new_tokens}"
     ]
     if step * config.steps > HOUR:
-        lines.append(f"an hour holds {int(HOUR / step)} of these steps")
+        lines.append(f"an hour holds {int(HOUR / step)} of these steps; --mode takes fewer and smaller ones")
     return lines
+
+
+def _disk(plan: Plan) -> str:
+    """What the run folder grows to."""
+    checkpoint, weights, completions = disk_parts(plan)
+    kept = plan.config.checkpoint.keep
+    line = f"disk: {kept} checkpoint{'s' * (kept != 1)} of {_gib(checkpoint, 2)} GiB"
+    if weights:
+        line += f", weights of the evaluated steps {_gib(weights)} GiB as far as there is room"
+    return f"{line}, completions {_gib(completions, 2)} GiB"
 
 
 def _gib(value: float, digits: int = 1) -> str:

@@ -81,8 +81,9 @@ def settle(command: Command, default_preset: str) -> tuple[Config, Path | None]:
         say("the run was started with --policy.trust_remote_code true, which has to be given again")
     kept = {"name": saved.name, "out": saved.out, "preset": saved.preset, "policy.trust_remote_code": trusted}
     wanted = changed(wanted, kept)
-    if wanted.policy.quant == "auto":  # settled at the start of the run
-        wanted = changed(wanted, {"policy.quant": saved.policy.quant})
+    for name in ("policy.quant", "policy.gradient_checkpointing"):
+        if flat(wanted)[name] == "auto":  # decided at the start of the run
+            wanted = changed(wanted, {name: flat(saved)[name]})
     check_same(saved, wanted, folder)
     return relocated(wanted, folder), folder
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from grpo.config import build
-from grpo.plan import Plan, make_plan
+from grpo.plan import Plan, disk_parts, make_plan
 from grpo.plan import check as traps
+from grpo.plan.cards import CARDS, card_named
 from grpo.plan.check import check
-from grpo.plan.duration import CARDS, card_named
 from grpo.plan.memory import GIB
 
 REPO = Path(__file__).resolve().parents[2]
@@ -157,10 +157,14 @@ def test_bitsandbytes_is_asked_for_only_where_it_is_needed(monkeypatch):
 
 
 def test_a_full_disk(monkeypatch, tmp_path):
-    """LoRA: 0.28 GiB of adapter, twice (weights and masters), and 0.55 of moments: 1.1 GiB a checkpoint, 3 of them."""
+    """LoRA: 0.28 GiB of adapter, twice (weights and masters), and 0.55 of moments: 1.1 GiB a checkpoint, 3 of them; and
+    500 x 1024 completions of 768 tokens at 1.3 bytes: 0.48 GiB. 3.78 together."""
     plan = on("l4", "l4", out=str(tmp_path / "deep" / "runs"))
-    assert traps.checkpoint_bytes(plan) == 16 * plan.shape.adapter(64)
-    for free, problems in ((3.2, 1), (3.4, 0)):
+    checkpoint, weights, completions = disk_parts(plan)
+    assert checkpoint == 16 * plan.shape.adapter(64)
+    assert weights == 4 * plan.shape.adapter(64) * (500 // 20 - 2)  # evaluated and saved every 20 steps, 2 are whole
+    assert completions == 500 * 1024 * 768 * 1.3
+    for free, problems in ((3.7, 1), (3.85, 0)):
         monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: Usage(100 * GIB, 0, free * GIB))
         assert len(traps.disk_problems(plan)) == problems
 
@@ -168,7 +172,7 @@ def test_a_full_disk(monkeypatch, tmp_path):
 def test_a_checkpoint_of_all_weights():
     """bf16 weights 2 + masters 4 + moments 8 bytes a parameter."""
     h100 = on("h100", "h100")
-    assert traps.checkpoint_bytes(h100) == 14 * h100.shape.parameters
+    assert disk_parts(h100)[0] == 14 * h100.shape.parameters
 
 
 def test_lora_with_a_rate_for_all_weights():

@@ -14,8 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 
 import train
 from grpo.config import PRESETS, build, flat
-from grpo.plan import check, check_fits, make_plan, resolve_quant
-from grpo.plan.duration import card_named
+from grpo.plan import check, check_fits, decide, make_plan
+from grpo.plan.cards import card_named
 from grpo.plan.text import describe
 from grpo.settings import Config
 from rewards import check_ground_truths
@@ -40,7 +40,7 @@ SAME = {
     "learner.grad_clip": 1.0,
     "learner.weight_decay": 0.01,
     "learner.skip_zero_variance": False,
-    "policy.gradient_checkpointing": True,
+    "policy.gradient_checkpointing": "auto",
     "policy.dtype": "auto",
     "reward.alpha": 1.0,
     "reward.beta": 0.5,
@@ -99,7 +99,7 @@ CARDS_OF = {
 
 @pytest.mark.parametrize(("preset", "card"), CARDS_OF.items())
 def test_it_fits_its_card_and_its_model(preset, card):
-    config, _ = resolve_quant(build(preset, {}), card_named(card))
+    config, _ = decide(build(preset, {}), card_named(card))
     plan = make_plan(config, card_named(card))
     check_fits(plan)
     assert check.settings_problems(plan) == []  # the lengths are within the model's context
@@ -144,7 +144,10 @@ def test_two_steps_on_the_real_pi1_rows(preset, data_dir, tmp_path, capsys):
     folder = tmp_path / "smoke"
 
     resolved = flat(Config.model_validate(yaml.safe_load((folder / "config.yaml").read_text())))
-    expected = flat(build(preset, options)) | {"policy.quant": "none"}  # auto is decided by the plan
+    expected = flat(build(preset, options)) | {
+        "policy.quant": "none",
+        "policy.gradient_checkpointing": False,
+    }  # decided by the plan
     assert resolved == expected
 
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
