@@ -51,9 +51,9 @@ RENAMED = {
 WEIGHTS = ("reward.alpha", "reward.beta", "reward.gamma")
 
 MODES = {
-    "ultra-quick": {"steps": 1, "rollout.problems": 4, "rollout.group": 4},
-    "quick": {"steps": 15, "rollout.problems": 8, "rollout.group": 8},
-    "dry-run": {"steps": 58, "rollout.problems": 16, "rollout.group": 8},
+    "ultra-quick": {"steps": 1, "rollout.problems": 4, "rollout.group": 4, "eval.limit": 16},
+    "quick": {"steps": 15, "rollout.problems": 8, "rollout.group": 8, "eval.limit": 32},
+    "dry-run": {"steps": 58, "rollout.problems": 16, "rollout.group": 8, "eval.limit": 128},
     "full": {},
 }
 """What a mode leaves of a preset, at most."""
@@ -68,7 +68,7 @@ def build(preset: str | None, overrides: dict[str, str]) -> Config:
     config = parse({}, _preset(preset)) if preset is not None else Config()
     values = flat(config)
     limits = MODES.get(overrides.get("mode", config.mode), {})  # of a mode that does not exist the check will tell
-    return overridden(config, {name: min(limit, values[name]) for name, limit in limits.items()} | overrides)
+    return overridden(config, {name: min(limit, values[name] or limit) for name, limit in limits.items()} | overrides)
 
 
 def overridden(config: Config, overrides: dict[str, Any]) -> Config:
