@@ -6,6 +6,7 @@ Nothing of these files is kept in the repository. `obtain` looks in a folder of 
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
 import os
@@ -50,67 +51,14 @@ class Source:
         return self.path.rpartition("/")[2] if self.use == "train" else f"eval/{self.name}/test.jsonl"
 
 
-def _train(name: str, rows: int, size: int, sha256: str, about: str) -> Source:
-    return Source(name, "train", rows, f"data/train/one_shot_rlvr/{name}.parquet", size, sha256, about)
+def _table() -> dict[str, Source]:
+    with Path(__file__).with_suffix(".csv").open(encoding="utf-8", newline="") as file:
+        rows = [row | {"rows": int(row["rows"]), "size": int(row["size"])} for row in csv.DictReader(file)]
+    return {row["name"]: Source(**row) for row in rows}
 
 
-def _eval(name: str, rows: int, size: int, sha256: str, about: str) -> Source:
-    return Source(name, "eval", rows, f"Qwen2.5-Eval/evaluation/data/{name}/test.jsonl", size, sha256, about)
-
-
-_128 = "one problem, 128 copies"
-SOURCES: dict[str, Source] = {
-    source.name: source
-    for source in (
-        _train("pi1_r128", 128, 6732, "75a7a6eec9da7ce6951b8e7ad039d70cd76f17511fe33deff3baacdc0f1cceea", _128),
-        _train("pi2_r128", 128, 5428, "3e29a9aac32c9a667f056a9630378a08dfab170bd4aa468b6d6a7366fc0220ce", _128),
-        _train("pi13_r128", 128, 6307, "34477e27e811ff9df032044d5701e722477124faf4c5b4d9db57d290fc435750", _128),
-        _train("pi1209_r128", 128, 6973, "e4f8c4a529bdf8d12d205bc89e3b62211b880bfe95f729173c737b62d482eb07", _128),
-        _train(
-            "dsr_sub",
-            1209,
-            208112,
-            "bce5945e5666d5b82f1554b0a18203a88a0209f82fa724e5bfdfc17cc9a1aea6",
-            "the pool that pi1..pi1209 are ranked in",
-        ),
-        _eval(
-            "math500",
-            500,
-            446564,
-            "35dc41080a3680858b27fa7e0533d2d547825316fc5dafe5d316f4ccc5a06132",
-            "500 problems of the MATH test set",
-        ),
-        _eval(
-            "aime24",
-            30,
-            156944,
-            "af2b8bd2aa911b6333ad0df32f3ca05c7ae8ed10f1731f4372c8ae26990bf7ac",
-            "AIME I and II 2024",
-        ),
-        _eval(
-            "aime25",
-            30,
-            12019,
-            "4613b7d3b5346f007625969f4380d932d6a2618fdcc9b89e5d39c7fbddc074b8",
-            "AIME I and II 2025",
-        ),
-        _eval("amc23", 40, 27631, "43707e1ca784602d8479de24ee8ce36609dbebc46dd152b0b12a46611aa898a4", "AMC 12 2023"),
-        _eval(
-            "minerva_math",
-            272,
-            247267,
-            "0e656b430d3a0a1dab6aa853f453ba3805e28e2cabe4fc72486a897cc09d8ba2",
-            "undergraduate science and maths",
-        ),
-        _eval(
-            "olympiadbench",
-            675,
-            1493870,
-            "bb8c1e38a16ea9eacb77530315a674d883f267fbff79183effc53681b4fcc416",
-            "OlympiadBench, English, text only, maths",
-        ),
-    )
-}
+SOURCES = _table()
+"""By name; the table is sources.csv."""
 
 
 def cache_folder() -> Path:

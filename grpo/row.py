@@ -40,8 +40,10 @@ def read_row(row: Row | str, system: str, columns: tuple[str | None, str | None]
     else:
         text = truth if isinstance(truth, str) else json.dumps(truth, default=str)
     for content in (text, *(message["content"] for message in chat)):
-        if any("\ud800" <= character <= "\udfff" for character in content):
-            raise ValueError("it holds half a character (a lone surrogate such as \\ud800)")
+        try:
+            content.encode()
+        except UnicodeEncodeError:
+            raise ValueError("it holds half a character (a lone surrogate such as \\ud800)") from None
     return Said(chat, text, extra)
 
 

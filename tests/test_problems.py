@@ -98,6 +98,12 @@ def read(path, tokenizer, template="plain", longest=150, **options):
     return read_problems(path, tokenizer, template, longest, **options)
 
 
+def test_the_pool_of_the_paper_loses_four_rows(data_dir):
+    """One has no ground truth; one is a division sign, one a list of number bases, one was cut off."""
+    problems, bad = read_problems(data_dir / "dsr_sub.parquet", None, "plain", 2000)
+    assert (len(problems), len(bad)) == (1205, 4)
+
+
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
