@@ -22,6 +22,7 @@ import torch
 import yaml
 from tqdm import tqdm
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from grpo.config import Config, PolicyConfig, parse
 from grpo.errors import UserError, printable
@@ -147,6 +148,7 @@ def open_policy(target: Target, device: torch.device) -> Policy:
     A run with a 4-bit base is evaluated on the base in full precision, as its adapter would be deployed. Raises
     UserError for weights that are not finite: they would sample noise and score like a bad model.
     """
+    disable_progress_bar()  # an evaluation has one of its own
     model, _ = load_model(target.base, sampling_dtype(device), device, PolicyConfig())
     if target.base != target.path:
         from peft import PeftModel

@@ -103,7 +103,7 @@ def test_a_row_of_the_six_without_question_or_answer_is_named(tmp_path):
     with pytest.raises(UserError, match=r"line 2 has no answer; its fields are problem, solution"):
         list(benchmarks.read_benchmark(path))
     path.write_text('{"answer": "4"}\n')
-    with pytest.raises(UserError, match=r"row 0 has no question or problem"):
+    with pytest.raises(UserError, match=r"line 1 has no question or problem"):
         list(benchmarks.read_benchmark(path))
 
 

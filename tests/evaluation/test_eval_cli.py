@@ -262,7 +262,10 @@ BAD = {
     "unknown benchmark": (["--bench", "math501", "--model", "TINY"], "'math501' is no benchmark; there are math500"),
     "missing file": (["--bench", "nowhere.jsonl", "--model", "TINY"], "nowhere.jsonl"),
     "corrupt file": (["--bench", "BROKEN", "--model", "TINY"], "broken.parquet"),
-    "no answer": (["--bench", "NO_ANSWER", "--model", "TINY"], "row 1 has no ground truth"),
+    "no answer": (
+        ["--bench", "NO_ANSWER", "--model", "TINY"],
+        "rows.jsonl: 1 of 2 rows cannot be used (line 2: no ground truth",
+    ),
     "no model": (["--bench", "aime24", "--model", "./nowhere"], "there is no such folder"),
     "no tokenizer": (["--bench", "arithmetic", "--model", "NO_TOKENIZER"], "tokenizer"),
     "context": (

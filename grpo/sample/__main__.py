@@ -1,0 +1,136 @@
+"""Talk to what was trained: `python -m grpo.sample runs/NAME "567+876=?"` prints its completions beside the base's."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
+from contextlib import closing
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from grpo.config import parse as parse_settings
+from grpo.config import read_yaml
+from grpo.errors import UserError, answer_early, printable
+
+if TYPE_CHECKING:
+    from rewards import Score
+
+GREEN, RED, BOLD, PLAIN = "\x1b[32m", "\x1b[31m", "\x1b[1m", "\x1b[0m"
+RANGES = {"n": (1, 1000), "temperature": (0, 10), "max_new_tokens": (1, 10**6), "seed": (0, 2**31 - 1)}
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    cli = argparse.ArgumentParser(prog="python -m grpo.sample", description=__doc__, allow_abbrev=False)
+    cli.add_argument("run", help="a run's folder: its base and its newest checkpoint; or one model's folder or id")
+    cli.add_argument("question", help="what the user says; the run's own system message stands before it")
+    cli.add_argument("--truth", help="the right answer: with it all signals are shown, without it the format alone")
+    cli.add_argument("--n", type=int, default=4, help="completions [4]")
+    cli.add_argument("--temperature", type=float, default=1.0, help="0 is greedy [1]")
+    cli.add_argument("--max-new-tokens", type=int, help="a longer completion is cut [the run's, else 512]")
+    cli.add_argument("--prompt", help="system message: a name from prompts/ or a text file [the run's, else plain]")
+    cli.add_argument("--engine", choices=["auto", "torch", "vllm"], default="torch", help="[torch]")
+    cli.add_argument("--seed", type=int, default=0)
+    args = cli.parse_args([word.replace("_", "-") if word.startswith("--") else word for word in argv])
+    for name, (least, most) in RANGES.items():
+        value = getattr(args, name)
+        if value is not None and not least <= value <= most:  # nan is not, either
+            raise UserError(f"--{name.replace('_', '-')} is {value}; it must be from {least} to {most}")
+    return args
+
+
+def sample(args: argparse.Namespace) -> str:
+    """Base and trained model, each with its completions, as a page of text. UserError where one cannot be loaded."""
+    import torch
+
+    from grpo.chat import render
+    from grpo.evaluation.evaluate import of_run, open_policy, single
+    from grpo.problems import prompt_text
+    from grpo.rollout import Sampling, make_engine
+    from grpo.types import Request
+    from rewards import make_reward
+
+    settings = read_yaml(Path(args.run) / "config.yaml") if (Path(args.run) / "config.yaml").is_file() else {}
+    targets = of_run(args.run) if settings else [single(args.run)]
+    targets = targets if len(targets) == 1 else [targets[0], targets[-1]]
+    longest = args.max_new_tokens or settings.get("rollout", {}).get("max_new_tokens", 512)
+    system = prompt_text(args.prompt or targets[-1].prompt or "plain")
+    chat = [{"role": "system", "content": system}] if system else []
+    chat.append({"role": "user", "content": args.question})
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    verifier = settings.get("reward", {}).get("verifier", "box")
+    engine, blocks = None, []
+    with closing(make_reward("multi_signal", verifier=verifier)) as reward:
+        for target in targets:
+            policy = open_policy(target, device)
+            tokenizer = policy.tokenizer
+            ids = tuple(tokenizer(render(tokenizer, chat), add_special_tokens=False)["input_ids"])
+            if engine is None:
+                rollout = {"engine": args.engine, "max_new_tokens": longest, "max_prompt_tokens": len(ids)}
+                engine = make_engine(parse_settings({"model": target.base, "rollout": rollout}), device)
+            engine.sync(policy)
+            request = Request(ids, args.n if args.temperature else 1, args.seed)
+            (completions,) = engine.generate([request], Sampling(longest, args.temperature))
+            texts = [tokenizer.decode(completion.ids, skip_special_tokens=True) for completion in completions]
+            scores = reward.score_batch(texts, [args.truth or "0"] * len(texts))
+            lengths = [(len(completion.ids), completion.finish_reason) for completion in completions]
+            blocks.append((target.label, list(zip(texts, scores, lengths, strict=True))))
+        engine.close()
+    return side_by_side(blocks, args.truth is not None, shutil.get_terminal_size().columns, coloured())
+
+
+def side_by_side(
+    blocks: Sequence[tuple[str, Sequence[tuple[str, Score, tuple[int, str]]]]], graded: bool, width: int, colour: bool
+) -> str:
+    """A column a model: its completions one below the other, each with its signals. Nothing in them is obeyed."""
+    width = max(30, (width - 3 * (len(blocks) - 1)) // len(blocks))
+    lines = [_joined([_painted(label[:width].ljust(width), BOLD, colour) for label, _ in blocks])]
+    for row in zip(*(completions for _, completions in blocks), strict=True):
+        cells = [_cell(text, score, length, graded, width, colour) for text, score, length in row]
+        lines += [_joined(line) for line in zip_longest(*cells, fillvalue=" " * width)]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _cell(text: str, score: Score, length: tuple[int, str], graded: bool, width: int, colour: bool) -> list[str]:
+    """The completion, how long it was, and its signals: green or red."""
+    rows = printable(text).expandtabs(4).split("\n")
+    lines = [line.ljust(width) for row in rows for line in textwrap.wrap(row, width, drop_whitespace=False) or [""]]
+    shown = score.signals if graded else {"format": score.signals["format"]}
+    words = {f"{name} {value:g}": GREEN if value > 0 else RED for name, value in shown.items()}
+    room = " " * (width - len(" ".join(words)))
+    tokens, ended = length
+    lines.append(f"({tokens} tokens{', cut' if ended == 'length' else ''})".ljust(width))
+    lines.append(" ".join(_painted(word, shade, colour) for word, shade in words.items()) + room)
+    return lines
+
+
+def _painted(text: str, shade: str, colour: bool) -> str:
+    return f"{shade}{text}{PLAIN}" if colour else text
+
+
+def _joined(cells: Sequence[str]) -> str:
+    return " | ".join(cells).rstrip()
+
+
+def coloured() -> bool:
+    """Colours for a terminal whose owner did not refuse them (no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+
+def main(argv: Sequence[str]) -> int:
+    try:
+        print(sample(parse(argv)))
+    except UserError as error:
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    answer_early(parse, sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))
