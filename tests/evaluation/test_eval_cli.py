@@ -266,7 +266,7 @@ BAD = {
         ["--bench", "NO_ANSWER", "--model", "TINY"],
         "rows.jsonl: 1 of 2 rows cannot be used (line 2: no ground truth",
     ),
-    "no model": (["--bench", "aime24", "--model", "./nowhere"], "there is no such folder"),
+    "no model": (["--bench", "aime24", "--model", "./nowhere"], "there is no folder ./nowhere"),
     "no tokenizer": (["--bench", "arithmetic", "--model", "NO_TOKENIZER"], "tokenizer"),
     "context": (
         ["--bench", "arithmetic", "--model", "TINY", "--max-new-tokens", "5000", "--limit", "1"],
