@@ -13,6 +13,9 @@ equal: its deviations are 0, and 0 / (0 + 1e-6) is 0, so that nothing is learned
 For example, the rewards 1, 0, 0, 0 have mean 1/4. The squared deviations are 9/16, 1/16, 1/16, 1/16, together 3/4.
 Divided by n - 1 = 3 this is 1/4, so the standard deviation is 1/2, and the advantages are 1.5, -0.5, -0.5, -0.5.
 
+In PyTorch, `mean` and `std` along a row drop that dimension: [groups, n] becomes [groups]. With `keepdim=True` they
+give [groups, 1], a column that lines up with the rows.
+
 In the repository: grpo/advantage.py, group_advantages.
 """
 

@@ -90,14 +90,16 @@ def test_the_reward_reads_the_last_box_and_the_layout(text: str, expected: float
 
 
 def test_it_learns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    """12 steps at three times the rate: 20% to 61% of 100 sums when it was written; one standard error is 5."""
+    """8 steps at five times the rate with half the completions. When written: sampled 30% to 51%, greedy 3% to 83%."""
     monkeypatch.chdir(REPO)
-    monkeypatch.setattr(minimal, "LEARNING_RATE", 3e-4)
-    (before, _), (after, _) = minimal.main(steps=12, held_out=100)
-    assert after > before + 20
+    monkeypatch.setattr(minimal, "LEARNING_RATE", 5e-4)
+    monkeypatch.setattr(minimal, "QUESTIONS", 8)
+    (sampled, greedy), (sampled_after, greedy_after) = minimal.main(steps=8, held_out=150)
+    assert sampled_after > sampled + 8  # one standard error of a share of 150 is 4
+    assert greedy_after > greedy + 40
     rewards = [float(r) for r in re.findall(r"reward (\d\.\d\d)", capsys.readouterr().out)]
-    assert len(rewards) == 12
-    assert sum(rewards[-3:]) > sum(rewards[:3]) + 0.5
+    assert len(rewards) == 8
+    assert sum(rewards[-3:]) > sum(rewards[:3]) + 0.4
 
 
 def test_it_stays_minimal():
