@@ -12,7 +12,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m data", description=__doc__)
     parser.add_argument("what", choices=["list", "fetch", "verify"])
     parser.add_argument("names", nargs="*", metavar="NAME", help="data sets; all of them when none is named")
-    parser.add_argument("--data-dir", help="a folder that holds the files already (default: $GRPO_DATA_DIR)")
+    parser.add_argument(
+        "--data-dir", "--data_dir", help="a folder that holds the files already (default: $GRPO_DATA_DIR)"
+    )
     args = parser.parse_args(argv)
     try:
         sources = [find_source(name) for name in args.names] or list(SOURCES.values())

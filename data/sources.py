@@ -6,9 +6,10 @@ Nothing of these files is kept in the repository. `obtain` looks in a folder of 
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import errno
 import hashlib
+import itertools
 import os
 import socket
 import time
@@ -18,14 +19,11 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
-from tqdm import tqdm
-
 REPOSITORY = "ypwang61/One-Shot-RLVR"
 COMMIT = "21ed529ec90002597c92aee957af1dd8166bb66c"
 LICENCE = "Apache-2.0"
 RAW = f"https://raw.githubusercontent.com/{REPOSITORY}/{COMMIT}"
 ATTEMPTS = 4
-CHUNK = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +103,7 @@ def _from_folder(source: Source, folder: Path) -> Path:
 
 
 def _checked(source: Source, path: Path, advice: str) -> Path:
-    found = _sha256(path)
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != source.sha256:
         raise ValueError(
             f"{source.name}: {path} is not the file of the table (sha256 {found[:12]}..., "
@@ -114,83 +112,39 @@ def _checked(source: Source, path: Path, advice: str) -> Path:
     return path
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def download(source: Source, target: Path, *, url: str | None = None, pause_s: float = 1.0) -> Path:
-    """Fetches to `target` + ".part", goes on where a cut connection stopped, verifies, and only then renames."""
+    """Fetches the file (1.5 MB at most), verifies it, and only then puts it in its place."""
     url = url or source.url
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(target.name + ".part")
-    problem: Exception | None = None
-    for attempt in range(ATTEMPTS):
-        if attempt:
-            time.sleep(pause_s * 2 ** (attempt - 1))
-        try:
-            if _fetch_rest(url, part, source) >= source.size:
-                break
-            problem = ConnectionError(f"cut after {part.stat().st_size} of {source.size} bytes")
-        except (OSError, HTTPException) as error:
-            problem = error
-            if not _worth_another_try(error):
-                raise ValueError(_by_hand(source, url, target, error)) from error
-    else:
-        raise ValueError(_by_hand(source, url, target, problem)) from problem
-    found = _sha256(part)
-    if found != source.sha256:
-        part.unlink()
+    part = target.with_name(f"{target.name}.part-{os.getpid()}")
+    try:
+        content = _fetch(url, pause_s)
+        if (found := hashlib.sha256(content).hexdigest()) != source.sha256:
+            raise ValueError(
+                f"{source.name}: {url} gave another file than the table's (sha256 {found[:12]}..., "
+                f"expected {source.sha256[:12]}...). Try again, or put the right file at {target}"
+            )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(content)
+        os.replace(part, target)
+    except (OSError, HTTPException) as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise ValueError(
-            f"{source.name}: {url} gave another file than the table's (sha256 {found[:12]}..., "
-            f"expected {source.sha256[:12]}...); it was thrown away. Try again, or put the right file at {target}"
-        )
-    os.replace(part, target)
+            f"{source.name}: could not download {url} to {target} ({error}); without network, fetch it elsewhere and "
+            f"put it there, or name the folder that holds {source.local} by --data-dir or GRPO_DATA_DIR"
+        ) from error
     return target
 
 
-def _worth_another_try(error: Exception) -> bool:
-    """A cut line or an overloaded server is; no network, a plain refusal or a disk that takes nothing is not."""
-    if isinstance(error, urllib.error.HTTPError):
-        return error.code >= 500
-    if isinstance(getattr(error, "reason", None), socket.gaierror):
-        return False
-    return getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
-
-
-def _by_hand(source: Source, url: str, target: Path, problem: Exception | None) -> str:
-    return (
-        f"{source.name}: could not download {url} to {target} ({problem}); without network, fetch it elsewhere and put "
-        f"it there, or name the folder that holds {source.local} by --data-dir or GRPO_DATA_DIR"
-    )
-
-
-def _fetch_rest(url: str, part: Path, source: Source) -> int:
-    """One request for the bytes that `part` does not hold yet; returns how many it holds then.
-
-    A server without ranges sends everything, and the file is begun anew.
-    """
-    have = part.stat().st_size if part.exists() else 0
-    if have > source.size:
-        part.unlink()
-        have = 0
-    if have == source.size:
-        return have
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    with urllib.request.urlopen(request, timeout=30) as response:
-        resumed = have and response.status == 206
-        with (
-            part.open("ab" if resumed else "wb") as file,
-            tqdm(
-                total=source.size,
-                initial=have if resumed else 0,
-                unit="B",
-                unit_scale=True,
-                desc=source.name,
-                leave=False,
-            ) as bar,
-        ):
-            while chunk := response.read(CHUNK):
-                file.write(chunk)
-                bar.update(len(chunk))
-    return part.stat().st_size
+def _fetch(url: str, pause_s: float) -> bytes:
+    """What the server sends. A cut line or an overloaded server is asked again, no network or a refusal is not."""
+    for attempt in itertools.count(1):
+        try:
+            with urllib.request.urlopen(url, timeout=30) as response:
+                return response.read()
+        except (OSError, HTTPException) as error:
+            refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
+            no_network = isinstance(getattr(error, "reason", None), socket.gaierror)
+            if refused or no_network or attempt == ATTEMPTS:
+                raise
+        time.sleep(pause_s * 2 ** (attempt - 1))
