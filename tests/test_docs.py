@@ -148,3 +148,15 @@ def test_options_named_in_the_pages_exist():
         for script, rest in re.findall(r"(train\.py|eval\.py)((?: [^\s`|&]+)+)", page.read_text()):
             for option in re.findall(r" (--[\w.-]+)", rest):
                 assert option.replace("-", "_") in known[script], f"{page.name}: {script} {option}"
+
+
+def test_options_of_other_commands_exist():
+    """`python -m MODULE --option`, `python benchmarks/FILE.py --option`: it is written in the module, or is train.py's."""
+    ours, command = options("train.py"), re.compile(r"python (?:-m ([\w.]+)|(benchmarks/\w+\.py))([^`|&\n#]*)")
+    for page in PAGES:
+        for module, file, rest in command.findall(commands(page)):
+            path = REPO / (file or module.replace(".", "/"))
+            sources = [*path.glob("*.py")] if path.is_dir() else [path.with_suffix(".py")]
+            text = "".join(source.read_text() for source in sources if source.exists())
+            for option in re.findall(r" (--[\w.-]+)", rest):
+                assert f'"{option}"' in text or option in ours, f"{page.name}: {module or file} {option}"
