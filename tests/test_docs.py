@@ -151,7 +151,7 @@ def test_options_named_in_the_pages_exist():
 
 
 def test_options_of_other_commands_exist():
-    """`python -m MODULE --option`, `python benchmarks/FILE.py --option`: it is written in the module, or is train.py's."""
+    """`python -m MODULE --option`, `python benchmarks/X.py --option`: it is in the module's text, or is train.py's."""
     ours, command = options("train.py"), re.compile(r"python (?:-m ([\w.]+)|(benchmarks/\w+\.py))([^`|&\n#]*)")
     for page in PAGES:
         for module, file, rest in command.findall(commands(page)):
