@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterator
 from functools import partial
@@ -11,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from grpo import attention, hub
+from grpo import attention, hub, lora
 from grpo.config import Config, PolicyConfig
 from grpo.errors import UserError
 from grpo.logprob import token_logprobs
@@ -42,7 +43,7 @@ class Policy:
         self.lora = config.lora_rank > 0
         # The reference of a LoRA policy is the policy with the adapter off; all weights need a frozen copy.
         self._reference = copy.deepcopy(model).requires_grad_(False) if keep_reference and not self.lora else None
-        self.model = _add_lora(model, config) if self.lora else model
+        self.model = lora.add_lora(model, config.lora_rank, config.lora_alpha) if self.lora else model
         self.model.train()
         chosen = None if config.attention == "auto" else config.attention
         self.attention_note = attention.note(self.device.type, self.dtype, chosen)
@@ -100,18 +101,29 @@ class Policy:
             hidden[batch.predictors], head, batch.targets, temperature, self.logit_chunk, with_entropy
         )
 
+    @contextlib.contextmanager
+    def sampling(self) -> Iterator[None]:
+        """For generating with the policy's own network: eval mode, and LoRA's sums made once."""
+        was_training = self.network.training
+        self.network.eval()
+        try:
+            with lora.frozen(self.network) if self.lora else contextlib.nullcontext():
+                yield
+        finally:
+            self.network.train(was_training)
+
     @torch.no_grad()
     def sampler_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(Hugging Face name, weight) of the plain model that samples as this policy does.
 
-        LoRA is merged and a 4-bit base dequantised, into fresh tensors: the policy's own are never touched. A tied head
-        comes under its own name as well, because a sampler may keep a copy of it.
+        LoRA is merged and a 4-bit base dequantised, as the policy's own passes do. A tied head comes under its own name
+        as well, because a sampler may keep a copy of it.
         """
         for name, tensor in self.network.named_parameters(remove_duplicate=False):
             if ".lora_" in name:
                 continue
             if name.endswith(".base_layer.weight"):
-                tensor = _merged(self.network.get_submodule(name.removesuffix(".base_layer.weight")))
+                tensor = lora.merged(self.network.get_submodule(name.removesuffix(".base_layer.weight")))
             yield name.replace(".base_layer", ""), tensor.detach().to(self.dtype)
 
     def save(self, folder: Path) -> None:
@@ -158,11 +170,6 @@ def load_model(
         )
     except (OSError, ValueError) as error:
         raise UserError(f"cannot load the model {name}: {_first_line(error)}") from error
-    for module in model.modules():
-        # In eval mode bitsandbytes would repack the 4-bit weights for such CPUs, for bfloat16 products only, and
-        # dequantising them afterwards gives garbage.
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
     return (model if quantization else model.to(device)), tokenizer
 
 
@@ -239,36 +246,6 @@ def fuse_norms(network: torch.nn.Module) -> None:
 
 def _rms_norm(module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
-
-
-def _add_lora(model: PreTrainedModel, config: PolicyConfig):
-    """The adapter computes in the policy's precision; the optimiser keeps its float32 masters, as for all weights."""
-    from peft import LoraConfig, get_peft_model
-
-    adapter = LoraConfig(
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=0.0,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
-    dtype = model.dtype
-    adapted = get_peft_model(model, adapter, autocast_adapter_dtype=False)
-    for parameter in adapted.parameters():
-        if parameter.requires_grad:  # on a 4-bit base PEFT makes them float32
-            parameter.data = parameter.data.to(dtype)
-    return adapted
-
-
-def _merged(layer) -> torch.Tensor:
-    """W + scaling * B A of a LoRA layer, computed in float32."""
-    base = layer.base_layer.weight
-    if getattr(base, "quant_state", None) is not None:
-        from bitsandbytes.functional import dequantize_4bit
-
-        base = dequantize_4bit(base.data, base.quant_state)
-    a, b = (matrix["default"].weight.float() for matrix in (layer.lora_A, layer.lora_B))
-    return base.float() + layer.scaling["default"] * (b @ a)
 
 
 def _first_line(error: Exception) -> str:

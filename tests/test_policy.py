@@ -184,6 +184,21 @@ def test_a_plain_model_with_the_sampler_weights_is_the_policy(tied: bool, lora: 
     assert all(torch.equal(p, before[name]) for name, p in policy.model.named_parameters()), "merging moved the base"
 
 
+@pytest.mark.parametrize("quant", ["none", "nf4"])
+def test_in_bfloat16_the_sampler_gets_the_policy_to_the_bit(folder: Path, quant: str):
+    """However small the adapter's step is: both compute with the same rounded weights."""
+    if quant == "nf4":
+        pytest.importorskip("bitsandbytes", exc_type=ImportError)
+    policy = load_policy(config(folder, dtype="bfloat16", quant=quant, **LORA), CPU)
+    plain = make_tiny_model(True, torch.bfloat16, 96)
+    for _ in range(2):
+        plain.load_state_dict(dict(policy.sampler_weights()))
+        assert torch.equal(logprobs(Policy(plain, policy.tokenizer)), logprobs(policy))
+        with policy.sampling():
+            assert torch.equal(logprobs(Policy(plain, policy.tokenizer)), logprobs(policy))
+        move(policy)
+
+
 def test_merging_rounds_once(folder: Path):
     """In bfloat16 W + s B A must be the rounded float32 sum, not a sum of rounded products."""
     policy = load_policy(config(folder, dtype="bfloat16", **LORA), CPU)
@@ -195,6 +210,33 @@ def test_merging_rounds_once(folder: Path):
     assert merged.dtype is torch.bfloat16
     # The same but for sums that fall on a rounding boundary: a unit in the last place of 1 is 2^-8 = 0.0039.
     assert (merged != exact).float().mean() < 0.01
+
+
+def test_loras_gradient_is_that_of_the_sum(folder: Path):
+    """Autograd through a plain model with the weights W + s B A; the layers' own backward pass is written by hand."""
+    policy = Policy(make_tiny_model(vocabulary=96), make_tokenizer(), PolicyConfig(**LORA))
+    move(policy)
+    found = gradients(policy)
+    plain = Policy(make_tiny_model(vocabulary=96), make_tokenizer())
+    trained = {name: p.detach().double().requires_grad_() for name, p in policy.trainable().items()}
+    weights = dict(plain.network.named_parameters())
+    for name in trained:
+        if "lora_A" in name:
+            weight = name.removeprefix("base_model.model.").replace("lora_A.default.", "")
+            product = trained[name.replace("lora_A", "lora_B")] @ trained[name]
+            weights[weight] = weights[weight].detach() + LORA["lora_alpha"] / LORA["lora_rank"] * product
+    network = plain.network
+    packed = batch()
+    hidden = torch.func.functional_call(
+        network.model,
+        {name.removeprefix("model."): w for name, w in weights.items() if name.startswith("model.")},
+        kwargs={"input_ids": packed.input_ids[None], "position_ids": packed.position_ids[None], "use_cache": False}
+        | {"segments": packed.segments},
+    ).last_hidden_state[0]
+    logits = hidden[packed.predictors] @ network.lm_head.weight.T / 0.7
+    torch.log_softmax(logits, -1).gather(-1, packed.targets[:, None]).sum().backward()
+    for name, parameter in trained.items():
+        torch.testing.assert_close(found[name].double(), parameter.grad, rtol=1e-6, atol=1e-8)
 
 
 # 4-bit base

@@ -168,13 +168,9 @@ def _layer_bytes(shape: Shape, element: int, lora: int) -> tuple[float, float]:
     hidden, inner, width = c.hidden_size, c.intermediate_size, attention_width(c)
     keys = width * c.num_key_value_heads // c.num_attention_heads
     attention = element * (2 * width + 2 * 2 * keys)  # q, out, and k, v gathered behind shared prompts
-    if not lora:
-        norms = 2 * hidden * (4 + 2 * element)
-        return norms + attention + 4 * inner * element, 1.5 * inner * element
-    # Frozen weights save no input, but their adapters do (q, k, v share one, gate and up as well; o's is attention's),
-    # and each its r-wide product.
-    products = lora * len(shape.linear) / c.num_hidden_layers
-    return 2 * hidden * (4 + element) + attention + element * (4 * inner + products), 1.5 * inner * element
+    # A norm with a weight that is not trained does not save what it multiplies that weight by.
+    norms = 2 * hidden * (4 + (1 if lora else 2) * element)
+    return norms + attention + 4 * inner * element, 1.5 * inner * element
 
 
 def sampler_parts(config: Config, shape: Shape, engine: str, cpu: bool, element: int) -> dict[str, float]:

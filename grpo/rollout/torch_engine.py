@@ -49,14 +49,9 @@ class TorchEngine:
             raise RuntimeError("the engine has no weights yet: call sync(policy) before generate")
         groups = [[Draft(r.prompt_ids, r.seed + i) for i in range(r.n)] for r in requests]
         drafts = [draft for group in groups for draft in group]
-        network = self._policy.network
-        was_training = network.training
-        network.eval()
-        try:
+        with self._policy.sampling():
             for start in range(0, len(drafts), self.max_sequences):
                 _write(self._policy, drafts[start : start + self.max_sequences], sampling, progress)
-        finally:
-            network.train(was_training)
         return [[draft.completion() for draft in group] for group in groups]
 
 

@@ -29,6 +29,7 @@ CPU_BLOCK = 32  # the smallest that vLLM's CPU attention takes; only full blocks
 CPU_KV_GIB = 1.0
 VLLM_BATCHED_TOKENS = 8192
 GIB = 2**30
+HEAD_DTYPE = "float32"  # of the logits: rounded to bfloat16 they would be another distribution than the trainer's
 
 
 class VLLMEngine:
@@ -196,6 +197,7 @@ def _start(config: Config, device: torch.device) -> Any:
             max_num_batched_tokens=max(VLLM_BATCHED_TOKENS, length),
             kv_cache_memory_bytes=_kv_bytes(config, kv_bytes(text, dtype.itemsize), device),
             logprobs_mode="processed_logprobs",
+            hf_overrides={"head_dtype": HEAD_DTYPE},
             **own,
         )
     except ValueError as error:

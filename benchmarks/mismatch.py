@@ -1,0 +1,100 @@
+"""How far sampler and trainer are apart in 16 bits, with the logits of each rounded to 16 bits or left in float32.
+
+    python benchmarks/mismatch.py --model DIR [--dtype bfloat16] [--group 4] [--tokens 64] [--json]
+
+vLLM samples completions of 16 one-digit products at temperatures 1 and 0.6, once with each head; each completion is
+scored by the trainer's network with both heads. Printed: mean and root mean square of |sampler logprob - trainer
+logprob| over all tokens. --model names a folder with a chat template.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+from benchmarks import common
+from grpo.config import Config, parse
+from grpo.packing import pack
+from grpo.policy import Policy, load_policy
+from grpo.rollout import Sampling, make_engine, vllm_engine
+from grpo.types import Completion, Request, Sample
+
+TEMPERATURES = (1.0, 0.6)
+HEADS = ("16 bits", "float32")
+
+
+def main() -> None:
+    cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cli.add_argument("--model", required=True)
+    cli.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16", help="of the weights")
+    cli.add_argument("--group", type=int, default=4, help="completions a prompt")
+    cli.add_argument("--tokens", type=int, default=64, help="completion tokens")
+    cli.add_argument("--json", action="store_true")
+    arguments = cli.parse_args()
+    rollout = {"engine": "vllm", "problems": 16, "group": arguments.group, "max_new_tokens": arguments.tokens}
+    rollout |= {"max_prompt_tokens": 64, "mismatch_limit": 1.0}
+    config = parse({"model": arguments.model, "rollout": rollout})
+    in_16_bits = config.policy.model_copy(update={"dtype": arguments.dtype})  # float16 is not offered as a setting
+    config = config.model_copy(update={"policy": in_16_bits})
+    policy = load_policy(config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    figures = {}
+    for head in HEADS:
+        figures |= measure(config, policy, head)
+    common.show(figures, arguments.json)
+
+
+def measure(config: Config, policy: Policy, vllm_head: str) -> dict[str, str]:
+    """Both trainer heads on completions that vLLM samples with one of its own."""
+    vllm_engine.HEAD_DTYPE = "model" if vllm_head == "16 bits" else "float32"
+    engine = make_engine(config, policy.device)
+    engine.sync(policy)
+    figures = {}
+    for temperature in TEMPERATURES:
+        requests = products(policy, config.rollout.group)
+        groups = engine.generate(requests, Sampling(config.rollout.max_new_tokens, temperature))
+        gaps = [gap(policy, r.prompt_ids, group, temperature) for r, group in zip(requests, groups, strict=True)]
+        for trainer_head, gap_of_head in zip(HEADS, torch.cat(gaps, 1), strict=True):
+            name = f"T {temperature}, vLLM {vllm_head}, trainer {trainer_head}"
+            mean, rms = gap_of_head.mean().item(), gap_of_head.square().mean().sqrt().item()
+            figures[name] = f"mean {mean:.4f} rms {rms:.4f}"
+    engine.close()
+    return figures
+
+
+def products(policy: Policy, group: int) -> list[Request]:
+    questions = [f"What is {a} times {b}?" for a in range(2, 6) for b in range(6, 10)]
+    texts = [
+        policy.tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
+        )
+        for question in questions
+    ]
+    return [Request(tuple(policy.tokenizer(t)["input_ids"]), group, seed=1000 * i) for i, t in enumerate(texts)]
+
+
+@torch.no_grad()
+def gap(policy: Policy, prompt: tuple[int, ...], completions: list[Completion], temperature: float) -> torch.Tensor:
+    """[2 heads, tokens] |sampler logprob - trainer logprob|, the trainer's logits in each of HEADS."""
+    samples = [Sample(prompt, c.ids, c.sampler_logprobs, advantage=0.0) for c in completions]
+    (batch,) = pack(samples, [1.0] * len(samples), sum(sample.length for sample in samples))
+    batch = batch.to(policy.device)
+    network = policy.network
+    hidden = getattr(network, network.base_model_prefix)(
+        input_ids=batch.input_ids[None],
+        position_ids=batch.position_ids[None],
+        use_cache=False,
+        segments=batch.segments,
+    ).last_hidden_state[0, batch.predictors]
+    exact = hidden.float() @ network.get_output_embeddings().weight.float().T
+    logits = torch.stack([exact.to(policy.dtype).float(), exact])
+    logp = torch.log_softmax(logits / temperature, -1)[:, torch.arange(len(hidden)), batch.targets]
+    return (logp - batch.sampler_logprobs).abs()
+
+
+if __name__ == "__main__":
+    main()
