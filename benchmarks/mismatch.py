@@ -5,11 +5,18 @@
 vLLM samples completions of 16 one-digit products at temperatures 1 and 0.6, once with each head; each completion is
 scored by the trainer's network with both heads. Printed: mean and root mean square of |sampler logprob - trainer
 logprob| over all tokens. --model names a folder with a chat template.
+
+    python benchmarks/mismatch.py --model DIR --updates 1 3 10
+
+How much of a LoRA update survives the rounding of W + s B A to bfloat16: after so many updates of preset l4 (its rank,
+alpha and rate; advantages of 1 and -1 at random) the slope of the rounded model's change in log-probability on the
+unrounded one's, and the root mean square of the rest. Only the weights are rounded; the arithmetic is float32.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import sys
 from pathlib import Path
 
@@ -18,13 +25,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from benchmarks import common
-from grpo.config import Config, parse
+from grpo import lora
+from grpo.config import Config, build, parse
+from grpo.learner import Learner
 from grpo.packing import pack
 from grpo.policy import Policy, load_policy
 from grpo.rollout import Sampling, make_engine, vllm_engine
+from grpo.rollout.torch_engine import TorchEngine
 from grpo.types import Completion, Request, Sample
 
 TEMPERATURES = (1.0, 0.6)
+DITHERED = lora.rounded
 HEADS = ("16 bits", "float32")
 
 
@@ -34,8 +45,12 @@ def main() -> None:
     cli.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16", help="of the weights")
     cli.add_argument("--group", type=int, default=4, help="completions a prompt")
     cli.add_argument("--tokens", type=int, default=64, help="completion tokens")
+    cli.add_argument("--updates", type=int, nargs="*", help="measure LoRA's rounding after so many instead")
     cli.add_argument("--json", action="store_true")
     arguments = cli.parse_args()
+    if arguments.updates:
+        common.show(lora_rounding(arguments.model, arguments.updates), arguments.json)
+        return
     rollout = {"engine": "vllm", "problems": 16, "group": arguments.group, "max_new_tokens": arguments.tokens}
     rollout |= {"max_prompt_tokens": 64, "mismatch_limit": 1.0}
     config = parse({"model": arguments.model, "rollout": rollout})
@@ -94,6 +109,50 @@ def gap(policy: Policy, prompt: tuple[int, ...], completions: list[Completion], 
     logits = torch.stack([exact.to(policy.dtype).float(), exact])
     logp = torch.log_softmax(logits / temperature, -1)[:, torch.arange(len(hidden)), batch.targets]
     return (logp - batch.sampler_logprobs).abs()
+
+
+def lora_rounding(model: str, updates: list[int]) -> dict[str, str]:
+    options = {"model": model, "policy.dtype": "float32", "policy.gradient_checkpointing": "false"}
+    config = build("l4", options | {"learner.token_budget": 4096})
+    policy = load_policy(config, torch.device("cpu"))
+    with torch.no_grad():
+        for weight in policy.network.parameters():
+            if not weight.requires_grad:
+                weight.copy_(weight.bfloat16())
+    engine = TorchEngine()
+    engine.sync(policy)
+    requests, chance = products(policy, 4)[::2], random.Random(0)
+    samples = [
+        [Sample(r.prompt_ids, c.ids, c.sampler_logprobs, chance.choice((-1.0, 1.0))) for c in group]
+        for r, group in zip(requests, engine.generate(requests, Sampling(24)), strict=True)
+    ]
+    (batch,) = pack([s for group in samples for s in group], [1.0] * 4 * len(samples), 10**9)
+    learner = Learner(policy, config.learner, temperature=1.0, max_new_tokens=24, mismatch_limit=1.0, steps=500)
+    roundings = {
+        "none": lambda exact, _: exact,
+        "to nearest": lambda exact, _: exact.bfloat16().float(),
+        "dithered": lambda exact, _: DITHERED(exact, torch.bfloat16).float(),
+    }
+
+    @torch.no_grad()
+    def logprobs(rounding: str) -> torch.Tensor:
+        lora.rounded = roundings[rounding]
+        with policy.sampling():
+            found = policy.logprobs(batch, 1.0)[0].double()
+        lora.rounded = roundings["none"]
+        return found
+
+    start, figures = logprobs("none"), {}
+    for update in range(1, max(updates) + 1):
+        learner.update(samples)
+        wanted = logprobs("none") - start
+        for rounding in roundings if update in updates else ():
+            change = logprobs(rounding) - start
+            slope = (change @ wanted / (wanted @ wanted)).item()
+            rest = (change - slope * wanted).square().mean().sqrt().item()
+            figures[f"{update} updates, rounded {rounding}"] = f"slope {slope:.3f} rest {rest:.4f}"
+            print(f"{update} {rounding} {figures[f'{update} updates, rounded {rounding}']}", flush=True)
+    return figures
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 The usual layer computes x W and s (x A) B apart, while a sampler gets the sum as one matrix. In bfloat16 the two are
 different models: a small step of the adapter moves the first and is lost in the rounding of the second. Here both
-compute with the rounded sum. Its gradient is taken as if there were no rounding, so that A and B, which are float32,
-collect small steps until they show, as the master weights of full fine-tuning do.
+compute with the rounded sum, and the rounding is dithered: every weight has its own threshold, fixed and uniform, so
+that of a step of a hundredth of a unit in the last place one weight in a hundred moves a whole unit. Over a row of
+weights the step arrives, as rounding to nearest would let it do only once it had grown to half a unit.
 
 It is also less work: one matrix product forward instead of three, none of it in float32, and only x is kept for the
 backward pass. The sum is made anew in every pass, which costs rank / tokens of the layer's own product.
@@ -36,16 +37,49 @@ def add_lora(model: PreTrainedModel, rank: int, alpha: float) -> PeftModel:
 @torch.no_grad()
 def merged(layer: LoraLayer) -> torch.Tensor:
     """[out, in] W + s B A in W's precision; W alone while the adapter is switched off. A 4-bit W is dequantised."""
-    base = layer.base_layer.weight
-    if getattr(base, "quant_state", None) is not None:
-        from bitsandbytes.functional import dequantize_4bit
+    base = _base(layer)
+    return base if layer.disable_adapters else rounded(_sum(layer, base), base.dtype)
 
-        base = dequantize_4bit(base.data, base.quant_state)
-    if layer.disable_adapters:
-        return base
+
+@torch.no_grad()
+def arrived(model: torch.nn.Module) -> float:
+    """The share of the adapter's change that is in the rounded weights: <W' - W, s B A> / |s B A|^2."""
+    moved = wanted = 0.0
+    for layer in _layers(model):
+        base = _base(layer)
+        exact = _sum(layer, base)
+        change, exact = rounded(exact, base.dtype) - base.to(exact.dtype), exact - base
+        moved += (change * exact).sum()
+        wanted += exact.square().sum()
+    return float(moved / wanted) if wanted > 0 else 1.0
+
+
+def rounded(exact: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """[rows, columns] in `dtype`. To bfloat16 by a fixed dither: a number between two neighbours goes to each with the
+    probability that makes the mean right, and one that bfloat16 has stays what it is."""
+    if dtype is not torch.bfloat16:
+        return exact.to(dtype)
+    # A bfloat16 number is the first 16 bits of a float32 one. The upper bits of products of random numbers are the
+    # thresholds: the same on every device, and none of them has to be stored.
+    generator = torch.Generator().manual_seed(0)
+    row, column = (torch.randint(2**31, (n,), generator=generator, dtype=torch.int32) | 1 for n in exact.shape)
+    threshold = (row[:, None].to(exact.device) * column.to(exact.device)) >> 16 & 0xFFFF
+    return (exact.view(torch.int32) + threshold & -0x10000).view(torch.float32).to(dtype)
+
+
+def _base(layer: LoraLayer) -> torch.Tensor:
+    weight = layer.base_layer.weight
+    if getattr(weight, "quant_state", None) is None:
+        return weight
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(weight.data, weight.quant_state)
+
+
+def _sum(layer: LoraLayer, base: torch.Tensor) -> torch.Tensor:
     a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
-    exact = torch.promote_types(base.dtype, a.dtype)
-    return torch.addmm(base.to(exact), b.to(exact), a.to(exact), alpha=layer.scaling[ADAPTER]).to(base.dtype)
+    dtype = torch.promote_types(base.dtype, a.dtype)
+    return torch.addmm(base.to(dtype), b.to(dtype), a.to(dtype), alpha=layer.scaling[ADAPTER])
 
 
 @contextlib.contextmanager
@@ -72,7 +106,7 @@ def _forward(layer: LoraLayer, x: torch.Tensor) -> torch.Tensor:
 
 
 class _MergedLinear(torch.autograd.Function):
-    """y = x W'^T + bias with W' = round(W + s B A); the gradient passes the rounding unchanged:
+    """y = x W'^T + bias with W' = rounded(W + s B A), whose gradient is taken as that of the sum:
 
     dx = dy W'    dB = s dy^T (x A^T)    dA = s (dy B)^T x
     """

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from data.tiny_base import make_tokenizer
-from grpo import attention
+from grpo import attention, lora
 from grpo.config import Config, PolicyConfig, build, parse
 from grpo.errors import UserError
 from grpo.packing import Batch, pack
@@ -199,17 +199,31 @@ def test_in_bfloat16_the_sampler_gets_the_policy_to_the_bit(folder: Path, quant:
         move(policy)
 
 
-def test_merging_rounds_once(folder: Path):
-    """In bfloat16 W + s B A must be the rounded float32 sum, not a sum of rounded products."""
+def test_a_small_step_arrives_in_bfloat16(folder: Path):
+    """Rounded to nearest, a step of a hundredth of half a unit in the last place would move nothing at all."""
+    weight = torch.randn(512, 512, generator=torch.Generator().manual_seed(0)).bfloat16()
+    unit = 2.0 ** (weight.float().abs().log2().floor() - 7)  # bfloat16 has 7 bits behind the first
+    for share in (0.005, 0.3, 0.9):
+        step = share * unit * torch.where(torch.rand(512, 512) < 0.5, 1, -1)
+        moved = lora.rounded(weight.float() + step, torch.bfloat16).float() - weight.float()
+        # The moves are 0 or one unit, with probability `share`: over 2^18 weights the mean of moved / unit has a
+        # standard error of sqrt(share (1 - share)) / 2^9, in a row of 512 of 23 times that.
+        along = moved / unit * step.sign()
+        error = (share * (1 - share)) ** 0.5
+        assert abs(along.mean().item() - share) < 4 * error / 2**9
+        assert abs(along.mean(1).std().item() / (error / 512**0.5) - 1) < 0.2, "rows err independently"
+        assert abs(along.mean(0).std().item() / (error / 512**0.5) - 1) < 0.2, "and columns"
+    assert torch.equal(lora.rounded(weight.float(), torch.bfloat16), weight)
+
+
+def test_the_share_that_arrived_is_measured(folder: Path):
     policy = load_policy(config(folder, dtype="bfloat16", **LORA), CPU)
-    move(policy)
-    layer = policy.network.model.layers[0].self_attn.q_proj
-    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-    exact = (layer.base_layer.weight.double() + 8 / 4 * b.double() @ a.double()).bfloat16()
-    merged = dict(policy.sampler_weights())["model.layers.0.self_attn.q_proj.weight"]
-    assert merged.dtype is torch.bfloat16
-    # The same but for sums that fall on a rounding boundary: a unit in the last place of 1 is 2^-8 = 0.0039.
-    assert (merged != exact).float().mean() < 0.01
+    assert lora.arrived(policy.model) == 1.0, "nothing had to"
+    with torch.no_grad():
+        for name, parameter in policy.trainable().items():
+            parameter += 3e-3 * torch.randn_like(parameter) * ("lora_B" in name)
+    assert lora.arrived(policy.model) == pytest.approx(1.0, abs=0.2)  # 5,120 weights, of which few moved
+    assert lora.arrived(load_policy(config(folder, **LORA), CPU).model) == 1.0
 
 
 def test_loras_gradient_is_that_of_the_sum(folder: Path):
