@@ -23,6 +23,8 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 ADAPTER = "default"
+GOLDEN = 40503  # 2^16 times 0.618, odd
+ROW_SHIFT = 37
 
 
 def add_lora(model: PreTrainedModel, rank: int, alpha: float) -> PeftModel:
@@ -59,12 +61,13 @@ def rounded(exact: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     probability that makes the mean right, and one that bfloat16 has stays what it is."""
     if dtype is not torch.bfloat16:
         return exact.to(dtype)
-    # A bfloat16 number is the first 16 bits of a float32 one. The upper bits of products of random numbers are the
-    # thresholds: the same on every device, and none of them has to be stored.
-    generator = torch.Generator().manual_seed(0)
-    row, column = (torch.randint(2**31, (n,), generator=generator, dtype=torch.int32) | 1 for n in exact.shape)
-    threshold = (row[:, None].to(exact.device) * column.to(exact.device)) >> 16 & 0xFFFF
-    return (exact.view(torch.int32) + threshold & -0x10000).view(torch.float32).to(dtype)
+    # A bfloat16 number is the upper half of a float32 one; the lower half is added a threshold below 2^16. Multiples of
+    # the golden ratio are spread evenly over every stretch of them, of which each row takes its own.
+    rows, columns = exact.shape
+    count = ROW_SHIFT * rows + columns
+    thresholds = torch.arange(count, dtype=torch.int32, device=exact.device) * GOLDEN % 2**16
+    bits = exact.view(torch.int32) + thresholds.as_strided((rows, columns), (ROW_SHIFT, 1))
+    return bits.view(torch.int16)[:, 1::2].contiguous().view(dtype)  # the upper halves, on a little-endian machine
 
 
 def _base(layer: LoraLayer) -> torch.Tensor:

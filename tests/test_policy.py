@@ -96,13 +96,14 @@ def test_the_fused_norm_is_closer_to_the_exact_one_than_the_models_own():
 # LoRA
 
 
-def test_lora_sits_on_every_linear_layer_but_the_head_in_the_policys_precision(folder: Path):
+def test_lora_sits_on_every_linear_layer_but_the_head_in_float32(folder: Path):
     policy = load_policy(config(folder, dtype="bfloat16", **LORA), CPU)
     adapted = {name.split(".")[-4] for name in policy.trainable()}
     assert adapted == LINEAR
     # Two layers, seven linear layers each, A and B.
     assert len(policy.trainable()) == 2 * 7 * 2
-    assert {p.dtype for p in policy.trainable().values()} == {policy.dtype} == {torch.bfloat16}
+    assert {p.dtype for p in policy.trainable().values()} == {torch.float32}
+    assert policy.dtype is torch.bfloat16
     assert all(p.shape[0] == 4 for name, p in policy.trainable().items() if "lora_A" in name)
 
 
@@ -206,13 +207,12 @@ def test_a_small_step_arrives_in_bfloat16(folder: Path):
     for share in (0.005, 0.3, 0.9):
         step = share * unit * torch.where(torch.rand(512, 512) < 0.5, 1, -1)
         moved = lora.rounded(weight.float() + step, torch.bfloat16).float() - weight.float()
-        # The moves are 0 or one unit, with probability `share`: over 2^18 weights the mean of moved / unit has a
-        # standard error of sqrt(share (1 - share)) / 2^9, in a row of 512 of 23 times that.
-        along = moved / unit * step.sign()
-        error = (share * (1 - share)) ** 0.5
-        assert abs(along.mean().item() - share) < 4 * error / 2**9
-        assert abs(along.mean(1).std().item() / (error / 512**0.5) - 1) < 0.2, "rows err independently"
-        assert abs(along.mean(0).std().item() / (error / 512**0.5) - 1) < 0.2, "and columns"
+        # The moves are 0 or one unit, with probability `share`: over 2^18 weights the mean of moved / unit would have a
+        # standard error of sqrt(share (1 - share)) / 2^9 with independent thresholds, in a row of 512 of 23 times that.
+        along, error = moved / unit * step.sign(), (share * (1 - share)) ** 0.5
+        assert abs(along.mean().item() - share) < 2 * error / 2**9
+        assert along.mean(0).std().item() < 1.2 * error / 512**0.5
+        assert along.mean(1).std().item() < 1.2 * error / 512**0.5
     assert torch.equal(lora.rounded(weight.float(), torch.bfloat16), weight)
 
 

@@ -131,8 +131,8 @@ def policy_parts(config: Config, shape: Shape, element: int) -> dict[str, float]
     packed = sum(n_in * n_out for n_in, n_out in shape.linear) if p.quant == "nf4" else 0
     return {
         "weights": (full - packed) * element + packed * NF4_BYTES,
-        "adapter": element * trained if p.lora_rank else 0,
-        "float32 masters": 4 * trained if element < 4 else 0,
+        "adapter": 4 * trained if p.lora_rank else 0,
+        "float32 masters": 4 * trained if element < 4 and not p.lora_rank else 0,
         "optimiser moments": moments * trained,
         "reference": full * element if config.learner.kl_coef and not p.lora_rank else 0,
     }

@@ -125,7 +125,7 @@ def test_frozen_weights_and_unpredicted_tokens_cost_less():
     assert flops.causal_pairs(3, prefix=2) == 3 + 4 + 5  # each of 3 tokens sees the prefix, its elders and itself
 
 
-LIMITS = {"l4": {"megabytes": 160, "microseconds": 760}, "h100": {"megabytes": 111, "microseconds": 70}}
+LIMITS = {"l4": {"megabytes": 92, "microseconds": 490}, "h100": {"megabytes": 111, "microseconds": 70}}
 """What the learner moves and takes per token at most, on the preset's own card: a ratchet, lowered with the code"""
 
 
