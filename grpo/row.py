@@ -10,6 +10,7 @@ from data.rows import Row
 from rewards import last_box
 from rewards.verifier import ground_truth_text
 
+Scalar = str | int | float | bool
 PROMPTS = ("prompt", "messages", "question", "problem")
 TRUTHS = ("ground_truth", "answer", "final_answer", "solution")
 """In this order, behind verl's reward_model.ground_truth; the last resort is what the assistant says in `messages`."""
@@ -20,8 +21,8 @@ class Said(NamedTuple):
 
     chat: list[dict[str, str]]
     truth: str
-    extra: dict[str, Any]
-    """Its other columns"""
+    extra: dict[str, Scalar]
+    """Its other columns that hold text or a number; those of a nested column as column.name"""
 
 
 def read_row(row: Row | str, system: str, columns: tuple[str | None, str | None], graded: bool) -> Said:
@@ -34,7 +35,7 @@ def read_row(row: Row | str, system: str, columns: tuple[str | None, str | None]
         raise ValueError(row)
     prompt_key, chat = _chat(row, columns[0], system)
     truth_key, truth = _truth(row, columns[1])
-    extra = {name: value for name, value in row.items() if name not in (prompt_key, truth_key)}
+    others = {name: value for name, value in row.items() if name not in (prompt_key, truth_key)}
     if graded:
         text = ground_truth_text(answer_in(truth))
     else:
@@ -44,7 +45,19 @@ def read_row(row: Row | str, system: str, columns: tuple[str | None, str | None]
             content.encode()
         except UnicodeEncodeError:
             raise ValueError("it holds half a character (a lone surrogate such as \\ud800)") from None
-    return Said(chat, text, extra)
+    return Said(chat, text, _scalars(others))
+
+
+def _scalars(columns: Row) -> dict[str, Scalar]:
+    """Those that hold text or a number, with the ones inside nested columns.
+
+    >>> _scalars({"level": 3, "extra_info": {"split": "train"}, "steps": [1, 2]})
+    {'level': 3, 'extra_info.split': 'train'}
+    """
+    nested = {
+        f"{name}.{key}": v for name, column in columns.items() if isinstance(column, dict) for key, v in column.items()
+    }
+    return {name: value for name, value in (columns | nested).items() if isinstance(value, Scalar)}
 
 
 def _value(row: Row, column: str | None, usual: Sequence[str]) -> tuple[str, Any]:

@@ -7,7 +7,7 @@ nothing is ever decoded and encoded again, because that can change which tokens 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 FinishReason = Literal["stop", "length"]
 
@@ -23,8 +23,8 @@ class Problem:
     prompt_ids: tuple[int, ...]
     ground_truth: str
     source: str = ""
-    extra: dict[str, Any] = field(default_factory=dict, compare=False)
-    """The row's other columns, such as its difficulty: for filters and reports"""
+    extra: dict[str, str | int | float | bool] = field(default_factory=dict, compare=False)
+    """The row's other columns that hold text or a number, such as its difficulty; they go into problems.jsonl"""
     question: str = ""
     """The last message of the prompt as it stands in the data set: what a reward model reads"""
 

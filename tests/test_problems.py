@@ -175,6 +175,23 @@ def test_columns_can_be_named_and_the_others_stay_with_the_problem(tmp_path, tok
         read(path, tokenizer, columns="text")
 
 
+def test_columns_and_number_of_rows_are_settings(tmp_path):
+    path = write(tmp_path, [{"text": f"{i}?", "sum": i, "answer": "no"} for i in range(3)])
+    config = build("cpu", {"data": str(path), "data_columns": "text,sum", "data_limit": "2"})
+    assert [problem.ground_truth for problem in training_problems(config, None)[0]] == ["0", "1"]
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"\xff", "is not UTF-8 text"), (None, "no prompt called")])
+def test_a_system_message_of_ones_own(tmp_path, tokenizer, content, message):
+    (tmp_path / "good.txt").write_bytes(b"\xef\xbb\xbfBe brief.\n")  # a byte order mark is not part of it
+    (problem,) = load_problems(write(tmp_path, [row()]), tokenizer, str(tmp_path / "good.txt"), 99)
+    assert problem.prompt.startswith("<|im_start|>system\nBe brief.<|im_end|>")
+    if content:
+        (tmp_path / "bad.txt").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_problems(write(tmp_path, [row()]), tokenizer, str(tmp_path / "bad.txt"), 99)
+
+
 def test_a_reward_of_ones_own_gets_the_truth_as_it_is(tmp_path, tokenizer):
     truths = [{"target": 3, "numbers": [1, 2]}, "#### no maths \\frac{1}{", ["a", 1]]
     problems, bad = read(write(tmp_path, [row(truth=truth) for truth in truths]), tokenizer, graded=False)

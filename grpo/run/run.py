@@ -138,6 +138,7 @@ class Run:
         files.write_completions(self.folder, step, completion_rows(step, groups, texts, scores, advantages))
         new = {group.problem.index: group.problem for group in groups if group.problem.index not in self._known}
         rows = [{"problem": i, "prompt": p.prompt, "ground_truth": p.ground_truth} for i, p in new.items()]
+        rows = [row | ({"extra": p.extra} if p.extra else {}) for row, p in zip(rows, new.values(), strict=True)]
         files.append(self.folder / "problems.jsonl", files.lines(rows))
         self._known |= new.keys()
         right = {}

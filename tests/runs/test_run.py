@@ -177,13 +177,15 @@ def test_figures_of_a_few_problems_are_marked():
 
 def test_bad_rows_are_in_the_folder_and_one_row_fills_a_step(tmp_path, capsys):
     """1 of 2 rows is left out; the other is drawn 4 times, each time with completions of its own."""
-    (tmp_path / "rows.jsonl").write_text('{"question": "1+1=?", "answer": "2"}\n{"question": "1+1=?"}\n')
+    good = '{"question": "1+1=?", "answer": "2", "level": 3}'
+    (tmp_path / "rows.jsonl").write_text(good + '\n{"question": "1+1=?"}\n')
     changes = {"data": tmp_path / "rows.jsonl", "rollout.problems": 4, "bad_rows.limit": 0.5, "steps": 1}
     args = arguments(tmp_path, "run", **{key.replace(".", "__"): value for key, value in changes.items()})
     assert train.main(args) == 0
     assert "1 of 2 rows cannot be used (line 2: no ground truth" in capsys.readouterr().err
     (bad,) = map(json.loads, (tmp_path / "run" / "bad_rows.jsonl").read_text().splitlines())
     assert (bad["place"], bad["row"]) == ("line 2", {"question": "1+1=?"})
+    assert json.loads((tmp_path / "run" / "problems.jsonl").read_text())["extra"] == {"level": 3}
     groups = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert groups["completion/unique"] > 0.5  # were the groups copies, at most a quarter
 
