@@ -31,9 +31,9 @@ def parser() -> argparse.ArgumentParser:
     cli = argparse.ArgumentParser(
         prog="eval.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False
     )
-    sets = ", ".join((*benchmarks.PUBLISHED, benchmarks.FRESH, *benchmarks.SETS))
+    sets = ", ".join((*benchmarks.PAPER_PROTOCOL, *benchmarks.DATASETS, benchmarks.FRESH, *benchmarks.SETS))
     what, add = cli.add_mutually_exclusive_group(), cli.add_argument
-    add("--bench", help=f"{sets},\n.parquet or .jsonl files; several with commas between")
+    add("--bench", help=f"{sets},\ndata files or Hugging Face datasets; several with commas between")
     what.add_argument("--model", help=f"folder, adapter, checkpoint or id; commas between [{benchmarks.DEFAULT_MODEL}]")
     what.add_argument("--run", help="a run's folder: its base model and every checkpoint, in one table and one plot")
     what.add_argument("--list", action="store_true", help="the benchmarks, their size and source")
@@ -115,9 +115,11 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def list_benchmarks() -> None:
     show(f"from github.com/{REPOSITORY} ({LICENCE}); python -m data fetch gets them all")
-    for name, protocol in benchmarks.PUBLISHED.items():
+    for name, protocol in benchmarks.PAPER_PROTOCOL.items():
         how = f"avg@{protocol.samples} at T={protocol.temperature:g}" if protocol.samples > 1 else "greedy"
         show(f"{name:22} {SOURCES[name].rows:4} problems  {how:15}  {SOURCES[name].path}")
+    for name, place in benchmarks.DATASETS.items():
+        show(f"{name:22} 1319 problems  {'greedy':15}  Hugging Face dataset {place}")
     for name, path in benchmarks.ARITHMETIC.items():
         show(f"{name:22}  300 problems  {'greedy':15}  built in: data/arithmetic/{path.name}")
     show(f"{benchmarks.FRESH:22} {benchmarks.FRESH_ROWS:4} problems  {'greedy':15}  drawn from --seed")

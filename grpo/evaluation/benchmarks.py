@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.sources import SOURCES
+from data import rows
 from grpo.chat import render
 from grpo.config import nearest
 from grpo.errors import UserError
@@ -52,19 +52,20 @@ PAPER_PROTOCOL = {
 PAPER = "Wang et al. 2025 (arXiv:2504.20571), Qwen2.5-Math-1.5B"
 PAPER_SCORES = {"math500": (36.0, 73.6), "average": (17.6, 35.7)}
 """Percent: base, and after 1-shot RLVR on pi1. The paper's own figures, from its abstract; not measured here."""
-PUBLISHED = PAPER_PROTOCOL | {name: GREEDY for name in ("gsm8k",) if name in SOURCES}
+DATASETS = {"gsm8k": "openai/gsm8k:main:test"}
+"""By Hugging Face id, configuration and split."""
 ARITHMETIC = {
     f"arithmetic-{half}": Path(__file__).resolve().parents[2] / "data" / "arithmetic" / f"{half}.parquet"
     for half in ("validation", "test")
 }
 FRESH, FRESH_ROWS = "fresh_arithmetic", 300
-NAMES = (*PUBLISHED, *ARITHMETIC, FRESH)
+NAMES = (*PAPER_PROTOCOL, *DATASETS, *ARITHMETIC, FRESH)
 SETS = {"all": list(PAPER_PROTOCOL), "arithmetic": list(ARITHMETIC)}
 
 
 def protocol(name: str) -> Protocol:
     """The paper's for its six benchmarks, greedy for any other set; the built-in sums need 40 tokens."""
-    return SHORT if name in ARITHMETIC else PUBLISHED.get(name, GREEDY)
+    return SHORT if name in ARITHMETIC else PAPER_PROTOCOL.get(name, GREEDY)
 
 
 def sampling_name(temperature: float) -> str:
@@ -72,13 +73,13 @@ def sampling_name(temperature: float) -> str:
 
 
 def names(asked: str | Iterable[str]) -> list[str]:
-    """What `--bench` and `eval.data` stand for: benchmarks, all, arithmetic, files of one's own; commas between."""
+    """What `--bench` and `eval.data` stand for: benchmarks, all, arithmetic, files or datasets; commas between."""
     found: list[str] = []
     for name in asked.split(",") if isinstance(asked, str) else asked:
-        if name not in (*NAMES, *SETS) and Path(name).suffix not in (".parquet", ".jsonl"):
+        if name not in (*NAMES, *SETS) and Path(name).suffix not in rows.SUFFIXES and not rows.is_dataset(name):
             raise UserError(
-                f"{name!r} is no benchmark; there are {', '.join((*PUBLISHED, FRESH, *SETS))}, "
-                f"or name a .parquet or .jsonl file{nearest(name, NAMES)}"
+                f"{name!r} is no benchmark; there are {', '.join((*NAMES, *SETS))}, "
+                f"or name a data file or a Hugging Face dataset{nearest(name, NAMES)}"
             )
         found += SETS.get(name, [name])
     labels = [label(name) for name in found]
@@ -88,21 +89,26 @@ def names(asked: str | Iterable[str]) -> list[str]:
 
 
 def label(name: str) -> str:
-    """A benchmark's name in tables and folders: the stem of a file of one's own."""
-    return name if name in NAMES else Path(name).stem
+    """A benchmark's name in tables and folders: of a file its stem, of a dataset what follows its owner."""
+    if name in NAMES:
+        return name
+    return Path(name).name.replace(":", "-") if rows.is_dataset(name) else Path(name).stem
 
 
-def file_of(name: str, data_dir: str | None = None) -> Path:
-    """The benchmark's file on this machine, downloaded if it must be. Raises UserError."""
-    path = ARITHMETIC.get(name) or locate(name, data_dir)
-    if not path.is_file():
-        raise UserError(f"{path} does not exist")
-    return path
+def source(name: str, data_dir: str | None = None) -> Path | str:
+    """The benchmark's file on this machine, downloaded if it must be, or a dataset's id. Raises UserError."""
+    name = DATASETS.get(name, name)
+    return name if rows.is_dataset(name) else ARITHMETIC.get(name) or locate(name, data_dir)
 
 
 def digest(name: str, data_dir: str | None = None, seed: int = 0) -> str:
-    """sha256 of the file, or of the calculations drawn."""
-    content = repr(fresh(seed)).encode() if name == FRESH else file_of(name, data_dir).read_bytes()
+    """sha256 of the file, of a dataset's rows, or of the calculations drawn."""
+    if name == FRESH:
+        content = repr(fresh(seed)).encode()
+    elif isinstance(place := source(name, data_dir), str):
+        content = repr(list(read_data(place))).encode()
+    else:
+        content = place.read_bytes()
     return hashlib.sha256(content).hexdigest()
 
 
@@ -118,8 +124,8 @@ def load(
 
     The seed draws fresh_arithmetic's calculations; the other sets are what they are.
     """
-    if name not in (*PUBLISHED, FRESH):
-        return load_problems(file_of(name, data_dir), tokenizer, prompt, UNLIMITED)[:limit]
+    if name not in (*PAPER_PROTOCOL, FRESH):
+        return load_problems(source(name, data_dir), tokenizer, prompt, UNLIMITED)[:limit]
     system = prompt_text(prompt)
     problems = []
     for index, (question, answer) in enumerate(islice(questions(name, data_dir, seed), limit)):
@@ -150,13 +156,13 @@ def load_beginnings(
 
 def questions(name: str, data_dir: str | None = None, seed: int = 0) -> Iterator[tuple[str, str]]:
     """(question, reference answer) of each row."""
-    return iter(fresh(seed)) if name == FRESH else read_benchmark(file_of(name, data_dir))
+    return iter(fresh(seed)) if name == FRESH else read_benchmark(source(name, data_dir))
 
 
 def fresh(seed: int) -> list[tuple[str, str]]:
     """Calculations with numbers of two to four digits, drawn from the seed: no model has seen them as a set."""
     draw = random.Random(f"{FRESH} {seed}")
-    rows = []
+    found = []
     for _ in range(FRESH_ROWS):
         a, b, c = (draw.randrange(10 ** (digits - 1), 10**digits) for digits in draw.choices((2, 3, 4), k=3))
         text, value = draw.choice(
@@ -167,11 +173,11 @@ def fresh(seed: int) -> list[tuple[str, str]]:
                 (f"({a} + {b}) * {c}", (a + b) * c),
             ]
         )
-        rows.append((f"What is {text}?", str(value)))
-    return rows
+        found.append((f"What is {text}?", str(value)))
+    return found
 
 
-def read_benchmark(path: Path) -> Iterator[tuple[str, str]]:
+def read_benchmark(path: Path | str) -> Iterator[tuple[str, str]]:
     """(question, reference answer) of each row of a published set."""
     for place, row in read_data(path):
         if isinstance(row, str):

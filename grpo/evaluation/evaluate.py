@@ -96,7 +96,7 @@ def of_run(folder: str) -> list[Target]:
     settings = run / "config.yaml"
     if not settings.is_file():
         raise UserError(f"{run} is no run: it has no config.yaml (runs/NAME, as train.py prints it)")
-    found = sorted((run / "checkpoints").glob("step_*"))
+    found = sorted(path for path in (run / "checkpoints").glob("step_*") if path.name[5:].isdecimal())
     if not found:
         raise UserError(f"{run} has no checkpoint yet: checkpoints/ is empty")
     config = yaml.safe_load(settings.read_text())

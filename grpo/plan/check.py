@@ -148,7 +148,10 @@ def _data(config: Config) -> Iterator[str]:
         published = None if Path(name).exists() else SOURCES.get(Path(name).stem)
         checksum = f", sha256 {published.sha256[:12]} verified" if published else ""
         if tokenizer is None:
-            rows = sum(1 for _ in read_data(benchmarks.ARITHMETIC.get(name, name), config.data_dir))
+            drawn = name == benchmarks.FRESH
+            rows = (
+                benchmarks.FRESH_ROWS if drawn else sum(1 for _ in read_data(benchmarks.source(name, config.data_dir)))
+            )
             yield f"{name}: {rows} rows{checksum}; prompts are measured once the model's tokenizer is here"
             continue
         if name == config.data:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import operator
 from contextlib import closing
 
@@ -16,7 +17,7 @@ from grpo.evaluation.scores import grade, new_verifier
 
 
 def pairs(name: str, data_dir) -> list[tuple[str, str]]:
-    return list(benchmarks.read_benchmark(benchmarks.file_of(name, str(data_dir))))
+    return list(benchmarks.read_benchmark(benchmarks.source(name, str(data_dir))))
 
 
 @pytest.mark.parametrize(
@@ -123,8 +124,15 @@ def calculated(node: ast.AST) -> int:
     return operation(calculated(node.left), calculated(node.right))
 
 
-def test_gsm8k_answers_stand_behind_the_hashes():
-    assert benchmarks.reference_answer({"answer": "2 + 3 = <<2+3=5>>5. So 5 apples.\n#### 5"}) == "5"
+def test_gsm8k_is_read_as_a_dataset_and_its_answers_stand_behind_the_hashes(tmp_path, monkeypatch):
+    """The dataset's own columns, from a local folder in the same form."""
+    row = {"question": "2 apples and 3 more?", "answer": "2 + 3 = <<2+3=5>>5. So 5 apples.\n#### 5"}
+    (tmp_path / "test.jsonl").write_text(json.dumps(row) + "\n")
+    monkeypatch.setitem(benchmarks.DATASETS, "gsm8k", f"{tmp_path}:test")
+    (problem,) = benchmarks.load("gsm8k", tiny_base.make_tokenizer(), "plain")
+    assert (problem.ground_truth, "2 apples" in problem.prompt) == ("5", True)
+    assert len(benchmarks.digest("gsm8k")) == 64
+    assert benchmarks.label("openai/gsm8k:main:train") == "gsm8k-main-train"
 
 
 def test_an_audit_shows_60_percent_of_the_tokens(tmp_path):
