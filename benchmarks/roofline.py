@@ -28,17 +28,15 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks import common
 from data.tiny_base import make_tokenizer
-from grpo import attention, optim
+from grpo import attention, optim, policy
 from grpo.config import Config, build
 from grpo.plan.cards import CARDS
-from grpo.plan.duration import causal_pairs
+from grpo.plan.duration import BANDWIDTH_SHARE, causal_pairs
 from grpo.plan.memory import model_config
-from grpo.policy import Policy
 from grpo.types import Sample
 
-RATES = {"l4": {"bf16": 60e12, "fp32": 18e12}, "h100": {"bf16": 650e12, "fp32": 50e12}}
-"""operations per second that the cards sustain in matrix products (an L4 is bound by its 72 W)"""
-BANDWIDTH_SHARE = 0.85
+FP32 = {"l4": 18e12, "h100": 50e12}
+"""float32 operations per second that the cards sustain, assumed; those in bfloat16 are in grpo/plan/cards.py"""
 PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "addmm_": 1, "baddbmm": 1}
 """matrix products, and which argument is the first factor"""
 NO_TRAFFIC = ("empty", "empty_like", "new_empty", "empty_strided", "detach", "alias", "_unsafe_view")
@@ -59,7 +57,9 @@ class Work:
         spent = Counter({name: count / bandwidth for name, count in self.bytes.items()})
         arithmetic = Counter()
         for (name, precision), count in self.flops.items():
-            arithmetic[name] += count / RATES[card][precision]
+            arithmetic[name] += count / (
+                CARDS[card].flops * CARDS[card].sustained if precision == "bf16" else FP32[card]
+            )
         return spent | arithmetic  # the larger of the two, by operator
 
     def of(self, precision: str) -> float:
@@ -113,6 +113,23 @@ class FlashAttention(torch.autograd.Function):
         return *(torch.empty_like(tensor) for tensor in (q, k, v)), None, None
 
 
+class FusedNorm(torch.autograd.Function):
+    """Stands for the fused RMSNorm, which meta tensors take apart: read once and written once each way."""
+
+    @staticmethod
+    def forward(ctx, x, weight, work):
+        ctx.save_for_backward(x, weight)
+        ctx.work = work
+        work.bytes["rms_norm"] += 2 * _bytes(x)
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        ctx.work.bytes["rms_norm"] += 3 * _bytes(x)
+        return torch.empty_like(x), torch.empty_like(weight), None
+
+
 class FusedAdamW(torch.optim.Optimizer):
     """The traffic of the fused kernel: weight, gradient and two moments read, all but the gradient written."""
 
@@ -127,7 +144,7 @@ class FusedAdamW(torch.optim.Optimizer):
 
 @contextmanager
 def meta_kernels(counter: Count) -> Iterator[None]:
-    """What the meta device has not: attention and AdamW, and numbers to read."""
+    """What the meta device has not: attention, norms and AdamW in one kernel each, and numbers to read."""
 
     def attend(query, key, value, scaling, segments):
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
@@ -138,6 +155,7 @@ def meta_kernels(counter: Count) -> Iterator[None]:
 
     with (
         patch.object(attention, "_run_by_run", attend),
+        patch.object(policy, "_rms_norm", lambda norm, x: FusedNorm.apply(x, norm.weight, counter.work)),
         patch.object(optim, "_adamw", lambda masters, *_, **__: FusedAdamW(masters, counter)),
         patch.object(torch.Tensor, "tolist", lambda tensor: [0.0] * tensor.numel()),
         torch.device("meta"),
@@ -156,8 +174,9 @@ def count(config: Config, layers: int | None = None) -> tuple[Work, Work, int]:
     with meta_kernels(counter):
         network = AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16)
         keep = config.learner.kl_coef > 0
-        policy = Policy(network, make_tokenizer(), config.policy, config.learner.logit_chunk, keep)
-        learner = common.make_learner(policy, config)
+        policy.fuse_norms(network)  # as the policy does on a GPU; its reference is a copy
+        whole = policy.Policy(network, make_tokenizer(), config.policy, config.learner.logit_chunk, keep)
+        learner = common.make_learner(whole, config)
         groups = full_batches(config.learner.minibatches_per_rollout, config.learner.token_budget)
         tokens = common.packed_work(learner, groups)[0]
         take_step = learner.optimizer.step
@@ -200,13 +219,13 @@ def per_token(passes: Work, tokens: int, card: str) -> dict[str, float]:
 def main(argv: list[str]) -> dict[str, dict[str, float]]:
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_argument("--preset", nargs="+", default=["l4", "h100"])
-    cli.add_argument("--card", choices=RATES, help="[the preset's, else h100]")
+    cli.add_argument("--card", choices=FP32, help="[the preset's, else h100]")
     cli.add_argument("--top", type=int, default=12, help="operators that are shown")
     cli.add_argument("--model", help="another model's folder or id")
     args = cli.parse_args(argv)
     results = {}
     for preset in args.preset:
-        card = args.card or (preset if preset in RATES else "h100")
+        card = args.card or (preset if preset in FP32 else "h100")
         passes, stepping, tokens = count(settings(preset, **({"model": args.model} if args.model else {})))
         results[preset] = per_token(passes, tokens, card)
         print(f"\n{preset} on {card}, per token of {tokens}")

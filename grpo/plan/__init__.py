@@ -202,7 +202,7 @@ def disk_parts(plan: Plan) -> tuple[float, float, float]:
     config, lora = plan.config, plan.config.policy.lora_rank
     parts = policy_parts(config, plan.shape, plan.element)
     weights = parts["adapter"] if lora else parts["weights"]
-    masters = parts["adapter"] if lora else parts["float32 masters"]
+    masters = parts["float32 masters"] or weights  # float32 weights are their own, and are written with the rest again
     both = math.lcm(config.eval.every, config.checkpoint.every)  # 0: one of them never happens
     older = max(0, config.steps // both - config.checkpoint.keep) if both else 0
     completions = config.steps * config.rollout.problems * config.rollout.group

@@ -118,10 +118,10 @@ CPU_LAYER = 0.5e-3
 # Bytes that elementwise operators move for a token in a layer, (by hidden size, by intermediate size), and for a
 # predicted token by vocabulary. From benchmarks/roofline.py, which counts every operator of the learner;
 # tests/plan/test_speed.py holds this plan to that count.
-FORWARD_BYTES = 112, 9
-TRAINING_BYTES = {"all": (584, 4), "lora": (1046, 60)}
-LORA_FORWARD_BYTES = 418, 26
-HEAD_BYTES, HEAD_FORWARD_BYTES = 118, 53
+FORWARD_BYTES = 51, 9
+TRAINING_BYTES = {"all": (348, 4), "lora": (244, 58)}
+LORA_FORWARD_BYTES = 73, 28
+HEAD_BYTES, ENTROPY_BYTES, HEAD_FORWARD_BYTES = 80, 16, 12
 
 
 def expected(limit: int) -> float:
@@ -209,7 +209,9 @@ def _learn(config, shape, card, prompt, tokens) -> float:
     layer = _by_size(c, *TRAINING_BYTES["lora" if lora else "all"]) + scored * _by_size(c, *FORWARD_BYTES)
     layer += again * _by_size(c, *(LORA_FORWARD_BYTES if lora else FORWARD_BYTES))
     moved = packed * c.num_hidden_layers * layer
-    moved += predicted * c.vocab_size * (HEAD_BYTES + scored * HEAD_FORWARD_BYTES)
+    moved += (
+        predicted * c.vocab_size * (HEAD_BYTES + (o.entropy_coef > 0) * ENTROPY_BYTES + scored * HEAD_FORWARD_BYTES)
+    )
     batches = -(-packed // max(o.token_budget, full_length(config)))
     calls = batches * 3 * CPU_LAYER * c.num_hidden_layers if card.is_cpu else 0
     return work / (card.flops * card.sustained) + moved / (card.bandwidth * BANDWIDTH_SHARE) + calls
