@@ -127,7 +127,7 @@ def test_frozen_weights_and_unpredicted_tokens_cost_less():
     assert flops.causal_pairs(3, prefix=2) == 3 + 4 + 5  # each of 3 tokens sees the prefix, its elders and itself
 
 
-LIMITS = {"l4": {"megabytes": 86, "microseconds": 455}, "h100": {"megabytes": 70, "microseconds": 42}}
+LIMITS = {"l4": {"megabytes": 77, "microseconds": 430}, "h100": {"megabytes": 70, "microseconds": 42}}
 """What the learner moves and takes per token at most, on the preset's own card: a ratchet, lowered with the code"""
 
 
