@@ -31,7 +31,7 @@ from rewards import MultiSignalMathReward, Verifier
 Case = tuple[str, str]  # completion, ground truth
 PAIRS = Path(__file__).resolve().parent.parent / "tests" / "rewards" / "pairs.jsonl"
 NOT_ONE_EXPRESSION = re.compile(
-    r"[,=<>%$\[]|\\(?:text|mbox|circ|in|begin|cup|leq?|geq?|geqslant|angle)(?![a-z])|\d_|_\{?\d"
+    r"[,=<>%$:\[]|\\(?:text|mbox|mathrm|circ|in|begin|cup|leq?|geq?|neq?|geqslant|angle)(?![a-z])|\d_|_\{?\d"
 )
 """Words, units, lists, intervals, relations, matrices, bases: a factor of 1 would not be the same answer"""
 

@@ -112,14 +112,14 @@ def summarise(scores: Sequence[Score]) -> dict[str, float]:
     """Shares over all completions: a missing verdict counts as not accurate, so that silence never looks good.
 
     accuracy: the last complete box holds the answer. format_rate: the reward's format signal, or the share with a
-    complete box where the reward has no such signal. verdict_accuracy: the reflection's verdict agrees with the truth.
+    complete box where the reward has no such signal. verdict_accuracy: there is an answer and a true verdict on it.
     wrong_verdict_rate: the verdict says "wrong", whatever the truth.
     """
     counts = {
         "accuracy": sum(score.outcome == "correct" for score in scores),
         "format_rate": sum(score.signals.get("format", float(score.answer is not None)) for score in scores),
         "verdict_accuracy": sum(
-            score.verdict is not None and (score.verdict == "correct") == (score.outcome == "correct")
+            score.verdict == ("correct" if score.outcome == "correct" else "wrong") and score.outcome != "no_answer"
             for score in scores
         ),
         "wrong_verdict_rate": sum(score.verdict == "wrong" for score in scores),

@@ -9,7 +9,7 @@ import re
 from fractions import Fraction
 
 import sympy
-from sympy.polys.polyerrors import PolynomialError
+from sympy.polys.polyerrors import BasePolynomialError
 
 from rewards.equivalence.compare import Algebra
 from rewards.equivalence.grammar import expression
@@ -56,7 +56,7 @@ def _nonzero(value: sympy.Expr) -> bool:
 def _vanishes(expr: sympy.Expr, method) -> bool:
     try:
         return method(expr) == 0
-    except (ArithmeticError, TypeError, ValueError, AttributeError, NotImplementedError, PolynomialError):
+    except (ArithmeticError, TypeError, ValueError, AttributeError, NotImplementedError, BasePolynomialError):
         return False
 
 

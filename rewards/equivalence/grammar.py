@@ -41,15 +41,18 @@ _NAME = re.compile(
     rf"|(?P<command>\\[A-Za-z]+)|[A-Za-z](?:{_SCRIPT}'*|'+)|[IE]"
 )
 _BOUND = re.compile(r"\\(?:sum|int|lim)(?![A-Za-z])")
-_DERIVATIVE = re.compile(r"\\frac\{d[^{}]*\}\{d ?[A-Za-z\\]|d\[?[A-Za-z]+\]?/d[a-z]")
+_DROPPED = re.compile(r"\\frac\{d[^{}]*\}\{d ?[A-Za-z\\]|d\[?[A-Za-z]+\]?/d[a-z]|!!")
 _TIDY = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
         (r"\bnp\.", ""),
+        (r"(?<=[0-9])\.(?![0-9.])", ""),
         (
             r"(?<![\\A-Za-z])(sqrt|arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|pi)(?![A-Za-z])",
             r"\\\1",
         ),
+        (rf"\\operatorname\{{\\({_FUNCTION})\}}", r"\\\1"),
+        (r"\\sqrt(\[[^\[\]]*\])? ?(\w)", r"\\sqrt\1{\2}"),
         (r"\\text\{(.?)\}", r"\1"),
         (r"\\[dt]?binom ?([0-9]) ?([0-9])", r"\\binom{\1}{\2}"),
         (r"\\[dt]binom", r"\\binom"),
@@ -120,13 +123,13 @@ def _symbol(match: re.Match) -> str:
     if match["command"]:
         return match["command"]
     name = re.sub(r"[\s{}]|\\text", "", match.group())
-    return f"z_{{{int.from_bytes(hashlib.sha256(name.encode()).digest()[:5])}}}"
+    return f" z_{{{int.from_bytes(hashlib.sha256(name.encode()).digest()[:5])}}}"
 
 
 def _refuse_unmodelled(text: str, indexed: bool) -> None:
     unknown = [command for command in re.findall(r"\\[A-Za-z]+", text) if not _MODELLED.fullmatch(command)]
-    if unknown or _DERIVATIVE.search(text):
-        raise NotModelled(f"{', '.join(unknown) or 'a derivative'} in {text}")
+    if unknown or _DROPPED.search(text):
+        raise NotModelled(f"{', '.join(unknown) or 'a derivative or a double factorial'} in {text}")
     if "\\infty" in text and text.strip("+-") != "\\infty" and not _BOUND.search(text):
         raise NotModelled(f"arithmetic with infinity in {text}")
     if indexed and _BOUND.search(text):

@@ -33,7 +33,7 @@ _LIST_OF_THOUSANDS = re.compile(_LIST.pattern.replace("[,;]", r";|(?<![0-9]),|,(
 _UNION = re.compile(r"\\cup(?![A-Za-z])")
 _RELATION = re.compile(r"[=<>]|\\(?:le|ge|ne|in|approx|equiv|sim)(?![A-Za-z])")
 _NESTING = re.compile(r"\\begin\{|\\end\{|[{(\[]|[})\]]")
-_SUCH_THAT = re.compile(r"[A-Za-z](?:\\in(?:\\mathbb\{?| )R\}?)? ?(?:\\mid(?![A-Za-z])|[|:])(.*)")
+_SUCH_THAT = re.compile(r"[A-Za-z](?:\\in\\mathbb\{R\})? ?(?:\\mid(?![A-Za-z])|[|:])(.*)")
 _MATRIX = re.compile(r"([-+\w\\{}./]*?)\\begin\{([pbB]?matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{\2\}", re.DOTALL)
 _ROW, _CELL = re.compile(r"\\\\(?:\[[^\]]*\])?"), re.compile(r"&")
 _DEPTH = {"\\begin{": 2, "\\end{": 0} | dict.fromkeys("{([", 1) | dict.fromkeys("})]", -1)
@@ -152,8 +152,8 @@ def _signs(text: str) -> Node:
 
 
 _NAME = re.compile(
-    r"(?:[A-Za-z]|\\[A-Za-z]+|\\text\{[^{}]*\})(?:_(?:\{[^{}]*\}|\w))?'*(?:\([A-Za-z](?:,[A-Za-z])*\))?"
-    r"|\((?:[A-Za-z],? ?)+\)|[A-Z]{2,4}|\\(?:angle|overline|triangle)\{?[A-Z]+\}?"
+    r"(?:[A-Za-z]|\\[A-Za-z]+|\\text\{[^{}]*\})(?:_(?:\{[^{}]*\}|\w))?'*(?:\^\{-1\})?(?:\([A-Za-z](?:,[A-Za-z])*\))?"
+    r"|\((?:[A-Za-z],? ?)+\)|[A-Z]{2,4}|\\(?:angle|overline|triangle|bar|hat|vec|dot|ddot)\{?[A-Za-z]+\}?"
 )
 
 

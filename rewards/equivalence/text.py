@@ -90,9 +90,10 @@ _REWRITES = [
         (r"\\text\{([ie])\}", r"\1"),
         (r" (?=\\)", ""),
         (r"(\\[A-Za-z]+) (?![A-Za-z])", r"\1"),
+        (r"\\in(?:\\mathbb ?\{?| |\\text\{)([RQZNC])\}?(?![A-Za-z])", r"\\in\\mathbb{\1}"),
         (
             r",? ?(?:\\text\{,? ?for (?:all|every|any)(?: real)?(?: numbers?)? ?\}|for (?:all|every|any)|\\forall) ?"
-            r"(?:real )?[A-Za-z](?:\\in(?:\\mathbb\{?| )[RQZN]\}?)?$",
+            r"(?:real )?[A-Za-z](?:\\in\\mathbb\{[RQZN]\})?$",
             "",
         ),
     ]
@@ -113,7 +114,7 @@ def clean(text: str) -> str:
 
 
 _LETTER = re.compile(r"\\[A-Za-z]+|[A-Za-z]")
-_INTEGER = re.compile(r"(?<![A-Za-z\\])([A-Za-z])\\in(?:\\mathbb\{?| )[ZN]")
+_INTEGER = re.compile(r"(?<![A-Za-z\\])([A-Za-z])\\in\\mathbb\{[ZN]\}")
 
 
 def _rename_integer(text: str) -> str:

@@ -47,7 +47,6 @@ def verifier():
 
 
 READABLE_ONLY_AS_TEXT = {  # spelled another way these are not found right; docs/evaluation.md says why
-    "minerva_math": {5, 38, 49, 112, 138},
     "olympiadbench": {96},
 }
 

@@ -27,10 +27,10 @@ def test_shares_by_hand():
         score("wrong", "wrong", format=1.0),  # verdict right, says wrong
         score("wrong", "correct", format=0.0),  # verdict wrong
         score("wrong", None, format=0.0),  # silent: never counted as accurate, though it did not say "correct"
-        score("no_answer", "wrong", format=0.0),  # no answer is not correct, so "wrong" is the right verdict
+        score("no_answer", "wrong", format=0.0),  # no answer, so there is nothing to be right about
     ]
     assert summarise(rows) == pytest.approx(
-        {"accuracy": 1 / 5, "format_rate": 2 / 5, "verdict_accuracy": 3 / 5, "wrong_verdict_rate": 2 / 5}
+        {"accuracy": 1 / 5, "format_rate": 2 / 5, "verdict_accuracy": 2 / 5, "wrong_verdict_rate": 2 / 5}
     )
 
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from benchmarks import grading
 from rewards import check_ground_truths, ground_truth_text, last_box
 from rewards.verifier import Verifier, alternatives, verify
 
@@ -60,6 +61,15 @@ def test_a_truth_nobody_can_grade_has_a_reason_and_ends_nothing():
     assert "not read within 1 s" in reasons[1]
     assert reasons[3].startswith(r"ground truth '\\frac{1}{' is unreadable: ")
     assert seen == [(0, 8)], "eight different texts"
+
+
+def test_no_mutation_of_a_truth_is_right(data_dir, verifier):
+    """A sample of what `python -m benchmarks.grading truths` tries in full: a digit or a letter changed."""
+    pools = [truths for _, truths in grading.pools(str(data_dir))]
+    mutants = [(mutant, truth) for truths in pools for truth in truths for mutant in grading.mutations(truth)][::101]
+    assert len(mutants) > 100
+    outcomes = verifier.check_batch(mutants)
+    assert [pair for pair, outcome in zip(mutants, outcomes, strict=True) if outcome in ("correct", "timeout")] == []
 
 
 def test_math500_truths_equal_themselves_and_the_box_of_their_solution(math500, verifier):
