@@ -1,0 +1,111 @@
+"""Breaks a line of the algorithm, runs the test that guards it, and says which breaks no test saw.
+
+    python tests/mutations.py [WORD ...]      # all (about three minutes), or those whose file or rule holds a word
+
+Works on a copy. Exit code 1 when a break survives, or when its line is no longer in the file.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+class Break(NamedTuple):
+    rule: str
+    file: str
+    line: str
+    broken: str
+    test: str
+    """As in pytest: file of tests/, and words for -k."""
+
+
+BREAKS = (
+    Break("std with n - 1", "advantage.py", "rewards.std(-1,", "rewards.std(-1, correction=0,", "test_advantage.py"),
+    Break("equal rewards give exact zeros", "advantage.py", "<= ROUNDING *", "<= 0 *", "test_advantage.py"),
+    Break("the smaller of the two surrogates", "loss.py", "-torch.minimum(", "-torch.maximum(", "test_loss.py clip"),
+    Break("the clips are not swapped", "loss.py", "clamp(1 - clip_low, 1 + clip_high)",
+          "clamp(1 - clip_high, 1 + clip_low)", "test_loss.py swapped"),
+    Break("k3 keeps small differences", "loss.py", "torch.expm1(log_ratio) - log_ratio",
+          "log_ratio.float().exp().sub(1) - log_ratio", "test_loss.py k3"),
+    Break("log-ratios are bounded", "loss.py", "(logprobs - old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)",
+          "(logprobs - old_logprobs)", "test_loss.py absurd"),
+    Break("what is left out is not counted", "loss.py", "completions = sum(length > 0 for length in lengths)",
+          "completions = len(lengths)", "test_loss.py sum_to_one"),
+    Break("temperature", "logprob.py", "alpha=1 / temperature", "alpha=1.0", "test_logprob.py plain"),
+    Break("float32 logits", "logprob.py", "hidden, head = hidden.to(wide), head.to(wide)",
+          "hidden = hidden @ head.T; head = torch.eye(len(head)); hidden = hidden.to(wide)",
+          "test_logprob.py unrounded"),
+    Break("the target's gradient is summed before rounding", "logprob.py", "scatter_(-1, targets, at_target.to(dtype))",
+          "scatter_add_(-1, targets, g.to(dtype))", "test_logprob.py certain"),
+    Break("the later minibatches' old log-probabilities", "learner.py", "[None, *later]", "[None] * len(minibatches)",
+          "test_learner.py two_optimiser"),
+    Break("a masked truncation has no gradient", "learner.py", "if s.trained else 0", "if True else 0",
+          "test_learner.py masked"),
+    Break("metrics over all micro-batches", "learner.py", "measured[name] += values.sum", "measured[name] = values.sum",
+          "test_learner.py formula"),
+    Break("a non-finite step moves nothing", "learner.py", "if all(map(math.isfinite, learnt.values())):", "if True:",
+          "test_learner.py non_finite"),
+    Break("NaN is over every limit", "learner.py", "if not mismatch <= limit:", "if mismatch > limit:",
+          "test_learner.py nan"),
+    Break("a maximum keeps a NaN", "learner.py", "math.nan if any(map(math.isnan, values)) else max(values)",
+          "max(values)", "test_learner.py nan"),
+    Break("a completion sees its own prompt", "packing.py", "spans.append((start, end, prompt_start, prompt_end))",
+          "spans.append((start, end, 0, prompt_end))", "test_packing.py shared_prompt"),
+    Break("the first token is predicted by the prompt's last", "packing.py", "(prefix_ends[completion] - 1)",
+          "(prefix_ends[completion] - 2)", "test_packing.py predicted"),
+    Break("the token budget", "packing.py", "used + cost <= capacity", "used + cost <= 2 * capacity",
+          "test_packing.py budget"),
+    Break("float32 masters", "optim.py", "return torch.nn.Parameter(parameter.detach().float())", "return parameter",
+          "test_optim.py"),
+    Break("moments before the first step", "optim.py", "for master in masters:  #", "for master in ():  #",
+          "test_optim.py moments"),
+    Break("dropout is 0", "policy.py", "module.p = 0.0", "pass", "test_learner.py dropout"),
+    Break("the reference is LoRA's base", "policy.py", "with self.model.disable_adapter():", "if True:",
+          "test_policy.py reference"),
+    Break("the adapter's scaling reaches the sampler", "policy.py", 'layer.scaling["default"] * (b @ a)', "(b @ a)",
+          "test_policy.py sampler_weights"),
+)  # fmt: skip
+
+
+def survives(one: Break, copy: Path) -> str | None:
+    """What is wrong, if the break went unseen."""
+    path = copy / "grpo" / one.file
+    text = path.read_text()
+    if text.count(one.line) != 1:
+        return f"{one.line!r} stands in {one.file} {text.count(one.line)} times"
+    file, _, words = one.test.partition(" ")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"tests/{file}"]
+    path.write_text(text.replace(one.line, one.broken))
+    try:
+        run = subprocess.run([*command, *(["-k", words] if words else [])], cwd=copy, capture_output=True, text=True)
+    finally:
+        path.write_text(text)
+    return None if run.returncode == 1 else f"{one.test} did not fail (exit code {run.returncode})"
+
+
+def main(words: list[str]) -> int:
+    chosen = [one for one in BREAKS if not words or any(word in f"{one.file} {one.rule}" for word in words)]
+    failed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy"
+        ignored = shutil.ignore_patterns(".git", ".venv*", "runs", "__pycache__", "*.parquet.part")
+        shutil.copytree(REPO, copy, ignore=ignored, symlinks=True)
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+        for one in chosen:
+            problem = survives(one, copy)
+            failed += problem is not None
+            print(f"{'SURVIVED' if problem else 'seen':9} {one.rule}{': ' + problem if problem else ''}", flush=True)
+    print(f"{len(chosen) - failed} of {len(chosen)} breaks were seen")
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
