@@ -58,7 +58,7 @@ BREAKS = (
     Break("a maximum keeps a NaN", "learner.py", "math.nan if any(map(math.isnan, values)) else max(values)",
           "max(values)", "test_learner.py nan"),
     Break("a completion sees its own prompt", "packing.py", "spans.append((start, end, prompt_start, prompt_end))",
-          "spans.append((start, end, 0, prompt_end))", "test_packing.py shared_prompt"),
+          "spans.append((start, end, 0, prompt_end))", "test_learner.py formula"),
     Break("the first token is predicted by the prompt's last", "packing.py", "(prefix_ends[completion] - 1)",
           "(prefix_ends[completion] - 2)", "test_packing.py predicted"),
     Break("the token budget", "packing.py", "used + cost <= capacity", "used + cost <= 2 * capacity",
