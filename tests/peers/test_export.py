@@ -1,0 +1,103 @@
+"""What is exported for verl, read by verl's own code: settings, data set, reward loader (`make test-peers`)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from grpo import export
+from grpo.config import build, flat
+from rewards import make_reward
+
+REPO = Path(__file__).resolve().parents[2]
+ARITHMETIC = str(REPO / "data/arithmetic/one_r128.parquet")
+RIGHT = "<think>7+6=13</think>\\boxed{1443}<reflection>correct</reflection>"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    out = tmp_path / "out"
+    config = build(
+        "h100", {"data": ARITHMETIC, "model": str(REPO / "data/tiny-base"), "learner.sampler_correction": "2"}
+    )
+    export.write(config, out, 8, 1)
+    return out
+
+
+def test_every_setting_is_carried_over_or_named(folder: Path):
+    config = build("h100", {})
+    script = (folder / "run.sh").read_text()
+    known = {*export.SAME, *export.OTHER, *export.IN_FILES, *export.HERE_ONLY}
+    assert known <= set(flat(config)), "no setting is mapped that does not exist any more"
+    assert all(f"#   {name} " in script for name in set(flat(config)) - known)
+    assert subprocess.run(["bash", "-n", str(folder / "run.sh")], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--preset", "h100", "--gpus", "7"], "do not divide"),
+        (["--preset", "tinyllama-hybrid"], "reward.name hybrid is not exported"),
+        ([], "one of the two"),
+        (["no/such/run"], "no/such/run"),
+    ],
+)
+def test_what_cannot_be_exported_is_one_line(arguments: list[str], words: str, tmp_path: Path, capsys):
+    assert export.main(["verl", *arguments, "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.peers
+def test_verl_takes_every_override(folder: Path):
+    """verl's composed settings in strict mode: a key that it does not have is an error."""
+    import verl.trainer.config
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.load(Path(verl.trainer.config.__file__).parent / "_generated_ppo_trainer.yaml")
+    OmegaConf.set_struct(config, True)
+    wanted = export.overrides(build("h100", {"learner.sampler_correction": "2"}), folder, 8, 1)
+    for key, value in wanted.items():
+        OmegaConf.update(config, key, OmegaConf.create(value) if str(value).startswith("[") else value)
+        assert OmegaConf.select(config, key) is not None, key
+    assert config.actor_rollout_ref.actor.ppo_mini_batch_size == 64  # 128 problems in 2 minibatches
+    assert config.actor_rollout_ref.rollout.n == 32
+
+
+@pytest.mark.peers
+def test_verl_reads_the_rows_and_its_loader_scores_like_ours(folder: Path):
+    from omegaconf import OmegaConf
+    from transformers import AutoTokenizer
+    from verl.trainer.ppo.reward import get_custom_reward_fn
+    from verl.utils.dataset.rl_dataset import RLHFDataset
+
+    data = OmegaConf.create({"max_prompt_length": 1024, "truncation": "error", "filter_overlong_prompts": False})
+    tokenizer = AutoTokenizer.from_pretrained(REPO / "data/tiny-base")
+    rows = RLHFDataset(data_files=str(folder / "train.parquet"), tokenizer=tokenizer, config=data)
+    assert len(rows) == 128
+    assert rows[0]["reward_model"]["ground_truth"] == "1443"
+    function = {"path": str(folder / "reward.py"), "name": "compute_score"}
+    score = get_custom_reward_fn(OmegaConf.create({"reward": {"custom_reward_function": function}}))
+    ours = make_reward("multi_signal")
+    for text in (RIGHT, RIGHT.replace("1443", "1444"), "nothing"):
+        found = score(data_source="x", solution_str=text, ground_truth="1443", extra_info={})
+        assert found["score"] == ours(text, "1443").total
+
+
+def test_the_reward_file_loads_by_its_path_from_anywhere(folder: Path, tmp_path: Path):
+    code = (
+        "import importlib.util as u, sys; s = u.spec_from_file_location('r', sys.argv[1]); m = u.module_from_spec(s);"
+        " s.loader.exec_module(m); print(m.compute_score('x', sys.argv[2], '1443')['score'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, folder / "reward.py", RIGHT],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == "2.0", done.stderr
