@@ -19,7 +19,7 @@ from pathlib import Path
 
 from data.sources import LICENCE, REPOSITORY, SOURCES
 from grpo import hub
-from grpo.config import unknown
+from grpo.arguments import read_options
 from grpo.errors import UserError, answer_early, printable
 from grpo.evaluation import benchmarks
 
@@ -59,13 +59,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments, checked. UserError with one line for wrong ones. `--data_dir` and `--data-dir` are the same."""
-    cli = parser()
-    cli.error = _raise  # argparse itself would print its usage and exit
-    args, strange = cli.parse_known_args([_dashes(word) for word in argv])
-    if strange:
-        options = [option for action in cli._actions for option in action.option_strings]
-        raise UserError(unknown("option", strange[0].partition("=")[0], options))
+    """The arguments, checked. UserError with one line for wrong ones."""
+    args = read_options(parser(), argv)
     for name, least in LEAST.items():
         value = getattr(args, name)
         if value is not None and not value >= least:  # nan is not, either
@@ -152,16 +147,6 @@ def print_difference(a: str, b: str) -> None:
 def show(text: str) -> None:
     """Names of files and models come from anywhere: nothing in them steers the terminal."""
     print(printable(text), flush=True)
-
-
-def _raise(message: str) -> None:
-    raise UserError(message)
-
-
-def _dashes(word: str) -> str:
-    """--data_dir=a_b -> --data-dir=a_b"""
-    name, equals, value = word.partition("=")
-    return name.replace("_", "-") + equals + value if word.startswith("--") else word
 
 
 def main(argv: Sequence[str]) -> int:

@@ -30,17 +30,10 @@ def parse_args(argv: Sequence[str], otherwise: str | None = None) -> Command:
 
     `otherwise` is the preset where none is named (None: what fits this machine).
     """
-    cli = parser()
-    cli.error = _raise  # argparse itself would print its usage and exit
-    namespace, strange = cli.parse_known_args([_underscores(word) for word in argv])
-    given = vars(namespace)
+    given = vars(read_options(parser(), argv))
     if given.pop("help", False):
         print(parser(given.get("preset") or otherwise or default_preset()[0]).format_help(), end="", flush=True)
         raise SystemExit(0)
-    if strange:
-        word = strange[0].partition("=")[0]
-        options = [option for action in cli._actions for option in action.option_strings]
-        raise UserError(unknown("option", word, options))
     resume, check, preset, file = (given.pop(name, None) for name in ("resume", "check", "preset", "config"))
     if file is not None:
         own = leaves_of(file)
@@ -94,13 +87,23 @@ def parser(preset: str | None = None) -> argparse.ArgumentParser:
     return cli
 
 
-def _raise(message: str) -> None:
-    raise UserError(message)
+def read_options(cli: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """The options, however they are spelled: --data_dir is --data-dir. UserError for a wrong or unknown one."""
+    cli.error = _raise  # argparse itself would print its usage and exit
+    options = {_underscores(option): option for action in cli._actions for option in action.option_strings}
+    words = [word.partition("=") if word.startswith("--") else (word, "", "") for word in argv]
+    namespace, strange = cli.parse_known_args(
+        [options.get(_underscores(name), _underscores(name)) + equals + value for name, equals, value in words]
+    )
+    if strange:
+        raise UserError(unknown("option", strange[0].partition("=")[0], options.values()))
+    return namespace
 
 
 def _underscores(word: str) -> str:
-    """--learner.token-budget=4096 -> --learner.token_budget=4096"""
-    if not word.startswith("--"):
-        return word
-    name, equals, value = word.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value
+    """--learner.token-budget -> --learner.token_budget; what is no option stays."""
+    return "--" + word[2:].replace("-", "_") if word.startswith("--") else word
+
+
+def _raise(message: str) -> None:
+    raise UserError(message)

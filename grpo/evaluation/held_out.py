@@ -69,21 +69,11 @@ class HeldOut:
         """The accuracy of each way of sampling, and the other shares of the first of them."""
         if not problems:
             return {}
-        config = self.config
-        temperatures = {"sampled": config.rollout.temperature, "greedy": 0.0}
-        if config.eval.sampling == "greedy":
-            del temperatures["sampled"]
-        shares = {
-            way: evaluate_problems(
-                engine,
-                self.tokenizer,
-                problems,
-                self.judge,
-                Sampling(config.rollout.max_new_tokens, temperature),
-                config.seed,
-            )
-            for way, temperature in temperatures.items()
-        }
+        config, shares = self.config, {}
+        ways = {"sampled": config.rollout.temperature} if config.eval.sampling == "both" else {}
+        for way, temperature in (ways | {"greedy": 0.0}).items():
+            sampling = Sampling(config.rollout.max_new_tokens, temperature)
+            shares[way] = evaluate_problems(engine, self.tokenizer, problems, self.judge, sampling, config.seed)
         first = next(iter(shares.values()))
         accuracy = {f"{way}_accuracy": found["accuracy"] for way, found in shares.items()}
         return accuracy | {name: first[name] for name in SHARES}

@@ -102,7 +102,7 @@ def lock(folder: Path, name: str = ".lock", wait: bool = False) -> IO:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         file.close()
-        raise UserError(f"another process is using {folder}; wait for it to end, or choose another --name") from None
+        raise UserError(f"another process is using {folder}; wait for it to end, or write to another folder") from None
     return file
 
 

@@ -13,6 +13,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from grpo.arguments import read_options
 from grpo.config import parse as parse_settings
 from grpo.config import read_yaml
 from grpo.errors import UserError, answer_early, printable
@@ -35,7 +36,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     cli.add_argument("--prompt", help="system message: a name from prompts/ or a text file [the run's, else plain]")
     cli.add_argument("--engine", choices=["auto", "torch", "vllm"], default="torch", help="[torch]")
     cli.add_argument("--seed", type=int, default=0)
-    args = cli.parse_args([word.replace("_", "-") if word.startswith("--") else word for word in argv])
+    args = read_options(cli, argv)
     for name, (least, most) in RANGES.items():
         value = getattr(args, name)
         if value is not None and not least <= value <= most:  # nan is not, either
