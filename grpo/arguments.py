@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from grpo.config import Config, build, env_weights, fields, flat, leaves_of, typed, unknown
+from grpo.config import Config, build, env_weights, fields, flat, leaves_of, preset_names, typed, unknown
 from grpo.errors import UserError
 
 SHORT = {"policy.quant": "--quant", "eval.every": "--eval_every", "bad_rows.limit": "--bad_rows"}
@@ -70,7 +70,7 @@ def parser(preset: str | None = None) -> argparse.ArgumentParser:
         add_help=False,  # printed by parse_args, which knows the preset
     )
     cli.add_argument("-h", "--help", action="store_true", help="this text")
-    cli.add_argument("--preset", help="cpu, l4 or h100. Without it: what fits the machine")
+    cli.add_argument("--preset", help=f"{', '.join(preset_names())}. Without it: what fits the machine")
     cli.add_argument("--config", metavar="FILE.yaml", help="settings of one's own, on top of the preset")
     cli.add_argument("--resume", help="continue the run in this folder, or the newest one: auto")
     cli.add_argument("--check", action="store_true", help="load nothing big; print what would run and what is wrong")

@@ -86,8 +86,12 @@ def env_weights() -> dict[str, float]:
         raise UserError(str(error)) from None
 
 
+def preset_names() -> list[str]:
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
 def _preset(name: str) -> dict[str, Any]:
-    names = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+    names = preset_names()
     if name not in names:
         raise UserError(f"unknown preset {name!r}; there are {', '.join(names)}{nearest(name, names)}")
     settings = leaves_of(PRESETS / f"{name}.yaml")
