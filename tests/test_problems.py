@@ -194,7 +194,8 @@ def test_a_system_message_of_ones_own(tmp_path, tokenizer, content, message):
 
 def test_a_reward_of_ones_own_gets_the_truth_as_it_is(tmp_path, tokenizer):
     truths = [{"target": 3, "numbers": [1, 2]}, "#### no maths \\frac{1}{", ["a", 1]]
-    problems, bad = read(write(tmp_path, [row(truth=truth) for truth in truths]), tokenizer, graded=False)
+    path = str(write(tmp_path, [row(truth=truth) for truth in truths]))
+    problems, bad = training_problems(build("cpu", {"data": path, "reward.name": "mine:f"}), tokenizer)
     assert not bad
     assert [p.ground_truth for p in problems] == ['{"target": 3, "numbers": [1, 2]}', truths[1], '["a", 1]']
 
@@ -307,7 +308,7 @@ def test_a_step_draws_without_repeating_and_an_epoch_covers_the_data():
         drawn = [p.index for p in draw(PROBLEMS, 5, seed=0, step=step)]
         assert len(set(drawn)) == 5
     epoch = [p.index for step in (1, 2) for p in draw(PROBLEMS, 5, seed=0, step=step)]
-    assert Counter(epoch) == Counter(range(10))
+    assert Counter(epoch) == Counter(p.index for p in draw(PROBLEMS, 10, seed=0, step=1)) == Counter(range(10))
 
 
 def test_what_a_step_draws_follows_from_seed_and_step_alone():
