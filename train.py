@@ -122,7 +122,7 @@ def main(argv: list[str]) -> int:
             if command.preset is None and resumed is None:
                 print(f"no --preset given: {preset}, {why}")
             if command.check:
-                return check(config, choose_device(config))
+                return check(config, choose_device(config), resumed)
             if resumed and is_finished(resumed, config):
                 print(f"{resumed} is finished: {config.steps} steps; a larger --steps goes on")
                 return 0

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +27,7 @@ from grpo.evaluation import benchmarks
 from grpo.packages import PACKAGES, installed, versions
 from grpo.plan import Plan, check_fits, decide, disk_parts, make_plan
 from grpo.plan.cards import this_card
-from grpo.plan.memory import GIB, full_length
+from grpo.plan.memory import GIB, full_length, host_bytes
 from grpo.plan.text import describe, summary
 from grpo.problems import read_data, training_problems
 from grpo.rollout import VLLM_MISSING, engine_name
@@ -34,6 +35,7 @@ from grpo.run.terminal import printable, say
 from rewards import make_reward, self_test, weight_warnings
 
 VLLM = (0, 32)
+DRIVER = Path("/sys/module/nvidia/version")
 LEAST_SHM = 512 * 2**20
 LORA_LEAST_LR = 5e-6
 
@@ -50,6 +52,8 @@ def plan_run(config: Config, device: torch.device) -> Plan:
         raise UserError("; and ".join(wrong))
     print(summary(plan) if config.quiet else f"{short(config)}\n{describe(plan)}", flush=True)
     check_fits(plan)
+    if Path(config.model).is_dir() and (damage := weights_problem(Path(config.model))):
+        raise UserError(damage)
     for line in [*notes, *warnings(plan)]:
         say(line)
     return plan
@@ -62,8 +66,9 @@ def missing(config: Config) -> str:
     return hub.missing(models, sets, config.data_dir)
 
 
-def check(config: Config, device: torch.device) -> int:
-    """Prints what would run and everything that is wrong with it. 1 if the run would fail, else 0."""
+def check(config: Config, device: torch.device, resumed: Path | None = None) -> int:
+    """Prints what would run, or go on in the folder `resumed`, and everything that is wrong with it. 1 if the run would
+    fail, else 0."""
     print(short(config))
     failures: list[str] = []
     plan: list[Plan] = []
@@ -90,7 +95,11 @@ def check(config: Config, device: torch.device) -> int:
     section("data", lambda: _data(config))
     section("reward", lambda: _reward(config))
     section("plan", planned)
-    for line in problems(plan[0]) if plan else environment_problems(config):
+    wrong = problems(plan[0]) if plan else environment_problems(config)
+    folder = Path(config.out) / config.name if config.name else None
+    if resumed is None and folder and folder.exists():
+        wrong.append(f"{folder} is there already; choose another --name, or go on in it with --resume {folder}")
+    for line in wrong:
         failures.append(line)
         print(f"problem   {printable(line)}")
     for line in warnings(plan[0]) if plan else []:
@@ -115,12 +124,14 @@ def _machine(config: Config, device: torch.device) -> Iterator[str]:
         yield f"{torch.cuda.get_device_name(device)}, {free / GIB:.1f} of {total / GIB:.1f} GiB free"
     else:
         yield "no GPU is used" + (": torch sees no CUDA device" if not torch.cuda.is_available() else "")
-    there = existing_parent(Path(config.out))
+    there = existing_parent(Path(config.out)) or "."
     yield f"disk: {shutil.disk_usage(there).free / GIB:.1f} GiB free under {config.out}"
 
 
 def _model(config: Config) -> Iterator[str]:
     if Path(config.model).is_dir():
+        if damage := weights_problem(Path(config.model)):
+            raise UserError(damage)
         yield f"{config.model}: a folder of {_size(config.model) / GIB:.2f} GiB"
     elif hub.is_cached(config.model):
         yield f"{config.model}: in the Hugging Face cache"
@@ -135,6 +146,29 @@ def _model(config: Config) -> Iterator[str]:
                 "network, or give a local folder"
             ) from error
         yield f"{config.model}: not on this machine; the run will download it"
+
+
+def weights_problem(folder: Path) -> str | None:
+    """The first file of weights that is missing or cut off: a safetensors file says how long it is."""
+    index = folder / "model.safetensors.index.json"
+    names = {"model.safetensors"}
+    if index.is_file():
+        names = set(json.loads(index.read_text())["weight_map"].values())
+    elif (folder / "pytorch_model.bin").is_file():
+        return None
+    for path in sorted(folder / name for name in names):
+        if not path.is_file():
+            return f"{folder} has no {path.name}: copy or download the model again"
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = file.read(size) if size < path.stat().st_size else b""
+        try:
+            whole = 8 + size + max(x["data_offsets"][1] for x in json.loads(header).values() if "data_offsets" in x)
+        except ValueError:
+            whole = None
+        if path.stat().st_size != whole:
+            return f"{path} is cut off or damaged: it has {path.stat().st_size} bytes; copy or download it again"
+    return None
 
 
 def _size(folder: str) -> int:
@@ -192,7 +226,30 @@ def _reward(config: Config) -> Iterator[str]:
 
 def problems(plan: Plan, environ: Mapping[str, str] = os.environ) -> list[str]:
     """One line each for what would make the run fail, with its cure. Empty: nothing known stands in the way."""
-    return [*settings_problems(plan), *environment_problems(plan.config, environ), *disk_problems(plan)]
+    found = [*settings_problems(plan), *environment_problems(plan.config, environ), *disk_problems(plan)]
+    return [*found, *machine_problems(plan)] if plan.card.here else found
+
+
+def machine_problems(plan: Plan) -> list[str]:
+    """What this machine cannot do."""
+    config, found = plan.config, []
+    if not plan.card.bf16 and plan.element == 2:
+        found.append(
+            f"{plan.card.name} does not compute in bfloat16, and float16 is not offered; use a card of 2020 or later "
+            "(compute capability 8.0), or --policy.dtype float32"
+        )
+    if plan.card.is_cpu and config.device != "cpu" and DRIVER.exists():
+        found.append(
+            f"there is an NVIDIA driver ({DRIVER.read_text().strip()}) that this torch (CUDA "
+            f"{torch.version.cuda}) cannot use: CUDA 13 needs driver 580 or newer; update it, or --device cpu"
+        )
+    need, free = host_bytes(config), psutil.virtual_memory().available
+    if need > free:
+        found.append(
+            f"the completions of a step may take {need / GIB:.1f} GiB of the {free / GIB:.1f} GiB of main memory that "
+            "are free; lower rollout.problems, rollout.group or rollout.max_new_tokens"
+        )
+    return found
 
 
 def settings_problems(plan: Plan) -> list[str]:
@@ -228,8 +285,10 @@ def environment_problems(config: Config, environ: Mapping[str, str] = os.environ
 
 
 def disk_problems(plan: Plan) -> list[str]:
-    """Too little room for the checkpoints that are kept, the one being written, and the completions."""
+    """No place to write to, or too little room for the checkpoints, the one being written, and the completions."""
     there = existing_parent(Path(plan.config.out))
+    if there is None or not os.access(there, os.W_OK):
+        return [f"out is {plan.config.out}, where nothing can be written; name another folder by --out"]
     checkpoint, _, completions = disk_parts(plan)
     need, free = checkpoint * (plan.config.checkpoint.keep + 1) + completions, shutil.disk_usage(there).free
     if need <= free:
@@ -259,8 +318,10 @@ def warnings(plan: Plan, environ: Mapping[str, str] = os.environ) -> list[str]:
     return found
 
 
-def existing_parent(path: Path) -> Path:
-    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
+def existing_parent(path: Path) -> Path | None:
+    """The folder, or the nearest above it that is there; None where a file is in the way."""
+    there = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+    return there if there.is_dir() else None
 
 
 def _version(package: str) -> tuple[int, int] | None:
