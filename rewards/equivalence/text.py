@@ -55,6 +55,11 @@ _REWRITES = [
         (r"\\(?:displaystyle|textstyle|limits|nolimits|hfill|quad|qquad|thinspace)(?![A-Za-z])", " "),
         (r"\\!\s*", ""),
         (r"(?<=[0-9])(?:\\[,;:]|\\ |~|\{,\})(?=[0-9]{3}(?![0-9]))", ""),  # thousands: 10\,080 and 10{,}080
+        (  # 19,000 J, but not 1,200 and 3
+            r"(?<![0-9,.])[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?(?=\s*(?:\\(?:text|mbox|mathrm)\{|[A-Za-z]))"
+            r"(?!\s*(?:\\(?:text|mbox|mathrm)\{,?\s*)?(?:and|or)\b)",
+            lambda match: match[0].replace(",", ""),
+        ),
         (r"(?<!\\)\\[,;: ]|~", " "),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (
