@@ -7,6 +7,11 @@ python train.py --preset h100     # all weights on 80 GB
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":  # until the run handles it, Ctrl-C ends the process without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -32,7 +37,7 @@ from grpo.problems import draw, training_problems
 from grpo.rollout import Sampling, decode, load_reward, make_engine, rollout, score, warm_up
 from grpo.run.resume import TrainingState, is_finished, set_seed, settle
 from grpo.run.run import Run
-from grpo.run.terminal import Interrupted, hold_interruptions, interruptible, plot_run, say
+from grpo.run.terminal import Interrupted, hold_interruptions, interruptible, next_commands, plot_run, say
 
 
 def train(config: Config, resumed: Path | None = None) -> Run:
@@ -124,7 +129,9 @@ def main(argv: list[str]) -> int:
             if command.check:
                 return check(config, choose_device(config), resumed)
             if resumed and is_finished(resumed, config):
-                print(f"{resumed} is finished: {config.steps} steps; a larger --steps goes on")
+                print(f"{resumed} is finished: {config.steps} steps")
+                plot_run(resumed)
+                print(next_commands(resumed, config.steps))
                 return 0
             run = train(config, resumed)
     except UserError as error:
@@ -136,9 +143,7 @@ def main(argv: list[str]) -> int:
     except Interrupted as interruption:
         print(f"ended by {interruption}", file=sys.stderr)
         return interruption.code
-    print(
-        f"run folder  {run.folder}\nplot        {run.folder / 'plot.png'}\nmodel       {run.checkpoints.path(run.step)}"
-    )
+    print(f"run folder {run.folder}\n{next_commands(run.folder, run.step)}")
     return 0
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import unicodedata
 from collections.abc import Callable, Sequence
+from typing import TextIO
 
 
 class UserError(ValueError):
@@ -27,10 +29,8 @@ class NonFiniteLoss(TrainingStopped):
 def answer_early(parse: Callable[[Sequence[str]], object], argv: Sequence[str]) -> None:
     """Prints the help, or the line about a wrong argument, and exits. Returns when the arguments are good.
 
-    Entry points call it before they import torch and transformers, which takes seconds. From here until they handle
-    signals themselves, Ctrl-C ends the process without a traceback.
+    Entry points call it before they import torch and transformers, which takes seconds.
     """
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head` ends as other programs do
     try:
         parse(argv)
@@ -38,6 +38,32 @@ def answer_early(parse: Callable[[Sequence[str]], object], argv: Sequence[str]) 
         print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
     signal.signal(signal.SIGPIPE, before)
+    if sys.stderr.isatty():
+        print("loading torch and transformers", file=sys.stderr, flush=True)
+    sys.stdout, sys.stderr = Unbroken(sys.stdout), Unbroken(sys.stderr)
+
+
+class Unbroken:
+    """A stream that never fails: where its reader has gone or its disk is full, the output is lost and not the run."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, act: Callable[[], object]) -> None:
+        try:
+            act()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
 
 def printable(text: str) -> str:

@@ -18,7 +18,7 @@ from rewards.controls import CONTROL_WEIGHTS, FunctionReward, RandomReward
 from rewards.score import (
     DEFAULT_WEIGHTS,
     OUTCOMES,
-    DeadSignalWatch,
+    UNVERIFIED,
     Reward,
     Score,
     check_weights,
@@ -32,7 +32,7 @@ from rewards.verifier import Verifier, check_ground_truths, ground_truth_text, s
 __all__ = [
     "NAMES",
     "OUTCOMES",
-    "DeadSignalWatch",
+    "UNVERIFIED",
     "MultiSignalMathReward",
     "Reward",
     "Score",

@@ -114,6 +114,8 @@ def weight_warnings(weights: dict[str, float]) -> list[str]:
     """Which unwanted strategy the weights pay for; empty when none. Say these once, at the start."""
     alpha, beta, gamma = (weights.get(name, 0.0) for name in SIGNALS)
     warnings = []
+    if weights and not any(weights.values()):
+        warnings.append("all reward weights are 0: every completion earns the same and nothing is learned. Raise one.")
     if gamma >= alpha and gamma > 0:
         warnings.append(
             f"gamma {gamma:g} >= alpha {alpha:g}: failing on purpose and saying 'wrong' pays {gamma:g}, no less than a "
@@ -125,13 +127,6 @@ def weight_warnings(weights: dict[str, float]) -> list[str]:
             "a right answer without the format. Lower beta or gamma."
         )
     return warnings
-
-
-DEAD_SHARE = 0.95
-"""Above this share of one verdict the reflection signal tells completions apart no longer."""
-
-MIN_GIVEN = 0.1
-"""Share of completions that must give a verdict before the share of the larger one means anything."""
 
 
 def summarize(groups: Sequence[Sequence[Score]]) -> dict[str, float]:
@@ -173,30 +168,6 @@ def _verdicts(scores: Sequence[Score]) -> dict[str, float]:
     }
     larger = max(says["correct"], says["wrong"]) / given if given else 0.0
     return {name: count / len(scores) for name, count in shares.items()} | {"verdict/larger_share": larger}
-
-
-class DeadSignalWatch:
-    """Says once when the reflection signal is dead: nearly all verdicts are the same, so it rewards no reflection."""
-
-    def __init__(self) -> None:
-        self.said = False
-
-    def __call__(self, metrics: dict[str, float]) -> str | None:
-        """The warning the first time `verdict/larger_share` is above DEAD_SHARE, else None."""
-        share = metrics.get("verdict/larger_share", 0.0)
-        if self.said or share <= DEAD_SHARE or metrics["verdict/none"] > 1.0 - MIN_GIVEN:
-            return None
-        self.said = True
-        larger = (
-            "correct"
-            if metrics["verdict/right_says_correct"] + metrics["verdict/wrong_says_correct"]
-            > 0.5 * (1.0 - metrics["verdict/none"])
-            else "wrong"
-        )
-        return (
-            f"{share:.0%} of the reflections that give a verdict say '{larger}' (limit {DEAD_SHARE:.0%}): "
-            "the reflection signal is dead, it no longer depends on whether the answer is right"
-        )
 
 
 def _mean(values: Iterable[float]) -> float:

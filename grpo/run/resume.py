@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -118,19 +119,20 @@ def is_finished(folder: Path, config: Config) -> bool:
 
 def relocated(config: Config, folder: Path) -> Config:
     """Files that were named from the folder the run was started in are found from any other."""
-    found = {}
-    for name in PATHS:
-        value = flat(config)[name]
-        if isinstance(value, str) and not Path(value).exists():
-            places = (place / value for place in (*folder.absolute().parents, Path(__file__).parents[2]))
-            found[name] = next((str(place) for place in places if place.exists()), value)
-    return changed(config, found)
+    places = (Path(), *folder.absolute().parents, Path(__file__).parents[2])
+
+    def find(name: str) -> str:
+        return next((str(place / name) for place in places if (place / name).exists()), name)
+
+    found = {name: value for name, value in flat(config).items() if name in PATHS and value}
+    moved = {name: find(value) if isinstance(value, str) else tuple(map(find, value)) for name, value in found.items()}
+    return changed(config, moved)
 
 
 def decisive(config: Config) -> dict[str, str]:
     """The settings that decide what is learned, as a checkpoint keeps them."""
     settings = {name: typed(value) for name, value in flat(config).items() if name not in FREE}
-    return {name: Path(value).name if name in PATHS else value for name, value in settings.items()}
+    return {name: re.sub(r"[^,]*/", "", value) if name in PATHS else value for name, value in settings.items()}
 
 
 def refuse_other(before: dict[str, str], after: dict[str, str], what: str, cure: str) -> None:

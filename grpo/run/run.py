@@ -21,10 +21,10 @@ from grpo.problems import BadRow
 from grpo.run import files, terminal
 from grpo.run.checkpoint import Checkpoints
 from grpo.run.resume import TrainingState, decisive
-from grpo.run.terminal import Clock, before_and_after, good_and_bad, say, step_line
-from grpo.run.trackers import TrackerProcess
+from grpo.run.terminal import BAR, HELD_OUT, Clock, before_and_after, figures, fitted, good_and_bad, say
+from grpo.run.trackers import Alarms, TrackerProcess
 from grpo.types import Group
-from rewards import DeadSignalWatch, Score, summarize, weight_warnings
+from rewards import UNVERIFIED, Score, summarize, weight_warnings
 
 
 class Run:
@@ -49,7 +49,8 @@ class Run:
         self.accuracy: dict[int, float] = {}
         self._known: set[int] = set()
         self.bad_rows: Sequence[BadRow] = ()
-        self._watch, self._started = DeadSignalWatch(), time.perf_counter()
+        self._held_out: dict[str, float] = {}
+        self._alarms, self._started = Alarms(), time.perf_counter()
         self._lock = files.lock(self.folder) if self.resumed else None
         if not self.resumed:
             files.check_new(self.folder)
@@ -71,7 +72,7 @@ class Run:
         for warning in weight_warnings(state.reward.weights):
             say(warning)
         shown = not self.config.quiet and sys.stderr.isatty()
-        self.bar = tqdm(total=self.config.steps, initial=self.step, unit="step", disable=not shown, dynamic_ncols=True)
+        self.bar = tqdm(total=self.config.steps, initial=self.step, bar_format=BAR, disable=not shown)
         self._tracker = TrackerProcess(self.config.tracker, self.folder)
         self.clock.read()  # what loading took belongs to no step
 
@@ -129,8 +130,8 @@ class Run:
         self.state.complete(step, {"step": step} | metrics | times)
         if not self.bar.disable and step % self.config.show_every == 0:
             tqdm.write(good_and_bad(groups, texts, scores), file=sys.stderr)
-        if warning := self._watch(metrics):
-            say(warning)
+        for alarm in self._alarms(metrics):
+            say(alarm)
         terminal.release_interruptions()
 
     def _write_completions(self, step: int, groups: Sequence[Group], texts, scores, advantages) -> None:
@@ -141,10 +142,11 @@ class Run:
         rows = [row | ({"extra": p.extra} if p.extra else {}) for row, p in zip(rows, new.values(), strict=True)]
         files.append(self.folder / "problems.jsonl", files.lines(rows))
         self._known |= new.keys()
-        right = {}
+        right: dict[int, list[bool]] = {}
         for group, its_scores in zip(groups, scores, strict=True):
-            right.setdefault(group.problem.index, []).extend(score.outcome == "correct" for score in its_scores)
-        accuracy = {index: sum(values) / len(values) for index, values in right.items()}
+            found = [score.outcome == "correct" for score in its_scores if score.outcome != UNVERIFIED]
+            right.setdefault(group.problem.index, []).extend(found)
+        accuracy = {index: sum(values) / len(values) for index, values in right.items() if values}
         files.append(self.folder / "accuracy.jsonl", files.lines([{"step": step, "accuracy": accuracy}]))
 
     def log(self, evaluation: dict[str, float]) -> dict[str, float]:
@@ -155,11 +157,12 @@ class Run:
         self.state.row = None
         if row.get(self.best_by) is not None:
             self.accuracy[step] = row[self.best_by]
-        line = step_line(row, self.config.eval.limit)
+        self._held_out |= {name: value for name, value in row.items() if name in HELD_OUT}
         if self.bar.disable:
+            line = "  ".join(figures(row, self.config.eval.limit))
             print(f"step {step}/{self.config.steps}  {line}  {row['time/step']:.1f} s", flush=True)
         else:
-            self.bar.set_postfix_str(line, refresh=False)
+            self.bar.set_postfix_str(fitted(figures(row | self._held_out, self.config.eval.limit)), refresh=False)
             self.bar.update(int(step > 0))
         due = self.config.checkpoint.every and step % self.config.checkpoint.every == 0
         if step and (due or step == self.config.steps):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import signal
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -22,28 +25,45 @@ if TYPE_CHECKING:
     from grpo.types import Group
     from rewards import Score
 
+HELD_OUT = ("eval/sampled_accuracy", "eval/greedy_accuracy")
+BAR = "step {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
+BEFORE_FIGURES = len("step 2000/2000 [10:00:00<10:00:00],  ")
 LONGEST = 1200
 """Characters of a completion that are shown; the rest is in completions/."""
 
 
 def say(message: str) -> None:
-    """One line on stderr, above the progress bar where there is one."""
-    tqdm.write(printable(message), file=sys.stderr)
+    """One line on stderr, above the progress where there is one; on a terminal broken between words."""
+    text = printable(message)
+    tqdm.write(wrapped(text) if sys.stderr.isatty() else text, file=sys.stderr)
 
 
-def step_line(metrics: dict[str, float], limit: int | None = None) -> str:
-    """The step in one line: reward and its parts, length, speed, held-out accuracy; starred where eval.limit is set."""
+def wrapped(text: str) -> str:
+    width = shutil.get_terminal_size().columns
+    return "\n".join(textwrap.fill(line, width) if len(line) > width else line for line in text.split("\n"))
+
+
+def fitted(parts: Sequence[str]) -> str:
+    """As many of them, from the first on, as fit on the terminal's line behind the step and the times."""
+    room = shutil.get_terminal_size().columns - BEFORE_FIGURES
+    while len("  ".join(parts)) > room and parts:
+        parts = parts[:-1]
+    return "  ".join(parts)
+
+
+def figures(metrics: dict[str, float], limit: int | None = None) -> list[str]:
+    """The step's figures, the most telling first: held-out accuracy (starred where eval.limit is set), then reward."""
     star = "*" if limit else ""
     parts = [name for name in metrics if name.startswith("signal/") and not name.endswith("_group_std")]
     shown = {
+        f"sampled{star}": HELD_OUT[0],
+        f"greedy{star}": HELD_OUT[1],
         "reward": "reward/mean",
         **{name.removeprefix("signal/"): name for name in parts},
         "tokens": "completion/tokens_mean",
         "tokens/s": "speed/tokens_per_second",
-        f"sampled{star}": "eval/sampled_accuracy",
-        f"greedy{star}": "eval/greedy_accuracy",
     }
-    return "  ".join(f"{label} {metrics[key]:.3g}" for label, key in shown.items() if key in metrics)
+    return [f"{label} {metrics[key]:.3g}" for label, key in shown.items() if metrics.get(key) is not None]
 
 
 def before_and_after(summary: dict) -> str:
@@ -53,6 +73,16 @@ def before_and_after(summary: dict) -> str:
     if lines and summary["limit"]:
         lines.append(f"*: smoke figures, of the first {summary['limit']} problems of each file (eval.limit)")
     return "\n".join(lines)
+
+
+def next_commands(folder: Path, steps: int) -> str:
+    """What a person does with a finished run."""
+    name = shlex.quote(str(folder))
+    return (
+        f"look       python -m grpo.report {name}\n"
+        f"evaluate   python eval.py --run {name}\n"
+        f"go on      python train.py --resume {name} --steps {2 * steps}"
+    )
 
 
 def good_and_bad(groups: Sequence[Group], texts: Sequence[Sequence[str]], scores: Sequence[Sequence[Score]]) -> str:
@@ -69,7 +99,7 @@ def good_and_bad(groups: Sequence[Group], texts: Sequence[Sequence[str]], scores
         blocks.append(
             f"--- {printable(_clip(head, 300)).replace(chr(10), ' ')}\n{printable(_clip(texts[g][i], LONGEST))}"
         )
-    return "\n".join(blocks)
+    return wrapped("\n".join(blocks))
 
 
 def _clip(text: str, longest: int) -> str:
@@ -138,7 +168,8 @@ def plot_run(folder: Path) -> Path:
 # Ctrl-C and SIGTERM stop a run soon, but never between an optimiser step and the record of it. Interruptions are held
 # right before that step and released once it is on record. Everywhere else they are raised where they arrive, so that a
 # rollout of minutes is abandoned at once: a spot instance may have seconds left.
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""SIGHUP: the connection to the terminal was lost. Under nohup it is ignored, and stays so."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -174,7 +205,7 @@ def interruptions_held() -> bool:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Within it, SIGINT and SIGTERM raise Interrupted in the main thread; a second SIGINT ends the process at once."""
+    """Within it, SIGNALS raise Interrupted in the main thread; a second SIGINT ends the process at once."""
     global _held, _pending
     _held, _pending = False, None
     if threading.current_thread() is not threading.main_thread():  # signals are delivered to the main thread alone
@@ -195,7 +226,8 @@ def interruptible() -> Iterator[None]:
         else:
             raise Interrupted(number)
 
-    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    caught = [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in caught}
     try:
         yield
     finally:

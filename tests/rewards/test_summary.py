@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from rewards import DeadSignalWatch, Score, make_reward, summarize
+from rewards import Score, make_reward, summarize
 
 
 def score(verify: float, verdict: str | None = None, outcome: str | None = None, total: float | None = None) -> Score:
@@ -52,20 +52,6 @@ def test_outcomes_and_the_table_of_verdict_and_truth():
     assert {name: metrics[f"verdict/{name}"] * 8 for name in table} == table
     assert metrics["verdict/larger_share"] == 0.5  # three of the six that gave one
     assert all(isinstance(value, float) for value in metrics.values())
-
-
-def test_a_dead_reflection_signal_is_said_once():
-    watch = DeadSignalWatch()
-    alive = summarize([[score(1, "correct")] * 95 + [score(0, "wrong")] * 5])
-    dead = summarize([[score(1, "correct")] * 96 + [score(0, "wrong")] * 4])
-    assert watch(alive) is None  # 0.95 is not above 0.95
-    assert "say 'correct'" in watch(dead)
-    assert watch(dead) is None
-    assert "say 'wrong'" in DeadSignalWatch()(summarize([[score(0, "wrong")] * 20]))
-
-
-def test_a_handful_of_verdicts_says_nothing_yet():
-    assert DeadSignalWatch()(summarize([[score(0, None)] * 99 + [score(0, "wrong")]])) is None
 
 
 def test_nothing_to_summarise_is_an_error():

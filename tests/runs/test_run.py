@@ -17,9 +17,10 @@ import yaml
 from small_runs import REPO, SMALL, arguments, start
 
 import train
+from grpo.errors import printable
 from grpo.packages import differences, versions
 from grpo.run.files import read_completions, read_rows
-from grpo.run.terminal import before_and_after, good_and_bad, printable, step_line
+from grpo.run.terminal import before_and_after, figures, good_and_bad
 from grpo.types import Completion, Group, Problem
 from rewards import Score
 
@@ -124,8 +125,8 @@ def test_a_bar_and_samples_on_a_terminal(tmp_path, quiet):
     text = shown.decode(errors="replace")
     assert ("best of the step: reward" in text) is not quiet
     assert ("worst of the step: reward" in text) is not quiet
-    assert ("2/2 [" in text) is not quiet  # tqdm's counter and times
-    assert ("step 2/2" in text) is quiet
+    assert ("step 2/2 [" in text) is not quiet  # the counter and times
+    assert ("step 2/2  " in text) is quiet
 
 
 def read(descriptor: int) -> bytes:
@@ -162,14 +163,14 @@ def test_samples_are_the_best_and_the_worst_and_harmless():
 
 
 def test_the_line_has_the_parts_of_the_reward():
-    line = step_line({"reward/mean": 0.5, "signal/verify": 1.0, "signal/verify_group_std": 9.0, "step": 3, "other": 1})
-    assert line == "reward 0.5  verify 1"
+    row = {"reward/mean": 0.5, "signal/verify": 1.0, "signal/verify_group_std": 9.0, "step": 3, "other": 1}
+    assert figures(row) == ["reward 0.5", "verify 1"]
 
 
 def test_figures_of_a_few_problems_are_marked():
     row = {"eval/sampled_accuracy": 0.5, "eval/greedy_accuracy": 1.0}
-    assert step_line(row, limit=8) == "sampled* 0.5  greedy* 1"
-    assert step_line(row) == "sampled 0.5  greedy 1"
+    assert figures(row, limit=8) == ["sampled* 0.5", "greedy* 1"]
+    assert figures(row) == ["sampled 0.5", "greedy 1"]
     summary = {"before": {"greedy_accuracy": 0.0}, "after": {"greedy_accuracy": 1.0}, "limit": 8}
     assert "*: smoke figures, of the first 8 problems" in before_and_after(summary)
     assert "smoke" not in before_and_after(summary | {"limit": None})

@@ -35,7 +35,7 @@ POINTS = {
     "optimiser step": (torch.optim.AdamW, "step", 2),
     "record": (run_module, "completion_rows", 2),
     "evaluation": (HeldOut, "_measure", 4),  # the test set, which is empty, then steps 0, 1 and 2
-    "log": (run_module, "step_line", 3),
+    "log": (run_module, "figures", 3),
     "save": (TrainingState, "write", 2),
     "only save": (TrainingState, "write", 1),
     "start-up, model": (train, "load_policy", 1),
