@@ -235,9 +235,7 @@ def _no_dropout(model: PreTrainedModel) -> None:
 def fuse_norms(network: torch.nn.Module) -> None:
     """RMSNorm in one kernel instead of six passes over memory, rounded to bfloat16 once.
 
-    The models' own code rounds before the multiplication with the weight and after it. Against float32, on
-    SmolLM2-135M and 600 tokens of text, the log-probabilities are off by 0.0389 (root mean square) with the models' own
-    norms and by 0.0382 with these.
+    The models' own code rounds before the multiplication with the weight and again after it.
     """
     for module in network.modules():
         if type(module).__name__ in RMS_NORMS:
