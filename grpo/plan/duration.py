@@ -72,7 +72,7 @@ def learning_flops(policy: Policy, groups: Sequence[Group], advantages: torch.Te
     """Operations of one rollout's learning, `advantages` being [groups, completions].
 
     Each prompt counts once for its group. A forward and a backward pass, one more forward pass for the reference when
-    there is a KL term, and one for the old logprobs when there are several updates.
+    there is a KL term, and one for the old logprobs of all minibatches but the first.
     """
     tokens = pairs = predicted = 0
     for group, row in zip(groups, advantages.tolist(), strict=True):
@@ -88,10 +88,9 @@ def learning_flops(policy: Policy, groups: Sequence[Group], advantages: torch.Te
             predicted += sum(lengths)
             pairs += causal_pairs(prompt) + sum(causal_pairs(length, prompt) for length in lengths)
     shape = policy.network.config
-    forward_only = (config.kl_coef > 0) + (config.minibatches_per_rollout > 1)
-    return training_flops(shape, tokens, pairs, predicted, frozen=policy.lora) + forward_only * forward_flops(
-        shape, tokens, pairs, predicted
-    )
+    forward_only = (config.kl_coef > 0) + 1 - 1 / config.minibatches_per_rollout
+    forward = forward_flops(shape, tokens, pairs, predicted)
+    return round(training_flops(shape, tokens, pairs, predicted, frozen=policy.lora) + forward_only * forward)
 
 
 # ---- seconds
