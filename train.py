@@ -108,9 +108,18 @@ def train(config: Config, resumed: Path | None = None) -> Run:
     return run
 
 
-def choose_device(config: Config) -> torch.device:
+def choose_device(config: Config, driver: Path = Path("/proc/driver/nvidia/version")) -> torch.device:
+    """Where to train. Raises UserError where there is an NVIDIA `driver` that this torch cannot use."""
     if config.threads:
         torch.set_num_threads(config.threads)
+    if config.device != "cpu" and config.preset != "cpu" and driver.exists() and not torch.cuda.is_available():
+        built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs alone"
+        raise UserError(
+            f"this machine has an NVIDIA driver ({driver.read_text().splitlines()[0].strip()}), but torch "
+            f"{torch.__version__}, built for {built}, sees no CUDA device: the driver is too old for it, or the device "
+            "hidden. Update the driver (CUDA 13 needs 580), install a torch built for the driver's CUDA, or use "
+            "--device cpu"
+        )
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError(
             "device is cuda but torch sees no CUDA device; use --device cpu, or --preset cpu for the built-in model"

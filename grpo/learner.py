@@ -79,7 +79,8 @@ class Learner:
         later = [self._within_memory(self._old_logprobs, samples) for samples in minibatches[1:]]
         steps = [self._optimizer_step(samples, old) for samples, old in zip(minibatches, [None, *later], strict=True)]
         skipped = sum(step["skipped"] for step in steps)
-        return _metrics(steps) | {"policy/lr": steps[-1]["lr"], "learner/skipped_steps": skipped}
+        metrics = _metrics(steps) | {"policy/lr": steps[-1]["lr"], "learner/skipped_steps": skipped}
+        return metrics | {"policy/arrived": self.policy.arrived()}
 
     def _optimizer_step(self, samples: Sequence[Sample], old_logprobs: torch.Tensor | None) -> dict[str, float]:
         """What the step measured, not yet averaged. The weights stay as they are where that is not finite."""

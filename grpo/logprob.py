@@ -73,7 +73,7 @@ class _TokenLogprobs(torch.autograd.Function):
             if grad_hidden is not None:
                 torch.mm(grad, head, out=grad_hidden[part])
             if grad_head is not None:
-                _addmm(grad_head, grad.T, hidden[part])
+                addmm(grad_head, grad.T, hidden[part])
         return grad_hidden, None if grad_head is None else grad_head.to(head.dtype), None, None, None, None
 
 
@@ -88,7 +88,7 @@ def _buffers(hidden: torch.Tensor, head: torch.Tensor, chunk: int) -> tuple[torc
 def _log_softmax(hidden, head, temperature: float, buffers) -> tuple[torch.Tensor, torch.Tensor]:
     """[n, V] log-probabilities in one of the buffers, and the other to compute in."""
     logits, logp = (buffer[: len(hidden)] for buffer in buffers)
-    _addmm(logits, hidden, head.T, beta=0, alpha=1 / temperature)
+    addmm(logits, hidden, head.T, beta=0, alpha=1 / temperature)
     return torch.log_softmax(logits, -1, out=logp), logits
 
 
@@ -102,7 +102,7 @@ def _logit_gradient(p, factor, g, targets, dtype: torch.dtype) -> torch.Tensor:
     return grad.scatter_(-1, targets, at_target.to(dtype))
 
 
-def _addmm(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor, **scales: float) -> None:
+def addmm(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor, **scales: float) -> None:
     """total = beta * total + alpha * a @ b in place, in the precision of `total` also where a and b are bfloat16."""
     wider = {} if a.dtype == total.dtype else {"out_dtype": total.dtype}
     torch.addmm(total, a, b, out=total, **scales, **wider)

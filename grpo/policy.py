@@ -112,6 +112,10 @@ class Policy:
         finally:
             self.network.train(was_training)
 
+    def arrived(self) -> float:
+        """The share of the adapter's change that the rounded weights have; 1 where nothing is rounded."""
+        return lora.arrived(self.model) if self.lora and self.dtype is torch.bfloat16 else 1.0
+
     @torch.no_grad()
     def sampler_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(Hugging Face name, weight) of the plain model that samples as this policy does.

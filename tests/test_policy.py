@@ -218,12 +218,12 @@ def test_a_small_step_arrives_in_bfloat16(folder: Path):
 
 def test_the_share_that_arrived_is_measured(folder: Path):
     policy = load_policy(config(folder, dtype="bfloat16", **LORA), CPU)
-    assert lora.arrived(policy.model) == 1.0, "nothing had to"
+    assert policy.arrived() == 1.0, "nothing had to"
     with torch.no_grad():
         for name, parameter in policy.trainable().items():
             parameter += 3e-3 * torch.randn_like(parameter) * ("lora_B" in name)
-    assert lora.arrived(policy.model) == pytest.approx(1.0, abs=0.2)  # 5,120 weights, of which few moved
-    assert lora.arrived(load_policy(config(folder, **LORA), CPU).model) == 1.0
+    assert policy.arrived() == pytest.approx(1.0, abs=0.2)  # 5,120 weights, of which few moved
+    assert load_policy(config(folder, **LORA), CPU).arrived() == 1.0
 
 
 def test_loras_gradient_is_that_of_the_sum(folder: Path):

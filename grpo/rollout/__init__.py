@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -162,8 +163,18 @@ def engine_name(config: Config) -> str:
     return "vllm" if installed("vllm") else "torch"
 
 
+def sleeps(config: Config) -> bool:
+    """Whether the engine gives its memory back between rollouts."""
+    return engine_name(config) == "vllm" and config.rollout.sleep
+
+
 def make_engine(config: Config, device: torch.device) -> Engine:
     """The sampler that `rollout.engine` asks for. Raises UserError where it cannot run."""
+    if device.type == "cuda" and not sleeps(config) and "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+        import torch
+
+        # Segments that grow leave no gaps between what a step allocates. The pool of an engine that sleeps forbids it.
+        torch.cuda.memory._set_allocator_settings("expandable_segments:True")
     if engine_name(config) == "torch":
         from grpo.rollout.torch_engine import TorchEngine
 

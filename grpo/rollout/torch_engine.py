@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from grpo.logprob import addmm
 from grpo.policy import Policy
 from grpo.rollout import Sampling
 from grpo.types import Completion, Request
@@ -152,8 +153,9 @@ class Context:
 
 def _pick(policy: Policy, hidden: torch.Tensor, u: np.ndarray, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
     """[B] tokens and [B] their log-probabilities under the distribution they were drawn from."""
-    logits = policy.network.get_output_embeddings()(hidden)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    head = policy.network.get_output_embeddings().weight
+    logits = hidden.new_empty(len(hidden), len(head), dtype=torch.promote_types(hidden.dtype, torch.float32))
+    addmm(logits, hidden, head.T, beta=0)  # in float32, as the trainer's
     if sampling.temperature == 0:
         logp = torch.log_softmax(logits, -1)
         tokens = logits.argmax(-1)

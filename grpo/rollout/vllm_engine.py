@@ -171,6 +171,7 @@ def _start(config: Config, device: torch.device) -> Any:
     """vLLM's engine for the run's model, with room for the longest prompt and completion."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in another process weights could not be handed over
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")  # it draws truncated distributions: none is asked for
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its warnings, some per sync, are about choices made here
     from vllm import LLM
 
@@ -207,7 +208,11 @@ def _start(config: Config, device: torch.device) -> Any:
 def _on_gpu(sleep: bool) -> dict[str, Any]:
     """With the KV cache given in bytes, the share of the card only has to be below what is free at the start."""
     free, total = torch.cuda.mem_get_info()
-    return {"gpu_memory_utilization": round(0.95 * free / total, 3), "enable_sleep_mode": sleep}
+    return {
+        "gpu_memory_utilization": round(0.95 * free / total, 3),
+        "enable_sleep_mode": sleep,
+        "kernel_config": {"enable_flashinfer_autotune": False},  # minutes of timing kernels that are not used here
+    }
 
 
 def _on_cpu(architectures: list[str]) -> dict[str, Any]:
@@ -246,9 +251,10 @@ def _empty_cache(device: torch.device) -> None:
 
 @contextlib.contextmanager
 def _trainer_undisturbed(device: torch.device) -> Iterator[None]:
-    """vLLM reseeds and draws from the process's random generators, disables torch.set_num_threads and has child
-    processes preload its allocator; none of that may reach the trainer or its reward workers."""
-    python, numpy = random.getstate(), np.random.get_state()
+    """vLLM reseeds and draws from the process's random generators, sets how torch multiplies float32 matrices, disables
+    torch.set_num_threads and has child processes preload its allocator; none of that may reach the trainer or its
+    reward workers."""
+    python, numpy, precision = random.getstate(), np.random.get_state(), torch.get_float32_matmul_precision()
     threads, set_threads, preload = torch.get_num_threads(), torch.set_num_threads, os.environ.get("LD_PRELOAD")
     try:
         with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device.type == "cuda" else []):
@@ -256,6 +262,7 @@ def _trainer_undisturbed(device: torch.device) -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
+        torch.set_float32_matmul_precision(precision)
         torch.set_num_threads = set_threads
         torch.set_num_threads(threads)
         os.environ.pop("LD_PRELOAD", None)

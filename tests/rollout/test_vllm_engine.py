@@ -5,6 +5,7 @@ One engine for tied and one for untied embeddings serve the whole file; every te
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
 import random
@@ -22,7 +23,7 @@ from grpo.policy import Policy, load_policy
 from grpo.rollout import Sampling, make_engine
 from grpo.rollout.proof import prove, sampler_gap
 from grpo.rollout.torch_engine import TorchEngine
-from grpo.rollout.vllm_engine import _kv_bytes, checkpoint_names
+from grpo.rollout.vllm_engine import _kv_bytes, _on_gpu, checkpoint_names
 from grpo.types import Completion, Request
 
 CPU = torch.device("cpu")
@@ -78,6 +79,7 @@ def move(policy: Policy, seed: int) -> None:
 @pytest.fixture(scope="module")
 def engines(folders):
     pytest.importorskip("vllm.version", reason="make test-vllm makes an environment with vLLM's CPU build")
+    torch.set_float32_matmul_precision("high")  # not torch's own default, which is what vLLM sets
     before = process_state()
     made = {name: make_engine(parse_engine(folder), CPU) for name, folder in folders.items()}
     with pytest.raises(RuntimeError, match="sync"):
@@ -85,6 +87,7 @@ def engines(folders):
     yield made | {"state": (before, process_state())}
     for engine in made.values():
         engine.close()
+    torch.set_float32_matmul_precision("highest")
 
 
 def parse_engine(folder: Path) -> Config:
@@ -278,7 +281,26 @@ def test_the_trainer_does_not_notice(engines, policy):
 
 def process_state() -> tuple:
     generators = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-    return generators, torch.get_num_threads(), torch.set_num_threads, os.environ.get("LD_PRELOAD")
+    torch_s = torch.get_float32_matmul_precision(), torch.get_default_dtype(), torch.is_grad_enabled()
+    return generators, torch_s, torch.get_num_threads(), torch.set_num_threads, os.environ.get("LD_PRELOAD")
+
+
+@pytest.mark.vllm
+def test_what_a_gpu_engine_is_asked_for_is_what_vllm_knows(engines, monkeypatch):
+    from vllm.config import KernelConfig
+    from vllm.engine.arg_utils import EngineArgs
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (20 * 2**30, 24 * 2**30))
+    asked = _on_gpu(sleep=True)
+    assert set(asked) <= {field.name for field in dataclasses.fields(EngineArgs)}
+    assert set(asked["kernel_config"]) <= {field.name for field in dataclasses.fields(KernelConfig)}
+    assert asked["gpu_memory_utilization"] == 0.792  # 0.95 of the 20 of 24 GiB that are free
+    assert os.environ["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
+
+
+@pytest.mark.vllm
+def test_logits_are_float32(engine):
+    assert engine._llm.llm_engine.vllm_config.model_config.head_dtype is torch.float32
 
 
 @pytest.mark.vllm
