@@ -138,9 +138,9 @@ def main(argv: list[str]) -> int:
             if command.check:
                 return check(config, choose_device(config), resumed)
             if resumed and is_finished(resumed, config):
-                print(f"{resumed} is finished: {config.steps} steps")
+                print(printable(f"{resumed} is finished: {config.steps} steps"))
                 plot_run(resumed)
-                print(next_commands(resumed, config.steps))
+                print(printable(next_commands(resumed, config.steps)))
                 return 0
             run = train(config, resumed)
     except UserError as error:
@@ -152,7 +152,7 @@ def main(argv: list[str]) -> int:
     except Interrupted as interruption:
         print(f"ended by {interruption}", file=sys.stderr)
         return interruption.code
-    print(f"run folder {run.folder}\n{next_commands(run.folder, run.step)}")
+    print(printable(f"run folder {run.folder}\n{next_commands(run.folder, run.step)}"))
     return 0
 
 

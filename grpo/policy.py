@@ -135,6 +135,9 @@ class Policy:
         # PEFT would ask the hub whether the vocabulary has grown; no embedding is ever trained here.
         peft = {"save_embedding_layers": False} if self.lora else {}
         chosen = self.network.config.__dict__.pop("packed_kernel")  # means nothing to whoever loads the model
+        if self.lora:  # PEFT keeps a set, whose order differs from process to process
+            adapter = self.model.peft_config["default"]
+            adapter.target_modules = sorted(adapter.target_modules)
         try:
             self.model.save_pretrained(folder, **peft)
         finally:

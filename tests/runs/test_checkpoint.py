@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from pathlib import Path
@@ -230,6 +231,8 @@ def test_an_adapter_opens_with_peft(tmp_path):
     state.policy.network.set_attn_implementation("sdpa")
     torch.testing.assert_close(model(ids).logits, state.policy.model(ids).logits)  # the policy's kernels are its own
     assert not (tmp_path / "model.safetensors").exists()  # the base is not saved again
+    targets = json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
+    assert targets == sorted(targets)  # the same bytes in every process
     assert (tmp_path / "tokenizer.json").is_file()
     assert (tmp_path / "generation_config.json").is_file()
 

@@ -17,8 +17,9 @@ import yaml
 from small_runs import REPO, SMALL, arguments, start
 
 import train
-from grpo.errors import printable
+from grpo.errors import UserError, printable
 from grpo.packages import differences, versions
+from grpo.run import files
 from grpo.run.files import read_completions, read_rows
 from grpo.run.terminal import before_and_after, figures, good_and_bad
 from grpo.types import Completion, Group, Problem
@@ -237,3 +238,35 @@ def test_half_a_last_line_is_left_out(tmp_path):
     damaged = []
     assert read_rows(path, damaged) == [{"step": 1}, {"step": 3}]
     assert damaged == [b"\x00\x00\x00\n"]
+
+
+def test_no_link_is_written_through(tmp_path):
+    """In a folder that somebody sent: links that have the names of our files, and of what they are written as first."""
+    target = tmp_path / "precious"
+    target.write_text("mine")
+    for name in ("report.html", ".report.html.partial", "metrics.jsonl", ".lock"):
+        (tmp_path / name).symlink_to(target)
+    files.write(tmp_path / "report.html", "the report")
+    assert (tmp_path / "report.html").read_text() == "the report"
+    assert not (tmp_path / "report.html").is_symlink()
+    with pytest.raises(OSError, match="symbolic links"):
+        files.append(tmp_path / "metrics.jsonl", "a row")
+    with pytest.raises(UserError, match="cannot write to"):
+        files.lock(tmp_path)
+    assert target.read_text() == "mine"
+
+
+def test_what_a_killed_start_left_goes_at_the_next_start(tmp_path):
+    gone, going = tmp_path / f".old.starting-{2**22 + 1}", tmp_path / f".other.starting-{os.getpid()}"
+    gone.mkdir()
+    going.mkdir()
+    assert train.main(arguments(tmp_path, "run", steps=1)) == 0
+    assert not gone.exists()
+    assert going.exists()
+
+
+@pytest.mark.parametrize("name", ["..", "x" * 300, "a/b", ".hidden"])
+def test_a_name_that_is_none(tmp_path, capsys, name):
+    assert train.main(arguments(tmp_path / "runs", name)) == 2
+    assert capsys.readouterr().err.startswith("error: name is ")
+    assert not (tmp_path / "runs").exists()
