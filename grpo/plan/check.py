@@ -35,7 +35,6 @@ from grpo.run.terminal import printable, say
 from rewards import make_reward, self_test, weight_warnings
 
 VLLM = (0, 32)
-DRIVER = Path("/sys/module/nvidia/version")
 LEAST_SHM = 512 * 2**20
 LORA_LEAST_LR = 5e-6
 
@@ -237,11 +236,6 @@ def machine_problems(plan: Plan) -> list[str]:
         found.append(
             f"{plan.card.name} does not compute in bfloat16, and float16 is not offered; use a card of 2020 or later "
             "(compute capability 8.0), or --policy.dtype float32"
-        )
-    if plan.card.is_cpu and config.device != "cpu" and DRIVER.exists():
-        found.append(
-            f"there is an NVIDIA driver ({DRIVER.read_text().strip()}) that this torch (CUDA "
-            f"{torch.version.cuda}) cannot use: CUDA 13 needs driver 580 or newer; update it, or --device cpu"
         )
     need, free = host_bytes(config), psutil.virtual_memory().available
     if need > free:

@@ -145,17 +145,12 @@ def test_weights_that_are_missing_or_cut_off(tmp_path):
 # ---- the traps, one by one
 
 
-def test_what_this_machine_cannot_do(monkeypatch, tmp_path):
-    """A card without bfloat16, a driver that torch cannot use, and 65,536 completions of 4096 tokens at 120 bytes."""
+def test_what_this_machine_cannot_do():
+    """A card without bfloat16, and 128 x 65,536 completions of 4096 tokens at 120 bytes."""
     old = replace(CARDS["a10"], name="Tesla T4", here=True, bf16=False)
     [line] = traps.machine_problems(make_plan(build("l4", {"policy.quant": "none"}), old))
     assert line.startswith("Tesla T4 does not compute in bfloat16")
     assert traps.machine_problems(make_plan(build("l4", {"policy.dtype": "float32"}), old)) == []
-    (tmp_path / "version").write_text("535.1\n")
-    monkeypatch.setattr(traps, "DRIVER", tmp_path / "version")
-    [line] = traps.machine_problems(make_plan(cpu(), card_named("cpu")))
-    assert "driver (535.1) that this torch" in line
-    assert traps.machine_problems(make_plan(cpu(device="cpu"), card_named("cpu"))) == []
     many = build("l4", {"policy.quant": "none", "rollout.group": 65536})
     [line] = traps.machine_problems(make_plan(many, replace(CARDS["l4"], here=True)))
     assert "of main memory" in line  # 128 x 65536 x 4096 x 120 bytes: 3840 GiB
