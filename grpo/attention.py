@@ -49,8 +49,8 @@ def note(device_type: str, dtype: torch.dtype, chosen: str | None = None) -> str
         return None
     if which == "varlen":
         return (
-            "attention: flash-attn is not installed, so torch's own varlen kernels run: exact and packed as well, "
-            "perhaps slower (pip install flash-attn)"
+            "attention: flash-attn is not installed, so torch's own varlen kernels run, which are exact, packed "
+            "and of the same family"
         )
     return f"attention: {which}, one call per sequence: the same result, slower with many short sequences"
 

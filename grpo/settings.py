@@ -17,7 +17,8 @@ class Section(BaseModel):
 
 class PolicyConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Compute precision. auto: bfloat16 on a GPU, float32 on a CPU. float16 overflows in RL and is not offered."""
+    """Compute precision. auto: bfloat16 on a GPU, float32 on a CPU. float16 is reported to bring sampler and trainer
+    closer (arXiv 2510.26788); it needs loss scaling, which is not built here, and is not offered."""
     attention: Literal["auto", "varlen", "flash_attention_2", "sdpa"] = "auto"
     """auto: flash_attention_2 where flash-attn is installed, else varlen (torch's own kernels on a GPU, an exact
     per-sequence loop on a CPU), else sdpa."""
