@@ -80,7 +80,7 @@ def settle(command: Command, default_preset: str) -> tuple[Config, Path | None]:
     trusted = command.overrides.get("policy.trust_remote_code", "false")  # never because a folder says so
     if saved.policy.trust_remote_code and trusted == "false":
         say("the run was started with --policy.trust_remote_code true, which has to be given again")
-    kept = {"name": saved.name, "out": saved.out, "preset": saved.preset, "policy.trust_remote_code": trusted}
+    kept = {"name": saved.name, "out": str(folder.parent), "preset": saved.preset, "policy.trust_remote_code": trusted}
     wanted = changed(wanted, kept)
     for name in ("policy.quant", "policy.gradient_checkpointing"):
         if flat(wanted)[name] == "auto":  # decided at the start of the run

@@ -60,7 +60,7 @@ def test_the_engine_raises_in_generate(tmp_path, undisturbed):
 
 def not_a_number(original, *args):
     loss, sums, maxima = original(*args)
-    return loss * float("nan"), sums * float("nan"), maxima
+    return loss * float("nan"), {name: values * float("nan") for name, values in sums.items()}, maxima
 
 
 def test_a_step_that_is_not_finite_is_kept_for_study_and_skipped(tmp_path):
