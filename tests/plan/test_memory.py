@@ -80,7 +80,7 @@ def test_the_model_of_the_presets_is_known_without_a_network():
 
 
 def test_an_unknown_model_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="cannot read the configuration") as error:
+    with pytest.raises(UserError, match="there is no folder") as error:
         model_config(str(tmp_path / "nothing"))
     assert "\n" not in str(error.value)
 
