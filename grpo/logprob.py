@@ -104,5 +104,7 @@ def _logit_gradient(p, factor, g, targets, dtype: torch.dtype) -> torch.Tensor:
 
 def addmm(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor, **scales: float) -> None:
     """total = beta * total + alpha * a @ b in place, in the precision of `total` also where a and b are bfloat16."""
+    if total.device.type == "cpu":  # which has no product of bfloat16 that gives float32
+        a, b = a.to(total.dtype), b.to(total.dtype)
     wider = {} if a.dtype == total.dtype else {"out_dtype": total.dtype}
     torch.addmm(total, a, b, out=total, **scales, **wider)
