@@ -176,6 +176,7 @@ def count(config: Config, layers: int | None = None) -> tuple[Work, Work, int]:
         keep = config.learner.kl_coef > 0
         policy.fuse_norms(network)  # as the policy does on a GPU; its reference is a copy
         whole = policy.Policy(network, make_tokenizer(), config.policy, config.learner.logit_chunk, keep)
+        whole.arrived = lambda: 1.0  # a value, which meta tensors have not
         learner = common.make_learner(whole, config)
         groups = full_batches(config.learner.minibatches_per_rollout, config.learner.token_budget)
         tokens = common.packed_work(learner, groups)[0]
