@@ -62,8 +62,10 @@ class Unbroken:
     def _try(self, act: Callable[[], object]) -> None:
         try:
             act()
-        except OSError:
+        except OSError as error:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            if not isinstance(error, BrokenPipeError):  # a reader that has gone wants to hear nothing
+                print(f"what is printed is lost from here on: {error.strerror}", file=sys.__stderr__, flush=True)
 
 
 def printable(text: str) -> str:
