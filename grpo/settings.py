@@ -55,7 +55,7 @@ class RolloutConfig(Section):
     max_sequences: int = Field(512, ge=1)
     """Completions decoded at once; bounds the KV cache of the sampler."""
     mismatch_limit: float = Field(0.1, gt=0)
-    """Stop when mean |sampler logprob - trainer logprob| passes this. Stale weights gave 0.2, clean bf16 0.015."""
+    """Stop when mean |sampler logprob - trainer logprob| passes this. Stale weights gave 0.2, clean bfloat16 0.03."""
     kv_gib: float | None = Field(None, gt=0)
     """vLLM: GiB of KV cache. none: what the memory plan leaves."""
     sleep: bool = True

@@ -94,6 +94,7 @@ def test_a_lost_connection_saves_the_last_step(tmp_path):
     ours, theirs = pty.openpty()
 
     def on_terminal() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
         os.setsid()
         fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
         os.dup2(theirs, 1)
