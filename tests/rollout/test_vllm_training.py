@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from data.tiny_base import FOLDER
+from grpo.run.files import read_completions
 
 REPO = Path(__file__).resolve().parent.parent.parent
 PROBLEMS, GROUP, LENGTH = 8, 4, 96
@@ -27,7 +28,7 @@ def runs(tmp_path_factory, data_dir) -> dict[str, Path]:
     out = tmp_path_factory.mktemp("runs")
     cut = ["--model", FOLDER, "--data-dir", data_dir, "--rollout.engine", "vllm", "--steps", 2, "--out", out]
     cut += ["--rollout.problems", PROBLEMS, "--rollout.group", GROUP, "--rollout.max-new-tokens", LENGTH]
-    cut += ["--rollout.kv-gib", 0.125, "--quiet"]
+    cut += ["--rollout.kv-gib", 0.125, "--eval.limit", 2, "--quiet"]
     for name, options in RUNS.items():
         command = [sys.executable, "train.py", *options, *map(str, cut), "--name", name]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -41,7 +42,7 @@ def rows(path: Path) -> list[dict]:
 
 
 def completions(run: Path, step: int) -> list[str]:
-    return [row["completion"] for row in rows(run / "completions" / f"step_{step:06d}.jsonl")]
+    return [row["completion"] for row in read_completions(run, step)]
 
 
 @pytest.mark.vllm
