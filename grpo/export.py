@@ -14,6 +14,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import pyarrow.parquet as pq
 
 from grpo.config import Config, build, flat, parse, read_yaml, typed
 from grpo.errors import UserError
-from grpo.problems import prompt_text, read_data
+from grpo.problems import column_names, prompt_text, read_data
 from grpo.row import read_row
 
 ACTOR, ROLLOUT, MODEL = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "actor_rollout_ref.model"
@@ -149,12 +150,8 @@ def check(config: Config, gpus: int, nodes: int) -> None:
 
 def rows(config: Config) -> list[dict[str, Any]]:
     """The training data in verl's schema, with our system message in front; unusable rows are left out."""
-    system, columns, found = prompt_text(config.prompt), (None, None), []
-    if config.data_columns:
-        columns = tuple(name.strip() for name in config.data_columns.split(","))
-    for place, row in read_data(config.data, config.data_dir):
-        if config.data_limit and len(found) >= config.data_limit:
-            break
+    system, columns, found = prompt_text(config.prompt), column_names(config.data_columns), []
+    for place, row in islice(read_data(config.data, config.data_dir), config.data_limit):
         try:
             chat, truth, _ = read_row(row, system, columns, True)
         except ValueError as error:

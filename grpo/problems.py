@@ -92,7 +92,7 @@ def read_problems(
     Without a tokenizer the prompts are neither rendered nor measured. `graded`: each ground truth must be one that the
     verifier can grade; otherwise it is whatever the row has.
     """
-    system, pair = prompt_text(template), _columns(columns)
+    system, pair = prompt_text(template), column_names(columns)
     problems, places, bad = [], [], []
     one_of_each: dict[int, int] = {}  # token ids repeat: one integer object for each keeps a million prompts small
     bar = tqdm(read_data(name, data_dir), desc=str(name), unit="row", delay=5, mininterval=2, leave=False)
@@ -214,7 +214,7 @@ def locate(path: str | Path, data_dir: str | None = None) -> Path:
         raise UserError(str(error)) from error
 
 
-def _columns(columns: str | None) -> tuple[str | None, str | None]:
+def column_names(columns: str | None) -> tuple[str | None, str | None]:
     """'question,answer' -> the columns of prompt and ground truth."""
     if columns is None:
         return None, None

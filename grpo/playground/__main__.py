@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 from grpo.errors import UserError
 from grpo.report.page import environment, hashes, write
 from grpo.report.read import Run, newest_first_then_spread, read_run
+from grpo.run.files import numbered
 
 HERE = Path(__file__).resolve().parent
 MAX_SIZE, MAX_GROUPS = 400_000, 4
@@ -76,8 +77,8 @@ def reward_weights(run: Run) -> dict[str, float]:
 
 def token_cutter(folder: Path) -> Callable[[str], list[str]]:
     """A function that cuts a text into the pieces of the run's tokenizer, by encoding it again: for showing only."""
-    files = sorted(folder.glob("checkpoints/step_*/tokenizer.json"))
-    tokenizer = Tokenizer.from_file(str(files[-1])) if files else None
+    newest = list(numbered(folder / "checkpoints").values())[-1:]
+    tokenizer = Tokenizer.from_file(str(newest[0] / "tokenizer.json")) if newest else None
 
     def cut(text: str) -> list[str]:
         if tokenizer is None:
