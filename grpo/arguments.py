@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from grpo.config import Config, build, env_weights, fields, flat, leaves_of, preset_names, typed, unknown
+from grpo.config import Config, build, env_weights, fields, flat, preset_names, read_settings, typed, unknown
 from grpo.errors import UserError
 
 SHORT = {"policy.quant": "--quant", "eval.every": "--eval_every", "bad_rows.limit": "--bad_rows"}
@@ -20,7 +20,7 @@ class Command(NamedTuple):
     config: Config
     resume: str | None
     check: bool
-    overrides: dict[str, str]
+    overrides: dict[str, Any]
     preset: str | None = None
     """As typed; the settings of a run that is continued are compared with it."""
 
@@ -31,15 +31,14 @@ def parse_args(argv: Sequence[str], otherwise: str | None = None) -> Command:
     `otherwise` is the preset where none is named (None: what fits this machine).
     """
     given = vars(read_options(parser(), argv))
-    if given.pop("help", False):
-        print(parser(given.get("preset") or otherwise or default_preset()[0]).format_help(), end="", flush=True)
-        raise SystemExit(0)
     resume, check, preset, file = (given.pop(name, None) for name in ("resume", "check", "preset", "config"))
+    if given.pop("help", False):
+        print(parser(preset or otherwise or default_preset()[0]).format_help(), end="", flush=True)
+        raise SystemExit(0)
     if file is not None:
-        own = leaves_of(file)
+        own = read_settings(file)
         named = own.pop("preset", None)  # the settings of a run name the preset that they came from
-        preset = preset or named
-        given = own | {name: value for name, value in env_weights().items() if name in own} | given
+        preset, given = preset or named, own | env_weights() | given
     # A run that is continued has its settings in its own folder.
     config = Config() if resume is not None else build(preset or otherwise or default_preset()[0], given)
     return Command(config, resume, bool(check), given, preset)
@@ -75,15 +74,15 @@ def parser(preset: str | None = None) -> argparse.ArgumentParser:
     cli.add_argument("--resume", help="continue the run in this folder, or the newest one: auto")
     cli.add_argument("--check", action="store_true", help="load nothing big; print what would run and what is wrong")
     groups: dict[str, Any] = {}
-    for dotted, field in fields().items():
-        if dotted == "preset":
+    for name, field in fields().items():
+        if name == "preset":
             continue
-        section, _, leaf = dotted.rpartition(".")
+        section, _, leaf = name.rpartition(".")
         group = groups.setdefault(section, cli.add_argument_group(section or "run"))
-        names = [f"--{dotted}", *filter(None, [SHORT.get(dotted)])]
-        text = f"{field.description} [{typed(values[dotted])}]".replace("%", "%%").replace("\n", " ")
+        text = f"{field.description} [{typed(values[name])}]".replace("%", "%%").replace("\n", " ")
         flag = {"nargs": "?", "const": "true"} if field.annotation is bool else {}
-        group.add_argument(*names, dest=dotted, metavar=leaf.upper(), help=text, **flag)
+        names = [f"--{name}", *filter(None, [SHORT.get(name)])]
+        group.add_argument(*names, dest=name, metavar=leaf.upper(), help=text, **flag)
     return cli
 
 

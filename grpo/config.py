@@ -10,6 +10,7 @@ import difflib
 import os
 import reprlib
 from collections.abc import Iterable
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,27 +19,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from grpo.errors import UserError
-from grpo.settings import (
-    CheckpointConfig,
-    Config,
-    EvalConfig,
-    LearnerConfig,
-    PolicyConfig,
-    RewardConfig,
-    RolloutConfig,
-    Section,
-)
+from grpo.settings import Config, Section
 from rewards import weights_from_env
-
-__all__ = [
-    "CheckpointConfig",
-    "Config",
-    "EvalConfig",
-    "LearnerConfig",
-    "PolicyConfig",
-    "RewardConfig",
-    "RolloutConfig",
-]
 
 PRESETS = Path(__file__).resolve().parent.parent / "configs"
 RENAMED = {
@@ -48,7 +30,6 @@ RENAMED = {
     "wandb": "tracker",
 }
 """A setting's old name, without its section -> what it is called now."""
-WEIGHTS = ("reward.alpha", "reward.beta", "reward.gamma")
 
 MODES = {
     "ultra-quick": {"steps": 1, "rollout.problems": 4, "rollout.group": 4, "eval.limit": 16},
@@ -63,9 +44,12 @@ SHOWN.maxstring, SHOWN.maxother, SHOWN.maxlevel = 200, 200, 2
 """How a wrong value is shown: whole where it is short, and never endlessly."""
 
 
-def build(preset: str | None, overrides: dict[str, str]) -> Config:
+# ---- layers
+
+
+def build(preset: str | None, overrides: dict[str, Any]) -> Config:
     """The preset's file, as much of it as the mode leaves, REWARD_WEIGHTS where it is set, the overrides; checked."""
-    config = parse({}, _preset(preset)) if preset is not None else Config()
+    config = parse(_preset(preset)) if preset is not None else Config()
     values = flat(config)
     limits = MODES.get(overrides.get("mode", config.mode), {})  # of a mode that does not exist the check will tell
     return overridden(config, {name: min(limit, values[name] or limit) for name, limit in limits.items()} | overrides)
@@ -76,12 +60,17 @@ def overridden(config: Config, overrides: dict[str, Any]) -> Config:
     return changed(config, env_weights() | overrides)
 
 
+def changed(config: Config, overrides: dict[str, Any]) -> Config:
+    """The same settings but for these (dotted name -> value, or the text of it), checked again."""
+    return parse(flat(config) | overrides)
+
+
 def env_weights() -> dict[str, float]:
     """REWARD_WEIGHTS as dotted settings; empty where it is not set."""
     if "REWARD_WEIGHTS" not in os.environ:
         return {}
     try:
-        return dict(zip(WEIGHTS, weights_from_env(), strict=True))
+        return dict(zip(("reward.alpha", "reward.beta", "reward.gamma"), weights_from_env(), strict=True))
     except ValueError as error:
         raise UserError(str(error)) from None
 
@@ -94,40 +83,22 @@ def _preset(name: str) -> dict[str, Any]:
     names = preset_names()
     if name not in names:
         raise UserError(f"unknown preset {name!r}; there are {', '.join(names)}{nearest(name, names)}")
-    settings = leaves_of(PRESETS / f"{name}.yaml")
+    settings = read_settings(PRESETS / f"{name}.yaml")
     for key in ("model", "data", "eval.data", "eval.test"):
-        if key in settings:
-            settings[key] = _from_here(settings[key])
+        built_in = PRESETS.parent / settings.get(key, "")  # seen from where the run is started
+        if key in settings and built_in.exists() and not Path(settings[key]).exists():
+            settings[key] = str(built_in)
     return settings | {"preset": name}
 
 
-def _from_here(place: str | list[str]) -> str | list[str]:
-    """A preset's built-in file as the working directory sees it. Names of models and data sets stay."""
-    if isinstance(place, list):
-        return [_from_here(one) for one in place]
-    beside = PRESETS.parent / place
-    return str(beside) if beside.exists() and not Path(place).exists() else place
+# ---- files
 
 
-def leaves_of(path: str | Path) -> dict[str, Any]:
+def read_settings(path: str | Path) -> dict[str, Any]:
     """Dotted name -> value of a YAML file; UserError where it holds no settings or one that does not exist."""
-    settings: dict[str, Any] = {}
-    known = fields()
-    sections = {name.rpartition(".")[0] for name in known}
-
-    def walk(tree: dict, prefix: str) -> None:
-        for key, value in tree.items():
-            name = f"{prefix}{key}"
-            if name in sections:
-                if not isinstance(value, dict):
-                    raise UserError(f"{path}: {name} is a section; write its settings below it, one a line, indented")
-                walk(value, f"{name}.")
-            elif name in known:
-                settings[name] = value
-            else:
-                raise UserError(f"{path}: {unknown('setting', name, known)}")
-
-    walk(read_yaml(path), "")
+    settings, known = _dotted(read_yaml(path)), fields()
+    if strange := [name for name in settings if name not in known]:
+        raise UserError(f"{path}: {unknown('setting', strange[0], known)}")
     return settings
 
 
@@ -149,25 +120,33 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return tree
 
 
-def changed(config: Config, overrides: dict[str, Any]) -> Config:
-    """The same settings but for these (dotted name -> value, or the text of it), checked again."""
-    return parse(config.model_dump(), overrides)
+# ---- one tree, and the dotted names of its leaves
 
 
-def parse(tree: dict[str, Any], overrides: dict[str, Any] | None = None) -> Config:
-    """A checked Config from nested settings and dotted overrides. Raises UserError with one line."""
-    tree = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
-    leaves = fields()
-    for dotted, value in (overrides or {}).items():
-        if dotted not in leaves:
-            raise UserError(unknown("setting", dotted, leaves))
-        section, _, leaf = dotted.rpartition(".")
-        none = value == "none" and leaves[dotted].default is None
+def parse(settings: dict[str, Any]) -> Config:
+    """A checked Config from settings in sections or with dotted names. Raises UserError with one line."""
+    tree: dict[str, Any] = {}
+    known = fields()
+    for name, value in _dotted(settings).items():
+        if name not in known:
+            raise UserError(unknown("setting", name, known))
+        section, _, leaf = name.rpartition(".")
+        none = value == "none" and known[name].default is None
         (tree.setdefault(section, {}) if section else tree)[leaf] = None if none else value
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise UserError(_one_line(error, leaves)) from None
+        raise UserError(_one_line(error)) from None
+
+
+def _dotted(settings: dict[str, Any]) -> dict[str, Any]:
+    """{"learner": {"lr": 1}} -> {"learner.lr": 1}"""
+    leaves: dict[str, Any] = {}
+    for key, value in settings.items():
+        leaves |= (
+            {f"{key}.{leaf}": one for leaf, one in value.items()} if isinstance(value, dict) else {str(key): value}
+        )
+    return leaves
 
 
 def fields(model: type[BaseModel] = Config, prefix: str = "") -> dict[str, FieldInfo]:
@@ -183,16 +162,12 @@ def fields(model: type[BaseModel] = Config, prefix: str = "") -> dict[str, Field
 
 def flat(config: Config) -> dict[str, Any]:
     """Dotted name -> value, for every leaf."""
-    values = {}
-    for dotted in fields():
-        section, _, leaf = dotted.rpartition(".")
-        values[dotted] = getattr(getattr(config, section) if section else config, leaf)
-    return values
+    return {name: attrgetter(name)(config) for name in fields()}
 
 
 def short(config: Config) -> str:
     """One line: the preset and whatever differs from it, as it would be typed."""
-    plain = flat(Config() if config.preset == "none" else parse({}, _preset(config.preset)))
+    plain = flat(Config() if config.preset == "none" else parse(_preset(config.preset)))
     words = [f"--{name} {typed(value)}" for name, value in flat(config).items() if value != plain[name]]
     return " ".join([f"--preset {config.preset}", *words])
 
@@ -204,11 +179,16 @@ def typed(value: Any) -> str:
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
+# ---- what is wrong, in one line
+
+
 def unknown(kind: str, word: str, known: Iterable[str]) -> str:
     """The line for a name that does not exist: its new name where it had another, else the nearest that does."""
     dashes, leaf = "--" * word.startswith("--"), word.lstrip("-").rpartition(".")[2]
     if leaf in RENAMED:
         return f"{word} is now called {dashes}{RENAMED[leaf]}; use that name"
+    if any(name.startswith(f"{word}.") for name in known):
+        return f"{word} is a section; write its settings below it, one a line, indented"
     same_leaf = [name for name in known if name.rpartition(".")[2] == leaf]  # --lr: --learner.lr
     return f"unknown {kind} {word}{nearest(word, same_leaf, cutoff=0) or nearest(word, known)}"
 
@@ -218,14 +198,12 @@ def nearest(word: str, words: Iterable[str], cutoff: float = 0.4) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _one_line(error: ValidationError, leaves: dict[str, FieldInfo]) -> str:
+def _one_line(error: ValidationError) -> str:
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return unknown("setting", name, leaves)
     if not name:  # a cross-field check, whose message names its fields
         return first["msg"].removeprefix("Value error, ")
     message = f"{name} is {SHOWN.repr(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}"
     if first["type"] == "literal_error":
-        message += nearest(str(first["input"]), get_args(leaves[name].annotation))
+        message += nearest(str(first["input"]), get_args(fields()[name].annotation))
     return message

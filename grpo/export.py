@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from grpo.config import Config, build, flat, parse, read_yaml, typed
+from grpo.config import Config, build, changed, flat, parse, read_yaml, typed
 from grpo.errors import UserError
 from grpo.problems import column_names, prompt_text, read_data
 from grpo.row import read_row
@@ -229,7 +229,7 @@ def main(argv: list[str]) -> int:
             raise UserError("name a run folder or a --preset, one of the two")
         config = build(args.preset, {}) if args.preset else parse(read_yaml(args.run / "config.yaml"))
         if args.data_dir:
-            config = parse(config.model_dump(), {"data_dir": args.data_dir})
+            config = changed(config, {"data_dir": args.data_dir})
         write(config, args.out, args.gpus, args.nodes)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

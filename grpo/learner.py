@@ -15,12 +15,12 @@ from typing import TypeVar
 
 import torch
 
-from grpo.config import LearnerConfig
 from grpo.errors import NonFiniteLoss, SamplerMismatch, UserError
 from grpo.loss import completion_weights, importance_ratio, kl_k3, policy_loss, token_weights
 from grpo.optim import Optimizer
 from grpo.packing import Batch, pack, sequence_length
 from grpo.policy import Policy
+from grpo.settings import LearnerConfig
 from grpo.types import Sample
 
 LOSSES = ("loss/total", "loss/policy")

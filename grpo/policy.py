@@ -13,11 +13,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils.logging import disable_progress_bar
 
 from grpo import attention, hub, lora
-from grpo.config import Config, PolicyConfig
+from grpo.config import Config
 from grpo.errors import UserError
 from grpo.logprob import token_logprobs
 from grpo.packages import installed
 from grpo.packing import Batch
+from grpo.settings import PolicyConfig
 
 END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 RMS_NORMS = ("LlamaRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo.arguments import parse_args, parser
@@ -116,6 +116,9 @@ def test_none_only_where_none_is_a_value():
         (("--learner.clip_low", "1"), "learner.clip_low is '1': input should be less than 1"),
         (("--quiet", "maybe"), "quiet is 'maybe': input should be a valid boolean"),
         (("--name", "a/b"), "name is 'a/b'"),
+        (("--name", ".."), "name is '..'"),
+        (("--threads", "99999"), "less than or equal to 1024"),
+        (("--config", "none-such.yaml"), "cannot read none-such.yaml"),
         (("--name", "x" * 101), "at most 100 characters"),
         (("--rollout.group", "100000000"), "less than or equal to 65536"),
     ],
@@ -218,6 +221,7 @@ def test_a_resolved_config_round_trips_through_yaml(preset):
     assert changed(whole, {}) == whole
 
 
+@settings(max_examples=25)
 @given(st.text(st.characters(exclude_categories=["C", "Z"]), max_size=20))
 def test_no_text_breaks_the_parser(text):
     """Whatever is typed gives settings, or one line, or the help text. (main spells control characters out.)"""

@@ -15,9 +15,9 @@ import pytest
 import torch
 from tiny_model import make_tiny_model
 
-from grpo.config import LearnerConfig, PolicyConfig
 from grpo.learner import Learner, NonFiniteLoss, SamplerMismatch
 from grpo.policy import Policy
+from grpo.settings import LearnerConfig, PolicyConfig
 from grpo.types import Sample
 
 PAD, EOS = 0, 1

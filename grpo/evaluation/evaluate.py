@@ -24,7 +24,7 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from grpo.config import Config, PolicyConfig, parse
+from grpo.config import Config, parse
 from grpo.errors import UserError, printable
 from grpo.evaluation import benchmarks
 from grpo.evaluation.benchmarks import Protocol
@@ -43,6 +43,7 @@ from grpo.policy import Policy, load_model, load_tokenizer
 from grpo.problems import prompt_text
 from grpo.rollout import Engine, Sampling, engine_name, make_engine
 from grpo.run import files
+from grpo.settings import PolicyConfig
 from grpo.types import Completion, Problem
 from rewards import Verifier
 

@@ -16,10 +16,11 @@ import torch
 from transformers import PreTrainedConfig
 
 from data.sources import SOURCES
-from grpo.config import Config, LearnerConfig
+from grpo.config import Config
 from grpo.evaluation.benchmarks import names
 from grpo.plan.cards import Card, known
 from grpo.plan.memory import Shape, attention_width, full_length, running_sequences
+from grpo.settings import LearnerConfig
 from grpo.types import Group
 
 if TYPE_CHECKING:

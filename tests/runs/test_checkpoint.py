@@ -13,12 +13,12 @@ import torch
 from tiny_model import make_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from grpo.config import LearnerConfig, PolicyConfig
 from grpo.errors import UserError
 from grpo.learner import Learner
 from grpo.policy import Policy
 from grpo.run.checkpoint import MANIFEST, TRAINER, Checkpoints, find_damage
 from grpo.run.resume import TrainingState, random_state, set_random_state
+from grpo.settings import LearnerConfig, PolicyConfig
 from grpo.types import Problem
 from rewards import make_reward
 
