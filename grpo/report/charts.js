@@ -81,7 +81,7 @@ function plot(element, traces, chart) {
 function draw(chart) {
   const place = document.getElementById(chart.id);
   if (chart.kind !== "stack") {
-    const traces = DATA.runs.flatMap((run, r) => !isOn(r) ? [] : chart.kind === "band" && run.metrics[chart.series[1][0]]
+    const traces = DATA.runs.flatMap((run, r) => !isOn(r) ? [] : chart.kind === "band" && run.metrics[chart.series[1]?.[0]]
       ? band(run, r, chart) : chart.series.slice(0, chart.kind === "band" ? 1 : undefined).map((series, s) => line(run, r, series, s, chart)));
     plot(place, traces.filter((trace) => trace.x.length), chart);
     return;

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
@@ -29,6 +30,7 @@ from grpo.run import files
 
 HERE = Path(__file__).resolve().parent
 SCRIPTS = ("text.js", "charts.js", "browser.js")
+IN_THE_BROWSER = ("name", "steps", "metrics", "prompts", "completions")
 RECENT = 10
 """Steps that "now" is the mean of."""
 
@@ -45,10 +47,11 @@ def render(runs: Sequence[Run]) -> str:
             runs=runs,
             overview=overview(runs),
             verdicts=[(run.name, cells) for run in runs if (cells := verdict_table(run))],
+            settings=[(run.name, yaml.safe_dump(run.config, sort_keys=False)) for run in runs if run.config],
             differences=config_differences(runs),
             sections=[(name, list(group)) for name, group in groupby(charts, key=lambda chart: chart["section"])],
             folded=folded,
-            data={"runs": [browser_data(run) for run in runs], "charts": charts},
+            data={"runs": [{name: getattr(run, name) for name in IN_THE_BROWSER} for run in runs], "charts": charts},
             written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             recent=RECENT,
             style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
@@ -86,45 +89,32 @@ def constant(runs: Sequence[Run], chart: Chart) -> str | None:
     return None if moves or max(map(len, columns)) < 3 else ", ".join(f"{value:g}" for value in distinct)
 
 
-def browser_data(run: Run) -> dict[str, Any]:
-    return {
-        "name": run.name,
-        "steps": run.steps,
-        "metrics": run.metrics,
-        "prompts": run.prompts,
-        "completions": run.completions,
-    }
-
-
 def overview(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     """The table at the top: (row title, one cell a run). A row that no run can fill is left out."""
-    rows = [
-        ("State", [state(run) for run in runs]),
-        ("Last step written", [last_written(run) for run in runs]),
-        ("Time, evaluations included", [duration(run) for run in runs]),
-        (f"Reward, first step → mean of last {RECENT}", [first_to_now(run, "reward/mean") for run in runs]),
-        (
-            "Held-out sampled accuracy, first → best → last",
-            [first_best_last(run, "eval/sampled_accuracy") for run in runs],
-        ),
-        (
-            "Held-out greedy accuracy, first → best → last",
-            [first_best_last(run, "eval/greedy_accuracy") for run in runs],
-        ),
-        *(
-            (f"Test half, {n.replace('_', ' ')}, before → after", [before_after(run, n) for run in runs])
-            for n in tested(runs)
-        ),
-        ("Tokens/s, median", [middle(run, "speed/tokens_per_second") for run in runs]),
-    ]
-    return [(title, cells) for title, cells in rows if any(cells)]
+    tested = [name for run in runs for name in run.summary.get("after", ())]
+    rows: dict[str, Callable[[Run], str]] = {
+        "State": state,
+        "Last step written": last_written,
+        "Time, evaluations included": duration,
+        f"Reward, first step → mean of last {RECENT}": lambda run: over_time(run, "reward/mean", "{0:.3f} → {3:.3f}"),
+    }
+    for way in ("sampled", "greedy"):
+        rows[f"Held-out {way} accuracy, first → best → last"] = lambda run, way=way: over_time(
+            run, f"eval/{way}_accuracy", "{0:.1%} → {1:.1%} → {2:.1%}"
+        )
+    for name in dict.fromkeys(tested):
+        title = f"Test half, {name.replace('_', ' ')}, before → after"
+        rows[title] = lambda run, name=name: before_after(run, name)
+    rows["Tokens/s, median"] = lambda run: over_time(run, "speed/tokens_per_second", "{4:,.0f}")
+    table = [(title, [cell(run) for run in runs]) for title, cell in rows.items()]
+    return [(title, cells) for title, cells in table if any(cells)]
 
 
 def state(run: Run) -> str:
     planned = run.config.get("steps")
     done = max(run.steps, default=0)
     of = f"{done} of {planned} steps" if isinstance(planned, int) else f"{done} steps"
-    return f"finished, {of}" if run.summary is not None else f"going or stopped, {of}"
+    return f"finished, {of}" if run.finished else f"going or stopped, {of}"
 
 
 def last_written(run: Run) -> str:
@@ -135,41 +125,24 @@ def last_written(run: Run) -> str:
 def duration(run: Run) -> str:
     """Sum of the steps, not of the clock: an interrupted run's pauses do not count."""
     seconds = round(sum(values(run, "time/step")))
-    hours, minutes = seconds // 3600, seconds // 60 % 60
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds % 60:02d} s" if seconds else ""
+    return str(timedelta(seconds=seconds)) if seconds else ""
 
 
 def values(run: Run, metric: str) -> list[float]:
     return [value for value in run.metrics.get(metric, []) if value is not None]
 
 
-def first_to_now(run: Run, metric: str) -> str:
+def over_time(run: Run, metric: str, form: str) -> str:
+    """`form` filled with the first value, the best, the last, the mean of the last RECENT, and the median."""
     found = values(run, metric)
-    return f"{found[0]:.3f} → {fmean(found[-RECENT:]):.3f}" if found else ""
-
-
-def first_best_last(run: Run, metric: str) -> str:
-    found = values(run, metric)
-    return f"{found[0]:.1%} → {max(found):.1%} → {found[-1]:.1%}" if found else ""
-
-
-def middle(run: Run, metric: str) -> str:
-    found = values(run, metric)
-    return f"{median(found):,.0f}" if found else ""
-
-
-def tested(runs: Sequence[Run]) -> list[str]:
-    """The figures of summary.json that were taken before and after training."""
-    halves = [(run.summary or {}).get("after") for run in runs]
-    return list(dict.fromkeys(name for half in halves if isinstance(half, dict) for name in half))
+    return form.format(found[0], max(found), found[-1], fmean(found[-RECENT:]), median(found)) if found else ""
 
 
 def before_after(run: Run, name: str) -> str:
-    halves = [(run.summary or {}).get(half) for half in ("before", "after")]
-    found = [half.get(name) if isinstance(half, dict) else None for half in halves]
-    if not any(isinstance(value, int | float) for value in found):
-        return ""
-    return " → ".join(f"{value:.1%}" if isinstance(value, int | float) else "?" for value in found)
+    """The figure of summary.json that was taken before and after training."""
+    halves = [run.summary.get(half, {}) for half in ("before", "after")]
+    found = [f"{half[name]:.1%}" if name in half else "?" for half in halves]
+    return " → ".join(found) if name in halves[1] else ""
 
 
 def verdict_table(run: Run) -> dict[str, str]:

@@ -35,9 +35,9 @@ class Run:
     metrics: dict[str, list[float | None]] = field(default_factory=dict)
     """One column a metric, as long as `steps`; None where the step has no finite value."""
     config: dict[str, Any] = field(default_factory=dict)
-    config_text: str = ""
-    summary: dict[str, Any] | None = None
-    """None while the run is going, or when it was stopped."""
+    finished: bool = False
+    """False while the run is going, or when it was stopped."""
+    summary: dict[str, dict[str, float]] = field(default_factory=dict)
     prompts: list[str] = field(default_factory=list)
     """Each distinct prompt once: in One-Shot RLVR there is only one."""
     completions: list[dict[str, Any]] = field(default_factory=list)
@@ -55,8 +55,11 @@ def read_run(folder: Path, max_completions: int) -> Run:
     if not any((folder / name).is_file() for name in ("config.yaml", "metrics.jsonl")):
         raise UserError(f"not a run folder: {folder} has neither config.yaml nor metrics.jsonl")
     run = Run(name=folder.resolve().name, folder=folder)
-    read_config(run)
-    read_summary(run)
+    if not (folder / "config.yaml").is_file():
+        run.notes.append("config.yaml is missing")
+    run.config = read_tree(run, "config.yaml")
+    run.finished = (folder / "summary.json").is_file()
+    run.summary = read_summary(run)
     read_metrics(run)
     read_completions(run, max_completions)
     return run
@@ -85,30 +88,25 @@ def read_lines(path: Path, notes: list[str], stride: int = 1) -> Iterator[dict[s
         notes.append(f"{path.name}: {len(unreadable)} unreadable lines left out, the first is line {unreadable[0]}")
 
 
-def read_config(run: Run) -> None:
-    path = run.folder / "config.yaml"
-    if not path.is_file():
-        run.notes.append("config.yaml is missing")
-        return
-    run.config_text = path.read_text(encoding="utf-8", errors="replace")
+def read_tree(run: Run, name: str) -> dict[str, Any]:
+    """The mapping in a file of YAML or JSON; with a note, nothing where there is none."""
+    loads = json.loads if name.endswith(".json") else yaml.safe_load
     try:
-        loaded = yaml.safe_load(run.config_text)
-    except yaml.YAMLError:
-        run.notes.append("config.yaml is not readable as YAML")
-        return
-    run.config = loaded if isinstance(loaded, dict) else {}
+        loaded = loads((run.folder / name).read_text(encoding="utf-8", errors="replace"))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, yaml.YAMLError):
+        loaded = None
+    if not isinstance(loaded, dict):
+        run.notes.append(f"{name} is not readable")
+        return {}
+    return loaded
 
 
-def read_summary(run: Run) -> None:
-    path = run.folder / "summary.json"
-    if not path.is_file():
-        return
-    try:
-        loaded = json.loads(path.read_text(encoding="utf-8", errors="replace"))
-    except ValueError:
-        run.notes.append("summary.json is not readable as JSON")
-        return
-    run.summary = loaded if isinstance(loaded, dict) else None
+def read_summary(run: Run) -> dict[str, dict[str, float]]:
+    """before, after -> name -> the figures that are numbers."""
+    halves = {name: half for name, half in read_tree(run, "summary.json").items() if isinstance(half, dict)}
+    return {name: {str(k): v for k, v in half.items() if is_number(v)} for name, half in halves.items()}
 
 
 def read_metrics(run: Run) -> None:
@@ -129,11 +127,8 @@ def read_metrics(run: Run) -> None:
     run.steps = sorted(rows)
     names = sorted({name for row in rows.values() for name, value in row.items() if is_number(value)})
     for name in names:
-        values = [rows[step].get(name) for step in run.steps]
-        run.metrics[name] = [finite(value) for value in values]
-        broken = [
-            step for step, value in zip(run.steps, values, strict=True) if is_number(value) and finite(value) is None
-        ]
+        run.metrics[name] = [finite(rows[step].get(name)) for step in run.steps]
+        broken = [s for s in run.steps if is_number(rows[s].get(name)) and finite(rows[s][name]) is None]
         if broken:
             run.notes.append(f"{name} is NaN or infinite at {len(broken)} steps, the first is step {broken[0]}")
 
