@@ -14,7 +14,6 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,7 @@ import pyarrow.parquet as pq
 
 from grpo.config import Config, build, changed, flat, parse, read_yaml, typed
 from grpo.errors import UserError
-from grpo.problems import column_names, prompt_text, read_data
-from grpo.row import read_row
+from grpo.problems import training_problems
 
 ACTOR, ROLLOUT, MODEL = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "actor_rollout_ref.model"
 SAME: dict[str, tuple[str, ...]] = {
@@ -150,24 +148,17 @@ def check(config: Config, gpus: int, nodes: int) -> None:
 
 def rows(config: Config) -> list[dict[str, Any]]:
     """The training data in verl's schema, with our system message in front; unusable rows are left out."""
-    system, columns, found = prompt_text(config.prompt), column_names(config.data_columns), []
-    for place, row in islice(read_data(config.data, config.data_dir), config.data_limit):
-        try:
-            chat, truth, _ = read_row(row, system, columns, True)
-        except ValueError as error:
-            print(f"{place} is left out: {error}", file=sys.stderr)
-            continue
-        found.append(
-            {
-                "data_source": str(row.get("data_source") or "one_shot_grpo"),
-                "prompt": chat,
-                "ability": "math",
-                "reward_model": {"style": "rule", "ground_truth": truth},
-                "extra_info": {"index": len(found), "split": "train"},
-            }
-        )
-    if not found:
-        raise UserError(f"{config.data}: no row can be used")
+    problems, _ = training_problems(config, None)
+    found = [
+        {
+            "data_source": problem.source or "one_shot_grpo",
+            "prompt": problem.chat,
+            "ability": "math",
+            "reward_model": {"style": "rule", "ground_truth": problem.ground_truth},
+            "extra_info": {"index": problem.index, "split": "train"},
+        }
+        for problem in problems
+    ]
     least = config.rollout.problems  # verl drops a batch that is not full
     return [found[i % len(found)] for i in range(max(len(found), least))]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -67,11 +67,12 @@ def load_problems(
     name: str | Path,
     tokenizer: PreTrainedTokenizerBase | None,
     template: str,
-    max_prompt_tokens: int,
+    max_prompt_tokens: int | None,
     data_dir: str | None = None,
+    limit: int | None = None,
 ) -> list[Problem]:
-    """The problems of a data set that is not trained on. UserError where too many rows are left out."""
-    found = read_problems(name, tokenizer, template, max_prompt_tokens, data_dir)
+    """The (first) problems of a data set that is not trained on. UserError where too many rows are left out."""
+    found = read_problems(name, tokenizer, template, max_prompt_tokens, data_dir, limit=limit)
     check_share(name, *found, ALLOWED)
     return found[0]
 
@@ -80,7 +81,7 @@ def read_problems(
     name: str | Path,
     tokenizer: PreTrainedTokenizerBase | None,
     template: str,
-    max_prompt_tokens: int,
+    max_prompt_tokens: int | None,
     data_dir: str | None = None,
     *,
     columns: str | None = None,
@@ -89,14 +90,39 @@ def read_problems(
 ) -> tuple[list[Problem], list[BadRow]]:
     """Every row (of the first `limit`) as a problem, or as a bad row with its reason.
 
-    Without a tokenizer the prompts are neither rendered nor measured. `graded`: each ground truth must be one that the
-    verifier can grade; otherwise it is whatever the row has.
+    `graded`: each ground truth must be one that the verifier can grade; otherwise it is whatever the row has.
+    """
+    bar = tqdm(read_data(name, data_dir), desc=str(name), unit="row", delay=5, mininterval=2, leave=False)
+    problems, bad = make_problems(islice(bar, limit), tokenizer, template, max_prompt_tokens, columns, graded)
+    kept = []
+    reasons = _ungradable([problem.ground_truth for problem in problems.values()]) if graded else {}
+    for place, problem in problems.items():
+        if reason := reasons.get(problem.ground_truth):
+            row = {"prompt": problem.prompt, "ground_truth": problem.ground_truth} | problem.extra
+            bad.append(BadRow(place, reason, row))
+        else:
+            kept.append(problem)
+    return kept, bad
+
+
+def make_problems(
+    placed: Iterable[rows.Placed],
+    tokenizer: PreTrainedTokenizerBase | None,
+    template: str,
+    max_prompt_tokens: int | None = None,
+    columns: str | None = None,
+    graded: bool = True,
+) -> tuple[dict[str, Problem], list[BadRow]]:
+    """Where a row stands -> its problem, rendered and tokenised; and the rows that say no problem, with the reason.
+
+    Without a tokenizer the prompts are neither rendered nor measured. `graded`: the ground truth is the answer in what
+    the row says (behind ####, in a box); whether anybody can grade it is not asked here.
     """
     system, pair = prompt_text(template), column_names(columns)
-    problems, places, bad = [], [], []
+    problems: dict[str, Problem] = {}
+    bad: list[BadRow] = []
     one_of_each: dict[int, int] = {}  # token ids repeat: one integer object for each keeps a million prompts small
-    bar = tqdm(read_data(name, data_dir), desc=str(name), unit="row", delay=5, mininterval=2, leave=False)
-    stream = enumerate(islice(bar, limit))
+    stream = enumerate(placed)
     while chunk := list(islice(stream, CHUNK)):
         said: list[tuple[int, str, rows.Row, Said]] = []
         for index, (place, row) in chunk:
@@ -104,51 +130,40 @@ def read_problems(
                 said.append((index, place, row, read_row(row, system, pair, graded)))
             except (ValueError, RecursionError) as error:
                 bad.append(BadRow(place, str(error), row if isinstance(row, dict) else {}))
-        for (index, place, row, (chat, truth, extra)), prompt in zip(
-            said, _tokenized(tokenizer, [chat for *_, (chat, _, _) in said]), strict=True
-        ):
+        prompts = _tokenized(tokenizer, [chat for *_, (chat, _, _) in said], max_prompt_tokens)
+        for (index, place, row, (chat, truth, extra)), prompt in zip(said, prompts, strict=True):
             if isinstance(prompt, ValueError):
                 bad.append(BadRow(place, str(prompt), row))
                 continue
             text, ids = prompt
-            if len(ids) > max_prompt_tokens:
-                reason = f"the prompt has {len(ids)} tokens, more than rollout.max_prompt_tokens {max_prompt_tokens}"
-                bad.append(BadRow(place, reason, row))
-                continue
             ids = tuple(one_of_each.setdefault(i, i) for i in ids)
-            source, question = str(row.get("data_source", "")), chat[-1]["content"]
-            problems.append(Problem(index, text, ids, truth, source, extra, question))
-            places.append(place)
-    return _gradable(problems, places, bad) if graded else (problems, bad)
+            problems[place] = Problem(index, text, ids, truth, str(row.get("data_source") or ""), extra, chat)
+    return problems, bad
 
 
 def _tokenized(
-    tokenizer: PreTrainedTokenizerBase | None, chats: list[list[dict[str, str]]]
+    tokenizer: PreTrainedTokenizerBase | None, chats: list[list[dict[str, str]]], longest: int | None
 ) -> list[tuple[str, list[int]] | ValueError]:
-    """For each chat its text and token ids, or why there are none. Without a tokenizer both are empty."""
+    """For each chat its text and token ids, or why it has none. Without a tokenizer both are empty."""
     if tokenizer is None or not chats:
         return [("", [])] * len(chats)
     texts = render_all(tokenizer, chats)
     written = [text if isinstance(text, str) else "" for text in texts]
     all_ids = tokenizer(written, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-    pairs = zip(texts, all_ids, strict=True)
-    return [(text, ids) if isinstance(text, str) else text for text, ids in pairs]
+    found: list[tuple[str, list[int]] | ValueError] = []
+    for text, ids in zip(texts, all_ids, strict=True):
+        if isinstance(text, str) and longest is not None and len(ids) > longest:
+            text = ValueError(f"the prompt has {len(ids)} tokens, more than rollout.max_prompt_tokens {longest}")
+        found.append((text, ids) if isinstance(text, str) else text)
+    return found
 
 
-def _gradable(problems: list[Problem], places: list[str], bad: list[BadRow]) -> tuple[list[Problem], list[BadRow]]:
-    """The problems whose ground truth can be graded, which processes find out that are killed when they hang."""
-    truths = list({problem.ground_truth: None for problem in problems})
+def _ungradable(truths: Sequence[str]) -> dict[str, str | None]:
+    """Ground truth -> why it cannot be graded, which processes find out that are killed when they hang; else None."""
+    truths = list(dict.fromkeys(truths))
     with tqdm(total=len(truths), desc="ground truths", delay=5, mininterval=2, leave=False) as bar:
         reasons = check_ground_truths(truths, progress=lambda done, _: bar.update(done - bar.n))
-    unusable = {truth: reason for truth, reason in zip(truths, reasons, strict=True) if reason}
-    kept = []
-    for problem, place in zip(problems, places, strict=True):
-        if problem.ground_truth in unusable:
-            row = {"prompt": problem.prompt, "ground_truth": problem.ground_truth} | problem.extra
-            bad.append(BadRow(place, unusable[problem.ground_truth], row))
-        else:
-            kept.append(problem)
-    return kept, bad
+    return dict(zip(truths, reasons, strict=True))
 
 
 def check_share(name: str | Path, problems: Sequence[Problem], bad: Sequence[BadRow], allowed: float) -> None:

@@ -75,7 +75,7 @@ def _chat(row: Row, column: str | None, system: str) -> tuple[str, list[dict[str
     """
     name, prompt = _value(row, column, PROMPTS)
     if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
+        prompt = [{"role": "user", "content": prompt.strip()}]
     if not isinstance(prompt, list) or not all(map(_is_message, prompt)):
         raise ValueError("no prompt; expected a list of messages with role and content, or a text")
     chat = [{"role": message["role"], "content": message["content"]} for message in prompt]
@@ -106,6 +106,8 @@ def _truth(row: Row, column: str | None) -> tuple[str, Any]:
     if column is None and isinstance(nested, dict) and nested.get("ground_truth") not in (None, ""):
         return "reward_model", nested["ground_truth"]
     name, truth = _value(row, column, TRUTHS)
+    if name == "final_answer" and isinstance(truth, list):  # OlympiadBench: one text, or several between dollars
+        truth = [str(item).replace("$", "") for item in truth]
     if truth is None and column is None and isinstance(chat, list) and chat and _is_message(chat[-1]):
         truth = chat[-1]["content"] if chat[-1]["role"] == "assistant" else None
     if truth is None:

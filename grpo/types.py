@@ -25,8 +25,13 @@ class Problem:
     source: str = ""
     extra: dict[str, str | int | float | bool] = field(default_factory=dict, compare=False)
     """The row's other columns that hold text or a number, such as its difficulty; they go into problems.jsonl"""
-    question: str = ""
-    """The last message of the prompt as it stands in the data set: what a reward model reads"""
+    chat: list[dict[str, str]] = field(default_factory=list, compare=False)
+    """The messages that `prompt` was rendered from, the system message included"""
+
+    @property
+    def question(self) -> str:
+        """The last message as it stands in the data set: what a reward model reads."""
+        return self.chat[-1]["content"] if self.chat else self.prompt
 
 
 @dataclass(frozen=True, slots=True)

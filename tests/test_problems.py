@@ -152,7 +152,7 @@ FORMS = {
     "a number": ({"prompt": "1+1=?", "answer": 2.0}, "2"),
     "a list": ({"prompt": "1+1=?", "answer": ["2", 3]}, '["2", "3"]'),
     "a JSON list": (row("1+1=?", '["2"]'), "2"),
-    "OlympiadBench": ({"question": "1+1=?", "final_answer": ["$2$"], "solution": ["long"]}, "$2$"),
+    "OlympiadBench": ({"question": "1+1=?", "final_answer": ["$2$"], "solution": ["long"]}, "2"),
 }
 
 

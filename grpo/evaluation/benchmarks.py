@@ -1,42 +1,38 @@
-"""Which problems a benchmark asks, how the paper asks them, and what it reported.
-
-The published rows are read as the paper's harness (Qwen2.5-Math's evaluation, `parser.py`) reads them: which field is
-the question, which the reference answer.
-"""
+"""Which problems a benchmark asks, and how the paper asks them."""
 
 from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data import rows
-from grpo.chat import render
 from grpo.config import nearest
 from grpo.errors import UserError
-from grpo.problems import load_problems, locate, prompt_text, read_data
+from grpo.problems import check_share, load_problems, locate, make_problems, read_data
 from grpo.types import Problem
-from rewards import last_box
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-UNLIMITED = 10**9
 DEFAULT_MODEL = "Qwen/Qwen2.5-Math-1.5B"
 """What is asked where no model is named: the paper's base."""
 
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """How a benchmark is sampled."""
+    """How a benchmark is sampled; temperature 0 is greedy."""
 
     samples: int
     temperature: float
     max_new_tokens: int = 3072
+
+    def __str__(self) -> str:
+        return f"T={self.temperature:g}" if self.temperature else "greedy"
 
 
 GREEDY, AVERAGED, SHORT = Protocol(1, 0.0), Protocol(8, 0.6), Protocol(1, 0.0, max_new_tokens=40)
@@ -49,9 +45,6 @@ PAPER_PROTOCOL = {
     "olympiadbench": GREEDY,
 }
 """avg@8 at T=0.6 for the small ones (the paper's x8 files are 8 copies of the same rows), greedy for the others."""
-PAPER = "Wang et al. 2025 (arXiv:2504.20571), Qwen2.5-Math-1.5B"
-PAPER_SCORES = {"math500": (36.0, 73.6), "average": (17.6, 35.7)}
-"""Percent: base, and after 1-shot RLVR on pi1. The paper's own figures, from its abstract; not measured here."""
 DATASETS = {"gsm8k": "openai/gsm8k:main:test"}
 """By Hugging Face id, configuration and split."""
 ARITHMETIC = {
@@ -66,10 +59,6 @@ SETS = {"all": list(PAPER_PROTOCOL), "arithmetic": list(ARITHMETIC)}
 def protocol(name: str) -> Protocol:
     """The paper's for its six benchmarks, greedy for any other set; the built-in sums need 40 tokens."""
     return SHORT if name in ARITHMETIC else PAPER_PROTOCOL.get(name, GREEDY)
-
-
-def sampling_name(temperature: float) -> str:
-    return f"T={temperature:g}" if temperature else "greedy"
 
 
 def names(asked: str | Iterable[str]) -> list[str]:
@@ -101,20 +90,23 @@ def source(name: str, data_dir: str | None = None) -> Path | str:
     return name if rows.is_dataset(name) else ARITHMETIC.get(name) or locate(name, data_dir)
 
 
-def digest(name: str, data_dir: str | None = None, seed: int = 0) -> str:
-    """sha256 of the file, of a dataset's rows, or of the calculations drawn."""
+def read(name: str, data_dir: str | None = None, seed: int = 0) -> Iterator[rows.Placed]:
+    """The benchmark's rows. The seed draws fresh_arithmetic's; the other sets are what they are."""
     if name == FRESH:
-        content = repr(fresh(seed)).encode()
-    elif isinstance(place := source(name, data_dir), str):
-        content = repr(list(read_data(place))).encode()
-    else:
-        content = place.read_bytes()
+        return ((f"row {index}", row) for index, row in enumerate(fresh(seed)))
+    return read_data(source(name, data_dir))
+
+
+def digest(name: str, data_dir: str | None = None, seed: int = 0) -> str:
+    """sha256 of the file; of a dataset or of fresh calculations that of their rows."""
+    place = None if name == FRESH else source(name, data_dir)
+    content = place.read_bytes() if isinstance(place, Path) else repr(list(read(name, data_dir, seed))).encode()
     return hashlib.sha256(content).hexdigest()
 
 
 def load(
     name: str,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     prompt: str,
     data_dir: str | None = None,
     limit: int | None = None,
@@ -122,44 +114,30 @@ def load(
 ) -> list[Problem]:
     """The benchmark's (first) problems as the model will see them. Raises UserError naming file and row.
 
-    The seed draws fresh_arithmetic's calculations; the other sets are what they are.
+    All of the paper's rows count: a reference that no parser reads is right as the same text. A set of one's own is
+    read as training data is: rows that cannot be graded are left out, and it is said.
     """
     if name not in (*PAPER_PROTOCOL, FRESH):
-        return load_problems(source(name, data_dir), tokenizer, prompt, UNLIMITED)[:limit]
-    system = prompt_text(prompt)
-    problems = []
-    for index, (question, answer) in enumerate(islice(questions(name, data_dir, seed), limit)):
-        messages = [{"role": "system", "content": system}] if system else []
-        text = render(tokenizer, [*messages, {"role": "user", "content": question}])
-        ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-        problems.append(Problem(index, text, ids, answer, name))
-    return problems
+        return load_problems(source(name, data_dir), tokenizer, prompt, None, limit=limit)
+    problems, bad = make_problems(islice(read(name, data_dir, seed), limit), tokenizer, prompt)
+    check_share(name, problems, bad, allowed=0)
+    return list(problems.values())
 
 
-def load_beginnings(
-    name: str,
-    tokenizer: PreTrainedTokenizerBase,
-    share: float,
-    data_dir: str | None = None,
-    limit: int | None = None,
-    seed: int = 0,
+def beginnings(
+    problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, share: float
 ) -> tuple[list[Problem], dict[int, str]]:
     """Each question's first `share` of tokens as a prompt of plain text, and by row number what was cut off."""
-    problems, rests = [], {}
-    for index, (question, answer) in enumerate(islice(questions(name, data_dir, seed), limit)):
-        ids = tokenizer(question)["input_ids"]
-        cut = int(share * len(ids))
-        problems.append(Problem(index, tokenizer.decode(ids[:cut]), tuple(ids[:cut]), answer, name))
-        rests[index] = tokenizer.decode(ids[cut:], skip_special_tokens=True)
-    return problems, rests
+    cut, rests = [], {}
+    for problem in problems:
+        ids = tokenizer(problem.question)["input_ids"]
+        first, rest = ids[: int(share * len(ids))], ids[int(share * len(ids)) :]
+        cut.append(replace(problem, prompt=tokenizer.decode(first), prompt_ids=tuple(first)))
+        rests[problem.index] = tokenizer.decode(rest, skip_special_tokens=True)
+    return cut, rests
 
 
-def questions(name: str, data_dir: str | None = None, seed: int = 0) -> Iterator[tuple[str, str]]:
-    """(question, reference answer) of each row."""
-    return iter(fresh(seed)) if name == FRESH else read_benchmark(source(name, data_dir))
-
-
-def fresh(seed: int) -> list[tuple[str, str]]:
+def fresh(seed: int) -> list[dict[str, str]]:
     """Calculations with numbers of two to four digits, drawn from the seed: no model has seen them as a set."""
     draw = random.Random(f"{FRESH} {seed}")
     found = []
@@ -173,35 +151,5 @@ def fresh(seed: int) -> list[tuple[str, str]]:
                 (f"({a} + {b}) * {c}", (a + b) * c),
             ]
         )
-        found.append((f"What is {text}?", str(value)))
+        found.append({"question": f"What is {text}?", "answer": str(value)})
     return found
-
-
-def read_benchmark(path: Path | str) -> Iterator[tuple[str, str]]:
-    """(question, reference answer) of each row of a published set."""
-    for place, row in read_data(path):
-        if isinstance(row, str):
-            raise UserError(f"{path}, {place}: {row}")
-        question = row.get("question") or row.get("problem")  # in the harness's order
-        answer = reference_answer(row)
-        for what, value in (("question or problem", question), ("answer", answer)):
-            if not value:
-                raise UserError(f"{path}, {place} has no {what}; its fields are {', '.join(row)}")
-        yield question.strip(), answer
-
-
-def reference_answer(row: dict) -> str:
-    """The reference as the grader wants it; "" where the row has none.
-
-    OlympiadBench: the only entry of final_answer, without its dollars. Minerva: the last box of the solution. GSM8K:
-    what follows #### in the answer. AMC's 27.0 is the integer 27.
-    """
-    if row.get("final_answer"):
-        answer = row["final_answer"][0].replace("$", "")
-    elif row.get("answer") is not None:
-        answer = row["answer"]
-    else:
-        answer = last_box(row.get("solution") or "")
-    if isinstance(answer, float) and answer.is_integer():
-        answer = int(answer)
-    return "" if answer is None else str(answer).rpartition("####")[2].strip()

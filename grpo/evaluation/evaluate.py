@@ -268,14 +268,15 @@ class Session:
         tokenizer = tokenizer_of(target)
         problems = benchmarks.load(name, tokenizer, prompt, *self.selection)
         scores = score_rows(self.rows(target, name, prompt, tokenizer, problems))
-        sampling = benchmarks.sampling_name(choose_protocol(name, self.args).temperature)
+        sampling = str(choose_protocol(name, self.args))
         limited = self.args.limit is not None
         return Line(target.label, target.step, benchmarks.label(name), sampling, scores, limited, prompt)
 
     def audit(self, target: Target, name: str) -> Audit:
         """Does the model know the benchmark's texts? It goes on from the first 60% of each question, greedily."""
         tokenizer = tokenizer_of(target)
-        problems, rests = benchmarks.load_beginnings(name, tokenizer, AUDITED, *self.selection)
+        whole = benchmarks.load(name, tokenizer, "plain", *self.selection)
+        problems, rests = benchmarks.beginnings(whole, tokenizer, AUDITED)
         rows = self.rows(target, name, f"first {AUDITED:.0%} of the question", tokenizer, problems)
         exact = [_begins(row["completion"], rests[row["problem"]]) for row in rows]
         return Audit(
@@ -474,7 +475,7 @@ def regrade(folder: EvalFolder, verifier: Verifier) -> tuple[Line, int, int]:
         folder.replace(anew)
         scores = score_rows(anew)
         folder.save_scores(scores)
-    sampling, limited = benchmarks.sampling_name(settings["temperature"]), settings["limit"] is not None
+    sampling, limited = str(Protocol(1, settings["temperature"])), settings["limit"] is not None
     label = folder.path.resolve().parent.name
     line = Line(label, None, settings["bench"], sampling, scores, limited, settings["prompt"])
     changed = sum(old != new for old, new in zip(rows, anew, strict=True))

@@ -21,10 +21,13 @@ from pathlib import Path
 
 import numpy as np
 
-from grpo.evaluation.benchmarks import PAPER, PAPER_PROTOCOL, PAPER_SCORES
+from grpo.evaluation.benchmarks import PAPER_PROTOCOL
 from rewards import Verifier
 from rewards.signals import read
 
+PAPER = "Wang et al. 2025 (arXiv:2504.20571), Qwen2.5-Math-1.5B"
+PAPER_SCORES = {"math500": (36.0, 73.6), "average": (17.6, 35.7)}
+"""Percent: base, and after 1-shot RLVR on pi1. The paper's own figures, from its abstract; not measured here."""
 COLUMNS = ("strict", "flexible")
 NUMBER = re.compile(r"-?\d*\.?\d+")
 ANNOUNCED = ("he answer is", "final answer is")

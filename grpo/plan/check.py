@@ -29,7 +29,7 @@ from grpo.plan import Plan, check_fits, decide, disk_parts, make_plan
 from grpo.plan.cards import this_card
 from grpo.plan.memory import GIB, full_length, host_bytes
 from grpo.plan.text import describe, summary
-from grpo.problems import read_data, training_problems
+from grpo.problems import training_problems
 from grpo.rollout import VLLM_MISSING, engine_name
 from grpo.run.terminal import printable, say
 from rewards import make_reward, self_test, weight_warnings
@@ -181,10 +181,7 @@ def _data(config: Config) -> Iterator[str]:
         published = None if Path(name).exists() else SOURCES.get(Path(name).stem)
         checksum = f", sha256 {published.sha256[:12]} verified" if published else ""
         if tokenizer is None:
-            drawn = name == benchmarks.FRESH
-            rows = (
-                benchmarks.FRESH_ROWS if drawn else sum(1 for _ in read_data(benchmarks.source(name, config.data_dir)))
-            )
+            rows = sum(1 for _ in benchmarks.read(name, config.data_dir))
             yield f"{name}: {rows} rows{checksum}; prompts are measured once the model's tokenizer is here"
             continue
         if name == config.data:

@@ -99,7 +99,7 @@ def score(reward: Reward, groups: Sequence[Group], texts: Sequence[Sequence[str]
         flat = reward.score_batch(
             [text for group in texts for text in group],
             [group.problem.ground_truth for group in groups for _ in group.completions],
-            [question(group.problem) for group in groups for _ in group.completions],  # read by a reward model alone
+            [group.problem.question for group in groups for _ in group.completions],  # read by a reward model alone
         )
     except ValueError as error:  # a user's own reward that returned something else than it did when it was checked
         raise UserError(str(error)) from error
@@ -131,11 +131,6 @@ def load_reward(config: Config) -> Reward:
     return reward
 
 
-def question(problem: Problem) -> str:
-    """What a reward model is asked: the data set's own words where they are known."""
-    return problem.question or problem.prompt
-
-
 def warm_up(
     reward: Reward, engine: Engine, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], config: Config
 ) -> None:
@@ -147,7 +142,7 @@ def warm_up(
     sampling = Sampling(config.rollout.max_new_tokens, config.rollout.temperature)
     groups = rollout(engine, first, math.ceil(wanted / len(first)), sampling, config.seed, step=0)
     pairs = [(g.problem, text) for g, texts in zip(groups, decode(tokenizer, groups), strict=True) for text in texts]
-    reward.warm_up([question(problem) for problem, _ in pairs], [text for _, text in pairs])
+    reward.warm_up([problem.question for problem, _ in pairs], [text for _, text in pairs])
 
 
 def request_seed(*key: int) -> int:

@@ -14,10 +14,11 @@ from data import tiny_base
 from grpo.errors import UserError
 from grpo.evaluation import benchmarks
 from grpo.evaluation.scores import grade, new_verifier
+from grpo.types import Problem
 
 
 def pairs(name: str, data_dir) -> list[tuple[str, str]]:
-    return list(benchmarks.read_benchmark(benchmarks.source(name, str(data_dir))))
+    return [(p.question, p.ground_truth) for p in benchmarks.load(name, None, "plain", str(data_dir))]
 
 
 @pytest.mark.parametrize(
@@ -97,23 +98,13 @@ def test_what_bench_stands_for():
         benchmarks.names("MATH500")
 
 
-def test_a_row_of_the_six_without_question_or_answer_is_named(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"problem": "1+1", "answer": 2}\n{"problem": "2+2", "solution": "four"}\n')
-    with pytest.raises(UserError, match=r"line 2 has no answer; its fields are problem, solution"):
-        list(benchmarks.read_benchmark(path))
-    path.write_text('{"answer": "4"}\n')
-    with pytest.raises(UserError, match=r"line 1 has no question or problem"):
-        list(benchmarks.read_benchmark(path))
-
-
 def test_fresh_calculations_are_right_and_follow_from_the_seed():
     rows = benchmarks.fresh(0)
     assert rows == benchmarks.fresh(0) != benchmarks.fresh(1)
-    assert len({question for question, _ in rows}) == len(rows) == 300
-    for question, answer in rows:
-        node = ast.parse(question.removeprefix("What is ").removesuffix("?"), mode="eval")
-        assert calculated(node.body) == int(answer)
+    assert len({row["question"] for row in rows}) == len(rows) == 300
+    for row in rows:
+        node = ast.parse(row["question"].removeprefix("What is ").removesuffix("?"), mode="eval")
+        assert calculated(node.body) == int(row["answer"])
 
 
 def calculated(node: ast.AST) -> int:
@@ -134,8 +125,7 @@ def test_gsm8k_is_read_as_a_dataset_and_its_answers_stand_behind_the_hashes(tmp_
     assert benchmarks.label("openai/gsm8k:main:train") == "gsm8k-main-train"
 
 
-def test_an_audit_shows_60_percent_of_the_tokens(tmp_path):
-    path = tmp_path / "own.jsonl"
-    path.write_text('{"problem": "0123456789", "answer": "4"}\n')
-    problems, rests = benchmarks.load_beginnings(str(path), tiny_base.make_tokenizer(), 0.6)
+def test_an_audit_shows_60_percent_of_the_tokens():
+    whole = Problem(0, "", (), "4", chat=[{"role": "user", "content": "0123456789"}])
+    problems, rests = benchmarks.beginnings([whole], tiny_base.make_tokenizer(), 0.6)
     assert (problems[0].prompt, rests) == ("012345", {0: "6789"})

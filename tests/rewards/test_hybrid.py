@@ -83,7 +83,8 @@ def test_a_pass_before_training_sets_the_scale(model):
     config = build(
         "cpu", {"reward.name": "hybrid", "reward.model": model, "reward.hybrid_warmup": 12, "rollout.group": 4}
     )
-    problems = [Problem(index, f"<user>{word}", (index,), "5", question=word) for index, word in enumerate("abc?so")]
+    chats = [[{"role": "user", "content": word}] for word in "abc?so"]
+    problems = [Problem(i, f"<user>{chat[0]['content']}", (i,), "5", chat=chat) for i, chat in enumerate(chats)]
     asked = []
 
     class Echo:
