@@ -30,11 +30,11 @@ from grpo.evaluation.held_out import HeldOut
 from grpo.learner import Learner
 from grpo.packing import samples
 from grpo.plan.check import check, plan_run
-from grpo.plan.duration import utilisation
-from grpo.plan.text import planned_and_measured, timed
+from grpo.plan.text import planned_and_measured
 from grpo.policy import load_policy
 from grpo.problems import draw, training_problems
 from grpo.rollout import Sampling, decode, load_reward, make_engine, rollout, score, warm_up
+from grpo.run.files import read_rows
 from grpo.run.resume import TrainingState, is_finished, set_seed, settle
 from grpo.run.run import Run
 from grpo.run.terminal import Interrupted, hold_interruptions, interruptible, next_commands, plot_run, say
@@ -45,7 +45,7 @@ def train(config: Config, resumed: Path | None = None) -> Run:
     device = choose_device(config)
     plan = plan_run(config, device)  # stops here when it cannot fit
     config = plan.config
-    run = Run(config, resumed, utilisation)
+    run = Run(config, resumed)
     set_seed(config.seed)
     policy = load_policy(config, device)
     if policy.attention_note:
@@ -96,15 +96,13 @@ def train(config: Config, resumed: Path | None = None) -> Run:
             with clock("sync"):
                 engine.sync(policy)
             # 5. Evaluate where it is due, log the step, save where it is due.
-            accuracy = held_out.validation(engine, step)
-            row = run.log(accuracy)
-            plan = timed(plan, row)
+            run.log(held_out.validation(engine, step))
 
         outcome = run.finish(after=held_out.test(engine))
     plot_run(run.folder)
     print(outcome)
     if device.type == "cuda":
-        print(planned_and_measured(plan))
+        print(planned_and_measured(plan, read_rows(run.folder / "metrics.jsonl")))
     return run
 
 

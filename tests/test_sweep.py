@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from small_runs import SMALL
 
-from grpo import sweep
 from grpo.errors import UserError
+from grpo.sweep import __main__ as sweep
 
 REPO = Path(__file__).resolve().parent.parent
 FAST = {key: value for key, value in SMALL.items() if key != "preset"} | {"steps": 2, "reward.name": "format_only"}
@@ -35,6 +35,14 @@ def test_a_sweep_runs_each_cell_with_each_seed_once_and_goes_on_after_a_failure(
     assert sweep.main([str(file)]) == 1
     assert capsys.readouterr().out == table
     assert {p: p.stat().st_mtime_ns for p in (out / "works-seed0").rglob("*")}.items() <= before.items()
+
+
+def test_a_damaged_row_is_left_out(tmp_path: Path):
+    """Rewards 1 and 3 are left: 2."""
+    (tmp_path / "summary.json").write_text('{"after": {"greedy_accuracy": 0.5}}')
+    rows = [f'{{"step": {step}, "reward/mean": {step}}}\n' for step in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text(rows[0] + rows[1].replace("step", "\x00") + "{" + rows[1] + rows[2])
+    assert sweep.figures(tmp_path) == {"train reward": 2.0, "held out, greedy": 50.0}
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from grpo import watch
+from grpo.watch import __main__ as watch
 
 
 def write(folder: Path, steps: int) -> Path:

@@ -7,7 +7,7 @@ fail around it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 from grpo.config import Config, changed, flat, typed
 from grpo.errors import UserError
@@ -36,7 +36,6 @@ CPU_KV = GIB
 """vLLM's CPU build touches all of its KV cache at the start."""
 COMPRESSED_TOKEN = 1.3
 """bytes of a token in the run folder: about four letters, compressed"""
-MEASURED = ("completion/tokens_mean", "memory/peak_gib")
 
 
 @dataclass(frozen=True)
@@ -46,9 +45,6 @@ class Plan:
     shape: Shape
     engine: str
     """vllm or torch"""
-    measured: dict[str, float] = field(default_factory=dict)
-    """means of the steps timed so far, by metric name"""
-    steps_measured: int = 0
 
     @property
     def usable(self) -> float:
@@ -142,30 +138,13 @@ class Plan:
         return low * 1024
 
     def seconds(self, completion_tokens: float | None = None) -> dict[str, float]:
-        """Phase -> seconds of a step: measured where steps have been timed, else planned."""
+        """Phase -> seconds of a step, with completions of so many tokens or of the expected number."""
         tokens = completion_tokens or expected(self.config.rollout.max_new_tokens)
-        planned = step_seconds(self.config, self.shape, self.card, self.engine, self.kv_bytes, tokens)
-        if completion_tokens is not None or not self.measured:
-            return planned
-        phases = {name: value for name, value in self.measured.items() if name.startswith("time/")}
-        return {name.removeprefix("time/"): value for name, value in phases.items() if name != "time/step"}
+        return step_seconds(self.config, self.shape, self.card, self.engine, self.kv_bytes, tokens)
 
     @property
     def step_seconds(self) -> float:
-        return self.measured.get("time/step") or sum(self.seconds().values())
-
-    def updated(self, metrics: dict[str, float]) -> Plan:
-        """With a step's measured times in place of the planned.
-
-        The first step, which warms up, is forgotten with the second; then it is the mean, mostly of the last twenty.
-        """
-        count = self.steps_measured + 1
-        share = 1 / max(1, min(count - 1, 20))
-        wanted = {key: value for key, value in metrics.items() if key.startswith("time/") or key in MEASURED}
-        mean = {key: self.measured.get(key, value) * (1 - share) + value * share for key, value in wanted.items()}
-        if "memory/peak_gib" in metrics:
-            mean["memory/peak_gib"] = max(metrics["memory/peak_gib"], self.measured.get("memory/peak_gib", 0))
-        return replace(self, measured=mean, steps_measured=count)
+        return sum(self.seconds().values())
 
 
 def make_plan(config: Config, card: Card) -> Plan:

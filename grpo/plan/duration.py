@@ -7,24 +7,16 @@ FLOPs, arXiv 2204.02311, appendix B), but it takes its time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pyarrow.parquet
-import torch
 from transformers import PreTrainedConfig
 
 from data.sources import SOURCES
 from grpo.config import Config
 from grpo.evaluation.benchmarks import names
-from grpo.plan.cards import Card, known
+from grpo.plan.cards import Card
 from grpo.plan.memory import Shape, attention_width, full_length, running_sequences
-from grpo.settings import LearnerConfig
-from grpo.types import Group
-
-if TYPE_CHECKING:
-    from grpo.policy import Policy
 
 
 def causal_pairs(length: int, prefix: int = 0) -> int:
@@ -59,39 +51,29 @@ def training_flops(
     return 2 * forward + forward_flops(config, 0, pairs)
 
 
-def utilisation(
-    policy: Policy, groups: Sequence[Group], advantages: torch.Tensor, config: LearnerConfig, seconds: float
-) -> dict[str, float]:
-    """`speed/mfu` on a GPU of the table; nothing where there is no data sheet to be measured against."""
-    card = known(torch.cuda.get_device_name(policy.device)) if policy.device.type == "cuda" else None
-    if card is None:
-        return {}
-    return {"speed/mfu": learning_flops(policy, groups, advantages, config) / (seconds * card.flops)}
-
-
-def learning_flops(policy: Policy, groups: Sequence[Group], advantages: torch.Tensor, config: LearnerConfig) -> int:
-    """Operations of one rollout's learning, `advantages` being [groups, completions].
+def learning_flops(config: Config, shape: Shape, prompt: float, tokens: float) -> float:
+    """Operations of one step's learning with `tokens` tokens a completion.
 
     Each prompt counts once for its group. A forward and a backward pass, one more forward pass for the reference when
     there is a KL term, and one for the old logprobs of all minibatches but the first.
     """
-    tokens = pairs = predicted = 0
-    for group, row in zip(groups, advantages.tolist(), strict=True):
-        lengths = [
-            len(completion.ids)
-            for completion, advantage in zip(group.completions, row, strict=True)
-            if (advantage or not config.skip_zero_variance)
-            and (config.truncated == "keep" or completion.finish_reason == "stop")
-        ]
-        if lengths:
-            prompt = len(group.problem.prompt_ids)
-            tokens += prompt + sum(lengths)
-            predicted += sum(lengths)
-            pairs += causal_pairs(prompt) + sum(causal_pairs(length, prompt) for length in lengths)
-    shape = policy.network.config
-    forward_only = (config.kl_coef > 0) + 1 - 1 / config.minibatches_per_rollout
-    forward = forward_flops(shape, tokens, pairs, predicted)
-    return round(training_flops(shape, tokens, pairs, predicted, frozen=policy.lora) + forward_only * forward)
+    predicted, packed, pairs = _learned(config, prompt, tokens)
+    work = training_flops(shape.config, packed, pairs, predicted, frozen=config.policy.lora_rank > 0)
+    return work + _scoring_passes(config) * forward_flops(shape.config, packed, pairs, predicted)
+
+
+def _learned(config: Config, prompt: float, tokens: float) -> tuple[int, int, int]:
+    """Predicted tokens, tokens with their prompts, and (query, key) pairs of a step."""
+    completions = config.rollout.problems * config.rollout.group
+    predicted = int(completions * tokens)
+    packed = int(completions * tokens + config.rollout.problems * prompt)
+    return predicted, packed, completions * causal_pairs(int(tokens), int(prompt))
+
+
+def _scoring_passes(config: Config) -> float:
+    """Forward passes without a backward pass, in passes over all of a step's tokens."""
+    minibatches = config.learner.minibatches_per_rollout
+    return (config.learner.kl_coef > 0) + (minibatches - 1) / minibatches
 
 
 # ---- seconds
@@ -195,15 +177,11 @@ def _rollout(config, shape, card, engine, kv_bytes, completions, prompt, tokens)
 
 def _learn(config, shape, card, prompt, tokens) -> float:
     """Matrix products at the rate the card keeps up, and what elementwise operators move at its bandwidth."""
-    o, r, lora = config.learner, config.rollout, config.policy.lora_rank > 0
-    completions = r.problems * r.group
-    predicted, packed = int(completions * tokens), int(completions * tokens + r.problems * prompt)
-    pairs = completions * causal_pairs(int(tokens), int(prompt))
-    again = bool(config.policy.gradient_checkpointing)
-    scored = (o.kl_coef > 0) + (o.minibatches_per_rollout - 1) / o.minibatches_per_rollout
+    o, lora = config.learner, config.policy.lora_rank > 0
+    predicted, packed, pairs = _learned(config, prompt, tokens)
+    again, scored = bool(config.policy.gradient_checkpointing), _scoring_passes(config)
     head = forward_flops(shape.config, 0, 0, predicted)  # computed again in the backward pass
-    work = training_flops(shape.config, packed, pairs, predicted, frozen=lora) + head
-    work += scored * forward_flops(shape.config, packed, pairs, predicted)
+    work = learning_flops(config, shape, prompt, tokens) + head
     work += again * forward_flops(shape.config, packed, pairs, 0)
     c = shape.text
     layer = _by_size(c, *TRAINING_BYTES["lora" if lora else "all"]) + scored * _by_size(c, *FORWARD_BYTES)

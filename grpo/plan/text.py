@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from statistics import mean
 
 from grpo.config import MODES, typed
 from grpo.plan import Plan, disk_parts
-from grpo.plan.duration import START, expected
+from grpo.plan.duration import START, expected, learning_flops
 from grpo.plan.memory import GIB, full_length, running_sequences
-from grpo.run.terminal import say
 
 HOUR = 3600
-TIMED_STEPS = 3
-"""after which measured times mean something"""
-COMPARED = ("time/step", "time/rollout", "time/learn", "time/sync", "completion/tokens_mean", "memory/peak_gib")
 
 
 def describe(plan: Plan) -> str:
@@ -45,29 +42,27 @@ def summary(plan: Plan) -> str:
     )
 
 
-def planned_and_measured(plan: Plan) -> str:
-    """Planned beside measured, for the end of a run."""
-    planned = replace(plan, measured={})
-    seconds = planned.seconds()
-    numbers = {f"time/{phase}": value for phase, value in seconds.items()} | {
+def planned_and_measured(plan: Plan, rows: Sequence[dict[str, float]]) -> str:
+    """Planned beside the means of the run's `rows`, its first step (which warms up) left out; of memory the peak.
+
+    The last line is how much of the card's data sheet learning used, counted with the mean length of a completion.
+    """
+    seconds = plan.seconds()
+    planned = {f"time/{phase}": seconds[phase] for phase in ("rollout", "learn", "sync")} | {
         "time/step": sum(seconds.values()),
         "completion/tokens_mean": expected(plan.config.rollout.max_new_tokens),
-        "memory/peak_gib": max(planned.totals().values()) / GIB,
+        "memory/peak_gib": max(plan.totals().values()) / GIB,
     }
-    lines = [f"{'':24}{'planned':>10}{'measured':>10}"]
-    for name in COMPARED:
-        if name in plan.measured:
-            lines.append(f"{name:24}{numbers[name]:>10.4g}{plan.measured[name]:>10.4g}")
-    return "\n".join(lines)
-
-
-def timed(plan: Plan, row: dict[str, float]) -> Plan:
-    """The plan with the times of a step, and once they mean something, a line that says what they come to."""
-    plan = plan.updated(row)
-    if plan.steps_measured == TIMED_STEPS and row["step"] < plan.config.steps:
-        left = plan.step_seconds * (plan.config.steps - row["step"])
-        say(f"measured: {length(plan.step_seconds)} a step ({shares(plan)}), {length(left)} to go")
-    return plan
+    steps = [row for row in rows if row["step"] > 1] or [row for row in rows if row["step"] == 1]
+    measured = {name: mean(row[name] for row in steps) for name in planned}
+    measured["memory/peak_gib"] = max(row["memory/peak_gib"] for row in steps)
+    for numbers in (planned, measured):
+        work = learning_flops(
+            plan.config, plan.shape, expected(plan.config.rollout.max_prompt_tokens), numbers["completion/tokens_mean"]
+        )
+        numbers["utilisation"] = work / (numbers["time/learn"] * plan.card.flops)
+    lines = [f"{name:24}{planned[name]:>10.4g}{measured[name]:>10.4g}" for name in planned]
+    return "\n".join([f"{'':24}{'planned':>10}{'measured':>10}", *lines])
 
 
 def length(seconds: float) -> str:

@@ -9,7 +9,7 @@ import resource
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,18 +30,8 @@ from rewards import UNVERIFIED, Score, summarize, weight_warnings
 class Run:
     """One run and its folder. Nothing is written before `recording`."""
 
-    def __init__(
-        self,
-        config: Config,
-        resumed: Path | None = None,
-        utilisation: Callable[..., dict[str, float]] = lambda *_: {},
-    ):
-        """`resumed`: the folder to continue in. UserError where the folder cannot be used.
-
-        `utilisation(policy, groups, advantages, learner config, seconds)` gives metrics of how well learning used the
-        hardware.
-        """
-        self.utilisation = utilisation
+    def __init__(self, config: Config, resumed: Path | None = None):
+        """`resumed`: the folder to continue in. UserError where the folder cannot be used."""
         self.config, self.folder = config, resumed or files.new_folder(config)
         self.resumed = resumed is not None
         self.clock, self.checkpoints = Clock(), Checkpoints(self.folder / "checkpoints", config.checkpoint.keep)
@@ -125,9 +115,7 @@ class Run:
         metrics["completion/tokens"] = sum(len(c.ids) for group in groups for c in group.completions)
         metrics["groups/zero_variance"] = (advantages == 0).all(1).double().mean().item()  # exact zeros, no tolerance
         metrics["verifier/cache_hit_rate"] = self.state.reward.cache_hit_rate()
-        times = self.clock.read()
-        metrics |= self.utilisation(self.state.policy, groups, advantages, self.config.learner, times["time/learn"])
-        self.state.complete(step, {"step": step} | metrics | times)
+        self.state.complete(step, {"step": step} | metrics | self.clock.read())
         if not self.bar.disable and step % self.config.show_every == 0:
             tqdm.write(good_and_bad(groups, texts, scores), file=sys.stderr)
         for alarm in self._alarms(metrics):
@@ -149,7 +137,7 @@ class Run:
         accuracy = {index: sum(values) / len(values) for index, values in right.items() if values}
         files.append(self.folder / "accuracy.jsonl", files.lines([{"step": step, "accuracy": accuracy}]))
 
-    def log(self, evaluation: dict[str, float]) -> dict[str, float]:
+    def log(self, evaluation: dict[str, float]) -> None:
         """The last step's row, sent to metrics.jsonl and the terminal; a checkpoint is written if one is due."""
         row, step = self._finished_row() | evaluation, self.step
         with files.writing(self.folder):
@@ -167,7 +155,6 @@ class Run:
         due = self.config.checkpoint.every and step % self.config.checkpoint.every == 0
         if step and (due or step == self.config.steps):
             self.save()
-        return row
 
     def _finished_row(self) -> dict[str, float]:
         row = dict(self.state.row)

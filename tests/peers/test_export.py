@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from grpo import export
 from grpo.config import build, flat
+from grpo.export import __main__ as export
 from rewards import make_reward
 
 REPO = Path(__file__).resolve().parents[2]

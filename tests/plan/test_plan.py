@@ -14,7 +14,7 @@ from grpo.plan.__main__ import main
 from grpo.plan.cards import CARDS, card_named, known, this_card
 from grpo.plan.check import plan_run
 from grpo.plan.memory import GIB, full_length
-from grpo.plan.text import describe, length, planned_and_measured, summary, timed
+from grpo.plan.text import describe, length, planned_and_measured, summary
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -172,31 +172,24 @@ def test_500_steps_on_an_l4_are_a_day_and_more():
     assert sum(l4.seconds(3072).values()) > 3 * l4.step_seconds
 
 
-# ---- measured replaces planned
-
-
-def test_measured_times_replace_the_plan():
-    first = plan("l4", "l4")
-    row = {"time/rollout": 60.0, "time/learn": 30.0, "time/step": 100.0, "memory/peak_gib": 9.0, "reward/mean": 1.0}
-    second = {"time/rollout": 20.0, "time/learn": 20.0, "time/step": 50.0, "memory/peak_gib": 8.0}
-    once = first.updated(row)
-    assert once.step_seconds == 100.0
-    assert once.seconds() == {"rollout": 60.0, "learn": 30.0}
-    twice = once.updated(second)  # the first step warmed up: forgotten
-    assert twice.step_seconds == 50.0
-    assert twice.updated(row).step_seconds == pytest.approx((50 + 100) / 2)
-    assert twice.measured["memory/peak_gib"] == 9.0
-    assert first.measured == {}
-    text = planned_and_measured(twice)
-    assert f"{'time/step':24}{first.step_seconds:>10.4g}{50:>10.4g}" in text
-    assert "reward" not in text
-
-
-def test_the_third_step_says_what_is_left(capsys):
-    now = plan("l4", "l4", steps=13)
-    for step in (1, 2, 3, 4):
-        now = timed(now, {"step": step, "time/learn": 30.0, "time/step": 30.0})
-    assert capsys.readouterr().err.strip() == "measured: 30.0 s a step (learn 100%), 5.0 min to go"
+def test_planned_beside_measured():
+    """Means without the first step, which warms up; of memory the peak. Twice the time is half the utilisation."""
+    l4 = plan("l4", "l4")
+    seconds = l4.seconds()
+    phases = {f"time/{name}": seconds[name] for name in ("rollout", "learn", "sync")}
+    tokens = {"completion/tokens_mean": 768.0}  # a quarter of 3072, as the plan takes it
+    rows = [
+        {"step": 0, "time/step": 9e9},
+        phases | tokens | {"step": 1, "time/step": 9e9, "memory/peak_gib": 1.0},
+        phases | tokens | {"step": 2, "time/step": 40.0, "time/learn": 1.0 * seconds["learn"], "memory/peak_gib": 9.0},
+        phases | tokens | {"step": 3, "time/step": 60.0, "time/learn": 3.0 * seconds["learn"], "memory/peak_gib": 8.0},
+    ]
+    table = {line.split()[0]: line.split()[1:] for line in planned_and_measured(l4, rows).splitlines()[1:]}
+    assert table["time/step"] == [f"{l4.step_seconds:.4g}", "50"]
+    assert table["memory/peak_gib"][1] == "9"
+    planned, measured = map(float, table["utilisation"])
+    assert 0 < planned < 1
+    assert measured == pytest.approx(planned / 2, rel=1e-3)
 
 
 @pytest.mark.parametrize(

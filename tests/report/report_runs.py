@@ -82,7 +82,7 @@ def metrics(rng: random.Random, step: int, steps: int) -> dict[str, float]:
         "time/rollout": about(1.5),
         "time/reward": about(0.1), "time/learn": about(1.0),
         "time/sync": about(0.02), "time/eval": 0.0, "time/other": about(0.05), "time/step": 2.7,
-        "speed/tokens_per_second": about(1800), "speed/mfu": about(0.2), "memory/peak_gib": about(0.9),
+        "speed/tokens_per_second": about(1800), "memory/peak_gib": about(0.9),
     }  # fmt: skip
     for signal in SIGNALS:
         row[f"signal/{signal}"] = about(learned)

@@ -33,7 +33,6 @@ FULL = {
     "eval.data": str(Path(SMALL["data"]).with_name("validation.parquet")),
     "eval.test": str(Path(SMALL["data"]).with_name("test.parquet")),
 }
-GPU_ONLY = {"speed/mfu"}
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +85,7 @@ def test_every_metric_is_documented_once_and_every_documented_one_exists(folder)
     documented = re.findall(r"^\| `([a-z_/]+)` \|", text, re.MULTILINE)
     assert len(documented) == len(set(documented))
     written = {name for row in read_rows(folder / "metrics.jsonl") for name in row}
-    assert written | GPU_ONLY == set(documented)
+    assert written == set(documented)
 
 
 def test_the_best_and_the_newest_checkpoints_stay(folder):

@@ -7,7 +7,6 @@ disturb the run.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from statistics import median
 
 from grpo.config import read_yaml
 from grpo.errors import UserError
+from grpo.run.files import read_rows
 
 RECENT = 10
 SHOWN = ("reward/mean", "signal/verify", "completion/tokens_mean", "groups/zero_variance", "mismatch/mean")
@@ -27,15 +27,7 @@ def read(folder: Path) -> tuple[int, list[dict]]:
     """Steps planned, and the rows of metrics.jsonl that are whole. UserError where it is no run's folder."""
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} is no run folder: it has no config.yaml; a run writes runs/NAME")
-    path, rows = folder / "metrics.jsonl", []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue  # the line that is being written
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
-    return int(read_yaml(folder / "config.yaml").get("steps", 0)), rows
+    return int(read_yaml(folder / "config.yaml").get("steps", 0)), read_rows(folder / "metrics.jsonl")
 
 
 def describe(planned: int, rows: list[dict], now: float) -> str:

@@ -192,7 +192,7 @@ def write(config: Config, out: Path, gpus: int, nodes: int) -> None:
     arguments = f"{r.name!r}, weights={(r.alpha, r.beta, r.gamma)}, verifier={r.verifier!r}, seed={config.seed}, "
     arguments += f"workers={r.workers}, timeout_s={r.timeout_s}, random_needs_box={r.random_needs_box}"
     (out / "reward.py").write_text(REWARD.format(arguments=arguments))
-    code = Path(__file__).resolve().parent.parent / "rewards"
+    code = Path(__file__).resolve().parents[2] / "rewards"
     shutil.copytree(code, out / "rewards", ignore=shutil.ignore_patterns("__pycache__"))
     settings = overrides(config, out.resolve(), gpus, nodes)
     lines = [f"    {shlex.quote(f'{key}={value}')} \\" for key, value in settings.items()]

@@ -31,9 +31,10 @@ from typing import Any, NamedTuple
 
 from grpo.config import build, read_yaml, typed, unknown
 from grpo.errors import UserError
+from grpo.run.files import read_rows
 
 KEYS = ("preset", "out", "seeds", "cells", "grid")
-TRAIN = Path(__file__).resolve().parent.parent / "train.py"
+TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 LAST_STEPS = 5
 """Training figures are means over so many steps at the end: a single one is noisy."""
 T_95 = (math.nan, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
@@ -109,9 +110,8 @@ def run(sweep: Sweep, cell: Cell, seed: int) -> str | None:
 
 def figures(where: Path) -> dict[str, float]:
     """Column -> figure of a finished run, shares in percent. What the run did not measure is left out."""
-    after = json.loads((where / "summary.json").read_text())["after"] or {}
-    rows = [json.loads(line) for line in (where / "metrics.jsonl").read_text().splitlines()]
-    last = [row for row in rows if row["step"] > 0][-LAST_STEPS:]
+    after = json.loads((where / "summary.json").read_text())["after"]
+    last = [row for row in read_rows(where / "metrics.jsonl") if row["step"] > 0][-LAST_STEPS:]
 
     def trained(name: str) -> float | None:
         values = [row[name] for row in last if row.get(name) is not None]
@@ -160,8 +160,10 @@ def table(sweep: Sweep, failed: dict[tuple[str, int], str]) -> str:
 
 
 def main(argv: list[str]) -> int:
-    cli = argparse.ArgumentParser(prog="python -m grpo.sweep", description="A small grid of runs, as one table.")
-    cli.add_argument("file", metavar="FILE.yaml", help="preset, out, seeds, cells, grid: see grpo/sweep.py")
+    cli = argparse.ArgumentParser(
+        prog="python -m grpo.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    cli.add_argument("file", metavar="FILE.yaml")
     args = cli.parse_args(argv)
     try:
         sweep = read_sweep(args.file)
