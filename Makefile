@@ -1,7 +1,7 @@
 # make demo        train the built-in model on one addition problem, half a minute on a laptop CPU once installed
 # make exercises   says what is right and wrong in exercises/, under a minute
 # make test        ruff and the test suite
-# make gpu         what a GPU machine needs on top: vllm and bitsandbytes (flash-attn is not needed: make flash-attn)
+# make gpu         what a GPU machine needs on top, all pinned: vllm, bitsandbytes, W&B (flash-attn is not needed: make flash-attn)
 # make test-vllm   the vLLM engine on vLLM's CPU build, in an environment of its own
 # make test-peers  the same numbers as TRL and verl, in an environment of its own
 #
