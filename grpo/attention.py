@@ -7,7 +7,6 @@ another.
 
 from __future__ import annotations
 
-from functools import cache
 from inspect import signature
 
 import torch
@@ -22,37 +21,29 @@ from grpo.packing import Segments
 NAME = "packed"
 
 
-@cache
-def kernel(device_type: str, dtype: torch.dtype, chosen: str | None = None) -> str:
+def kernel(device_type: str, dtype: torch.dtype, chosen: str = "auto") -> str:
     """`chosen`, else flash_attention_2 where flash-attn is installed, else varlen (torch's flash kernels).
 
     sdpa, run by run, wherever the flash kernels cannot compute: on a CPU and in float32.
     """
-    if device_type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
-        return "sdpa"
-    if chosen is not None:
-        return chosen
-    if installed("flash_attn"):
-        return "flash_attention_2"
-    return "varlen"
-
-
-def note(device_type: str, dtype: torch.dtype, chosen: str | None = None) -> str | None:
-    """One line on what a GPU loses with the kernel it gets; None where nothing is lost, as with a CPU's one choice."""
     if chosen == "flash_attention_2" and not installed("flash_attn"):
         raise UserError(
             "policy.attention is flash_attention_2, but flash-attn is not installed: pip install flash-attn "
             "--no-build-isolation (it compiles for long), or policy.attention auto"
         )
-    which = kernel(device_type, dtype, chosen)
-    if device_type != "cuda" or which == "flash_attention_2":
-        return None
-    if which == "varlen":
-        return (
-            "attention: flash-attn is not installed, so torch's own varlen kernels run, which are exact, packed "
-            "and of the same family"
-        )
-    return f"attention: {which}, one call per sequence: the same result, slower with many short sequences"
+    if device_type != "cuda" or dtype is not torch.bfloat16:
+        return "sdpa"
+    if chosen != "auto":
+        return chosen
+    return "flash_attention_2" if installed("flash_attn") else "varlen"
+
+
+LOST = {
+    "varlen": "flash-attn is not installed, so torch's own varlen kernels run, which are exact, packed and of the same "
+    "family",
+    "sdpa": "sdpa, one call per sequence: the same result, slower with many short sequences",
+}
+"""What a GPU loses with the kernel it gets; a CPU has no other than sdpa."""
 
 
 def packed_attention(
@@ -63,6 +54,7 @@ def packed_attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     segments: Segments | None = None,
+    packed_kernel: str = "sdpa",
     **_: object,
 ) -> tuple[torch.Tensor, None]:
     """[B, heads, T, D] queries and [B, kv_heads, K, D] keys and values -> [B, T, heads, D].
@@ -74,14 +66,12 @@ def packed_attention(
         causal = attention_mask is None and query.shape[2] > 1
         out = _sdpa(query, key, value, scaling, attn_mask=attention_mask, is_causal=causal)
         return out.transpose(1, 2), None
-    which = kernel(query.device.type, query.dtype, getattr(module.config, "packed_kernel", None))
-    if which == "sdpa":
+    if packed_kernel == "sdpa":
         return _run_by_run(query, key, value, scaling, segments), None
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, D]
-    if segments.key_index is not None:
-        k, v = k[segments.key_index], v[segments.key_index]
+    k, v = k[segments.key_index], v[segments.key_index]
     limits = (segments.cu_queries, segments.cu_keys, segments.max_queries, segments.max_keys)
-    if which == "flash_attention_2":
+    if packed_kernel == "flash_attention_2":
         from flash_attn import flash_attn_varlen_func
 
         return flash_attn_varlen_func(q, k, v, *limits, softmax_scale=scaling, causal=True)[None], None
@@ -101,8 +91,7 @@ def _run_by_run(query, key, value, scaling, segments: Segments) -> torch.Tensor:
 
     `split` rather than slices: the gradient of a split is one concatenation, that of a slice a tensor full of zeros.
     """
-    if segments.key_index is not None:
-        key, value = (x.index_select(2, segments.key_index) for x in (key, value))
+    key, value = (x.index_select(2, segments.key_index) for x in (key, value))
     queries = [end - start for start, end, _, _ in segments.spans]
     keys = [end - start + prefix_end - prefix for start, end, prefix, prefix_end in segments.spans]
     runs = zip(query.split(queries, 2), key.split(keys, 2), value.split(keys, 2), strict=True)

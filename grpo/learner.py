@@ -11,8 +11,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import chain
-from typing import TypeVar
+from typing import Any
 
+import numpy as np
 import torch
 
 from grpo.errors import NonFiniteLoss, SamplerMismatch, UserError
@@ -27,12 +28,10 @@ LOSSES = ("loss/total", "loss/policy")
 """Sums over the tokens of a step with weights that make them means."""
 MEANS = ("policy/kl", "policy/entropy", "policy/clip_fraction_low", "policy/clip_fraction_high", "mismatch/mean")
 """Sums over the tokens, to be divided by their number."""
-MAXIMA = ("policy/ratio_max", "mismatch/max", "policy/grad_norm")
-WEIGHTS = ("mismatch/weights", "mismatch/squares", "mismatch/completions")
-"""Sums over the completions, for the effective sample size."""
+COUNTS = ("tokens", "mismatch/weights", "mismatch/squares", "mismatch/completions")
+"""Sums that others are divided by, and those over the completions that the effective sample size is made of."""
+MAXIMA = ("policy/ratio_max", "mismatch/max")
 OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
-
-Result = TypeVar("Result")
 
 
 class Learner:
@@ -101,22 +100,21 @@ class Learner:
 
     def _accumulate(self, samples: Sequence[Sample], old_logprobs: torch.Tensor | None) -> dict[str, torch.Tensor]:
         """The gradient of the whole optimiser step, and what its metrics are made of: numbers on the device."""
-        names = (*LOSSES, *MEANS, *MAXIMA, *WEIGHTS, "tokens")
+        names = (*LOSSES, *MEANS, *COUNTS, *MAXIMA)
         measured = {name: torch.zeros((), dtype=torch.float64, device=self.policy.device) for name in names}
         for batch in self._micro_batches(samples):
             old = None if old_logprobs is None else old_logprobs[batch.slots]
-            loss, sums, maxima = self._loss(batch, old)
+            loss, found = self._loss(batch, old)
             loss.backward()
-            for name, values in sums.items():
-                measured[name] += values.sum(dtype=torch.float64)
-            for name, values in maxima.items():
-                measured[name] = torch.maximum(measured[name], values.double().max())  # keeps a NaN
-            measured["tokens"] += len(batch.targets)
-            measured["mismatch/completions"] += batch.completions
+            for name, values in found.items():
+                if name in MAXIMA:
+                    measured[name] = torch.maximum(measured[name], values.double().max())  # keeps a NaN
+                else:
+                    measured[name] += values.sum(dtype=torch.float64)
         return measured
 
-    def _loss(self, batch: Batch, old_logprobs: torch.Tensor | None) -> tuple[torch.Tensor, dict, dict]:
-        """The micro-batch's part of the loss, and tensors for the metrics: some to be summed, some for the largest."""
+    def _loss(self, batch: Batch, old_logprobs: torch.Tensor | None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The micro-batch's part of the loss, and what its metrics are made of, by token or by completion."""
         config = self.config
         logprobs, entropy = self.policy.logprobs(batch, self.temperature)
         old = logprobs.detach() if old_logprobs is None else old_logprobs
@@ -134,7 +132,8 @@ class Learner:
         with torch.no_grad():
             ratio, difference = importance_ratio(logprobs, old), old - batch.sampler_logprobs
             importance = completion_weights(difference, batch.owners, batch.completions)
-            sums = {
+            found = {
+                "tokens": torch.ones_like(difference),
                 "loss/total": loss,
                 "loss/policy": batch.weights * surrogate,
                 "policy/kl": kl,
@@ -144,9 +143,11 @@ class Learner:
                 "mismatch/mean": difference.abs(),
                 "mismatch/weights": importance,
                 "mismatch/squares": importance**2,
+                "mismatch/completions": torch.ones_like(importance),
+                "policy/ratio_max": ratio,
+                "mismatch/max": difference.abs(),
             }
-            maxima = {"policy/ratio_max": ratio, "mismatch/max": difference.abs()}
-        return loss, sums, maxima
+        return loss, found
 
     def _micro_batches(self, samples: Sequence[Sample]) -> list[Batch]:
         """Weights are shares of the whole optimiser step, also when some of its samples need no pass."""
@@ -175,7 +176,7 @@ class Learner:
                 "last step, a temperature not applied on one side, different precisions"
             )
 
-    def _within_memory(self, work: Callable[..., Result], samples: Sequence[Sample], *more: object) -> Result:
+    def _within_memory(self, work: Callable[..., Any], samples: Sequence[Sample], *more: object) -> Any:
         """`work(samples, *more)`, started over with half the token budget when the memory does not suffice."""
         while True:
             try:
@@ -219,17 +220,16 @@ class Learner:
 
 def _metrics(steps: Sequence[dict[str, float]]) -> dict[str, float]:
     """Over all tokens of the steps. With no token at all nothing was measured: NaN, which is not the same as zero."""
-    tokens = sum(step["tokens"] for step in steps)
+    total = {name: sum(step[name] for step in steps) for name in (*MEANS, *COUNTS)}
+    tokens = total["tokens"]
     metrics = {name: sum(step[name] * step["tokens"] for step in steps) / max(tokens, 1) for name in LOSSES}
-    for name in MEANS:
-        metrics[name] = sum(step[name] for step in steps) / tokens if tokens else math.nan
-    for name in MAXIMA:
-        metrics[name] = _largest([step[name] for step in steps]) if tokens or name == "policy/grad_norm" else math.nan
-    weights, squares, completions = (sum(step[name] for step in steps) for name in WEIGHTS)
-    metrics["mismatch/ess"] = weights**2 / (squares * completions) if tokens else math.nan
+    # numpy's maximum is NaN where one of the values is; Python's may lose it.
+    maxima = {name: float(np.max([step[name] for step in steps])) for name in ("policy/grad_norm", *MAXIMA)}
+    if not tokens:
+        unknown = dict.fromkeys((*MEANS, *MAXIMA, "mismatch/ess"), math.nan)
+        return metrics | maxima | unknown
+    metrics |= {name: total[name] / tokens for name in MEANS} | maxima
+    metrics["mismatch/ess"] = total["mismatch/weights"] ** 2 / (
+        total["mismatch/squares"] * total["mismatch/completions"]
+    )
     return metrics
-
-
-def _largest(values: Sequence[float]) -> float:
-    """max() would lose a NaN."""
-    return math.nan if any(map(math.isnan, values)) else max(values)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import cache
 from types import MethodType
 
 import torch
@@ -61,13 +62,18 @@ def rounded(exact: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     probability that makes the mean right, and one that bfloat16 has stays what it is."""
     if dtype is not torch.bfloat16:
         return exact.to(dtype)
-    # A bfloat16 number is the upper half of a float32 one; the lower half is added a threshold below 2^16. Multiples of
-    # the golden ratio are spread evenly over every stretch of them, of which each row takes its own.
-    rows, columns = exact.shape
-    count = ROW_SHIFT * rows + columns
-    thresholds = torch.arange(count, dtype=torch.int32, device=exact.device) * GOLDEN % 2**16
-    bits = exact.view(torch.int32) + thresholds.as_strided((rows, columns), (ROW_SHIFT, 1))
+    # A bfloat16 number is the upper half of a float32 one; the lower half is added a threshold below 2^16.
+    bits = exact.view(torch.int32) + _thresholds(*exact.shape, exact.device)
     return bits.view(torch.int16)[:, 1::2].contiguous().view(dtype)  # the upper halves, on a little-endian machine
+
+
+@cache
+def _thresholds(rows: int, columns: int, device: torch.device) -> torch.Tensor:
+    """[rows, columns] int32 from 0 to 2^16 - 1. Multiples of the golden ratio are spread evenly over every stretch of
+    them, of which each row takes its own: a view of one vector."""
+    count = ROW_SHIFT * rows + columns
+    multiples = torch.arange(count, dtype=torch.int32, device=device) * GOLDEN % 2**16
+    return multiples.as_strided((rows, columns), (ROW_SHIFT, 1))
 
 
 def _base(layer: LoraLayer) -> torch.Tensor:

@@ -6,10 +6,11 @@ completions of one problem have the same prompt: it is laid down once, and every
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import accumulate, chain
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -20,12 +21,26 @@ Span = tuple[int, int, int, int]
 """A run of tokens: first token, end, first token of its prefix, end of its prefix."""
 
 
+class _Tensors:
+    __slots__ = ()
+
+    def to(self, device: torch.device) -> Self:
+        """A copy with every tensor on `device`; on a GPU from pinned memory, so that copies overlap with work."""
+
+        def move(value):
+            if isinstance(value, torch.Tensor):
+                return (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)
+            return value.to(device) if isinstance(value, _Tensors) else value
+
+        return type(self)(**{field.name: move(getattr(self, field.name)) for field in fields(self)})
+
+
 @dataclass(frozen=True, slots=True)
-class Segments:
+class Segments(_Tensors):
     """Who attends to whom in a packed sequence of T tokens: S runs of queries, each with the keys it may see.
 
-    A run sees its own tokens causally and, before them, all of its prefix. Whole sequences have no prefix; completions
-    packed behind one copy of their prompt have that prompt as prefix.
+    A run sees its own tokens causally and, before them, all of its prefix. A prompt is a run without a prefix, and the
+    prefix of the completions behind it.
     """
 
     spans: tuple[Span, ...]
@@ -34,17 +49,14 @@ class Segments:
     """[S + 1] int32: run s holds queries cu_queries[s] .. cu_queries[s + 1]"""
     cu_keys: torch.Tensor
     """[S + 1] int32: the same for the gathered keys"""
-    key_index: torch.Tensor | None
-    """[K] long: tokens whose keys and values are gathered, prefix first; None when no run has a prefix (K = T)"""
+    key_index: torch.Tensor
+    """[K] long: tokens whose keys and values are gathered, a run's prefix first"""
     max_queries: int
     max_keys: int
 
-    def to(self, device: torch.device) -> Segments:
-        return _to(self, device)
-
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(_Tensors):
     """A padding-free micro-batch: sequences laid end to end. T tokens, N completion tokens."""
 
     input_ids: torch.Tensor
@@ -67,20 +79,6 @@ class Batch:
     owners: torch.Tensor
     """[N] long: which completion of this micro-batch the token belongs to"""
     completions: int
-
-    def to(self, device: torch.device) -> Batch:
-        return _to(self, device)
-
-
-def _to(record, device: torch.device):
-    """A copy with every tensor on `device`; on a GPU from pinned memory, so that the copies overlap with computing."""
-
-    def move(value):
-        if isinstance(value, torch.Tensor):
-            return (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)
-        return value.to(device) if isinstance(value, Segments) else value
-
-    return type(record)(**{name: move(getattr(record, name)) for name in record.__dataclass_fields__})
 
 
 def samples(
@@ -108,7 +106,7 @@ def sequence_length(sample: Sample) -> int:
 
 
 def pack(samples: Sequence[Sample], weights: Sequence[float], token_budget: int) -> list[Batch]:
-    """Micro-batches of at most `token_budget` tokens that hold every sample once.
+    """Micro-batches of at most `token_budget` tokens that hold every completion token once.
 
     `weights[i]` is what each token of sample i weighs in the loss. A sequence longer than the budget goes alone.
     """
@@ -123,18 +121,14 @@ def assign(samples: Sequence[Sample], token_budget: int) -> list[list[int]]:
     """Indices of the samples in each micro-batch: equal prompts together, and the batches about equally full.
 
     Filling up to the budget gives the fewest batches but leaves a short last one; the smallest capacity that needs no
-    more of them is found by bisection.
+    more of them is found by bisection. Empty completions are left out.
     """
-    order = sorted(range(len(samples)), key=lambda i: (samples[i].prompt_ids, len(samples[i].completion_ids)))
+    written = [i for i, sample in enumerate(samples) if sample.completion_ids]
+    order = sorted(written, key=lambda i: (samples[i].prompt_ids, len(samples[i].completion_ids)))
     fewest = len(_fill(samples, order, token_budget))
-    low, high = 1, token_budget
-    while low < high:
-        middle = (low + high) // 2
-        if len(_fill(samples, order, middle)) <= fewest:
-            high = middle
-        else:
-            low = middle + 1
-    return _fill(samples, order, high)
+    smaller = range(1, token_budget)
+    capacity = 1 + bisect_left(smaller, True, key=lambda tokens: len(_fill(samples, order, tokens)) <= fewest)
+    return _fill(samples, order, capacity)
 
 
 def _fill(samples: Sequence[Sample], order: Sequence[int], capacity: int) -> list[list[int]]:
@@ -168,24 +162,32 @@ def _lay_out(samples: Sequence[Sample], weights: Sequence[float], slots: Sequenc
         start, end = end, end + len(sample.completion_ids)
         ids.append(sample.completion_ids)
         spans.append((start, end, prompt_start, prompt_end))
-
-    # 2. A run's positions go on where its prefix ends.
     starts, ends, prefix_starts, prefix_ends = np.array(spans).T
-    positions = _ranges(prefix_ends - prefix_starts, ends - starts)
+    queries, prefixes = ends - starts, prefix_ends - prefix_starts  # [S] tokens of each
+
+    # 2. A run's keys: its prefix, then its own tokens.
+    keys = _ranges(np.stack([prefix_starts, starts], 1).ravel(), np.stack([prefixes, queries], 1).ravel())
+    segments = Segments(
+        spans=tuple(spans),
+        cu_queries=torch.tensor(np.append(0, np.cumsum(queries)), dtype=torch.int32),
+        cu_keys=torch.tensor(np.append(0, np.cumsum(prefixes + queries)), dtype=torch.int32),
+        key_index=torch.tensor(keys),
+        max_queries=int(queries.max()),
+        max_keys=int((prefixes + queries).max()),
+    )
 
     # 3. A token is predicted at the token before it; the first of a completion at the last of its prompt.
-    completion = prefix_ends > prefix_starts  # [S] bool: the runs that are completions
-    lengths = (ends - starts)[completion]
+    completion = prefixes > 0  # [S] bool: the runs that are completions
+    lengths = queries[completion]
     predictors = _ranges(starts[completion] - 1, lengths)
-    firsts = (np.cumsum(lengths) - lengths)[lengths > 0]
-    predictors[firsts] = (prefix_ends[completion] - 1)[lengths > 0]
+    predictors[np.cumsum(lengths) - lengths] = prefix_ends[completion] - 1
 
     # 4. What belongs to a completion is repeated for each of its tokens. float64 costs nothing at a few numbers a
     # token, and keeps the sum of the loss exact in any order.
     return Batch(
         input_ids=torch.tensor(_flat(ids, np.int64)),
-        position_ids=torch.tensor(positions),
-        segments=segments(spans),
+        position_ids=torch.tensor(_ranges(prefixes, queries)),  # a run's go on where its prefix ends
+        segments=segments,
         predictors=torch.tensor(predictors),
         targets=torch.tensor(_flat([sample.completion_ids for sample in samples], np.int64)),
         advantages=torch.tensor(np.repeat([sample.advantage for sample in samples], lengths)).double(),
@@ -194,24 +196,6 @@ def _lay_out(samples: Sequence[Sample], weights: Sequence[float], slots: Sequenc
         slots=torch.tensor(_ranges(np.array(slots), lengths)),
         owners=torch.tensor(np.repeat(np.arange(len(samples)), lengths)),
         completions=len(samples),
-    )
-
-
-def segments(spans: Sequence[Span]) -> Segments:
-    """The attention layout of these runs. Empty runs are left out."""
-    spans = tuple(span for span in spans if span[1] > span[0])
-    starts, ends, prefix_starts, prefix_ends = np.array(spans).T
-    queries, prefixes = ends - starts, prefix_ends - prefix_starts
-    keys = prefixes + queries
-    # A run's keys: its prefix, then its own tokens.
-    index = _ranges(np.stack([prefix_starts, starts], 1).ravel(), np.stack([prefixes, queries], 1).ravel())
-    return Segments(
-        spans=spans,
-        cu_queries=torch.tensor(np.append(0, np.cumsum(queries)), dtype=torch.int32),
-        cu_keys=torch.tensor(np.append(0, np.cumsum(keys)), dtype=torch.int32),
-        key_index=torch.tensor(index) if prefixes.any() else None,
-        max_queries=int(queries.max()),
-        max_keys=int(keys.max()),
     )
 
 

@@ -46,11 +46,9 @@ class Policy:
         self._reference = copy.deepcopy(model).requires_grad_(False) if keep_reference and not self.lora else None
         self.model = lora.add_lora(model, config.lora_rank, config.lora_alpha) if self.lora else model
         self.model.train()
-        chosen = None if config.attention == "auto" else config.attention
-        self.attention_note = attention.note(self.device.type, self.dtype, chosen)
+        self.kernel = attention.kernel(self.device.type, self.dtype, config.attention)
         for network in filter(None, (self.network, self._reference)):
             network.set_attn_implementation(attention.NAME)
-            network.config.packed_kernel = chosen
             if self.device.type == "cuda" and self.dtype is torch.bfloat16:
                 fuse_norms(network)
         if config.gradient_checkpointing:  # not reentrant: that one gives no gradient to LoRA's first layers
@@ -68,6 +66,12 @@ class Policy:
     @property
     def dtype(self) -> torch.dtype:
         return self.network.dtype
+
+    @property
+    def attention_note(self) -> str | None:
+        """One line on what a GPU loses with the attention kernel it gets; None where it loses nothing."""
+        lost = attention.LOST.get(self.kernel) if self.device.type == "cuda" else None
+        return lost and f"attention: {lost}"
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
@@ -96,6 +100,7 @@ class Policy:
             position_ids=batch.position_ids[None],
             use_cache=False,
             segments=batch.segments,
+            packed_kernel=self.kernel,
         ).last_hidden_state[0]
         head = network.get_output_embeddings().weight
         return token_logprobs(
@@ -105,17 +110,16 @@ class Policy:
     @contextlib.contextmanager
     def sampling(self) -> Iterator[None]:
         """For generating with the policy's own network: eval mode, and LoRA's sums made once."""
-        was_training = self.network.training
         self.network.eval()
         try:
-            with lora.frozen(self.network) if self.lora else contextlib.nullcontext():
+            with lora.frozen(self.network):
                 yield
         finally:
-            self.network.train(was_training)
+            self.network.train()
 
     def arrived(self) -> float:
         """The share of the adapter's change that the rounded weights have; 1 where nothing is rounded."""
-        return lora.arrived(self.model) if self.lora and self.dtype is torch.bfloat16 else 1.0
+        return lora.arrived(self.model) if self.dtype is torch.bfloat16 else 1.0
 
     @torch.no_grad()
     def sampler_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -133,16 +137,13 @@ class Policy:
 
     def save(self, folder: Path) -> None:
         """Hugging Face layout: a model or a PEFT adapter, with tokenizer and generation config."""
-        # PEFT would ask the hub whether the vocabulary has grown; no embedding is ever trained here.
-        peft = {"save_embedding_layers": False} if self.lora else {}
-        chosen = self.network.config.__dict__.pop("packed_kernel")  # means nothing to whoever loads the model
-        if self.lora:  # PEFT keeps a set, whose order differs from process to process
-            adapter = self.model.peft_config["default"]
-            adapter.target_modules = sorted(adapter.target_modules)
-        try:
-            self.model.save_pretrained(folder, **peft)
-        finally:
-            self.network.config.packed_kernel = chosen
+        if self.lora:
+            adapter = self.model.peft_config[lora.ADAPTER]
+            adapter.target_modules = sorted(adapter.target_modules)  # a set's order differs from process to process
+            # PEFT would ask the hub whether the vocabulary has grown; no embedding is ever trained here.
+            self.model.save_pretrained(folder, save_embedding_layers=False)
+        else:
+            self.model.save_pretrained(folder)
         self.network.generation_config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 

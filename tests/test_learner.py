@@ -123,8 +123,16 @@ def gradients(policy: Policy, groups, **settings) -> tuple[dict[str, torch.Tenso
 
 
 @pytest.mark.parametrize("lora_rank", [0, 2])
-@pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
-@pytest.mark.parametrize(("kl", "entropy"), [(0.0, 0.0), (0.3, 0.0), (0.0, 0.2), (0.3, 0.2)])
+@pytest.mark.parametrize(
+    ("aggregation", "kl", "entropy"),
+    [
+        ("token", 0.0, 0.0),
+        ("token", 0.3, 0.0),
+        ("token", 0.0, 0.2),
+        ("sequence", 0.3, 0.2),
+        ("constant", 0.3, 0.2),
+    ],
+)
 def test_equals_the_formula_for_every_token_budget(lora_rank, aggregation, kl, entropy):
     policy = make_policy(lora_rank)
     groups = make_groups(policy)
@@ -133,7 +141,7 @@ def test_equals_the_formula_for_every_token_budget(lora_rank, aggregation, kl, e
     old = {s: naive_logprobs(policy.network, s.prompt_ids, s.completion_ids)[0].detach() for s in samples}
     loss, expected = naive_step(policy, samples, LearnerConfig(**settings), old, max_new_tokens=9)
     reference = torch.autograd.grad(loss, list(policy.trainable().values()))
-    for budget in (1, 17, 30, 10_000):
+    for budget in (1, 30, 10_000):
         found, metrics = gradients(policy, groups, token_budget=budget, **settings)
         for name, gradient in zip(policy.trainable(), reference, strict=True):
             torch.testing.assert_close(found[name], gradient, rtol=1e-8, atol=1e-11)

@@ -87,9 +87,9 @@ def test_ignore_eos_runs_to_the_end(engine):
 
 
 def test_the_frequencies_are_the_softmax_at_the_temperature(policy, engine):
-    # 20,000 draws of one token against softmax(z / 0.6): chi-square with about 39 degrees of freedom; its mean is 39
+    # 5,000 draws of one token against softmax(z / 0.6): chi-square with about 39 degrees of freedom; its mean is 39
     # and its standard deviation 8.8. Against softmax(z) the same draws give far more.
-    n, temperature = 20_000, 0.6
+    n, temperature = 5_000, 0.6
     drawn = engine.generate([Request((5, 6, 7), n, 1)], Sampling(1, temperature))[0]
     counts = np.bincount([c.ids[0] for c in drawn], minlength=40)
 
@@ -100,7 +100,7 @@ def test_the_frequencies_are_the_softmax_at_the_temperature(policy, engine):
         return ((counts - expected)[likely] ** 2 / expected[likely]).sum()
 
     assert chi_square(temperature) < 80
-    assert chi_square(1.0) > 800
+    assert chi_square(1.0) > 200
 
 
 def logprobs_of_all(policy, prompt, temperature):
