@@ -11,7 +11,6 @@ python eval.py --compare evals/A/BENCH-HASH evals/B/BENCH-HASH
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -21,17 +20,16 @@ from data.sources import LICENCE, REPOSITORY, SOURCES
 from grpo import hub
 from grpo.arguments import read_options
 from grpo.errors import UserError, answer_early, printable
-from grpo.evaluation import benchmarks
+from grpo.evaluation import benchmarks, results
 
-LEAST = {"samples": 1, "max_new_tokens": 1, "limit": 1, "seed": 0, "temperature": 0}
-HOTTEST = 10
+LEAST, MOST = {"samples": 1, "max_new_tokens": 1, "limit": 1, "seed": 0, "temperature": 0}, {"temperature": 10}
 
 
 def parser() -> argparse.ArgumentParser:
     cli = argparse.ArgumentParser(
         prog="eval.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False
     )
-    sets = ", ".join((*benchmarks.PAPER_PROTOCOL, *benchmarks.DATASETS, benchmarks.FRESH, *benchmarks.SETS))
+    sets = ", ".join((*benchmarks.NAMES, *benchmarks.SETS))
     what, add = cli.add_mutually_exclusive_group(), cli.add_argument
     add("--bench", help=f"{sets},\ndata files or Hugging Face datasets; several with commas between")
     what.add_argument("--model", help=f"folder, adapter, checkpoint or id; commas between [{benchmarks.DEFAULT_MODEL}]")
@@ -42,12 +40,8 @@ def parser() -> argparse.ArgumentParser:
     add("--samples", type=int, help="completions a problem [the paper's: 1, and 8 for aime24, aime25, amc23]")
     add("--temperature", type=float, help="0 is greedy [the paper's: 0.6 for more than one sample]")
     add("--max-new-tokens", type=int, help="a longer completion is cut [the paper's: 3072]")
-    add(
-        "--prompts",
-        "--prompt",
-        metavar="A,B",
-        help="names from prompts/ or text files [the run's, else qwen25-math-cot]",
-    )
+    prompts = "names from prompts/ or text files [the run's, else qwen25-math-cot]"
+    add("--prompts", "--prompt", metavar="A,B", help=prompts)
     add("--audit-contamination", action="store_true", help="does the model go on from 60%% of each question?")
     add("--engine", choices=["auto", "torch", "vllm"], default="auto", help="auto: vllm where installed")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto")
@@ -62,11 +56,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The arguments, checked. UserError with one line for wrong ones."""
     args = read_options(parser(), argv)
     for name, least in LEAST.items():
-        value = getattr(args, name)
-        if value is not None and not value >= least:  # nan is not, either
-            raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
-    if args.temperature is not None and args.temperature > HOTTEST:
-        raise UserError(f"--temperature is {args.temperature}; it must be at most {HOTTEST}")
+        value, most = getattr(args, name), MOST.get(name, 2**63)
+        if value is not None and not least <= value <= most:  # nan is not, either
+            limit = f"at most {most}" if value > most else f"at least {least}"
+            raise UserError(f"--{name.replace('_', '-')} is {value}; it must be {limit}")
     if not (args.bench or args.list or args.regrade or args.compare):
         raise UserError("name what to ask: --bench math500 (--list has all; --help)")
     if args.bench:
@@ -75,7 +68,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if args.audit_contamination:
         if args.samples or args.temperature or args.prompts:
             raise UserError("--audit-contamination is greedy and has no prompt: no --samples, --temperature, --prompts")
-        args.samples, args.temperature = 1, 0.0
+        args.samples, args.temperature, args.prompts = 1, 0.0, ["plain"]
     return args
 
 
@@ -84,64 +77,54 @@ def evaluate(args: argparse.Namespace) -> None:
     if not (args.model or args.run):
         show(f"no --model or --run given: {benchmarks.DEFAULT_MODEL}, the paper's base model")
     hub.require([] if args.run else models, names, args.data_dir)
-    from grpo.evaluation import evaluate, scores  # not before: torch and transformers take seconds
+    from grpo import saved  # not before: torch and transformers take seconds
+    from grpo.evaluation.scores import new_verifier
+    from grpo.evaluation.session import Session, evaluations
 
-    targets = evaluate.of_run(args.run) if args.run else [evaluate.single(model) for model in models]
-    with closing(scores.new_verifier()) as verifier, closing(evaluate.Session(args, verifier)) as session:
-        if args.audit_contamination:
-            show(scores.audit_table([session.audit(target, name) for target in targets for name in names]))
-            return
-        lines = [
-            session.line(target, name, prompt)
-            for target in targets
-            for name in names
-            for prompt in session.prompts(target, name)
-        ]
-    show(scores.table(lines))
-    for text in (*map(scores.more_samples, lines), scores.averages(lines)):
-        if text:
-            show(text)
-    if args.run:
-        show(scores.last_and_best(lines))
+    asked = evaluations(args, saved.of_run(args.run) if args.run else list(map(saved.single, models)), names)
+    with closing(new_verifier()) as verifier, closing(Session(args, asked, verifier)) as session:
+        lines = [session.ask(one) for one in asked]
+    show(results.audit_table(lines) if args.audit_contamination else results.table(lines))
+    if args.run and not args.audit_contamination:
+        show(results.last_and_best(lines))
         run = Path(args.run).resolve().name
         path = Path(args.out) / f"{run}--{'-'.join(map(benchmarks.label, args.bench.split(',')))}.png"
-        show(f"plot  {scores.plot(lines, run, path)}")
+        show(f"plot  {results.plot(lines, run, path)}")
 
 
 def list_benchmarks() -> None:
     show(f"from github.com/{REPOSITORY} ({LICENCE}); python -m data fetch gets them all")
-    for name, protocol in benchmarks.PAPER_PROTOCOL.items():
-        how = f"avg@{protocol.samples} at T={protocol.temperature:g}" if protocol.samples > 1 else "greedy"
-        show(f"{name:22} {SOURCES[name].rows:4} problems  {how:15}  {SOURCES[name].path}")
-    for name, place in benchmarks.DATASETS.items():
-        show(f"{name:22} 1319 problems  {'greedy':15}  Hugging Face dataset {place}")
-    for name, path in benchmarks.ARITHMETIC.items():
-        show(f"{name:22}  300 problems  {'greedy':15}  built in: data/arithmetic/{path.name}")
-    show(f"{benchmarks.FRESH:22} {benchmarks.FRESH_ROWS:4} problems  {'greedy':15}  drawn from --seed")
+    rows = {name: (SOURCES[name].rows, SOURCES[name].path) for name in benchmarks.PAPER_PROTOCOL}
+    rows |= {name: (1319, f"Hugging Face dataset {place}") for name, place in benchmarks.DATASETS.items()}
+    rows |= {name: (300, f"built in: data/arithmetic/{path.name}") for name, path in benchmarks.ARITHMETIC.items()}
+    rows[benchmarks.FRESH] = (benchmarks.FRESH_ROWS, "drawn from --seed")
+    for name, (count, place) in rows.items():
+        protocol = benchmarks.protocol(name)
+        how = f"avg@{protocol.samples} at {protocol}" if protocol.samples > 1 else str(protocol)
+        show(f"{name:22} {count:4} problems  {how:15}  {place}")
 
 
 def regrade_all(path: str) -> None:
     """One evaluation, or all of them under a folder."""
-    from grpo.evaluation import evaluate, scores
+    from grpo.evaluation.scores import new_verifier
 
-    folders = sorted(found.parent for found in Path(path).glob(f"**/{evaluate.OUTPUTS}")) or [Path(path)]
+    folders = sorted(found.parent for found in Path(path).glob(f"**/{results.OUTPUTS}")) or [Path(path)]
     lines = []
-    with closing(scores.new_verifier()) as verifier:
+    with closing(new_verifier()) as verifier:
         for place in folders:
-            line, changed, missing = evaluate.regrade(evaluate.EvalFolder.open(place), verifier)
+            line, changed = results.regrade(results.EvalFolder(place), verifier)
+            missing = line.settings["problems"] - line.scores["problems"]
             lines.append(line)
             show(f"{place}: {changed} rows changed" + f"; {missing} problems are still to be asked" * bool(missing))
-    show(scores.table(lines))
+    show(results.table(lines))
 
 
 def print_difference(a: str, b: str) -> None:
-    from grpo.evaluation import evaluate
-
-    for column, result in evaluate.difference(*map(evaluate.EvalFolder.open, (a, b))).items():
-        mean, low, high = (100 * result[key] for key in ("mean", "low", "high"))
+    for column, found in results.difference(*map(results.EvalFolder, (a, b))).items():
+        mean, low, high = (100 * found[key] for key in ("mean", "low", "high"))
         show(f"{column:8}  B - A = {mean:+.1f} points [{low:+.1f}, {high:+.1f}] (paired, 95% bootstrap over problems)")
         for kind in ("gained", "lost"):
-            show(f"          {kind} {len(result[kind])}: rows {', '.join(map(str, result[kind])) or '-'}")
+            show(f"          {kind} {len(found[kind])}: rows {', '.join(map(str, found[kind])) or '-'}")
 
 
 def show(text: str) -> None:
@@ -160,18 +143,12 @@ def main(argv: Sequence[str]) -> int:
             print_difference(*args.compare)
         else:
             evaluate(args)
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be printed has no place to go
-        if isinstance(error, BrokenPipeError):  # eval.py ... | head -1
-            return 141
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 2
     return 0
 
 

@@ -26,7 +26,7 @@ if __name__ == "__main__":  # --help and wrong arguments are answered here, befo
 import torch
 
 from grpo.advantage import compute_advantages
-from grpo.evaluation.held_out import HeldOut
+from grpo.evaluation.benchmarks import HeldOut
 from grpo.learner import Learner
 from grpo.packing import samples
 from grpo.plan.check import check, plan_run

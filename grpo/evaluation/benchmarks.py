@@ -1,4 +1,4 @@
-"""Which problems a benchmark asks, and how the paper asks them."""
+"""Which problems a benchmark asks, how the paper asks them, and what a model knows of them while it is trained."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data import rows
-from grpo.config import nearest
+from grpo.config import Config, nearest
 from grpo.errors import UserError
 from grpo.problems import check_share, load_problems, locate, make_problems, read_data
-from grpo.types import Problem
+from grpo.rollout import Engine, Sampling, request_seed
+from grpo.run.terminal import Clock, say
+from grpo.types import Completion, Problem, Request
+from rewards import Score, make_reward
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from grpo.policy import Policy
 
 DEFAULT_MODEL = "Qwen/Qwen2.5-Math-1.5B"
 """What is asked where no model is named: the paper's base."""
@@ -153,3 +158,95 @@ def fresh(seed: int) -> list[dict[str, str]]:
         )
         found.append({"question": f"What is {text}?", "answer": str(value)})
     return found
+
+
+# ---- asked while a model is trained
+
+SHARES = ("format_rate", "verdict_accuracy", "wrong_verdict_rate")
+
+
+class HeldOut:
+    """Accuracy on the validation sets (the curve) and the test problems, whatever the run itself is paid for.
+
+    An answer is where `reward.verifier` says: a model that does not box is not judged by its boxes.
+    """
+
+    def __init__(self, config: Config, policy: Policy, clock: Clock):
+        self.config, self.tokenizer, self.clock = config, policy.tokenizer, clock
+        self.judge = make_reward("multi_signal", verifier=config.reward.verifier)
+        self.sets = {label(name): self._load(name) for name in names(config.eval.data)}
+        self.test_problems = self._load(config.eval.test) if config.eval.test else []
+
+    def validation(self, engine: Engine, step: int) -> dict[str, float]:
+        """`eval/*` where step is one to evaluate: 0, every `eval.every` and the last; else nothing.
+
+        The first set's figures have the plain names (eval/greedy_accuracy); a further one's have its own in between
+        (eval/aime24/greedy_accuracy).
+        """
+        every = self.config.eval.every
+        if not every or (step % every and step != self.config.steps):
+            return {}
+        figures = {}
+        with self.clock("eval"):
+            for place, (name, problems) in enumerate(self.sets.items()):
+                prefix = f"eval/{name}/" if place else "eval/"
+                figures |= {prefix + key: value for key, value in self._measure(engine, problems).items()}
+        return figures
+
+    def test(self, engine: Engine) -> dict[str, float]:
+        return self._measure(engine, self.test_problems)
+
+    def _load(self, name: str) -> list[Problem]:
+        """The set's problems; those whose prompt the sampler has no room for are left out, and the run says so."""
+        config, longest = self.config, self.config.rollout.max_prompt_tokens
+        problems = load(name, self.tokenizer, config.prompt, config.data_dir, config.eval.limit)
+        kept = [problem for problem in problems if len(problem.prompt_ids) <= longest]
+        if not kept:
+            raise UserError(f"{name}: every prompt is longer than rollout.max_prompt_tokens {longest}; raise the limit")
+        if left_out := len(problems) - len(kept):
+            say(
+                f"{name}: {left_out} of {len(problems)} problems are left out of the held-out figures: their prompts "
+                f"are longer than rollout.max_prompt_tokens {longest}"
+            )
+        return kept
+
+    def _measure(self, engine: Engine, problems: list[Problem]) -> dict[str, float]:
+        """The accuracy of each way of sampling, and the other shares of the first of them."""
+        if not problems:
+            return {}
+        config, shares = self.config, {}
+        ways = {"sampled": config.rollout.temperature} if config.eval.sampling == "both" else {}
+        for way, temperature in (ways | {"greedy": 0.0}).items():
+            sampling = Sampling(config.rollout.max_new_tokens, temperature)
+            groups = ask(engine, problems, 1, sampling, config.seed)
+            texts = [self.tokenizer.decode(group[0].ids, skip_special_tokens=True) for group in groups]
+            shares[way] = summarise(self.judge.score_batch(texts, [problem.ground_truth for problem in problems]))
+        first = next(iter(shares.values()))
+        accuracy = {f"{way}_accuracy": found["accuracy"] for way, found in shares.items()}
+        return accuracy | {name: first[name] for name in SHARES}
+
+
+def summarise(scores: Sequence[Score]) -> dict[str, float]:
+    """Shares over all completions: a missing verdict counts as not accurate, so that silence never looks good.
+
+    accuracy: the answer is right. format_rate: the format signal. verdict_accuracy: there is an answer and a true
+    verdict on it. wrong_verdict_rate: the verdict says "wrong", whatever the truth.
+    """
+    counts = {
+        "accuracy": sum(score.outcome == "correct" for score in scores),
+        "format_rate": sum(score.signals["format"] for score in scores),
+        "verdict_accuracy": sum(
+            score.verdict == ("correct" if score.outcome == "correct" else "wrong") and score.outcome != "no_answer"
+            for score in scores
+        ),
+        "wrong_verdict_rate": sum(score.verdict == "wrong" for score in scores),
+    }
+    return {name: count / len(scores) for name, count in counts.items()}
+
+
+def ask(
+    engine: Engine, problems: Sequence[Problem], samples: int, sampling: Sampling, seed: int
+) -> list[list[Completion]]:
+    """[problems][samples]. A completion follows from the seed, its problem's row number and its place in the row."""
+    requests = [Request(problem.prompt_ids, samples, request_seed(seed, problem.index)) for problem in problems]
+    return engine.generate(requests, sampling)

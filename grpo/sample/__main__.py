@@ -49,9 +49,9 @@ def sample(args: argparse.Namespace) -> str:
     import torch
 
     from grpo.chat import render
-    from grpo.evaluation.evaluate import of_run, open_policy, single
     from grpo.problems import prompt_text
     from grpo.rollout import Sampling, make_engine
+    from grpo.saved import of_run, open_policy, single
     from grpo.types import Request
     from rewards import make_reward
 

@@ -26,7 +26,7 @@ def contaminated(tmp_path_factory):
     tokens = torch.tensor([row + [tokenizer.eos_token_id] * (longest - len(row)) for row in ids])
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
     model.train()
-    for _ in range(150):
+    for _ in range(80):
         loss = model(input_ids=tokens, labels=tokens).loss
         loss.backward()
         optimiser.step()

@@ -59,8 +59,9 @@ def test_own_references_are_right_and_the_next_rows_are_not(name, data_dir, veri
     assert len(answers) == size
 
     def right(outputs: list[str], truths: list[str], column: str = "strict") -> list[bool]:
-        graded = grade([f"It is $\\boxed{{{output}}}$." for output in outputs], truths, verifier)
-        return [getattr(one, column) for one in graded]
+        texts = [f"It is $\\boxed{{{output}}}$." for output in outputs]
+        rows = [{"completion": text, "ground_truth": truth} for text, truth in zip(texts, truths, strict=True)]
+        return [row[column] for row in grade(rows, verifier)]
 
     assert all(right(answers, answers))
     assert all(right(answers, answers, "flexible"))

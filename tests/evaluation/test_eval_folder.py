@@ -9,7 +9,7 @@ import resource
 import pytest
 
 from grpo.errors import UserError
-from grpo.evaluation.evaluate import OUTPUTS, EvalFolder
+from grpo.evaluation.results import OUTPUTS, EvalFolder
 
 
 def row(problem: int, sample: int = 0, text: str = "") -> dict:
@@ -17,7 +17,7 @@ def row(problem: int, sample: int = 0, text: str = "") -> dict:
 
 
 def make(tmp_path, **settings) -> EvalFolder:
-    return EvalFolder.create(tmp_path, "model", "math500", {"seed": 0} | settings)
+    return EvalFolder.create(tmp_path, "model", {"bench": "math500", "seed": 0, "samples": 1} | settings)
 
 
 def test_same_settings_same_folder_and_any_other_another(tmp_path):
@@ -25,43 +25,33 @@ def test_same_settings_same_folder_and_any_other_another(tmp_path):
     assert folder.path == make(tmp_path).path
     assert folder.path.parent == tmp_path / "model"
     assert folder.path.name.startswith("math500-")
-    assert folder.settings == {"seed": 0}
+    assert folder.settings == {"bench": "math500", "seed": 0, "samples": 1}
     assert make(tmp_path, seed=1).path != folder.path != make(tmp_path, extra=None).path
 
 
-def test_a_line_cut_in_two_is_not_a_row(tmp_path):
+def test_a_line_that_is_damaged_or_cut_in_two_is_not_a_row(tmp_path):
     folder = make(tmp_path)
     folder.append([row(1, text="ü\n\u2028"), row(0)])
     with (folder.path / OUTPUTS).open("ab") as file:
-        file.write(b'{"problem": 2, "samp')  # as a kill leaves it
+        file.write(b'garbage\n{"problem": 2, "samp')  # a bad sector, and what a kill leaves
     assert folder.rows() == [row(0), row(1, text="ü\n\u2028")]
-    folder.keep_whole_problems(samples=1)
+    folder.keep_whole_problems()
     folder.append([row(2)])
     assert [r["problem"] for r in folder.rows()] == [0, 1, 2]
 
 
 def test_a_problem_with_missing_samples_is_done_anew(tmp_path):
-    folder = make(tmp_path)
+    folder = make(tmp_path, samples=2)
     folder.append([row(0, 0), row(0, 1), row(1, 0)])
-    assert folder.keep_whole_problems(samples=2) == [row(0, 0), row(0, 1)] == folder.rows()
+    assert folder.keep_whole_problems() == [row(0, 0), row(0, 1)] == folder.rows()
 
 
 def test_a_row_that_stands_twice_counts_once(tmp_path):
     """Two processes on one folder once wrote 2,336 rows for 1,200 completions: pass@4 fell from 69.3 to 60.4."""
-    folder = make(tmp_path)
+    folder = make(tmp_path, samples=2)
     folder.append([row(0, 0), row(0, 1)])
     folder.append([row(0, 1), row(0, 0)])
-    assert folder.rows() == [row(0, 0), row(0, 1)] == folder.keep_whole_problems(samples=2)
-
-
-def test_a_damaged_line_in_the_middle_is_named(tmp_path):
-    folder = make(tmp_path)
-    folder.append([row(0)])
-    with (folder.path / OUTPUTS).open("ab") as file:
-        file.write(b"garbage\n")
-    folder.append([row(1)])
-    with pytest.raises(UserError, match=r"outputs.jsonl line 2 is damaged"):
-        folder.rows()
+    assert folder.rows() == [row(0, 0), row(0, 1)] == folder.keep_whole_problems()
 
 
 @contextlib.contextmanager
@@ -81,19 +71,18 @@ def test_a_full_disk_keeps_what_was_finished(tmp_path):
     with files_up_to(10_000), pytest.raises(UserError, match=r"cannot write to .*free space"):
         folder.append([row(1, text="x" * 20_000)])
     assert folder.rows() == [row(0)]
-    folder.save_scores({"old": True})
-    with files_up_to(1_000), pytest.raises(UserError, match=r"cannot write to .*free space"):
-        folder.save_scores({"new": "x" * 2_000})
-    assert json.loads((folder.path / "scores.json").read_text())["old"]
-    assert {path.name for path in folder.path.iterdir()} == {"settings.json", "outputs.jsonl", "scores.json"}
+    with files_up_to(10_000), pytest.raises(UserError, match=r"cannot write to .*free space"):
+        folder.replace([row(1, text="x" * 20_000)])
+    assert folder.rows() == [row(0)]
+    assert {path.name for path in folder.path.iterdir()} == {"settings.json", "outputs.jsonl"}
 
 
 def test_what_is_no_evaluation(tmp_path):
     with pytest.raises(UserError, match=r"is no evaluation: it has no outputs.jsonl"):
-        EvalFolder.open(tmp_path)
+        EvalFolder(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write to .*--out"):
-        EvalFolder.create(tmp_path / "file", "model", "bench", {})
+        EvalFolder.create(tmp_path / "file", "model", {"bench": "math500"})
 
 
 def test_rows_are_json_lines(tmp_path):

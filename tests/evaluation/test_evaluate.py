@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from grpo.config import build
-from grpo.evaluation.held_out import HeldOut, evaluate_problems, summarise
+from grpo.evaluation.benchmarks import HeldOut, ask, summarise
 from grpo.policy import load_policy
 from grpo.rollout import Sampling, load_reward, request_seed
 from grpo.rollout.torch_engine import TorchEngine
 from grpo.run.terminal import Clock
-from grpo.types import Completion, Problem
+from grpo.types import Problem
 
 
-def score(outcome: str, verdict: str | None = None, answer: str | None = "1", **signals: float) -> SimpleNamespace:
-    return SimpleNamespace(total=0.0, signals=signals, answer=answer, verdict=verdict, outcome=outcome)
+def score(outcome: str, verdict: str | None = None, **signals: float) -> SimpleNamespace:
+    return SimpleNamespace(signals=signals, verdict=verdict, outcome=outcome)
 
 
 def test_shares_by_hand():
@@ -34,44 +34,12 @@ def test_shares_by_hand():
     )
 
 
-def test_without_a_format_signal_a_complete_box_is_the_format():
-    assert summarise([score("wrong"), score("no_answer", answer=None)])["format_rate"] == 0.5
-
-
-class EchoEngine:
-    """Answers each prompt with its own last id, and remembers what it was asked."""
-
-    version = 1
-
-    def generate(self, requests, sampling, progress=None):
-        self.requests = list(requests)
-        return [[Completion((request.prompt_ids[-1], 0), (0.0, 0.0), "stop")] for request in requests]
-
-
-def test_each_completion_meets_its_own_ground_truth_and_special_tokens_are_gone():
-    problems = [Problem(index, "p", (7, index), str(index)) for index in (5, 3, 9)]
-    tokenizer = SimpleNamespace(
-        decode=lambda ids, skip_special_tokens: "".join(str(i) for i in ids if i or not skip_special_tokens)
-    )
-    seen = []
-
-    class Exact:
-        def score_batch(self, completions, truths):
-            seen.extend(zip(completions, truths, strict=True))
-            return [score("correct" if c == t else "wrong") for c, t in zip(completions, truths, strict=True)]
-
-    engine = EchoEngine()
-    result = evaluate_problems(engine, tokenizer, problems, Exact(), Sampling(2), seed=1)
-    assert seen == [("5", "5"), ("3", "3"), ("9", "9")]
-    assert result["accuracy"] == 1.0
-    # The seed of row 3 is the same wherever it stands in the list, and other rows and seeds have others.
-    assert engine.requests[1].seed == request_seed(1, 3)
-    assert len({request.seed for request in engine.requests} | {request_seed(2, 3)}) == 4
-
-
-def test_nothing_to_evaluate_is_an_error():
-    with pytest.raises(ValueError, match="empty"):
-        evaluate_problems(EchoEngine(), None, [], None, Sampling(2), seed=1)
+def test_the_seed_of_a_row_is_its_own_wherever_it_stands():
+    asked = []
+    engine = SimpleNamespace(generate=lambda requests, sampling: asked.extend(requests))
+    ask(engine, [Problem(index, "p", (7, index), str(index)) for index in (5, 3, 9)], 1, Sampling(2), seed=1)
+    assert asked[1].seed == request_seed(1, 3)
+    assert len({request.seed for request in asked} | {request_seed(2, 3)}) == 4
 
 
 @pytest.mark.parametrize(("verifier", "verify"), [("box", 0.0), ("last_number", 1.0)])

@@ -30,13 +30,12 @@ SAVED = [
 
 
 def test_saved_outputs_give_these_counts():
-    texts, truths, strict, flexible = zip(*SAVED, strict=True)
+    rows = [{"completion": text, "ground_truth": truth} for text, truth, _, _ in SAVED]
     with closing(new_verifier()) as verifier:
-        grades = grade(texts, truths, verifier)
-    assert [g.strict for g in grades] == list(strict)
-    assert [g.flexible for g in grades] == list(flexible)
-    assert (sum(strict), sum(flexible)) == (4, 9)
-    assert [g.outcome for g in grades].count("no_answer") == 7
+        rows = grade(rows, verifier)
+    assert [(row["strict"], row["flexible"]) for row in rows] == [(strict, flexible) for *_, strict, flexible in SAVED]
+    assert (sum(row["strict"] for row in rows), sum(row["flexible"] for row in rows)) == (4, 9)
+    assert [row["outcome"] for row in rows].count("no_answer") == 7
 
 
 @pytest.mark.parametrize(

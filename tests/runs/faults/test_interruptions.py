@@ -15,7 +15,7 @@ import torch
 from small_runs import REPO, SMALL, arguments, rows, same_run, start, wait_until
 
 import train
-from grpo.evaluation.held_out import HeldOut
+from grpo.evaluation.benchmarks import HeldOut
 from grpo.learner import Learner
 from grpo.rollout.torch_engine import TorchEngine
 from grpo.run import files as run_files

@@ -1,0 +1,265 @@
+"""What is kept of an evaluation, and how it is shown.
+
+`evals/<model>/<bench>-<settings hash>/`: settings.json says what was asked, outputs.jsonl holds one row a completion,
+scores.json the figures. The hash of the settings is in the folder's name, so rows made under other settings (another
+model file, prompt, temperature, library version) can never be continued or mixed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections import Counter
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+from grpo.errors import UserError
+from grpo.evaluation.benchmarks import PAPER_PROTOCOL, Protocol
+from grpo.evaluation.scores import COLUMNS, by_problem, grade, paired_difference, score_rows
+from grpo.run import files
+from rewards import Verifier
+
+OUTPUTS, SETTINGS, SCORES = "outputs.jsonl", "settings.json", "scores.json"
+PAPER = "Wang et al. 2025 (arXiv:2504.20571), Qwen2.5-Math-1.5B"
+PAPER_SCORES = {"math500": (36.0, 73.6), "average": (17.6, 35.7)}
+"""Percent: base, and after 1-shot RLVR on pi1. The paper's own figures, from its abstract; not measured here."""
+BEST_RULE = "highest strict mean over the benchmarks evaluated, the earliest on a tie"
+
+
+class EvalFolder:
+    """Rows are on the disk before the next are asked for; whoever opens the folder again finds them."""
+
+    def __init__(self, path: str | Path) -> None:
+        """An existing one. Raises UserError where something is missing or damaged."""
+        self.path, self.outputs = Path(path), Path(path) / OUTPUTS
+        for name in (OUTPUTS, SETTINGS):
+            if not (self.path / name).is_file():
+                raise UserError(f"{path} is no evaluation: it has no {name} (evals/<model>/<bench>-<hash> has)")
+        try:
+            self.settings = json.loads((self.path / SETTINGS).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path}/{SETTINGS} is damaged ({error}); delete it and evaluate again") from None
+
+    @classmethod
+    def create(cls, root: Path, model: str, settings: dict) -> EvalFolder:
+        """The folder of these settings, new or begun earlier."""
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        path = root / model / f"{settings['bench']}-{digest[:10]}"
+        with files.writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+            (path / OUTPUTS).touch()
+            files.write(path / SETTINGS, _json(settings))
+        return cls(path)
+
+    def rows(self) -> list[dict]:
+        """The finished rows, by problem and sample, each once. A line that is cut or damaged is not a row."""
+        rows = {(row["problem"], row["sample"]): row for row in files.read_rows(self.outputs)}
+        return [rows[key] for key in sorted(rows)]
+
+    def keep_whole_problems(self) -> list[dict]:
+        """The rows of problems that have all their samples; the rest is dropped from the file, to be made again."""
+        rows = self.rows()
+        count = Counter(row["problem"] for row in rows)
+        whole = [row for row in rows if count[row["problem"]] == self.settings["samples"]]
+        self.replace(whole)
+        return whole
+
+    def append(self, rows: Sequence[dict]) -> None:
+        """On the disk before it returns. A full disk costs at most these rows."""
+        with files.writing(self.path):
+            files.append(self.outputs, _lines(rows))
+
+    def replace(self, rows: Sequence[dict]) -> None:
+        """All rows anew, in one step."""
+        with files.writing(self.path):
+            files.write(self.outputs, _lines(rows))
+
+    def save_scores(self, rows: Sequence[dict]) -> dict:
+        """The rows' figures, kept with the versions of the graders that gave them."""
+        scores = score_rows(rows)
+        with files.writing(self.path):
+            files.write(self.path / SCORES, _json(scores | {"graded_with": versions("math-verify", "sympy")}))
+        return scores
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Of those that are installed."""
+    installed = {distribution.name.lower(): distribution.version for distribution in importlib.metadata.distributions()}
+    return {package: installed[package] for package in packages if package in installed}
+
+
+def _json(content: dict) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+def _lines(rows: Sequence[dict]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def regrade(folder: EvalFolder, verifier: Verifier) -> tuple[Line, int]:
+    """Grades the saved completions anew, without a model. The line, and how many rows changed."""
+    with files.lock(folder.path):
+        rows = folder.keep_whole_problems()
+        if not rows:
+            raise UserError(f"{folder.path} holds no finished problem")
+        anew = grade(rows, verifier)
+        folder.replace(anew)
+        scores = folder.save_scores(anew)
+    changed = sum(old != new for old, new in zip(rows, anew, strict=True))
+    return Line(folder.path.resolve().parent.name, None, folder.settings, scores), changed
+
+
+def difference(a: EvalFolder, b: EvalFolder) -> dict[str, dict]:
+    """Column -> paired b - a, and the problems that flipped: gained and lost. Same problems only."""
+    for key in ("bench", "data_sha256", "problems"):
+        if a.settings[key] != b.settings[key]:
+            raise UserError(f"{a.path} and {b.path} differ in {key}: {a.settings[key]} and {b.settings[key]}")
+    sides, result = [by_problem(folder.rows()) for folder in (a, b)], {}
+    if sides[0].keys() != sides[1].keys():
+        raise UserError(f"{a.path} and {b.path} do not hold the same problems: one of them is unfinished")
+    for column in COLUMNS:
+        left, right = (
+            {problem: sum(row[column] for row in group) / len(group) for problem, group in side.items()}
+            for side in sides
+        )
+        result[column] = paired_difference(list(left.values()), list(right.values())) | {
+            "gained": [problem for problem in left if right[problem] > left[problem]],
+            "lost": [problem for problem in left if right[problem] < left[problem]],
+        }
+    return result
+
+
+# ---- tables
+
+
+class Line(NamedTuple):
+    """One model with one prompt on one benchmark."""
+
+    model: str
+    step: int | None
+    """of a run: 0 is its base"""
+    settings: dict
+    scores: dict
+
+    @property
+    def bench(self) -> str:
+        return self.settings["bench"] + "*" * (self.settings["limit"] is not None)
+
+
+def table(lines: Sequence[Line]) -> str:
+    """The scores in percent with 95% intervals; what several samples and sets add; the paper's figures, marked."""
+    header = ("model", "benchmark", "prompt", "n x k", "sampling", "strict", "flexible", "cut", "no box")
+    rows = [
+        (
+            line.model,
+            line.bench,
+            line.settings["prompt"],
+            f"{line.scores['problems']} x {line.scores['samples']}",
+            str(Protocol(1, line.settings["temperature"])),
+            *(_percent(line.scores[column]) for column in COLUMNS),
+            *(f"{100 * line.scores[share]:.1f}%" for share in ("truncated", "no_box")),
+        )
+        for line in lines
+    ]
+    notes = [
+        "strict: last complete box. flexible: the paper's rule (without a box what follows 'answer is', else the last "
+        "number). In brackets: 95%, Wilson's interval for one sample a problem, else the bootstrap over problems."
+    ]
+    if any(line.settings["limit"] is not None for line in lines):
+        notes.append("*: only the first rows (--limit): a smoke figure, not the benchmark's score.")
+    asked = {line.settings["bench"] for line in lines}
+    keys = [key for key in PAPER_SCORES if key in asked or (key == "average" and set(PAPER_PROTOCOL) <= asked)]
+    if keys:
+        figures = "; ".join(f"{key} {PAPER_SCORES[key][0]} base, {PAPER_SCORES[key][1]} after pi1" for key in keys)
+        notes.append(f"The paper's own figures, not ours ({PAPER}): {figures}")
+    for line in lines:
+        notes += [_several_samples(line, column) for column in COLUMNS if "pass" in line.scores[column]]
+    notes += [f"{name}  average of {len(group)}: {_means(group)}" for name, group in _groups(lines) if len(group) > 1]
+    return "\n".join([_columns([header, *rows]), *notes])
+
+
+def audit_table(lines: Sequence[Line]) -> str:
+    """How much of a benchmark's text a model knows, in percent with 95% intervals."""
+    header = ("model", "benchmark", "n", "continued word for word", "right answer")
+    rows = [
+        (line.model, line.settings["bench"], str(line.scores["problems"]), _percent(line.scores["continued"]),
+         _percent(line.scores["flexible"])) for line in lines
+    ]  # fmt: skip
+    note = (
+        "Each question was cut after 60% of its tokens, and the model went on greedily. Who never saw a text does not "
+        "write the rest of it word for word; a right answer can be a guess."
+    )
+    return f"{_columns([header, *rows])}\n{note}"
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _percent(figure: dict) -> str:
+    return f"{100 * figure['mean']:5.1f} [{100 * figure['low']:.1f}, {100 * figure['high']:.1f}]"
+
+
+def _several_samples(line: Line, column: str) -> str:
+    scores = line.scores[column]
+    passes = "  ".join(f"pass@{k} {100 * value['mean']:.1f}" for k, value in scores["pass"].items())
+    majority = f"maj@{line.scores['samples']} {100 * scores['maj']['mean']:.1f}"
+    return f"{line.model}  {line.bench}  {column}: {passes}  {majority}"
+
+
+def _groups(lines: Sequence[Line]) -> list[tuple[str, list[Line]]]:
+    """The lines of each model with each of its prompts, in the order in which they were asked."""
+    groups: dict[str, list[Line]] = {}
+    for line in lines:
+        groups.setdefault(f"{line.model}, prompt {line.settings['prompt']}", []).append(line)
+    return list(groups.items())
+
+
+def _mean(lines: Sequence[Line], column: str) -> float:
+    """Percent; unweighted over benchmarks: the paper's "average" when the lines are its six."""
+    return 100 * sum(line.scores[column]["mean"] for line in lines) / len(lines)
+
+
+def _means(lines: Sequence[Line]) -> str:
+    return ", ".join(f"{column} {_mean(lines, column):.1f}" for column in COLUMNS)
+
+
+def last_and_best(lines: Sequence[Line]) -> str:
+    """For the checkpoints of one run, oldest first; the base model (step 0) is neither."""
+    steps = {step: list(group) for step, group in groupby(lines, key=lambda line: line.step) if step}
+    best = max(steps, key=lambda step: _mean(steps[step], "strict"))
+    text = [f"{name}: step {step}, {_means(steps[step])}" for name, step in (("last", max(steps)), ("best", best))]
+    return "\n".join(
+        [*text, f"best is chosen by: {BEST_RULE}; on the problems that score it, so it flatters. Report last."]
+    )
+
+
+def plot(lines: Sequence[Line], title: str, path: Path) -> Path:
+    """Accuracy over steps with 95% intervals, one panel a benchmark, both columns."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    benches = list(dict.fromkeys(line.bench for line in lines))
+    drawing, panels = plt.subplots(
+        1, len(benches), figsize=(4 * len(benches), 3.6), squeeze=False, layout="constrained"
+    )
+    for panel, bench in zip(panels[0], benches, strict=True):
+        points = [line for line in lines if line.bench == bench]
+        steps = [line.step for line in points]
+        for column, style in zip(COLUMNS, ("o-", "s--"), strict=True):
+            mean, low, high = ([100 * line.scores[column][key] for line in points] for key in ("mean", "low", "high"))
+            panel.plot(steps, mean, style, label=column)
+            panel.fill_between(steps, low, high, alpha=0.15)
+        panel.set(title=bench, xlabel="step", ylabel="accuracy, %", ylim=(0, 100))
+        panel.grid(alpha=0.3)
+        panel.legend()
+    drawing.suptitle(f"{title}, 95% intervals", fontsize="medium")
+    drawing.savefig(path, dpi=120)
+    plt.close(drawing)
+    return path
