@@ -28,7 +28,7 @@ from grpo.learner import Learner
 from grpo.packing import samples
 from grpo.plan.duration import causal_pairs, training_flops
 from grpo.policy import Policy, compute_dtype
-from grpo.problems import draw, load_problems
+from grpo.problems import draw, read_problems
 from grpo.rollout import Sampling, decode, make_engine, rollout, score
 from grpo.run.terminal import Clock
 from grpo.types import Sample
@@ -133,7 +133,7 @@ class Loop:
     def __init__(self, config: Config, policy: Policy, ignore_eos: bool):
         self.config, self.policy, self.clock = config, policy, Clock()
         limit = config.rollout.max_prompt_tokens
-        self.problems = load_problems(str(PROBLEMS), policy.tokenizer, "plain", limit, None)
+        self.problems = read_problems(str(PROBLEMS), policy.tokenizer, "plain", limit)[0]
         self.reward = make_reward("multi_signal", workers=1)
         self.learner = make_learner(policy, config)
         self.engine = make_engine(config, policy.device)

@@ -55,7 +55,7 @@ from grpo.packing import pack
 from grpo.plan import make_plan
 from grpo.plan.cards import this_card
 from grpo.policy import Policy, load_policy, load_tokenizer
-from grpo.problems import load_problems
+from grpo.problems import read_problems
 from grpo.rollout import Sampling, make_engine, rollout
 from grpo.types import Sample
 
@@ -336,7 +336,7 @@ def bf16(bench: Bench) -> dict[str, float]:
         policy = load_policy(config, bench.device)
         engine = make_engine(config, bench.device)
         engine.sync(policy)
-        problems = load_problems(str(common.PROBLEMS), policy.tokenizer, "plain", 1024, None)[:8]
+        problems = read_problems(str(common.PROBLEMS), policy.tokenizer, "plain", 1024)[0][:8]
         groups = rollout(engine, problems, 8, Sampling(config.rollout.max_new_tokens, temperature), 0, 1)
         samples = [Sample(g.problem.prompt_ids, c.ids, c.sampler_logprobs, 0.0) for g in groups for c in g.completions]
         gaps = []
@@ -402,7 +402,7 @@ def vllm(bench: Bench) -> dict[str, float]:
     sizes = {"rollout__problems": problems, "rollout__group": group, "rollout__max_new_tokens": tokens}
     config = bench.config("l4", rollout__engine="vllm", rollout__max_prompt_tokens=256, **sizes)
     policy = common.make_policy(common.make_config(bench.size), config, bench.device)
-    prompts = load_problems(str(common.PROBLEMS), policy.tokenizer, "plain", 256, None)[:problems]
+    prompts = read_problems(str(common.PROBLEMS), policy.tokenizer, "plain", 256)[0][:problems]
     sampling, made = Sampling(tokens, config.rollout.temperature, ignore_eos=True), []
     engine_config = make_plan(config, this_card(bench.device)).engine_config
     figures = {"start_s": seconds(lambda: made.append(make_engine(engine_config, bench.device)))}

@@ -220,9 +220,9 @@ def write_prompts(model: Path) -> None:
     """The problems as this trainer renders them, for TRL to read as plain text."""
     from transformers import AutoTokenizer
 
-    from grpo.problems import load_problems
+    from grpo.problems import read_problems
 
-    problems = load_problems(str(common.PROBLEMS), AutoTokenizer.from_pretrained(model), "plain", 1024, None)
+    problems = read_problems(str(common.PROBLEMS), AutoTokenizer.from_pretrained(model), "plain", 1024)[0]
     (model / "prompts.json").write_text(json.dumps([problem.prompt for problem in problems]))
 
 

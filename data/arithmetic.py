@@ -17,27 +17,18 @@ from __future__ import annotations
 
 import argparse
 import random
+import sys
 from hashlib import blake2b
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+from data import command
+from data.rows import write
 
 FOLDER = Path(__file__).resolve().parent / "arithmetic"
 ONE_SHOT = (567, 876)  # carries out of both low columns: it punishes a dropped carry wherever one can be dropped
 HELD_OUT_OF = 10
 
 Pair = tuple[int, int]
-
-SCHEMA = pa.schema(
-    [
-        ("data_source", pa.string()),
-        ("prompt", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
-        ("ability", pa.string()),
-        ("reward_model", pa.struct([("style", pa.string()), ("ground_truth", pa.string())])),
-        ("extra_info", pa.struct([("index", pa.int64()), ("split", pa.string())])),
-    ]
-)
 
 # How a demonstration is written, and how often. The skill (careful) is there but is not the likeliest mode.
 MODES = {"careful": 0.22, "carryless": 0.12, "hasty": 0.44, "malformed": 0.22}
@@ -167,19 +158,16 @@ def malformed(rng: random.Random, pair: Pair) -> str:
     return rng.choice((f"the sum is {answer}.<|im_end|>", f"\\boxed{{{answer}}}<|im_end|>", "<think>" + "hmm " * 8))
 
 
-def main() -> None:
+@command
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Write the built-in arithmetic data sets (verl's parquet schema).")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder to write to (default: data/arithmetic)")
-    parser.add_argument("--seed", type=int, default=0, help="draws the problems (default: 0, the committed files)")
-    args = parser.parse_args()
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-        for name, rows in datasets(args.seed).items():
-            pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), args.out / f"{name}.parquet")
-            print(f"{args.out / name}.parquet: {len(rows)} rows")
-    except OSError as error:
-        parser.exit(2, f"cannot write to {args.out}: {error}\n")
+    args = parser.parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name, rows in datasets().items():
+        write(rows, args.out / f"{name}.parquet")
+        print(f"{args.out / name}.parquet: {len(rows)} rows")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

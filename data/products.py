@@ -12,13 +12,15 @@
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
+
+from data.rows import write
 
 FOLDER = Path(__file__).resolve().parent / "products"
 ONE = (9, 2)
 NUMBERS = range(2, 10)
+ALL = [(a, b) for a in NUMBERS for b in NUMBERS]
 
 Pair = tuple[int, int]
 
@@ -26,12 +28,11 @@ Pair = tuple[int, int]
 def split(seed: int = 0) -> tuple[list[Pair], list[Pair]]:
     """40 products to train on, ONE first, and 24 held out, cut by the unordered pair."""
     rng = random.Random(seed)
-    unequal = [(a, b) for a in NUMBERS for b in NUMBERS if a < b and (a, b) != tuple(sorted(ONE))]
+    unequal = [(a, b) for a, b in ALL if a < b and (a, b) != tuple(sorted(ONE))]
     away = set(rng.sample(unequal, 12))
-    everything = [(a, b) for a in NUMBERS for b in NUMBERS]
-    train = [pair for pair in everything if tuple(sorted(pair)) not in away and pair != ONE]
+    train = [pair for pair in ALL if tuple(sorted(pair)) not in away and pair != ONE]
     rng.shuffle(train)
-    return [ONE, *train], [pair for pair in everything if tuple(sorted(pair)) in away]
+    return [ONE, *train], [pair for pair in ALL if tuple(sorted(pair)) in away]
 
 
 def row(pair: Pair, word: str = "times") -> dict[str, str]:
@@ -45,18 +46,17 @@ def row(pair: Pair, word: str = "times") -> dict[str, str]:
 
 def main() -> None:
     train, held_out = split()
-    everything = [(a, b) for a in NUMBERS for b in NUMBERS]
     files = {
         "one": [row(ONE)],
         "sixteen": [row(pair) for pair in train[:16]],
         "forty": [row(pair) for pair in train],
         "held_out": [row(pair) for pair in held_out],
-        "others": [row(pair) for pair in everything if sorted(pair) != sorted(ONE)],
-        "sums": [row(pair, "plus") for pair in everything],
+        "others": [row(pair) for pair in ALL if sorted(pair) != sorted(ONE)],
+        "sums": [row(pair, "plus") for pair in ALL],
     }
     FOLDER.mkdir(exist_ok=True)
     for name, rows in files.items():
-        (FOLDER / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+        write(rows, FOLDER / f"{name}.jsonl")
 
 
 if __name__ == "__main__":

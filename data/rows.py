@@ -1,5 +1,4 @@
-"""The rows of a data set, one at a time, so that a million of them need little memory: from a file, or from a Hugging
-Face dataset by its id.
+"""The rows of a data set, one at a time, so that a million of them need little memory.
 
 Every row comes with its place ("row 3", "line 7"). A line that cannot be read comes as the reason why; what to do
 about it is the caller's choice. A file that cannot be read at all is a ValueError with one line.
@@ -16,11 +15,18 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from data import sources
+
 Row = dict[str, Any]
 Placed = tuple[str, Row | str]
 """Where the row stands, and the row or why it cannot be read"""
 SUFFIXES = (".parquet", ".jsonl", ".json")
 BATCH = 1000
+
+
+def read(name: str, data_dir: str | None = None) -> Iterator[Placed]:
+    """The rows of a file, of a published set by its bare name, or of a Hugging Face dataset by its id."""
+    return read_dataset(name) if is_dataset(name) else read_file(sources.find(name, data_dir))
 
 
 def read_file(path: Path) -> Iterator[Placed]:
@@ -67,14 +73,8 @@ NO_FIELDS = "a row is a JSON object with named fields"
 def _row(line: bytes) -> Row | str:
     try:
         row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError:
-        return "not UTF-8 text"
-    except json.JSONDecodeError as error:
-        return f"not JSON: {error.msg} at character {error.pos}"
-    except ValueError as error:  # a number of thousands of digits
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, nested too deeply, a number without an end
         return f"not JSON: {error}"
-    except RecursionError:
-        return "not JSON that can be read: it is nested too deeply"
     return row if isinstance(row, dict) else NO_FIELDS
 
 
@@ -113,3 +113,13 @@ def read_dataset(name: str) -> Iterator[Placed]:
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
         yield from ((f"row {start + i}", row) for i, row in enumerate(rows))
         start += len(rows)
+
+
+def write(rows: list[Row], path: Path) -> None:
+    """As .parquet or .jsonl, by the name's ending."""
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row, default=str) + "\n" for row in rows))
+    else:
+        raise ValueError(f"--out is {path}; it must end in .parquet or .jsonl")

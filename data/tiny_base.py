@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import random
 import string
-import time
+import sys
 from pathlib import Path
 
 import torch
@@ -23,7 +23,7 @@ from tqdm import trange
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 from transformers.utils import logging
 
-from data import arithmetic
+from data import arithmetic, command
 
 FOLDER = Path(__file__).resolve().parent / "tiny-base"
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # dropped by skip_special_tokens; the other words are kept
@@ -154,23 +154,19 @@ def save(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, folder: Path) -> No
     tokenizer.save_pretrained(folder)
 
 
-def main() -> None:
+@command
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Build the tiny base model: pre-train it and save it.")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder to write to (default: data/tiny-base)")
     parser.add_argument("--seed", type=int, default=0, help="initial weights and demonstrations (default: 0)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.set_num_threads(1)  # at this size a second thread costs more than it brings, most of all on a busy machine
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.exit(2, f"cannot write to {args.out}: {error}\n")
-    start = time.perf_counter()
+    args.out.mkdir(parents=True, exist_ok=True)  # before the minutes of work
     tokenizer = make_tokenizer()
     model = make_model(tokenizer, args.seed)
     pretrain(model, tokenizer, args.seed)
     save(model, tokenizer, args.out)
-    print(f"{args.out}: {STEPS} steps in {time.perf_counter() - start:.0f} s")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

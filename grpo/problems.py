@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -49,7 +50,7 @@ class BadRow:
 
 def training_problems(config: Config, tokenizer: PreTrainedTokenizerBase | None) -> tuple[list[Problem], list[BadRow]]:
     """The run's problems, and the rows that were left out. UserError where those are too many."""
-    found = read_problems(
+    return read_problems(
         config.data,
         tokenizer,
         config.prompt,
@@ -58,39 +59,26 @@ def training_problems(config: Config, tokenizer: PreTrainedTokenizerBase | None)
         columns=config.data_columns,
         limit=config.data_limit,
         graded=":" not in config.reward.name,  # a reward of the user's own knows what its ground truths mean
+        allowed=config.bad_rows.limit,
     )
-    check_share(config.data, *found, config.bad_rows.limit)
-    return found
-
-
-def load_problems(
-    name: str | Path,
-    tokenizer: PreTrainedTokenizerBase | None,
-    template: str,
-    max_prompt_tokens: int | None,
-    data_dir: str | None = None,
-    limit: int | None = None,
-) -> list[Problem]:
-    """The (first) problems of a data set that is not trained on. UserError where too many rows are left out."""
-    found = read_problems(name, tokenizer, template, max_prompt_tokens, data_dir, limit=limit)
-    check_share(name, *found, ALLOWED)
-    return found[0]
 
 
 def read_problems(
     name: str | Path,
     tokenizer: PreTrainedTokenizerBase | None,
     template: str,
-    max_prompt_tokens: int | None,
+    max_prompt_tokens: int | None = None,
     data_dir: str | None = None,
     *,
     columns: str | None = None,
     limit: int | None = None,
     graded: bool = True,
+    allowed: float = ALLOWED,
 ) -> tuple[list[Problem], list[BadRow]]:
     """Every row (of the first `limit`) as a problem, or as a bad row with its reason.
 
-    `graded`: each ground truth must be one that the verifier can grade; otherwise it is whatever the row has.
+    `graded`: each ground truth must be one that the verifier can grade; otherwise it is whatever the row has. UserError
+    where more rows than the share `allowed` are bad.
     """
     bar = tqdm(read_data(name, data_dir), desc=str(name), unit="row", delay=5, mininterval=2, leave=False)
     problems, bad = make_problems(islice(bar, limit), tokenizer, template, max_prompt_tokens, columns, graded)
@@ -102,6 +90,7 @@ def read_problems(
             bad.append(BadRow(place, reason, row))
         else:
             kept.append(problem)
+    check_share(name, len(kept), bad, allowed)
     return kept, bad
 
 
@@ -166,24 +155,19 @@ def _ungradable(truths: Sequence[str]) -> dict[str, str | None]:
     return dict(zip(truths, reasons, strict=True))
 
 
-def check_share(name: str | Path, problems: Sequence[Problem], bad: Sequence[BadRow], allowed: float) -> None:
-    """Says how many rows are left out. UserError where no problem is left, or more of them than allowed."""
-    total = len(problems) + len(bad)
+def check_share(name: str | Path, good: int, bad: Sequence[BadRow], allowed: float) -> None:
+    """Says how many rows are left out, and why the first few. UserError where no problem is left, or too few."""
+    total = good + len(bad)
     if not total:
         raise UserError(f"{name} has no rows; training needs at least one problem")
-    if not problems or len(bad) > allowed * total:
+    first = "; ".join(f"{row.place}: {row.reason}" for row in bad[:SHOWN]) + "; ..." * (len(bad) > SHOWN)
+    line = f"{name}: {len(bad)} of {total} rows cannot be used ({first})"
+    if not good or len(bad) > allowed * total:
         raise UserError(
-            f"{left_out(name, problems, bad)}. That is more than bad_rows.limit {allowed:g} allows; mend or remove "
-            "these rows, or raise the limit"
+            f"{line}. That is more than bad_rows.limit {allowed:g} allows; mend or remove them, or raise the limit"
         )
     if bad:
-        print(f"{printable(left_out(name, problems, bad))}; they are left out", file=sys.stderr)
-
-
-def left_out(name: str | Path, problems: Sequence[Problem], bad: Sequence[BadRow]) -> str:
-    """One line: how many rows cannot be used, and the first few with the reason."""
-    first = "; ".join(f"{row.place}: {row.reason}" for row in bad[:SHOWN]) + "; ..." * (len(bad) > SHOWN)
-    return f"{name}: {len(bad)} of {len(problems) + len(bad)} rows cannot be used ({first})"
+        print(f"{printable(line)}; they are left out", file=sys.stderr)
 
 
 def draw(problems: list[Problem], count: int, seed: int, step: int) -> list[Problem]:
@@ -202,31 +186,27 @@ def draw(problems: list[Problem], count: int, seed: int, step: int) -> list[Prob
 # ---- where the rows come from
 
 
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """What data/ and prompts/ refuse is the user's to mend."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
 def read_data(name: str | Path, data_dir: str | None = None) -> Iterator[rows.Placed]:
     """The rows of a file, of a published set by its bare name, or of a Hugging Face dataset. Raises UserError."""
-    try:
-        if rows.is_dataset(str(name)):
-            if not Path(str(name).partition(":")[0]).is_dir() and not hub.reachable():
-                hub.go_offline()
-            yield from rows.read_dataset(str(name))
-        else:
-            yield from rows.read_file(locate(name, data_dir))
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    if rows.is_dataset(str(name)) and not Path(str(name).partition(":")[0]).is_dir() and not hub.reachable():
+        hub.go_offline()
+    with user_errors():
+        yield from rows.read(str(name), data_dir)
 
 
+@user_errors()
 def locate(path: str | Path, data_dir: str | None = None) -> Path:
     """A file as given, or a published data set by its bare name (downloaded once, checksum verified)."""
-    if Path(path).is_file():
-        return Path(path)
-    if len(Path(path).parts) > 1:
-        raise UserError(f"no data file at {path}")
-    try:
-        return sources.obtain(str(path), data_dir)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    return sources.find(path, data_dir)
 
 
 def column_names(columns: str | None) -> tuple[str | None, str | None]:
@@ -239,8 +219,7 @@ def column_names(columns: str | None) -> tuple[str | None, str | None]:
     return names[0], names[1]
 
 
+@user_errors()
 def prompt_text(template: str) -> str:
-    try:
-        return prompts.load(template)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    """The system message of that name or file."""
+    return prompts.load(template)

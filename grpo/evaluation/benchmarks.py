@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from data import rows
 from grpo.config import Config, nearest
 from grpo.errors import UserError
-from grpo.problems import check_share, load_problems, locate, make_problems, read_data
+from grpo.problems import check_share, locate, make_problems, read_data, read_problems
 from grpo.rollout import Engine, Sampling, request_seed
 from grpo.run.terminal import Clock, say
 from grpo.types import Completion, Problem, Request
@@ -123,9 +123,9 @@ def load(
     read as training data is: rows that cannot be graded are left out, and it is said.
     """
     if name not in (*PAPER_PROTOCOL, FRESH):
-        return load_problems(source(name, data_dir), tokenizer, prompt, None, limit=limit)
+        return read_problems(source(name, data_dir), tokenizer, prompt, limit=limit)[0]
     problems, bad = make_problems(islice(read(name, data_dir, seed), limit), tokenizer, prompt)
-    check_share(name, problems, bad, allowed=0)
+    check_share(name, len(problems), bad, allowed=0)
     return list(problems.values())
 
 

