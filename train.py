@@ -33,11 +33,13 @@ from grpo.plan.check import check, plan_run
 from grpo.plan.text import planned_and_measured
 from grpo.policy import load_policy
 from grpo.problems import draw, training_problems
-from grpo.rollout import Sampling, decode, load_reward, make_engine, rollout, score, warm_up
+from grpo.rollout import Sampling, decode, load_reward, make_engine, request_seed, rollout, score, warm_up
+from grpo.run.checkpoint import TrainingState
 from grpo.run.files import read_rows
-from grpo.run.resume import TrainingState, is_finished, set_seed, settle
-from grpo.run.run import Run
-from grpo.run.terminal import Interrupted, hold_interruptions, interruptible, next_commands, plot_run, say
+from grpo.run.resume import is_finished, settle
+from grpo.run.run import Run, set_seed
+from grpo.run.terminal import Interrupted, hold_interruptions, interruptible, next_commands, say
+from grpo.run.trackers import plot_run
 
 
 def train(config: Config, resumed: Path | None = None) -> Run:
@@ -73,11 +75,12 @@ def train(config: Config, resumed: Path | None = None) -> Run:
         engine.sync(policy)
         warm_up(reward, engine, policy.tokenizer, problems, config)  # the hybrid reward's scale
         if run.step == 0:
-            run.notes["before"] = held_out.test(engine)
+            run.state.notes["before"] = held_out.test(engine)
         if run.unlogged:  # step 0, or a step whose evaluation was cut off
             run.log(held_out.validation(engine, run.step))
 
         for step in range(run.step + 1, config.steps + 1):
+            set_seed(request_seed(config.seed, step) % 2**32)  # the same after a resume, for rewards that draw lots
             # 1. Sample: a group of completions for each problem.
             with clock("rollout"):
                 drawn = draw(problems, config.rollout.problems, config.seed, step)

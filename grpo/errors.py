@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
@@ -41,6 +42,20 @@ def answer_early(parse: Callable[[Sequence[str]], object], argv: Sequence[str]) 
     if sys.stderr.isatty():
         print("loading torch and transformers", file=sys.stderr, flush=True)
     sys.stdout, sys.stderr = Unbroken(sys.stdout), Unbroken(sys.stderr)
+
+
+def one_line(main: Callable[[Sequence[str]], int]) -> Callable[[Sequence[str]], int]:
+    """`main`, but what a person is meant to read is printed as a line: exit code 2."""
+
+    @functools.wraps(main)
+    def answer(argv: Sequence[str]) -> int:
+        try:
+            return main(argv)
+        except (UserError, OSError) as error:
+            print(f"error: {printable(str(error))}", file=sys.stderr)
+            return 2
+
+    return answer
 
 
 class Unbroken:

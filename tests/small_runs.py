@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import sys
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPO), str(Path(__file__).parent)]
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 import train  # noqa: E402
@@ -43,6 +45,11 @@ MACHINE = ("time", "speed/", "memory/", "verifier/cache_hit_rate")
 def spread_reward(completion: str, ground_truth) -> dict[str, float]:
     """Different for different completions and cheap: every step has a gradient, and no worker is started."""
     return {"spread": (sum(completion.encode()) % 13) / 13}
+
+
+def lots_reward(completion: str, ground_truth) -> dict[str, float]:
+    """Whatever the process's own random generators say."""
+    return {"lots": random.random() + np.random.rand() + torch.rand(()).item()}
 
 
 def arguments(out: Path, name: str = "run", **settings: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ REPO = Path(__file__).resolve().parent.parent
 OURS = ("grpo", "rewards", "prompts", "data", "train", "eval", "minimal", "exercises", "tests", "benchmarks")
 
 
+@cache
 def imports(path: Path) -> dict[str, bool]:
     """Module -> whether it is imported when the file is (not inside a function or under TYPE_CHECKING)."""
     found: dict[str, bool] = {}

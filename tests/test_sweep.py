@@ -49,11 +49,11 @@ def test_a_damaged_row_is_left_out(tmp_path: Path):
     ("tree", "words"),
     [
         ({"cells": {}}, "empty grid"),
-        ({"grid": {"learner.lr": []}}, "list of values that is not empty"),
+        ({"grid": {"learner.lr": []}}, "grid.learner.lr: List should have at least 1 item"),
         ({"cells": {"a": {"learner.lrr": 1}}}, "learner.lr"),
         ({"cells": {"a": {"seed": -1}}, "seeds": [-1]}, "seed"),
-        ({"cell": {"a": {}}}, "cells"),
-        ({"cells": {"a": {}}, "seeds": []}, "seeds is a list"),
+        ({"cell": {"a": {}}}, "cell: Extra inputs"),
+        ({"cells": {"a": {}}, "seeds": []}, "seeds: List should have at least 1 item"),
         ({"cells": {"a b": {}, "a-b": {}}}, "share a run folder"),
     ],
 )

@@ -18,7 +18,7 @@ from typing import Any
 from markupsafe import Markup
 from tokenizers import Tokenizer
 
-from grpo.errors import UserError
+from grpo.errors import UserError, one_line
 from grpo.report.page import environment, hashes, write
 from grpo.report.read import Run, newest_first_then_spread, read_run
 from grpo.run.files import numbered
@@ -106,20 +106,17 @@ def render(run: Run) -> str:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@one_line
+def main(argv: Sequence[str]) -> int:
     cli = argparse.ArgumentParser(prog="python -m grpo.playground", description="A run's groups, to play with.")
     cli.add_argument("run", type=Path, metavar="RUN", help="run folder, such as runs/NAME")
     cli.add_argument("--out", type=Path, metavar="FILE", help="default: playground.html in the run's folder")
     args = cli.parse_args(argv)
     out = args.out or args.run / "playground.html"
-    try:
-        write(render(read_run(args.run, 4096)), out)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    write(render(read_run(args.run, 4096)), out)
     print(f"{out} ({out.stat().st_size / 1000:.0f} kB): open it in a browser, no network is needed")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

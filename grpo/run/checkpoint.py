@@ -1,12 +1,13 @@
-"""Checkpoints on disk: a folder with the final name is whole, and can be shown to be.
+"""What training needs to go on, and checkpoints on disk: a folder with the final name is whole, and can be shown to be.
 
 Written beside, checksummed, flushed to the disk, renamed. `step_000040/` opens with AutoModelForCausalLM (or PEFT);
-trainer.pt holds what training needs to go on (see resume.py), manifest.json the size and SHA-256 of every file. Older
-checkpoints of evaluated steps lose trainer.pt, so that their weights can still be evaluated.
+trainer.pt holds what training needs to go on, manifest.json the size and SHA-256 of every file. Older checkpoints of
+evaluated steps lose trainer.pt, so that their weights can still be evaluated.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -15,11 +16,17 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 
 from grpo.errors import UserError
+from grpo.learner import Learner
+from grpo.policy import Policy
 from grpo.run import files
+from grpo.run.resume import check_identity, digest, digest_weights
 from grpo.run.terminal import say
+from grpo.types import Problem
+from rewards import Reward
 
 MANIFEST = "manifest.json"
 TRAINER = "trainer.pt"
@@ -27,6 +34,70 @@ UNFINISHED = ".unfinished_"
 TORCH_WRITER = "inline_container"
 """Names the part of torch that writes the file in the RuntimeError it raises when the disk refuses."""
 GIB = 2**30
+SMALL_FILES = 16 * 2**20
+"""Bytes: tokenizer, configuration, manifest."""
+
+
+class TrainingState:
+    """Everything that decides how training goes on, in a checkpoint and back.
+
+    Step `step` is complete. `row` holds its figures until they are logged: its evaluation may still be missing. Weights
+    and moments change in the optimiser's step alone and are written as they are. The small rest (calibration, counters)
+    is copied when a step is complete, so an abandoned step leaves no trace.
+    """
+
+    def __init__(self, policy: Policy, learner: Learner, reward: Reward, problems: Sequence[Problem]):
+        self.policy, self.learner, self.reward = policy, learner, reward
+        self.identity = {"base": digest_weights(policy), "data": digest(problems), "run": "", "settings": {}}
+        """What a checkpoint must have been written with to be read."""
+        self.notes: dict = {}
+        """What the run itself remembers, such as the test figures before training."""
+        self.complete(0, {"step": 0})
+
+    def bind(self, run: str, settings: dict[str, str]) -> None:
+        """Of which run the checkpoints are, and with which settings."""
+        self.identity |= {"run": run, "settings": settings}
+
+    def complete(self, step: int, row: dict[str, float]) -> None:
+        self.step, self.row = step, row
+        counters = (self.learner.bad_steps, self.learner.token_budget)
+        self._small = {"learner": counters, "reward": copy.deepcopy(self.reward.state_dict())}
+
+    def write(self, folder: Path) -> None:
+        """The Hugging Face layout, and trainer.pt beside it (read back with weights_only: no pickle)."""
+        self.policy.save(folder)
+        saved = {"step": self.step, "row": self.row, "notes": self.notes} | self.identity | self._small
+        torch.save(saved | {"optimizer": self.learner.optimizer.state_dict()}, folder / TRAINER)
+
+    def read(self, folder: Path) -> None:
+        """Nothing is changed before all is checked.
+
+        UserError when run, settings, base model or problems are not those of the checkpoint; ValueError when it is none
+        of such a run.
+        """
+        try:
+            saved = torch.load(folder / TRAINER, weights_only=True, map_location="cpu")
+            shapes = [master.shape for master in saved["optimizer"]["masters"]]
+            step, row, notes, (bad_steps, token_budget), reward = (
+                saved[name] for name in ("step", "row", "notes", "learner", "reward")
+            )
+            identity = {name: saved[name] for name in self.identity}
+        except (torch.serialization.pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
+            raise ValueError(f"{TRAINER} is none: {str(error).splitlines()[0]}") from error
+        if shapes != [master.shape for master in self.learner.optimizer.masters]:
+            raise ValueError("it has other trained weights than this run")
+        check_identity(folder, identity, self.identity)
+        self.learner.optimizer.load_state_dict(saved["optimizer"])
+        self.learner.bad_steps, self.learner.token_budget = bad_steps, token_budget
+        self.reward.load_state_dict(reward)
+        self.notes = notes
+        self.complete(step, row)
+
+    def bytes(self) -> int:
+        """About what `write` takes: weights, and for what is trained two moments and the masters in float32."""
+        trained = self.policy.trainable().values()
+        saved = trained if self.policy.lora else self.policy.network.parameters()
+        return sum(p.numel() * p.element_size() for p in saved) + 12 * sum(p.numel() for p in trained) + SMALL_FILES
 
 
 class Checkpoints:
@@ -42,7 +113,7 @@ class Checkpoints:
         """Oldest first."""
         return [step for step, path in files.numbered(self.folder).items() if path.is_dir() and not path.is_symlink()]
 
-    def save(self, step: int, write: Callable[[Path], None], needed: int, accuracy: dict[int, float]) -> Path:
+    def save(self, step: int, write: Callable[[Path], None], needed: int, accuracy: dict[int, float]) -> None:
         """`write(folder)` fills the new checkpoint; `needed` is about how many bytes it takes.
 
         Then removes what need not stay: `accuracy` maps the evaluated steps to held-out accuracy. UserError when the
@@ -56,50 +127,48 @@ class Checkpoints:
             unfinished.mkdir()
         try:
             write(unfinished)
-            _seal(unfinished)
+            seal(unfinished)
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(unfinished, ignore_errors=True)
             if isinstance(error, RuntimeError) and TORCH_WRITER not in str(error):  # not the disk's fault
                 raise
-            raise UserError(f"{self._not_saved(step)}: {str(error).splitlines()[0]}") from error
+            raise UserError(
+                f"the checkpoint of step {step} could not be written ({self._last()}; free space and --resume): "
+                f"{str(error).splitlines()[0]}"
+            ) from error
         with files.writing(self.folder):
             if self.path(step).exists():
-                self._remove(self.path(step))
+                self._remove(step)
             os.replace(unfinished, self.path(step))
             files.sync_folder(self.folder)
             self.prune(accuracy)
-        return self.path(step)
 
-    def restore(self, read: Callable[[Path], None]) -> Path | None:
-        """Reads the newest whole one. Damaged ones are said and put aside under another name; leftovers are removed.
+    def restore(self, read: Callable[[Path], None]) -> int | None:
+        """Reads the newest whole one and returns its step, None when there is none.
 
-        `read` raises ValueError, before it changes anything, for one that does not fit; its UserError ends the search.
-        None when there is none.
+        Damaged ones are said and put aside under another name; leftovers are removed. `read` raises ValueError, before
+        it changes anything, for one that does not fit; its UserError ends the search.
         """
         for leftover in self.folder.glob(f"{UNFINISHED}*"):
             say(f"{leftover}: was not finished when the run ended; removed")
             shutil.rmtree(leftover)
         for step in reversed(self.steps()):
-            path = self.path(step)
-            damage = find_damage(path)
+            path, damage = self.path(step), find_damage(self.path(step))
             if damage is None and not (path / TRAINER).exists():  # weights alone
                 continue
-            if damage is None:
-                try:
+            try:
+                if damage is None:
                     read(path)
-                    return path
-                except UserError:
-                    raise
-                except ValueError as error:
-                    damage = str(error)
-            self._put_aside(path, damage)
+                    return step
+            except UserError:
+                raise
+            except ValueError as error:
+                damage = str(error)
+            aside = self.folder / f"damaged_{path.name}"
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            say(f"checkpoint {path} is damaged ({damage}); moved to {aside.name}, using the one before it")
         return None
-
-    def _put_aside(self, path: Path, damage: str) -> None:
-        aside = self.folder / f"damaged_{path.name}"
-        shutil.rmtree(aside, ignore_errors=True)
-        path.rename(aside)
-        say(f"checkpoint {path} is damaged ({damage}); moved to {aside.name}, using the one before it")
 
     def best(self, accuracy: dict[int, float]) -> int | None:
         """The step of the best kept checkpoint, the earlier one on a tie; None where none was evaluated."""
@@ -109,33 +178,30 @@ class Checkpoints:
         """Whole checkpoints of the newest steps stay, of the evaluated steps before them the weights."""
         for step in self.steps()[: -self.keep]:
             if step not in accuracy:
-                self._remove(self.path(step))
+                self._remove(step)
             elif (self.path(step) / TRAINER).exists():
-                _drop_trainer(self.path(step))
+                drop_trainer(self.path(step))
 
-    def _remove(self, path: Path) -> None:
+    def _remove(self, step: int) -> None:
         """Renamed first: half a removed checkpoint must not look like a checkpoint."""
-        away = path.with_name(f"{UNFINISHED}{path.name}")
-        os.replace(path, away)
+        away = self.folder / f"{UNFINISHED}{self.path(step).name}"
+        os.replace(self.path(step), away)
         shutil.rmtree(away)
 
     def _make_room(self, needed: int, accuracy: dict[int, float]) -> None:
         """Where the disk is short, old weights go: first those whose neighbours are nearest, never the best."""
-        while _free(self.folder) < needed:
+        while (free := _free(self.folder)) < needed:
             steps = self.steps()
+            gaps = {step: after - before for before, step, after in zip([0, *steps], steps, steps[1:], strict=False)}
             old = [step for step in steps[: -self.keep] if step != self.best(accuracy)]
             if not old:
                 raise UserError(
-                    f"disk full: a checkpoint takes {needed / GIB:.2f} GiB and {self.folder} has "
-                    f"{_free(self.folder) / GIB:.2f} GiB free; {self._last()}. Free space and --resume"
+                    f"disk full: a checkpoint takes {needed / GIB:.2f} GiB and {self.folder} has {free / GIB:.2f} GiB "
+                    f"free; {self._last()}. Free space and --resume"
                 )
-            around = dict(zip(steps, zip([0, *steps], [*steps[1:], 0], strict=False), strict=False))
-            nearest = min(old, key=lambda step: around[step][1] - around[step][0])
+            nearest = min(old, key=gaps.__getitem__)
             say(f"the disk is nearly full: the weights of step {nearest} make room")
-            self._remove(self.path(nearest))
-
-    def _not_saved(self, step: int) -> str:
-        return f"the checkpoint of step {step} could not be written ({self._last()}; free space and --resume)"
+            self._remove(nearest)
 
     def _last(self) -> str:
         return f"the last checkpoint is {self.path(self.steps()[-1])}" if self.steps() else "there is no checkpoint yet"
@@ -144,7 +210,7 @@ class Checkpoints:
 def find_damage(path: Path) -> str | None:
     """What is wrong with a checkpoint folder, or None: every file must be as it was written."""
     try:
-        manifest = {name: (int(size), str(digest)) for name, (size, digest) in _read_manifest(path).items()}
+        manifest = {name: (int(size), str(digest)) for name, (size, digest) in _manifest(path).items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return f"no readable {MANIFEST}"
     for name, (size, _) in manifest.items():
@@ -152,17 +218,11 @@ def find_damage(path: Path) -> str | None:
             return f"{name} is missing"
         if (path / name).stat().st_size != size:
             return f"{name} has {(path / name).stat().st_size} bytes instead of {size}"
-    for name, digest in _digests(path, list(manifest)).items():
-        if digest != manifest[name][1]:
-            return f"{name} has another checksum"
-    return None
+    found = _digests(path, list(manifest))
+    return next((f"{name} has another checksum" for name in manifest if found[name] != manifest[name][1]), None)
 
 
-def _read_manifest(path: Path) -> dict:
-    return json.loads((path / MANIFEST).read_text())
-
-
-def _seal(folder: Path) -> None:
+def seal(folder: Path) -> None:
     """The manifest, and everything on the disk."""
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     digests = _digests(folder, names)
@@ -171,12 +231,15 @@ def _seal(folder: Path) -> None:
     files.sync_tree(folder)
 
 
-def _drop_trainer(folder: Path) -> None:
+def drop_trainer(folder: Path) -> None:
     """The manifest first: a folder that still has the file but does not name it holds weights alone."""
-    manifest = _read_manifest(folder)
-    manifest.pop(TRAINER, None)
+    manifest = {name: entry for name, entry in _manifest(folder).items() if name != TRAINER}
     files.write(folder / MANIFEST, json.dumps(manifest, indent=1))
     (folder / TRAINER).unlink()
+
+
+def _manifest(folder: Path) -> dict:
+    return json.loads((folder / MANIFEST).read_text())
 
 
 def _digests(folder: Path, names: Sequence[str]) -> dict[str, str]:

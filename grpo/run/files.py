@@ -170,19 +170,13 @@ def read_completions(folder: Path, step: int) -> list[dict]:
 
 
 def new_folder(config: Config) -> Path:
+    """Where a new run goes. UserError where there is one: nothing of an earlier run is ever written over."""
     name = config.name or f"{config.preset}-{Path(config.data).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return Path(config.out) / name
-
-
-def check_new(folder: Path) -> None:
-    """UserError where a run folder cannot be made. Nothing of an earlier run is ever written over."""
-    with writing(folder.parent):
-        if folder.exists():
-            quoted = shlex.quote(str(folder))
-            raise UserError(f"{folder} exists; choose another --name, or continue it with --resume {quoted}")
-        there = next(parent for parent in folder.absolute().parents if parent.exists())
-        if not there.is_dir() or not os.access(there, os.W_OK):
-            raise UserError(f"cannot write to {there}; choose another folder with --out")
+    folder = Path(config.out) / name
+    if folder.exists():
+        resume = f"--resume {shlex.quote(str(folder))}"
+        raise UserError(f"{folder} exists; choose another --name, or continue it with {resume}")
+    return folder
 
 
 def create(folder: Path, config: Config) -> IO:
@@ -190,8 +184,10 @@ def create(folder: Path, config: Config) -> IO:
 
     Returns the lock that holds it. UserError when another run has made it in the meantime.
     """
-    for leftover in folder.parent.glob(".*.starting-*"):
-        _remove_leftover(leftover)
+    for leftover in folder.parent.glob(".*.starting-*"):  # of a start that was killed, not of one that still goes on
+        pid = leftover.name.rpartition("-")[2]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
     beside = folder.with_name(f".{folder.name[:100]}.starting-{os.getpid()}")
     try:
         (beside / "completions").mkdir(parents=True)
@@ -201,17 +197,11 @@ def create(folder: Path, config: Config) -> IO:
         beside.rename(folder)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
-        check_new(folder)
+        if folder.exists():
+            raise UserError(f"{folder} exists: another run has just taken the name; choose another --name") from None
         raise
     sync_folder(folder.parent)
     return held
-
-
-def _remove_leftover(folder: Path) -> None:
-    """What a start that was killed has left; not that of a start which is still going on."""
-    pid = folder.name.rpartition("-")[2]
-    if pid.isdigit() and not Path(f"/proc/{pid}").exists() and not folder.is_symlink():
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def run_id(folder: Path) -> str | None:
@@ -244,23 +234,21 @@ def set_back(folder: Path, step: int, pending: bool) -> tuple[list[dict], list[s
 
     Returns the rows of metrics.jsonl that stay, and what is to be said: damaged lines are kept in a file of their own.
     """
-    notes, kept = [], {}
-    for name in ROW_FILES:
+    notes = []
+    for path in (folder / name for name in ROW_FILES if (folder / name).exists()):
         damaged: list[bytes] = []
-        rows = read_rows(folder / name, damaged)
-        kept[name] = [row for row in rows if step and row.get("step", 0) <= step]
+        kept = [row for row in read_rows(path, damaged) if step and row.get("step", 0) <= step]
         if damaged:
-            append(folder / f"damaged_{name}", b"".join(damaged).decode(errors="backslashreplace"))
-            notes.append(f"{folder / name}: {len(damaged)} damaged lines moved to damaged_{name}")
-        if (folder / name).exists():
-            write(folder / name, lines(kept[name]))
-    expected = range(step + (not pending)) if step else ()
-    if missing := sorted(set(expected) - {row["step"] for row in kept["metrics.jsonl"]}):
+            append(folder / f"damaged_{path.name}", b"".join(damaged).decode(errors="backslashreplace"))
+            notes.append(f"{path}: {len(damaged)} damaged lines moved to damaged_{path.name}")
+        write(path, lines(kept))
+    rows = read_rows(folder / "metrics.jsonl")
+    expected = set(range(step + (not pending))) if step else set()
+    if missing := sorted(expected - {row["step"] for row in rows}):
         notes.append(f"{folder / 'metrics.jsonl'} has no row of step {', '.join(map(str, missing))}")
-    for kind, suffix in (("completions", r"\.jsonl\.gz"), ("bad_batches", r"_\d+\.json")):
-        for number, path in numbered(folder / kind, suffix).items():
-            if number > step:
-                path.unlink()
+    completions, bad = numbered(folder / "completions", r"\.jsonl\.gz"), numbered(folder / "bad_batches", r"_\d+\.json")
+    for path in [path for found in (completions, bad) for number, path in found.items() if number > step]:
+        path.unlink()
     for leftover in (*folder.glob(".*.partial"), *folder.glob("completions/.*.partial"), folder / "summary.json"):
         leftover.unlink(missing_ok=True)
-    return kept["metrics.jsonl"], notes
+    return rows, notes

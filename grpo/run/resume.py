@@ -1,64 +1,34 @@
-"""`--resume`: which run, whether its settings are those it was started with, and the state it goes on from."""
+"""`--resume`: which run, and whether settings, base model and problems are those it was started with."""
 
 from __future__ import annotations
 
-import copy
 import hashlib
-import random
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from grpo.arguments import Command
 from grpo.config import Config, build, changed, flat, overridden, parse, read_yaml, typed
 from grpo.errors import UserError
-from grpo.learner import Learner
 from grpo.policy import Policy
-from grpo.run.checkpoint import TRAINER
 from grpo.run.files import numbered, read_rows, run_id
 from grpo.run.terminal import say
 from grpo.types import Problem
-from rewards import Reward
 
 PATHS = {"model", "data", "data_dir", "prompt", "reward.model", "eval.data", "eval.test"}
 """May lie elsewhere when a run is continued: the last part of the name has to be the same."""
-FREE = {
-    "preset",  # what it stands for is compared
-    "steps",
-    "threads",
-    "name",
-    "out",
-    "data_dir",
-    "bad_rows.limit",  # the problems that are left are compared
-    "quiet",
-    "show_every",
-    "tracker",
-    "policy.gradient_checkpointing",
-    "policy.trust_remote_code",
-    "rollout.max_sequences",
-    "rollout.mismatch_limit",
-    "rollout.kv_gib",
-    "rollout.sleep",
-    "reward.workers",
-    "learner.token_budget",
-    "learner.logit_chunk",
-    "learner.max_bad_steps",
-    "eval.every",
-    "checkpoint.every",
-    "checkpoint.keep",
-}
-"""May differ when a run is continued: where, how fast, how long, what is shown. The rest decides what is learned."""
+WHERE = {"name", "out", "data_dir", "quiet", "show_every", "tracker"}
+HOW_LONG = {"steps", "bad_rows.limit", "learner.max_bad_steps", "eval.every", "checkpoint.every", "checkpoint.keep"}
+HOW_FAST = {"rollout.mismatch_limit", "rollout.kv_gib", "rollout.sleep", "reward.workers"}
 ROUNDING = {
-    "threads",
-    "policy.gradient_checkpointing",
-    "rollout.max_sequences",
-    "learner.token_budget",
-    "learner.logit_chunk",
+    *("threads", "policy.gradient_checkpointing", "rollout.max_sequences"),
+    *("learner.token_budget", "learner.logit_chunk"),
 }
-"""Of these, what changes the order of sums: the same run, but no longer bit for bit."""
+"""They change the order of sums: the same run, but no longer bit for bit."""
+FREE = {"preset", "policy.trust_remote_code"} | WHERE | HOW_LONG | HOW_FAST | ROUNDING
+"""May differ when a run is continued. The rest decides what is learned; so does what a preset stands for."""
 
 
 def settle(command: Command, default_preset: str) -> tuple[Config, Path | None]:
@@ -131,11 +101,12 @@ def relocated(config: Config, folder: Path) -> Config:
 
 def decisive(config: Config) -> dict[str, str]:
     """The settings that decide what is learned, as a checkpoint keeps them."""
-    settings = {name: typed(value) for name, value in flat(config).items() if name not in FREE}
+    free = FREE - {"steps"} if config.learner.schedule == "linear" else FREE  # there the rate depends on the end
+    settings = {name: typed(value) for name, value in flat(config).items() if name not in free}
     return {name: re.sub(r"[^,]*/", "", value) if name in PATHS else value for name, value in settings.items()}
 
 
-def refuse_other(before: dict[str, str], after: dict[str, str], what: str, cure: str) -> None:
+def refuse_other(before: dict[str, str], after: dict[str, str], what: Path, cure: str) -> None:
     """UserError with the list of settings that are not the same."""
     if refused := sorted(name for name in before if before[name] != after.get(name, before[name])):
         listed = ", ".join(f"{name} {before[name]} -> {after[name]}" for name in refused)
@@ -143,20 +114,11 @@ def refuse_other(before: dict[str, str], after: dict[str, str], what: str, cure:
 
 
 def check_same(saved: Config, wanted: Config, folder: Path) -> None:
+    if wanted.steps < saved.steps:
+        raise UserError(f"{folder} has steps {saved.steps}; --steps may grow, not shrink to {wanted.steps}")
+    refuse_other(decisive(saved), decisive(wanted), folder, "Leave them out to continue it")
     before, after = flat(saved), flat(wanted)
-    differing = {name for name in before if before[name] != after[name]}
-    if "steps" in differing:
-        if saved.learner.schedule == "linear":
-            raise UserError(
-                f"{folder} was started with steps {saved.steps} and learner.schedule linear, whose rate depends on "
-                f"that number; --steps {wanted.steps} would be another run. Leave --steps out, or start a new run"
-            )
-        if wanted.steps < saved.steps:
-            raise UserError(
-                f"{folder} was started with steps {saved.steps}; --steps may grow, not shrink to {wanted.steps}"
-            )
-    refuse_other(decisive(saved), decisive(wanted), str(folder), "Leave them out to continue it")
-    if inexact := sorted(differing & ROUNDING):
+    if inexact := sorted(name for name in ROUNDING if before[name] != after[name]):
         say(f"{', '.join(inexact)} differs from the start of the run: it goes on, but not bit for bit the same")
 
 
@@ -166,88 +128,22 @@ def _last_written(folder: Path) -> float:
     return max(path.stat().st_mtime for path in own if path.exists())
 
 
-SMALL_FILES = 16 * 2**20
-"""Bytes: tokenizer, configuration, manifest."""
+# ---- what a checkpoint was written with
 
 
-class TrainingState:
-    """Everything that decides how training goes on, in a checkpoint and back.
-
-    Step `step` is complete. `row` holds its figures until they are logged: its evaluation may still be missing. Weights
-    and moments change in the optimiser's step alone and are written as they are. The small rest (random states,
-    calibration, counters) is copied when a step is complete, so an abandoned step leaves no trace.
-    """
-
-    def __init__(self, policy: Policy, learner: Learner, reward: Reward, problems: Sequence[Problem]):
-        self.policy, self.learner, self.reward = policy, learner, reward
-        self.data, self.base, self.run, self.settings = digest(problems), digest_weights(policy), "", {}
-        self.step, self.row = 0, {"step": 0}
-        self.notes: dict = {}
-        """What the run itself remembers, such as the test figures before training."""
-        self._small = self._copy_small()
-
-    def bind(self, run: str, settings: dict[str, str]) -> None:
-        """What a checkpoint must have been written by to be read: this run, with these settings."""
-        self.run, self.settings = run, settings
-
-    def complete(self, step: int, row: dict[str, float]) -> None:
-        self.step, self.row = step, row
-        self._small = self._copy_small()
-
-    def write(self, folder: Path) -> None:
-        """The Hugging Face layout, and trainer.pt beside it (read back with weights_only: no pickle)."""
-        self.policy.save(folder)
-        small = {"step": self.step, "row": self.row, "notes": self.notes}
-        small |= {"data": self.data, "base": self.base, "run": self.run, "settings": self.settings}
-        torch.save(small | self._small | {"optimizer": self.learner.optimizer.state_dict()}, folder / TRAINER)
-
-    def read(self, folder: Path) -> None:
-        """Nothing is changed before all is checked.
-
-        UserError when run, settings, base model or problems are not those of the checkpoint; ValueError when it is none
-        of such a run.
-        """
-        try:
-            saved = torch.load(folder / TRAINER, weights_only=True, map_location="cpu")
-            shapes = [master.shape for master in saved["optimizer"]["masters"]]
-            identity = [saved[name] for name in ("run", "settings", "base", "data", "step", "learner", "reward")]
-        except (torch.serialization.pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
-            raise ValueError(f"{TRAINER} is none: {str(error).splitlines()[0]}") from error
-        if shapes != [master.shape for master in self.learner.optimizer.masters]:
-            raise ValueError("it has other trained weights than this run")
-        self._check_identity(folder, *identity[:4])
-        self.learner.optimizer.load_state_dict(saved["optimizer"])
-        self.learner.bad_steps, self.learner.token_budget = saved["learner"]
-        self.reward.load_state_dict(saved["reward"])
-        set_random_state(saved["random"])
-        self.notes = saved["notes"]
-        self.complete(saved["step"], saved["row"])
-
-    def _check_identity(self, folder: Path, run: str, settings: dict, base: str, data: str) -> None:
-        new = "or start a new run with another --name"
-        if run != self.run:
-            raise UserError(f"{folder} is of another run: move it out of the checkpoints, {new}")
-        refuse_other(settings, self.settings, str(folder), "config.yaml was changed: put them back")
-        if base != self.base:
-            raise UserError(f"{folder} belongs to another base model than this one; bring the old model back, {new}")
-        if data != self.data:
-            raise UserError(
-                f"{folder} was trained on other problems than the data now holds (prompt, ground truth or order "
-                f"differ); bring the old data back, {new}"
-            )
-
-    def bytes(self) -> int:
-        """About what `write` takes: weights, and for what is trained two moments and the masters in float32."""
-        trained = sum(p.numel() for p in self.policy.trainable().values())
-        saved = self.policy.trainable().values() if self.policy.lora else self.policy.network.parameters()
-        return sum(p.numel() * p.element_size() for p in saved) + 12 * trained + SMALL_FILES
-
-    def _copy_small(self) -> dict:
-        return {
-            "learner": (self.learner.bad_steps, self.learner.token_budget),
-            "reward": copy.deepcopy(self.reward.state_dict()),
-            "random": random_state(),
-        }
+def check_identity(checkpoint: Path, saved: dict, now: dict) -> None:
+    """UserError where run, settings, base model or problems are not those the checkpoint was written with."""
+    new = "or start a new run with another --name"
+    if saved["run"] != now["run"]:
+        raise UserError(f"{checkpoint} is of another run: move it out of the checkpoints, {new}")
+    refuse_other(saved["settings"], now["settings"], checkpoint, "config.yaml was changed: put them back")
+    if saved["base"] != now["base"]:
+        raise UserError(f"{checkpoint} belongs to another base model than this one; bring the old model back, {new}")
+    if saved["data"] != now["data"]:
+        raise UserError(
+            f"{checkpoint} was trained on other problems than the data now holds (prompt, ground truth or order "
+            f"differ); bring the old data back, {new}"
+        )
 
 
 def digest(problems: Sequence[Problem]) -> str:
@@ -266,28 +162,3 @@ def digest_weights(policy: Policy) -> str:
             seen.update(name.encode())
             seen.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return seen.hexdigest()
-
-
-def set_seed(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
-def random_state() -> dict:
-    name, keys, *rest = np.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": (name, keys.tolist(), *rest),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def set_random_state(state: dict) -> None:
-    random.setstate(state["python"])
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    if len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])

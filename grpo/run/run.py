@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import random
 import resource
 import shlex
 import sys
@@ -13,18 +14,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from grpo.config import Config
 from grpo.problems import BadRow
 from grpo.run import files, terminal
-from grpo.run.checkpoint import Checkpoints
-from grpo.run.resume import TrainingState, decisive
-from grpo.run.terminal import BAR, HELD_OUT, Clock, before_and_after, figures, fitted, good_and_bad, say
-from grpo.run.trackers import Alarms, TrackerProcess
+from grpo.run.checkpoint import Checkpoints, TrainingState
+from grpo.run.resume import decisive
+from grpo.run.terminal import BAR, HELD_OUT, Alarms, Clock, before_and_after, figures, fitted, good_and_bad, say
+from grpo.run.trackers import TrackerProcess
 from grpo.types import Group
 from rewards import UNVERIFIED, Score, summarize, weight_warnings
+
+Scores = Sequence[Sequence[Score]]
+"""[groups][completions], as the texts are."""
 
 
 class Run:
@@ -32,30 +37,45 @@ class Run:
 
     def __init__(self, config: Config, resumed: Path | None = None):
         """`resumed`: the folder to continue in. UserError where the folder cannot be used."""
-        self.config, self.folder = config, resumed or files.new_folder(config)
-        self.resumed = resumed is not None
+        self.config, self.folder, self.resumed = config, resumed or files.new_folder(config), resumed is not None
         self.clock, self.checkpoints = Clock(), Checkpoints(self.folder / "checkpoints", config.checkpoint.keep)
-        self.best_by = "eval/sampled_accuracy" if config.eval.sampling == "both" else "eval/greedy_accuracy"
-        self.accuracy: dict[int, float] = {}
-        self._known: set[int] = set()
         self.bad_rows: Sequence[BadRow] = ()
+        self.accuracy: dict[int, float] = {}
+        """Step -> what the best checkpoint is chosen by."""
+        self.best_by = "eval/sampled_accuracy" if config.eval.sampling == "both" else "eval/greedy_accuracy"
+        self._known: set[int] = set()
         self._held_out: dict[str, float] = {}
         self._alarms, self._started = Alarms(), time.perf_counter()
-        self._lock = files.lock(self.folder) if self.resumed else None
-        if not self.resumed:
-            files.check_new(self.folder)
+        if self.resumed:
+            self._lock = files.lock(self.folder)
 
     # ---- the start
+
+    @contextmanager
+    def recording(self, state: TrainingState) -> Iterator[None]:
+        """Within it the folder is this run's. However it ends, the last whole step is saved, and how to go on said."""
+        self._begin(state)
+        try:
+            yield
+        except BaseException:  # also SystemExit, which a user's reward may raise
+            self.bar.close()
+            self._save_last_step()
+            say(f"resume with: python train.py --resume {shlex.quote(str(self.folder))}")
+            raise
+        finally:
+            self.bar.close()
+            self._tracker.close()
+            self._lock.close()
 
     def _begin(self, state: TrainingState) -> None:
         """Makes the folder, or puts everything back to where its last whole checkpoint stands."""
         self.state = state
         with files.writing(self.folder):
+            if not self.resumed:
+                self._lock = files.create(self.folder, self.config)
+            state.bind(files.run_id(self.folder), decisive(self.config))
             if self.resumed:
                 self._restore()
-            else:
-                self._lock = files.create(self.folder, self.config)
-                state.bind(files.run_id(self.folder), decisive(self.config))
             if self.bad_rows:
                 rows = (json.dumps(dataclasses.asdict(row), default=str) + "\n" for row in self.bad_rows)
                 files.write(self.folder / "bad_rows.jsonl", "".join(rows))
@@ -65,6 +85,21 @@ class Run:
         self.bar = tqdm(total=self.config.steps, initial=self.step, bar_format=BAR, disable=not shown)
         self._tracker = TrackerProcess(self.config.tracker, self.folder)
         self.clock.read()  # what loading took belongs to no step
+
+    def _restore(self) -> None:
+        if self.checkpoints.restore(self.state.read) is None:
+            say(f"{self.folder} has no whole checkpoint: starting again from step 1")
+        else:
+            say(f"continuing {self.folder} after step {self.step}")
+        rows, notes = files.set_back(self.folder, self.step, pending=self.unlogged)
+        if rows and rows[-1]["step"] == self.step:
+            self.state.row = None
+        self.accuracy = {row["step"]: row[self.best_by] for row in rows if row.get(self.best_by) is not None}
+        self._known = {row["problem"] for row in files.read_rows(self.folder / "problems.jsonl")}
+        self.checkpoints.prune(self.accuracy)
+        files.write_config(self.folder, self.config, self.state.identity["run"])
+        for note in (*notes, *files.changed_versions(self.folder, self.step)):
+            say(note)
 
     @property
     def step(self) -> int:
@@ -76,26 +111,6 @@ class Run:
         """The last whole step is not in metrics.jsonl yet."""
         return self.state.row is not None
 
-    @property
-    def notes(self) -> dict:
-        return self.state.notes
-
-    def _restore(self) -> None:
-        self.state.bind(files.run_id(self.folder), decisive(self.config))
-        if self.checkpoints.restore(self.state.read) is None:
-            say(f"{self.folder} has no whole checkpoint: starting again from step 1")
-        else:
-            say(f"continuing {self.folder} after step {self.step}")
-        rows, notes = files.set_back(self.folder, self.step, pending=self.state.row is not None)
-        if rows and rows[-1]["step"] == self.step:
-            self.state.row = None
-        self.accuracy = {row["step"]: row[self.best_by] for row in rows if row.get(self.best_by) is not None}
-        self._known = {row["problem"] for row in files.read_rows(self.folder / "problems.jsonl")}
-        self.checkpoints.prune(self.accuracy)
-        files.write_config(self.folder, self.config, self.state.run)
-        for note in (*notes, *files.changed_versions(self.folder, self.step)):
-            say(note)
-
     # ---- step by step
 
     def record(
@@ -103,16 +118,18 @@ class Run:
         step: int,
         groups: Sequence[Group],
         texts: Sequence[Sequence[str]],
-        scores: Sequence[Sequence[Score]],
+        scores: Scores,
         advantages: torch.Tensor,
         learned: dict[str, float],
     ) -> None:
         """The weights have taken the step: keep what belongs to it. From here on it is not lost when the run stops."""
         terminal.hold_interruptions()  # the learner does before its step; one that was skipped took none
         with files.writing(self.folder):
-            self._write_completions(step, groups, texts, scores, advantages)
+            files.write_completions(self.folder, step, completion_rows(step, groups, texts, scores, advantages))
+            self._write_problems(groups)
+            row = {"step": step, "accuracy": right_shares(groups, scores)}
+            files.append(self.folder / "accuracy.jsonl", files.lines([row]))
         metrics = summarize(scores) | completion_metrics(groups) | learned
-        metrics["completion/tokens"] = sum(len(c.ids) for group in groups for c in group.completions)
         metrics["groups/zero_variance"] = (advantages == 0).all(1).double().mean().item()  # exact zeros, no tolerance
         metrics["verifier/cache_hit_rate"] = self.state.reward.cache_hit_rate()
         self.state.complete(step, {"step": step} | metrics | self.clock.read())
@@ -122,20 +139,16 @@ class Run:
             say(alarm)
         terminal.release_interruptions()
 
-    def _write_completions(self, step: int, groups: Sequence[Group], texts, scores, advantages) -> None:
-        """The completions; each problem where it is drawn for the first time; the share that was right of each."""
-        files.write_completions(self.folder, step, completion_rows(step, groups, texts, scores, advantages))
+    def _write_problems(self, groups: Sequence[Group]) -> None:
+        """Each problem where it is drawn for the first time."""
         new = {group.problem.index: group.problem for group in groups if group.problem.index not in self._known}
-        rows = [{"problem": i, "prompt": p.prompt, "ground_truth": p.ground_truth} for i, p in new.items()]
-        rows = [row | ({"extra": p.extra} if p.extra else {}) for row, p in zip(rows, new.values(), strict=True)]
+        rows = [
+            {"problem": index, "prompt": problem.prompt, "ground_truth": problem.ground_truth}
+            | ({"extra": problem.extra} if problem.extra else {})
+            for index, problem in new.items()
+        ]
         files.append(self.folder / "problems.jsonl", files.lines(rows))
         self._known |= new.keys()
-        right: dict[int, list[bool]] = {}
-        for group, its_scores in zip(groups, scores, strict=True):
-            found = [score.outcome == "correct" for score in its_scores if score.outcome != UNVERIFIED]
-            right.setdefault(group.problem.index, []).extend(found)
-        accuracy = {index: sum(values) / len(values) for index, values in right.items() if values}
-        files.append(self.folder / "accuracy.jsonl", files.lines([{"step": step, "accuracy": accuracy}]))
 
     def log(self, evaluation: dict[str, float]) -> None:
         """The last step's row, sent to metrics.jsonl and the terminal; a checkpoint is written if one is due."""
@@ -160,9 +173,8 @@ class Run:
         row = dict(self.state.row)
         for name, seconds in self.clock.read().items():
             row[name] = row.get(name, 0.0) + seconds
-        trained = row["time/step"] - row["time/eval"]
         if self.step:
-            row["speed/tokens_per_second"] = row.pop("completion/tokens") / trained
+            row["speed/tokens_per_second"] = row.pop("completion/tokens") / (row["time/step"] - row["time/eval"])
         row |= {"memory/peak_gib": peak_memory_gib(self.state.policy.device), "time": time.time()}
         return {name: value if math.isfinite(value) else None for name, value in row.items()}  # JSON has no NaN
 
@@ -172,31 +184,14 @@ class Run:
 
     def save_bad_batch(self, batch: dict) -> None:
         """The samples of a step that was skipped because its loss or gradient was not finite."""
-        folder = self.folder / "bad_batches"
+        folder, name = self.folder / "bad_batches", f"step_{self.step + 1:06d}"
         with files.writing(self.folder):
             folder.mkdir(exist_ok=True)
-            name = f"step_{self.step + 1:06d}"
             path = folder / f"{name}_{len(list(folder.glob(f'{name}_*')))}.json"
             files.write(path, json.dumps(batch))
         say(f"step {self.step + 1}: loss or gradient is not finite; weights left as they are, batch kept in {path}")
 
     # ---- the end
-
-    @contextmanager
-    def recording(self, state: TrainingState) -> Iterator[None]:
-        """Within it the folder is this run's. However it ends, the last whole step is saved, and how to go on said."""
-        self._begin(state)
-        try:
-            yield
-        except BaseException:  # also SystemExit, which a user's reward may raise
-            self.bar.close()
-            self._save_last_step()
-            say(f"resume with: python train.py --resume {shlex.quote(str(self.folder))}")
-            raise
-        finally:
-            self.bar.close()
-            self._tracker.close()
-            self._lock.close()
 
     def _save_last_step(self) -> None:
         """Not while the weights are ahead of the record; then the checkpoint before stands."""
@@ -220,22 +215,24 @@ class Run:
 
     def finish(self, after: dict[str, float]) -> str:
         """All steps are done; `after` are the test figures of the final weights. What came of it, as text."""
-        summary = {"before": self.notes["before"], "after": after, "steps": self.step, "seconds": self.seconds()}
-        summary["limit"] = self.config.eval.limit  # of a few problems: smoke figures
-        best = self.checkpoints.best(self.accuracy)
-        if best is not None:
-            summary |= {"best": {"step": best, self.best_by: self.accuracy[best]}}
+        before, limit = self.state.notes["before"], self.config.eval.limit
+        summary = {"before": before, "after": after, "steps": self.step, "seconds": self.seconds(), "limit": limit}
+        if (best := self.checkpoints.best(self.accuracy)) is not None:
+            summary["best"] = {"step": best, self.best_by: self.accuracy[best]}
         with files.writing(self.folder):
             files.write(self.folder / "summary.json", json.dumps(summary, indent=2))
         return before_and_after(summary)
 
 
+def set_seed(seed: int) -> None:
+    """Python's, numpy's and torch's own random generators, which a user's reward may draw from."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
 def completion_rows(
-    step: int,
-    groups: Sequence[Group],
-    texts: Sequence[Sequence[str]],
-    scores: Sequence[Sequence[Score]],
-    advantages: torch.Tensor,
+    step: int, groups: Sequence[Group], texts: Sequence[Sequence[str]], scores: Scores, advantages: torch.Tensor
 ) -> list[dict]:
     """What was written, what it was paid for, and what it taught. `advantages` is [groups, completions]."""
     return [
@@ -259,11 +256,21 @@ def completion_rows(
     ]
 
 
+def right_shares(groups: Sequence[Group], scores: Scores) -> dict[int, float]:
+    """Problem -> the share of its verified completions that was right."""
+    right: dict[int, list[bool]] = {}
+    for group, its_scores in zip(groups, scores, strict=True):
+        found = [score.outcome == "correct" for score in its_scores if score.outcome != UNVERIFIED]
+        right.setdefault(group.problem.index, []).extend(found)
+    return {index: sum(values) / len(values) for index, values in right.items() if values}
+
+
 def completion_metrics(groups: Sequence[Group]) -> dict[str, float]:
     """Lengths in tokens, and the shares of truncated and of distinct completions."""
     completions = [completion for group in groups for completion in group.completions]
     lengths = [len(completion.ids) for completion in completions]
     return {
+        "completion/tokens": sum(lengths),
         "completion/tokens_mean": sum(lengths) / len(lengths),
         "completion/tokens_max": max(lengths),
         "completion/truncated": sum(c.finish_reason == "length" for c in completions) / len(completions),

@@ -1,4 +1,4 @@
-"""What a person sees of a run, and how they stop it: lines, samples, times, a picture, Ctrl-C."""
+"""What a person sees of a run, and how they stop it: lines, samples, times, alarms, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import shutil
 import signal
 import sys
 import textwrap
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import mean
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from grpo.errors import printable
-from grpo.run.files import read_rows
 
 if TYPE_CHECKING:
     from grpo.types import Group
@@ -88,25 +88,21 @@ def next_commands(folder: Path, steps: int) -> str:
 def good_and_bad(groups: Sequence[Group], texts: Sequence[Sequence[str]], scores: Sequence[Sequence[Score]]) -> str:
     """The step's best and worst completion, as text that is safe to print."""
     places = [(g, i) for g, group in enumerate(scores) for i in range(len(group))]
-    best = max(places, key=lambda place: scores[place[0]][place[1]].total)
-    worst = min(places, key=lambda place: scores[place[0]][place[1]].total)
+    ranked = sorted(places, key=lambda place: scores[place[0]][place[1]].total)
     blocks = []
-    for label, (g, i) in (("best", best), ("worst", worst)):
-        score, completion = scores[g][i], groups[g].completions[i]
+    for label, (g, i) in (("best", ranked[-1]), ("worst", ranked[0])):
+        score, group, completion = scores[g][i], groups[g], groups[g].completions[i]
         signals = "  ".join(f"{name} {value:g}" for name, value in score.signals.items())
         head = f"{label} of the step: reward {score.total:g}  {signals}  answer {score.answer}"
-        head += f"  (truth {groups[g].problem.ground_truth}, {len(completion.ids)} tokens, {completion.finish_reason})"
-        blocks.append(
-            f"--- {printable(_clip(head, 300)).replace(chr(10), ' ')}\n{printable(_clip(texts[g][i], LONGEST))}"
-        )
+        head += f"  (truth {group.problem.ground_truth}, {len(completion.ids)} tokens, {completion.finish_reason})"
+        head = printable(_clip(head, 300)).replace("\n", " ")
+        blocks.append(f"--- {head}\n{printable(_clip(texts[g][i], LONGEST))}")
     return wrapped("\n".join(blocks))
 
 
 def _clip(text: str, longest: int) -> str:
-    if len(text) <= longest:
-        return text
     half = longest // 2
-    return f"{text[:half]} ... [{len(text) - 2 * half} characters] ... {text[-half:]}"
+    return text if len(text) <= longest else f"{text[:half]} ... [{len(text) - 2 * half} characters] ... {text[-half:]}"
 
 
 PHASES = ("rollout", "reward", "learn", "sync", "eval")
@@ -136,34 +132,75 @@ class Clock:
         self._start, self._seconds = time.perf_counter(), dict.fromkeys(PHASES, 0.0)
 
 
-def plot_run(folder: Path) -> Path:
-    """Reads folder/metrics.jsonl, writes folder/plot.png and returns its path."""
-    import matplotlib
+# ---- alarms
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+WINDOW = 5
+"""Steps over which an alarm has to hold."""
+ENOUGH = 20
+"""Reflections on right answers, and on wrong ones, before their rates are compared."""
 
-    rows = read_rows(folder / "metrics.jsonl")
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    for key, label in (("eval/greedy_accuracy", "greedy"), ("eval/sampled_accuracy", "sampled")):
-        points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
-        if points:
-            left.plot(*zip(*points, strict=True), marker="o", label=label)
-    left.set(title="held-out accuracy (validation)", xlabel="step", ylim=(0, 1))
-    for key in ("reward/mean", *sorted({key for row in rows for key in row if key.startswith("signal/")})):
-        if not key.endswith("group_std"):
-            points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
-            right.plot(*zip(*points, strict=True), label=key.rpartition("/")[2] if key != "reward/mean" else "reward")
-    right.set(title="training completions (mean)", xlabel="step")
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(loc="lower right" if axes is left else "best")
-    path = folder / "plot.png"
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return path
 
+class Alarms:
+    """Says what went wrong over the last WINDOW steps, each thing once, and only where enough was seen to claim it."""
+
+    def __init__(self) -> None:
+        self.first: list[dict] = []
+        self.last: deque[dict] = deque(maxlen=WINDOW)
+        self.best, self.said = 0.0, set()
+
+    def __call__(self, row: dict[str, float]) -> list[str]:
+        self.last.append(row)
+        self.first = self.first or ([] if len(self.last) < WINDOW else list(self.last))
+        if not self.first:
+            return []
+        found = dict(self._wrong())
+        new = [text for name, text in found.items() if name not in self.said]
+        self.said |= found.keys()
+        self.best = max(self.best, _mean(self.last, "reward/mean"))
+        return new
+
+    def _wrong(self) -> Iterator[tuple[str, str]]:
+        """Name, and what to say."""
+        right, reward = _mean(self.last, "outcome/correct"), _mean(self.last, "reward/mean")
+        if min(row["groups/zero_variance"] for row in self.last) == 1 and right <= 0.95:
+            yield (
+                "flat",
+                f"for {WINDOW} steps no group had completions with different rewards: every advantage was 0, nothing "
+                "was learned. See outcome/* for what the completions have in common",
+            )
+        if self.best >= 0.05 and abs(reward) <= 0.01 * self.best:
+            lower = "lower learner.lr, or go back to a checkpoint"
+            yield "fallen", f"the reward fell to 0 after a mean of {self.best:.2g}: {lower}"
+        before, now = _mean(self.first, "completion/tokens_mean"), _mean(self.last, "completion/tokens_mean")
+        if now <= before / 4 and right <= _mean(self.first, "outcome/correct") + 0.05:
+            shrank = f"completions shrank from {before:.0f} to {now:.0f} tokens"
+            yield "shrunk", f"{shrank} and are right no more often: read a few"
+        yield from self._same_verdict()
+
+    def _same_verdict(self) -> Iterator[tuple[str, str]]:
+        """Whether the reflection says the same of right and of wrong answers, nearly always."""
+        seen = WINDOW * self.last[-1]["completion/tokens"] / self.last[-1]["completion/tokens_mean"]  # completions
+        says_correct, count = {}, {}
+        for truth in ("right", "wrong"):
+            correct, wrong = (seen * _mean(self.last, f"verdict/{truth}_says_{word}") for word in ("correct", "wrong"))
+            says_correct[truth], count[truth] = correct, correct + wrong
+        if min(count.values()) < ENOUGH:
+            return
+        rates = {truth: says_correct[truth] / count[truth] for truth in count}
+        overall = sum(says_correct.values()) / sum(count.values())
+        if not 0.05 < overall < 0.95 and abs(rates["right"] - rates["wrong"]) <= 0.05:
+            yield (
+                "same verdict",
+                f"the reflection says 'correct' of {rates['right']:.0%} of the right and of {rates['wrong']:.0%} of "
+                "the wrong answers: the reflection signal is dead",
+            )
+
+
+def _mean(rows: Iterable[dict], name: str) -> float:
+    return mean(row[name] for row in rows)
+
+
+# ---- stopping
 
 # Ctrl-C and SIGTERM stop a run soon, but never between an optimiser step and the record of it. Interruptions are held
 # right before that step and released once it is on record. Everywhere else they are raised where they arrive, so that a
@@ -208,9 +245,6 @@ def interruptible() -> Iterator[None]:
     """Within it, SIGNALS raise Interrupted in the main thread; a second SIGINT ends the process at once."""
     global _held, _pending
     _held, _pending = False, None
-    if threading.current_thread() is not threading.main_thread():  # signals are delivered to the main thread alone
-        yield
-        return
     received: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:

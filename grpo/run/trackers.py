@@ -1,4 +1,4 @@
-"""What watches a run's figures: alarms, and W&B or trackio.
+"""A run's figures elsewhere: as a picture, in W&B or trackio.
 
 A tracker is a process of its own that reads the run folder: it cannot slow, block or fail the run.
 
@@ -15,8 +15,7 @@ import os
 import select
 import subprocess
 import sys
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
@@ -25,10 +24,6 @@ from grpo.packages import installed
 from grpo.run import files
 from grpo.run.terminal import say
 
-WINDOW = 5
-"""Steps over which an alarm has to hold."""
-ENOUGH = 20
-"""Reflections on right answers, and on wrong ones, before their rates are compared."""
 PROJECT = "one-shot-grpo"
 PATIENCE_S = 20
 """Seconds the run waits for the last rows to be sent, after everything else is done."""
@@ -37,67 +32,33 @@ TABLE_ROWS = 32
 TABLE = ("step", "reward", "signals", "advantage", "finish_reason", "answer", "ground_truth", "completion")
 
 
-class Alarms:
-    """Says what went wrong over the last WINDOW steps, each thing once, and only where enough was seen to claim it."""
+def plot_run(folder: Path) -> Path:
+    """Reads folder/metrics.jsonl, writes folder/plot.png and returns its path."""
+    import matplotlib
 
-    def __init__(self) -> None:
-        self.first: list[dict] = []
-        self.last: deque[dict] = deque(maxlen=WINDOW)
-        self.best, self.said = 0.0, set()
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
 
-    def __call__(self, row: dict[str, float]) -> list[str]:
-        self.last.append(row)
-        if len(self.first) < WINDOW:
-            self.first.append(row)
-        if len(self.last) < WINDOW:
-            return []
-        found = {check: check(self) for check in (Alarms.flat, Alarms.fallen, Alarms.shrunk, Alarms.same_verdict)}
-        new = [text for check, text in found.items() if text and check not in self.said]
-        self.said |= {check for check, text in found.items() if text}
-        self.best = max(self.best, mean(self.last, "reward/mean"))
-        return new
-
-    def flat(self) -> str | None:
-        if min(row["groups/zero_variance"] for row in self.last) < 1 or mean(self.last, "outcome/correct") > 0.95:
-            return None
-        return (
-            f"for {WINDOW} steps no group had completions with different rewards: every advantage was 0, nothing was "
-            "learned. See outcome/* for what the completions have in common"
-        )
-
-    def fallen(self) -> str | None:
-        if self.best < 0.05 or abs(mean(self.last, "reward/mean")) > 0.01 * self.best:
-            return None
-        return f"the reward fell to 0 after a mean of {self.best:.2g}: lower learner.lr, or go back to a checkpoint"
-
-    def shrunk(self) -> str | None:
-        before, now = (mean(rows, "completion/tokens_mean") for rows in (self.first, self.last))
-        if now > before / 4 or mean(self.last, "outcome/correct") > mean(self.first, "outcome/correct") + 0.05:
-            return None
-        return f"completions shrank from {before:.0f} to {now:.0f} tokens and are right no more often: read a few"
-
-    def same_verdict(self) -> str | None:
-        """Whether the reflection says the same of right and of wrong answers, nearly always."""
-        said = {}
-        for name in ("right_says_correct", "right_says_wrong", "wrong_says_correct", "wrong_says_wrong"):
-            counts = (row["completion/tokens"] / row["completion/tokens_mean"] for row in self.last)
-            said[name] = sum(n * row[f"verdict/{name}"] for n, row in zip(counts, self.last, strict=True))
-        right = said["right_says_correct"] + said["right_says_wrong"]
-        wrong = said["wrong_says_correct"] + said["wrong_says_wrong"]
-        if min(right, wrong) < ENOUGH:
-            return None
-        of_right, of_wrong = said["right_says_correct"] / right, said["wrong_says_correct"] / wrong
-        overall = (said["right_says_correct"] + said["wrong_says_correct"]) / (right + wrong)
-        if 0.05 < overall < 0.95 or abs(of_right - of_wrong) > 0.05:
-            return None
-        return (
-            f"the reflection says 'correct' of {of_right:.0%} of the right and of {of_wrong:.0%} of the wrong answers: "
-            "the reflection signal is dead"
-        )
-
-
-def mean(rows: Sequence[dict], name: str) -> float:
-    return sum(row[name] for row in rows) / len(rows)
+    rows = files.read_rows(folder / "metrics.jsonl")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    for key, label in (("eval/greedy_accuracy", "greedy"), ("eval/sampled_accuracy", "sampled")):
+        points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+        if points:
+            left.plot(*zip(*points, strict=True), marker="o", label=label)
+    left.set(title="held-out accuracy (validation)", xlabel="step", ylim=(0, 1))
+    for key in ("reward/mean", *sorted({key for row in rows for key in row if key.startswith("signal/")})):
+        if not key.endswith("group_std"):
+            points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+            right.plot(*zip(*points, strict=True), label=key.rpartition("/")[2] if key != "reward/mean" else "reward")
+    right.set(title="training completions (mean)", xlabel="step")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(loc="lower right" if axes is left else "best")
+    path = folder / "plot.png"
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path
 
 
 class TrackerProcess:
@@ -159,20 +120,15 @@ def start_wandb(folder: Path, config: dict):
     """Online where there is a key and a network, else offline."""
     import wandb
 
-    settings = {
-        "project": os.environ.get("WANDB_PROJECT", PROJECT),
-        "id": files.run_id(folder),
-        "name": folder.resolve().name,
-        "dir": str(folder),
-        "config": config,
-    }
     quiet = wandb.Settings(init_timeout=INIT_TIMEOUT_S, console="off", disable_code=True, finish_timeout=600)
+    project, name = os.environ.get("WANDB_PROJECT", PROJECT), folder.resolve().name
+    given = {"project": project, "id": files.run_id(folder), "name": name, "dir": str(folder), "config": config}
     try:
-        return wandb.init(**settings, resume="allow", settings=quiet)
+        return wandb.init(**given, resume="allow", settings=quiet)
     except wandb.errors.Error as error:
         wandb.teardown()  # or its service goes on saying that this run is in use
         print(f"W&B cannot be reached ({error}); logging offline, upload with: wandb sync {folder}/wandb/offline-run-*")
-    return wandb.init(**settings, mode="offline", settings=quiet)
+    return wandb.init(**given, mode="offline", settings=quiet)
 
 
 def start_trackio(folder: Path, config: dict):

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from grpo.arguments import read_options
-from grpo.config import parse as parse_settings
+from grpo.config import parse as settings_of
 from grpo.config import read_yaml
-from grpo.errors import UserError, answer_early, printable
+from grpo.errors import UserError, answer_early, one_line, printable
 
 if TYPE_CHECKING:
     from rewards import Score
@@ -72,7 +72,7 @@ def sample(args: argparse.Namespace) -> str:
             ids = tuple(tokenizer(render(tokenizer, chat), add_special_tokens=False)["input_ids"])
             if engine is None:
                 rollout = {"engine": args.engine, "max_new_tokens": longest, "max_prompt_tokens": len(ids)}
-                engine = make_engine(parse_settings({"model": target.base, "rollout": rollout}), device)
+                engine = make_engine(settings_of({"model": target.base, "rollout": rollout}), device)
             engine.sync(policy)
             request = Request(ids, args.n if args.temperature else 1, args.seed)
             (completions,) = engine.generate([request], Sampling(longest, args.temperature))
@@ -81,7 +81,8 @@ def sample(args: argparse.Namespace) -> str:
             lengths = [(len(completion.ids), completion.finish_reason) for completion in completions]
             blocks.append((target.label, list(zip(texts, scores, lengths, strict=True))))
         engine.close()
-    return side_by_side(blocks, args.truth is not None, shutil.get_terminal_size().columns, coloured())
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")  # no-color.org
+    return side_by_side(blocks, args.truth is not None, shutil.get_terminal_size().columns, colour)
 
 
 def side_by_side(
@@ -89,12 +90,11 @@ def side_by_side(
 ) -> str:
     """A column a model: its completions one below the other, each with its signals. Nothing in them is obeyed."""
     width = max(30, (width - 3 * (len(blocks) - 1)) // len(blocks))
-    lines = [_joined([_painted(label[:width].ljust(width), BOLD, colour) for label, _ in blocks])]
+    lines = [[_painted(label[:width].ljust(width), BOLD, colour) for label, _ in blocks]]
     for row in zip(*(completions for _, completions in blocks), strict=True):
         cells = [_cell(text, score, length, graded, width, colour) for text, score, length in row]
-        lines += [_joined(line) for line in zip_longest(*cells, fillvalue=" " * width)]
-        lines.append("")
-    return "\n".join(lines)
+        lines += [*zip_longest(*cells, fillvalue=" " * width), ()]
+    return "\n".join(" | ".join(line).rstrip() for line in lines)
 
 
 def _cell(text: str, score: Score, length: tuple[int, str], graded: bool, width: int, colour: bool) -> list[str]:
@@ -114,21 +114,9 @@ def _painted(text: str, shade: str, colour: bool) -> str:
     return f"{shade}{text}{PLAIN}" if colour else text
 
 
-def _joined(cells: Sequence[str]) -> str:
-    return " | ".join(cells).rstrip()
-
-
-def coloured() -> bool:
-    """Colours for a terminal whose owner did not refuse them (no-color.org)."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-
-
+@one_line
 def main(argv: Sequence[str]) -> int:
-    try:
-        print(sample(parse(argv)))
-    except UserError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 2
+    print(sample(parse(argv)))
     return 0
 
 

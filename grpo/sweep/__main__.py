@@ -27,16 +27,28 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from grpo.config import build, read_yaml, typed, unknown
-from grpo.errors import UserError
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
+
+from grpo.config import build, read_yaml, typed
+from grpo.errors import UserError, one_line
 from grpo.run.files import read_rows
 
-KEYS = ("preset", "out", "seeds", "cells", "grid")
+EXAMPLE = "configs/sweeps/signals.yaml"
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 LAST_STEPS = 5
 """Training figures are means over so many steps at the end: a single one is noisy."""
+COLUMNS = {
+    "train reward": ("reward/mean", 1),
+    "train right": ("signal/verify", 100),
+    "held out, sampled": ("sampled_accuracy", 100),
+    "held out, greedy": ("greedy_accuracy", 100),
+    "format": ("format_rate", 100),
+    "verdict": ("verdict_accuracy", 100),
+    "tokens": ("completion/tokens_mean", 1),
+}
+"""Column -> a metric of the last steps or a test figure of the summary, and what it is multiplied with."""
 T_95 = (math.nan, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 """Two-sided 95% quantiles of Student's t with 0, 1, 2, ... degrees of freedom; beyond, 1.96."""
 
@@ -46,40 +58,39 @@ class Cell(NamedTuple):
     settings: dict[str, Any]
 
 
-class Sweep(NamedTuple):
-    preset: str
-    out: Path
-    seeds: list[int]
-    cells: list[Cell]
+class Sweep(BaseModel):
+    """The file, as it stands above."""
+
+    model_config = ConfigDict(extra="forbid")
+    preset: str = "cpu"
+    out: Path = Path("runs")
+    seeds: list[StrictInt] = Field([0], min_length=1)
+    named: dict[str, dict[str, Any]] = Field({}, alias="cells")
+    grid: dict[str, Annotated[list, Field(min_length=1)]] = {}
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Those with a name, then every combination of the grid's values."""
+        cells = [Cell(label, settings) for label, settings in self.named.items()]
+        for values in itertools.product(*self.grid.values()) if self.grid else ():
+            settings = dict(zip(self.grid, values, strict=True))
+            label = ", ".join(f"{name.rpartition('.')[2]} {typed(value)}" for name, value in settings.items())
+            cells.append(Cell(label, settings))
+        return cells
 
 
 def read_sweep(path: str | Path) -> Sweep:
     """The file, every setting checked before anything runs. UserError with one line."""
-    tree = read_yaml(path)
-    if strange := [key for key in tree if key not in KEYS]:
-        raise UserError(f"{path}: {unknown('key', str(strange[0]), KEYS)}")
-    named = tree.get("cells") or {}
-    grid = tree.get("grid") or {}
-    if not isinstance(named, dict) or not all(isinstance(settings, dict) for settings in named.values()):
-        raise UserError(f"{path}: cells is a name for each cell with the settings it changes ({{}}: none)")
-    if not isinstance(grid, dict) or not all(isinstance(values, list) and values for values in grid.values()):
-        raise UserError(f"{path}: grid is settings, each with a list of values that is not empty")
-    cells = [Cell(str(label), settings) for label, settings in named.items()]
-    if grid:
-        for values in itertools.product(*grid.values()):
-            settings = dict(zip(grid, values, strict=True))
-            cells.append(
-                Cell(", ".join(f"{key.rpartition('.')[2]} {typed(v)}" for key, v in settings.items()), settings)
-            )
-    if not cells:
+    try:
+        sweep = Sweep.model_validate(read_yaml(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; see {EXAMPLE}") from None
+    if not sweep.cells:
         raise UserError(f"{path}: an empty grid; give cells, or grid with at least one setting and value")
-    seeds = tree.get("seeds", [0])
-    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
-        raise UserError(f"{path}: seeds is a list of whole numbers that is not empty, not {seeds}")
-    sweep = Sweep(str(tree.get("preset", "cpu")), Path(tree.get("out", "runs") or "runs"), seeds, cells)
-    for cell, seed in itertools.product(cells, seeds):
+    for cell, seed in itertools.product(sweep.cells, sweep.seeds):
         build(sweep.preset, _overrides(cell, seed))
-    if len({folder(sweep, cell, seeds[0]) for cell in cells}) < len(cells):
+    if len({folder(sweep, cell, 0) for cell in sweep.cells}) < len(sweep.cells):
         raise UserError(f"{path}: two cells would share a run folder; give them names that differ in letters or digits")
     return sweep
 
@@ -112,26 +123,14 @@ def figures(where: Path) -> dict[str, float]:
     """Column -> figure of a finished run, shares in percent. What the run did not measure is left out."""
     after = json.loads((where / "summary.json").read_text())["after"]
     last = [row for row in read_rows(where / "metrics.jsonl") if row["step"] > 0][-LAST_STEPS:]
-
-    def trained(name: str) -> float | None:
-        values = [row[name] for row in last if row.get(name) is not None]
-        return mean(values) if values else None
-
-    def percent(value: float | None) -> float | None:
-        return None if value is None else 100 * value
-
-    right, held_out = percent(trained("signal/verify")), percent(after.get("sampled_accuracy"))
-    found = {
-        "train reward": trained("reward/mean"),
-        "train right": right,
-        "held out, sampled": held_out,
-        "held out, greedy": percent(after.get("greedy_accuracy")),
-        "gap": None if right is None or held_out is None else right - held_out,
-        "format": percent(after.get("format_rate")),
-        "verdict": percent(after.get("verdict_accuracy")),
-        "tokens": trained("completion/tokens_mean"),
-    }
-    return {name: value for name, value in found.items() if value is not None}
+    found = {}
+    for column, (name, factor) in COLUMNS.items():
+        values = [after[name]] if name in after else [row[name] for row in last if row.get(name) is not None]
+        if values:
+            found[column] = factor * mean(values)
+    if found.keys() >= {"train right", "held out, sampled"}:
+        found["gap"] = found["train right"] - found["held out, sampled"]
+    return found
 
 
 def interval(values: Sequence[float]) -> str:
@@ -159,18 +158,13 @@ def table(sweep: Sweep, failed: dict[tuple[str, int], str]) -> str:
     return "\n".join([*lines, *(f"failed: {label}, seed {seed}: {why}" for (label, seed), why in failed.items())])
 
 
-def main(argv: list[str]) -> int:
+@one_line
+def main(argv: Sequence[str]) -> int:
     cli = argparse.ArgumentParser(
         prog="python -m grpo.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     cli.add_argument("file", metavar="FILE.yaml")
-    args = cli.parse_args(argv)
-    try:
-        sweep = read_sweep(args.file)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    failed = {}
+    sweep, failed = read_sweep(cli.parse_args(argv).file), {}
     for cell, seed in itertools.product(sweep.cells, sweep.seeds):
         print(f"{cell.label}, seed {seed}: {folder(sweep, cell, seed)}", file=sys.stderr, flush=True)
         if why := run(sweep, cell, seed):

@@ -11,11 +11,13 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 
 from grpo.config import read_yaml
-from grpo.errors import UserError
+from grpo.errors import UserError, one_line
 from grpo.run.files import read_rows
 
 RECENT = 10
@@ -34,24 +36,19 @@ def describe(planned: int, rows: list[dict], now: float) -> str:
     """Where the run stands, in a few lines."""
     if not rows:
         return "no step is finished yet"
-    last, done = rows[-1], rows[-1]["step"]
-    seconds = [row["time/step"] for row in rows if row["step"] and row.get("time/step")][-RECENT:]
-    lines = [f"step {done} of {planned}"]
-    if seconds:
-        lines[0] += f", {median(seconds):.1f} s a step, {(planned - done) * median(seconds) / 60:.1f} min to go"
-    if last.get("time"):
-        age = now - last["time"]
-        slow = done < planned and seconds and age > 5 * max(seconds)
-        lines[0] += f"; last written {age:.0f} s ago" + (": it has stopped, or this step is very slow" if slow else "")
-    lines += [f"  {name:<24} {row_values(rows, name)}" for name in SHOWN if row_values(rows, name)]
+    done, age = rows[-1]["step"], now - rows[-1]["time"]
+    seconds = [row["time/step"] for row in rows if row["step"]][-RECENT:] or [rows[-1]["time/step"]]
+    left = (planned - done) * median(seconds) / 60
+    head = (
+        f"step {done} of {planned}, {median(seconds):.1f} s a step, {left:.1f} min to go; last written {age:.0f} s ago"
+    )
+    slow = ": it has stopped, or this step is very slow" if left and age > 5 * max(seconds) else ""
+    lines = [head + slow]
     held_out = sorted({name for row in rows for name in row if name.startswith("eval/") and name.endswith("accuracy")})
-    return "\n".join([*lines, *(f"  {name:<24} {row_values(rows, name)}" for name in held_out)])
-
-
-def row_values(rows: list[dict], name: str) -> str:
-    """First value -> the last five, to see which way it goes."""
-    values = [row[name] for row in rows if isinstance(row.get(name), int | float)]
-    return f"{values[0]:.4g} -> {' '.join(f'{value:.4g}' for value in values[-5:])}" if values else ""
+    for name in (*SHOWN, *held_out):
+        if values := [f"{row[name]:.4g}" for row in rows if row.get(name) is not None]:
+            lines.append(f"  {name:<24} {values[0]} -> {' '.join(values[-5:])}")  # to see which way it goes
+    return "\n".join(lines)
 
 
 def gpu() -> str:
@@ -62,23 +59,20 @@ def gpu() -> str:
     return "".join(f"\n  GPU (load, memory, temperature)  {line}" for line in done.stdout.splitlines())
 
 
-def main(argv: list[str]) -> int:
+@one_line
+def main(argv: Sequence[str]) -> int:
     cli = argparse.ArgumentParser(prog="python -m grpo.watch", description="Where a run stands, again and again.")
     cli.add_argument("run", type=Path, metavar="RUN", help="run folder, such as runs/NAME")
     cli.add_argument("--every", type=float, default=10.0, metavar="SECONDS", help="%(default)s; 0: once")
     args = cli.parse_args(argv)
-    try:
+    with suppress(KeyboardInterrupt):
         while True:
             planned, rows = read(args.run)
             print(time.strftime("%H:%M:%S ") + describe(planned, rows, time.time()) + gpu(), flush=True)
             if not args.every or (rows and rows[-1]["step"] >= planned):
-                return 0
+                break
             time.sleep(args.every)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 0
+    return 0
 
 
 if __name__ == "__main__":

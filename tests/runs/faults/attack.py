@@ -4,7 +4,7 @@ python tests/runs/faults/attack.py --kills 500 --damages 300 --seed 0
 
 Every life ends by a kill at a random moment. Before some of them a file of the run folder is damaged. What must hold: a
 damage is said or the run refuses to start with one line; no step that was saved is lost; no life ends with a traceback;
-at the end figures, completions, weights, moments and random states equal those of the undisturbed run.
+at the end figures, completions, weights and moments equal those of the undisturbed run.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def test_the_same_names_once_each_also_after_a_kill(tmp_path, monkeypatch):
     import json
     import signal
 
-    from grpo.run.resume import TrainingState
+    from grpo.run.checkpoint import TrainingState
 
     fake(tmp_path / "fake", RECORDER, monkeypatch)
     monkeypatch.setenv("RECORD", str(tmp_path / "record"))
