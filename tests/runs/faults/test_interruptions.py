@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from small_runs import REPO, SMALL, arguments, rows, same_run, start, wait_until
+from small_runs import SMALL, arguments, rows, same_run, start, wait_until
 
 import train
 from grpo.evaluation.benchmarks import HeldOut
@@ -135,16 +133,6 @@ def test_ctrl_c_in_start_up_leaves_nothing(tmp_path, point):
     assert child.wait() == 130, child.output()
     assert not out.exists() or not list(out.iterdir())
     assert "Traceback" not in child.output()
-
-
-def test_ctrl_c_while_python_still_imports(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, str(REPO / "train.py"), *arguments(tmp_path / "runs", "run")], stderr=subprocess.DEVNULL
-    )
-    time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) in (130, -signal.SIGINT)
-    assert not (tmp_path / "runs").exists()
 
 
 def test_a_row_cut_off_by_the_kill_is_written_anew(tmp_path, undisturbed):
