@@ -1,32 +1,34 @@
 r"""Which answers are compared, and by whom: ground truths as data sets have them, and the Verifier.
 
-`Verifier` is what training and evaluation use: fast path, bounded cache, and killable workers for the rest. `verify`
+`Verifier` is what training and evaluation use: plain cases, bounded cache, and killable workers for the rest. `verify`
 asks in this process, without a clock. `self_test` tries both before training.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-import sys
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from rewards.equivalence.judge import judge, judge_fast, why_ungradable_fast
+from rewards.equivalence.plain import MAX_CHARS, decide, is_number
 from rewards.equivalence.workers import WorkerPool
 from rewards.score import Reward
 
-CACHE_BYTES = 64 * 2**20
+CACHE_SIZE = 10_000
+"""Pairs whose outcome is kept; the oldest go first"""
 CHUNK = 500
 """Ground truths between two calls of `progress`"""
 
 
 def verify(answer: str, ground_truth: Any) -> bool:
     """Whether the content of a box equals the ground truth. In this process and without any limit of time or memory."""
+    from rewards.equivalence.compare import judge  # sympy takes a second to import, and most processes never need it
+
     return any(judge(answer, truth) == "correct" for truth in alternatives(ground_truth))
 
 
@@ -109,13 +111,13 @@ class Verifier:
     """Answers against ground truths, many at a time.
 
     `workers` processes, `timeout_s` seconds of wall clock and `memory_limit_mb` for each answer. They are started when
-    the first answer needs algebra, which integers, decimals, fractions and words never do.
+    the first answer needs algebra, which integers, decimals and fractions never do.
     """
 
     def __init__(self, workers: int = 1, timeout_s: float = 2.0, memory_limit_mb: int = 1024) -> None:
         self.pool = WorkerPool(workers, timeout_s, memory_limit_mb)
-        self._cache: OrderedDict[tuple[str, str], str] = OrderedDict()
-        self._cache_bytes = self._asked = self._known = 0
+        self._cache: dict[tuple[str, str], str] = {}
+        self._asked = self._known = 0
 
     def check(self, answer: str | None, ground_truth: Any) -> str:
         """One outcome; see `check_batch`."""
@@ -124,35 +126,23 @@ class Verifier:
     def check_batch(self, pairs: Sequence[tuple[str | None, Any]]) -> list[str]:
         """An outcome of `rewards.OUTCOMES` for each (answer, ground truth); an answer None is "no_answer"."""
         wanted = [[(answer, text) for text in alternatives(truth)] if answer else [] for answer, truth in pairs]
-        known: dict[tuple[str, str], str] = {}
-        hard = []
-        for pair in (pair for options in wanted for pair in options):
-            self._asked += 1
-            if pair in known:
-                self._known += 1
-            elif pair in self._cache:
-                self._known += 1
-                self._cache.move_to_end(pair)
-                known[pair] = self._cache[pair]
-            elif (outcome := judge_fast(*pair)) is not None:
-                known[pair] = outcome
-            else:
-                known[pair] = "timeout"  # until a worker answers
-                hard.append(pair)
-        known.update(zip(hard, self.pool.run(hard), strict=True))
-        self._remember(known)
-        return [_best([known[pair] for pair in options]) for options in wanted]
+        asked = [pair for options in wanted for pair in options]
+        different = dict.fromkeys(asked)
+        self._asked += len(asked)
+        self._known += len(asked) - sum(pair not in self._cache for pair in different)
+        outcomes = {pair: self._cache.get(pair) or decide(*pair) for pair in different}
+        outcomes |= self._ask_workers([pair for pair, outcome in outcomes.items() if outcome is None])
+        self._remember(outcomes)
+        return [_best([outcomes[pair] for pair in options]) for options in wanted]
 
     def why_ungradable(self, truths: Sequence[str]) -> list[str]:
         """For each ground truth "", or why no answer can be graded against it."""
-        said = {truth: why_ungradable_fast(truth) for truth in truths}
-        hard = [truth for truth in said if said[truth] is None]
-        said.update(zip(hard, self.pool.run([(None, truth) for truth in hard]), strict=True))
+        reasons = self._ask_workers([(None, truth) for truth in dict.fromkeys(truths) if not is_number(truth)])
+        reasons = {truth: reason for (_, truth), reason in reasons.items() if reason}
         limits = f"not read within {self.pool.timeout_s:g} s and {self.pool.memory_limit_mb} MB"
-        reasons = (limits if said[truth] == "timeout" else said[truth] for truth in truths)
         return [
-            reason and f"ground truth {truth[:200]!r} is unreadable: {reason}"
-            for truth, reason in zip(truths, reasons, strict=True)
+            f"ground truth {truth[:200]!r} is unreadable: {limits if reason == 'timeout' else reason}" if reason else ""
+            for truth, reason in ((truth, reasons.get(truth)) for truth in truths)
         ]
 
     def cache_hit_rate(self) -> float:
@@ -165,19 +155,16 @@ class Verifier:
         """Ends the workers; the verifier stays usable and starts them again when it needs them."""
         self.pool.close()
 
-    def _remember(self, known: dict[tuple[str, str], str]) -> None:
-        """Timeouts are not kept: the machine may have been busy. Oversized answers are not either, they are cheap."""
-        for pair, outcome in known.items():
-            if outcome != "timeout" and len(pair[0]) < 10_000 and pair not in self._cache:
-                self._cache[pair] = outcome
-                self._cache_bytes += _size(pair)
-        while self._cache_bytes > CACHE_BYTES:
-            self._cache_bytes -= _size(self._cache.popitem(last=False)[0])
+    def _ask_workers(self, pairs: list[tuple[str | None, str]]) -> dict[tuple[str | None, str], str]:
+        return dict(zip(pairs, self.pool.run(pairs), strict=True)) if pairs else {}
 
-
-def _size(pair: tuple[str, str]) -> int:
-    """Bytes of an entry in the cache; 300 are the dictionary's and the tuple's."""
-    return sum(map(sys.getsizeof, pair)) + 300
+    def _remember(self, outcomes: dict[tuple[str, str], str]) -> None:
+        """Timeouts are not kept: the machine may have been busy. What is too long to be read is not either."""
+        self._cache |= {
+            pair: outcome for pair, outcome in outcomes.items() if outcome != "timeout" and len(pair[0]) <= MAX_CHARS
+        }
+        for oldest in list(itertools.islice(self._cache, max(0, len(self._cache) - CACHE_SIZE))):
+            del self._cache[oldest]
 
 
 def _best(outcomes: list[str]) -> str:

@@ -1,5 +1,5 @@
-"""Is an answer mathematically the ground truth? `judge(answer, truth)` says, and nothing else needs to be called.
+"""Is an answer mathematically the ground truth?
 
-From the outside in: judge.py, compare.py (shapes), shape.py, leaf.py and numbers.py (no sympy), grammar.py and
-algebra.py (sympy). workers.py asks `judge` in processes that can be killed.
+plain.py decides what needs no algebra: the same text, or two numbers. For the rest workers.py asks compare.py (shapes
+and words) and algebra.py (sympy), in processes that can be killed. text.py, leaf.py, shape.py and grammar.py read.
 """

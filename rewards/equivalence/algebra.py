@@ -5,17 +5,14 @@ Two expressions are equal when their difference is *proved* zero, not when it is
 
 from __future__ import annotations
 
-import re
 from fractions import Fraction
 
 import sympy
 from sympy.polys.polyerrors import BasePolynomialError
 
-from rewards.equivalence.compare import Algebra
 from rewards.equivalence.grammar import expression
-from rewards.equivalence.leaf import same_leaf, split_unit, strip_bare_unit, strip_leading_text
+from rewards.equivalence.plain import Unreadable
 from rewards.equivalence.shape import Node, assignment
-from rewards.equivalence.text import NotModelled, Unreadable, squeeze
 
 
 def equal(first: sympy.Basic, second: sympy.Basic) -> bool:
@@ -72,85 +69,40 @@ def _algebraic(expr: sympy.Expr) -> sympy.Expr:
     return sympy.S.Zero if sympy.minimal_polynomial(expr, x) == x else sympy.S.One
 
 
-class Exact(Algebra):
-    """Algebra with sympy. `unreadable` tells afterwards why the answer could not be read, if so."""
+def between(lower: Fraction, text: str, upper: Fraction) -> bool:
+    """Whether a constant lies in a closed interval."""
+    try:
+        value = expression(text)
+    except Unreadable:
+        return False
+    return bool(value.is_number and value.is_real and sympy.Rational(lower) <= value <= sympy.Rational(upper))
 
-    def __init__(self) -> None:
-        self.unreadable: str | None = None
 
-    def _answer(self, text: str) -> sympy.Basic | None:
-        try:
-            return expression(text)
-        except Unreadable as error:
-            self.unreadable = str(error)
-            return None
+def same_equations(truth: Node, answer: Node) -> bool:
+    """Whether two equations, inequalities or chains of them say the same."""
+    if truth.text == answer.text:
+        return True
+    if "\\in" in truth.marks + answer.marks:
+        return same_points(truth, answer)
+    try:
+        expected, given = _sides(truth), _sides(answer)
+    except Unreadable:
+        return False
+    if len(expected) == len(given) and all(map(_same_relation, expected, given)):
+        return True
+    return not {"=", "\\ne"} & set(truth.marks + answer.marks) and same_points(truth, answer)
 
-    def leaf(self, truth: str, answer: str) -> bool:
-        decided = same_leaf(truth, answer)
-        if decided is not None:
-            return decided
-        (truth, truth_unit), (answer, unit) = split_unit(truth), split_unit(answer)
-        answer = strip_leading_text(answer)
-        given = self._answer(answer)
-        try:
-            expected = expression(truth)
-        except NotModelled:
-            return squeeze(truth) == squeeze(answer)
-        except Unreadable:
-            return False
-        if given is not None and equal(expected, given):
-            return True
-        if given is not None and (truth_unit == "%") != (unit == "%"):
-            scaled = expected / 100 if truth_unit == "%" else expected * 100
-            if equal(scaled, given):
-                return True
-        bare = strip_bare_unit(answer)
-        if bare == answer or re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", truth)):
-            return False
-        self.unreadable = None
-        given = self._answer(bare)
-        return given is not None and equal(expected, given)
 
-    def between(self, lower: Fraction, text: str, upper: Fraction) -> bool:
-        value = self._answer(text)
-        if value is None or not value.is_number or not value.is_real:
-            return False
-        return bool(sympy.Rational(lower) <= value) and bool(value <= sympy.Rational(upper))
-
-    def relation(self, truth: Node, answer: Node) -> bool:
-        if truth.text == answer.text:
-            return True
-        if "\\in" in truth.marks + answer.marks:
-            return self.point_set(truth, answer)
-        expected, given = _sides(truth), self._sides(answer)
-        if expected is None or given is None:
-            return False
-        if len(expected) == len(given) == 1 and _same_relation(expected[0], given[0]):
-            return True
-        if len(expected) == len(given) and all(map(_same_relation, expected, given)):
-            return True
-        return not {"=", "\\ne"} & set(truth.marks + answer.marks) and self.point_set(truth, answer)
-
-    def _sides(self, node: Node) -> list[tuple[sympy.Expr, str]] | None:
-        try:
-            return _sides(node)
-        except Unreadable as error:
-            self.unreadable = str(error)
-            return None
-
-    def point_set(self, truth: Node, answer: Node) -> bool:
-        try:
-            given, unknown = point_set(answer), _unknowns(answer)
-        except Unreadable as error:
-            self.unreadable = str(error)
-            return False
-        try:
-            expected, asked = point_set(truth), _unknowns(truth)
-        except Unreadable:
-            return False
-        if len(unknown) > 1 or (unknown and asked and unknown != asked):
-            return False
-        return expected == given or expected.symmetric_difference(given) == sympy.S.EmptySet
+def same_points(truth: Node, answer: Node) -> bool:
+    """Whether two intervals, unions or inequalities in one unknown describe the same set of real numbers."""
+    try:
+        expected, given = point_set(truth), point_set(answer)
+        asked, unknown = _unknowns(truth), _unknowns(answer)
+    except Unreadable:
+        return False
+    if len(unknown) > 1 or (unknown and asked and unknown != asked):
+        return False
+    return expected == given or expected.symmetric_difference(given) == sympy.S.EmptySet
 
 
 _TURNED = {">": "<", "\\ge": "\\le", "<": "<", "\\le": "\\le", "=": "=", "\\ne": "\\ne"}

@@ -17,8 +17,8 @@ from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy
 from latex2sympy2_extended.math_normalization import NormalizationConfig, normalize_latex
 from sympy.core.function import AppliedUndef
 
-from rewards.equivalence.numbers import numeral
-from rewards.equivalence.text import NotModelled, Unreadable
+from rewards.equivalence.leaf import numeral
+from rewards.equivalence.plain import Unreadable
 
 MAX_DIGITS = 20_000
 """Decimal digits that a number written in an answer may have when it is worked out."""
@@ -58,6 +58,10 @@ _TIDY = [
         (r"\\[dt]binom", r"\\binom"),
     ]
 ]
+
+
+class NotModelled(Unreadable):
+    """Readable, but the algebra has no model of it and would drop a part. Such leaves are compared as text."""
 
 
 class _Exact(_Latex2Sympy):

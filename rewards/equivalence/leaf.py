@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from rewards.equivalence.numbers import number, numeral
+from rewards.equivalence.plain import number
 
 _POWER_SIGN = r"(?:\^(?:\{([0-9])\}|([0-9])))?"
 _TEXT_UNIT = re.compile(rf"(.*[^/\\])((?:(?:/|\\cdot)?\\text\{{[^{{}}]*\}}{_POWER_SIGN})+)", re.DOTALL)
@@ -131,3 +131,20 @@ def _same_numeral(
     if expected is None or value is None or (truth and answer_base != base):
         return False
     return expected == value
+
+
+_BASE = re.compile(r"(?:\\text\{)?\(?([0-9A-Z]+)\)?\}?_(?:\{(?:\\text\{)?([0-9]{1,2})\}?\}|([0-9]{1,2}))")
+
+
+def numeral(text: str) -> tuple[int, int] | None:
+    """Value and base of a numeral with its base as subscript (52_8, FF_{16}); None for a symbol with an index (a_1)."""
+    match = _BASE.fullmatch(text)
+    if not match or (match[1].isalpha() and len(match[1]) == 1):
+        return None
+    base = int(match[2] or match[3])
+    if not 2 <= base <= 36:
+        return None
+    try:
+        return int(match[1], base), base
+    except ValueError:
+        return None

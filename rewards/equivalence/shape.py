@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rewards.equivalence.leaf import word
-from rewards.equivalence.numbers import number
-from rewards.equivalence.text import Unreadable, closing, unwrap
+from rewards.equivalence.plain import Unreadable, number
+from rewards.equivalence.text import closing, unwrap
 
 Kind = Literal["leaf", "list", "set", "tuple", "union", "matrix", "relation"]
 MAX_PARTS = 64

@@ -1,39 +1,13 @@
-"""Answers as text: limits before anything is parsed, and one spelling for what TeX spells in many ways."""
+"""Answers as text: one spelling for what TeX spells in many ways."""
 
 from __future__ import annotations
 
 import re
 
-MAX_CHARS = 1000
-MAX_DEPTH = 40
-"""Limits of what is parsed at all: length, and nesting of brackets."""
-
-
-class Unreadable(ValueError):
-    """The text is not an answer this package can read; the message says why."""
-
-
-class NotModelled(Unreadable):
-    """Readable, but the algebra has no model of it and would drop a part. Such leaves are compared as text."""
-
 
 def squeeze(text: str) -> str:
     """What is compared where only text can be: no white space, and no braces that TeX does not need."""
     return re.sub(r"\{(\w)\}", r"\1", re.sub(r"\s", "", text))
-
-
-def check_limits(text: str) -> None:
-    """Raises Unreadable for what no parser should be asked to read."""
-    if len(text) > MAX_CHARS:
-        raise Unreadable(f"{len(text)} characters, the limit is {MAX_CHARS}")
-    depth = 0
-    for char in text:
-        if char in "{([":
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise Unreadable(f"brackets nested deeper than {MAX_DEPTH}")
-        elif char in "})]":
-            depth -= 1
 
 
 _CHARACTERS = str.maketrans(

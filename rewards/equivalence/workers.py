@@ -1,48 +1,35 @@
-"""Worker processes that can be killed: a hang inside C code costs one answer and not the run.
+"""Worker processes that can be killed: an answer that keeps sympy busy costs one answer and not the run.
 
-No SIGALRM, no threads: `run` waits on sockets with a clock, so it works from any thread and any process.
+The trainer starts one server, which imports sympy once and forks workers for each batch of answers. A worker takes the
+next answer's number from a pipe that all share. A timer ends it when the answer takes too long: the signal has no
+handler, so the kernel ends the process in the middle of C code too. The server then forks another worker. The trainer
+itself has no clock, no signal and no thread for this, and `run` works from any thread and after a fork.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import mmap
 import os
+import resource
 import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from multiprocessing.connection import wait
 from pathlib import Path
 
-START_UP_S = 120.0
-"""Seconds until the first worker must have imported sympy; slow disks and busy machines included."""
-ATTEMPTS = 2
-"""A worker killed from outside (by the system when memory is short) costs no answer: it is asked once more."""
+Pair = tuple[str | None, str]
+"""An answer and its ground truth; for an answer None the question is why the ground truth cannot be graded"""
 
-
-@dataclass(slots=True, eq=False)
-class _Worker:
-    connection: socket.socket
-    pid: int = 0
-    """0 until the child has reported"""
-    job: int | None = None
-    deadline: float = 0.0
-    received: bytes = b""
-
-
-@dataclass(slots=True)
-class _Run:
-    """One call of `run`: what is still to do."""
-
-    waiting: deque[int]
-    outcomes: list[str | None]
-    attempts: dict[int, int] = field(default_factory=dict)
+BATCH = 1000
+"""Answers handed to the server at once; their numbers fit into a pipe"""
+MAX_OUTCOME = 500
+"""Characters: a line that fits into a pipe is written whole or not at all"""
+WARM_UP = ((r"\sqrt{5+2\sqrt6}", r"\sqrt2+\sqrt3"), (r"\sin^2 x+\cos^2 x", "1"), (r"-1 \le x < 1", "[-1,1)"))
+"""Make sympy import what it uses, once for all workers"""
 
 
 class WorkerPool:
@@ -56,157 +43,136 @@ class WorkerPool:
             )
         self.size, self.timeout_s, self.memory_limit_mb = workers, timeout_s, memory_limit_mb
         self._lock = threading.Lock()
-        self._process: subprocess.Popen | None = None
+        self._server: subprocess.Popen | None = None
         self._owner = 0
-        self._ready = False
-        self._workers: list[_Worker] = []
 
-    @property
-    def pids(self) -> list[int]:
-        """Process ids of the workers that have reported."""
-        return [worker.pid for worker in self._workers if worker.pid]
-
-    def run(self, pairs: Sequence[tuple[str | None, str]]) -> list[str]:
+    def run(self, pairs: Sequence[Pair]) -> list[str]:
         """The outcome of each (answer, ground truth), in order; "timeout" past the limit of time or memory.
 
         For an answer None, why the ground truth cannot be graded ("" where it can).
         """
-        if not pairs:
-            return []
+        batches = [pairs[start : start + BATCH] for start in range(0, len(pairs), BATCH)]
         with self._lock:
-            run = _Run(deque(range(len(pairs))), [None] * len(pairs))
             try:
-                while run.waiting or any(worker.job is not None for worker in self._workers):
-                    self._start_if_needed(run)
-                    self._hand_out(run, pairs)
-                    self._collect(run)
-                    self._kill_late(run)
+                return [outcome for batch in batches for outcome in self._ask(batch)]
             except BaseException:  # Ctrl-C in the middle: the next run must not read this run's outcomes
                 self._stop()
                 raise
-            return ["timeout" if outcome is None else outcome for outcome in run.outcomes]
 
     def close(self) -> None:
         """Ends all workers; the pool starts again when used again."""
         with self._lock:
             self._stop()
 
-    def _start_if_needed(self, run: _Run) -> None:
-        if self._process is not None and self._owner == os.getpid() and self._process.poll() is None:
-            return
-        if self._process is not None and self._owner == os.getpid() and not self._ready:
-            raise RuntimeError(
-                f"the reward workers could not start (exit code {self._process.returncode}); "
-                "run `python -c 'import rewards.equivalence.algebra'` to see why"
-            )
-        for worker in self._workers:
-            self._give_back(worker, run)
-        self._stop()
-        pairs = [socket.socketpair() for _ in range(self.size)]
-        package = str(Path(__file__).resolve().parent.parent.parent)
-        path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-        numbers = [str(theirs.fileno()) for _, theirs in pairs]
-        self._process = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",  # neither the working directory nor a user's own modules in it
-                "-m",
-                "rewards.equivalence.worker",
-                str(self.timeout_s),
-                str(self.memory_limit_mb),
-                *numbers,
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-            pass_fds=[theirs.fileno() for _, theirs in pairs],
-            start_new_session=True,  # Ctrl-C reaches the trainer alone, which then closes the workers
-        )
-        for _, theirs in pairs:
-            theirs.close()
-        self._owner, self._ready = os.getpid(), False
-        self._workers = [_Worker(ours, deadline=time.monotonic() + START_UP_S) for ours, _ in pairs]
-
-    def _hand_out(self, run: _Run, pairs: Sequence[tuple[str | None, str]]) -> None:
-        for worker in self._workers:
-            if not run.waiting:
-                return
-            if worker.pid and worker.job is None:
-                job = run.waiting.popleft()
-                answer, truth = pairs[job]
-                message = json.dumps({"id": job, "answer": answer, "truth": truth}).encode() + b"\n"
-                worker.job, worker.deadline = job, time.monotonic() + self.timeout_s
-                run.attempts[job] = run.attempts.get(job, 0) + 1
-                with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # noticed by _start_if_needed
-                    worker.connection.sendall(message)
-
-    def _collect(self, run: _Run) -> None:
-        """Waits for news, at most until the next deadline."""
-        now = time.monotonic()
-        deadlines = [worker.deadline for worker in self._workers if worker.job is not None or not worker.pid]
-        patience = min(max(0.0, min(deadlines, default=now) - now), 0.5)
-        readable = wait([worker.connection for worker in self._workers], patience)
-        for worker in self._workers:
-            if worker.connection in readable:
-                self._read(worker, run)
-
-    def _read(self, worker: _Worker, run: _Run) -> None:
-        try:
-            data = worker.connection.recv(65536)
-        except ConnectionResetError:
-            data = b""
-        if not data:  # the forking process is gone, and this child too
-            self._give_back(worker, run)
-            worker.pid, worker.deadline = 0, time.monotonic() + START_UP_S
-            time.sleep(0.01)
-            return
-        *lines, worker.received = (worker.received + data).split(b"\n")
-        for line in filter(None, lines):
-            try:
+    def _ask(self, batch: Sequence[Pair]) -> list[str]:
+        """A server that was killed from outside is started anew and asked once more."""
+        for _ in range(2):
+            server = self._started()
+            outcomes = ["timeout"] * len(batch)
+            with contextlib.suppress(BrokenPipeError):
+                server.stdin.write(json.dumps(batch).encode() + b"\n")
+                server.stdin.flush()
+            for line in server.stdout:
                 message = json.loads(line)
-            except ValueError:  # the half-written line of a killed child
-                continue
-            if "ready" in message:
-                self._give_back(worker, run)
-                worker.pid, self._ready = message["ready"], True
-            elif message["id"] == worker.job:
-                run.outcomes[worker.job], worker.job = message["outcome"], None
-                if message.get("leaving"):
-                    worker.pid, worker.deadline = 0, time.monotonic() + START_UP_S
+                if message is None:  # the end of the batch
+                    return outcomes
+                outcomes[message[0]] = message[1]
+            self._stop()
+        raise RuntimeError(
+            f"the reward workers ended (exit code {server.returncode}); "
+            "run `python -c 'import rewards.equivalence.algebra'` to see why"
+        )
 
-    def _kill_late(self, run: _Run) -> None:
-        now = time.monotonic()
-        for worker in self._workers:
-            if worker.job is not None and now > worker.deadline:
-                run.outcomes[worker.job], worker.job = "timeout", None
-                self._kill(worker)
-            elif not worker.pid and now > worker.deadline and self._process is not None:
-                self._stop()
-                raise RuntimeError(f"the reward workers did not start within {START_UP_S:g} s")
-
-    def _kill(self, worker: _Worker) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(worker.pid, signal.SIGKILL)
-        worker.pid, worker.deadline = 0, time.monotonic() + START_UP_S
-
-    def _give_back(self, worker: _Worker, run: _Run) -> None:
-        """The worker died of something else than our kill: its answer is asked again, ATTEMPTS times in all."""
-        job, worker.job = worker.job, None
-        if job is None:
-            return
-        if run.attempts[job] < ATTEMPTS:
-            run.waiting.appendleft(job)
-        else:
-            run.outcomes[job] = "timeout"
+    def _started(self) -> subprocess.Popen:
+        if self._server is None or self._owner != os.getpid():
+            package = str(Path(__file__).resolve().parent.parent.parent)
+            limits = f"{self.size}, {self.timeout_s}, {self.memory_limit_mb}"
+            # -P: neither the working directory nor a user's own modules in it
+            command = [sys.executable, "-P", "-c", f"from rewards.equivalence.workers import serve; serve({limits})"]
+            path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+            self._server = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+                start_new_session=True,  # Ctrl-C reaches the trainer alone, which then closes the workers
+            )
+            self._owner = os.getpid()
+        return self._server
 
     def _stop(self) -> None:
-        ours = self._owner == os.getpid()
-        for worker in self._workers:
-            worker.connection.close()
-        if self._process is not None and ours:
-            self._process.kill()  # first, or it would replace the workers
-            self._process.wait()
-            for pid in self.pids:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-        self._process, self._workers = None, []
+        if self._server is not None and self._owner == os.getpid():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._server.pid, signal.SIGKILL)  # the server and its workers
+            self._server.wait()
+            self._server.stdout.close()
+            with contextlib.suppress(BrokenPipeError):
+                self._server.stdin.close()
+        self._server = None
+
+
+def serve(workers: int, timeout_s: float, memory_limit_mb: int) -> None:
+    """The server: one line of JSON for each batch in; a line [number, outcome] for each answer and a last null out."""
+    from rewards.equivalence.compare import judge
+
+    results = os.dup(1)
+    os.dup2(2, 1)  # what a library prints is no outcome
+    for ending in (signal.SIGALRM, signal.SIGPIPE):  # past the time limit, and where no trainer is left to answer to
+        signal.signal(ending, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    warm_up = list(WARM_UP)
+    judge(*warm_up.pop())
+    for line in sys.stdin:
+        batch = json.loads(line)
+        _grade(batch, min(workers, len(batch)), results, timeout_s, memory_limit_mb)
+        os.write(results, b"null\n")
+        while warm_up:  # the trainer need not wait for these
+            judge(*warm_up.pop())
+
+
+def _grade(batch: list[Pair], workers: int, results: int, timeout_s: float, memory_limit_mb: int) -> None:
+    """Writes the outcome of each pair. A worker that ends before its time is replaced."""
+    from rewards.equivalence.compare import judge, why_ungradable
+
+    current = memoryview(mmap.mmap(-1, 4 * workers)).cast("i")  # shared: the number that each worker is at, or -1
+    numbers, write = os.pipe()
+    os.write(write, b"".join(number.to_bytes(4, "little") for number in range(len(batch))))
+    os.close(write)
+
+    def work(slot: int, first: Sequence[int]) -> None:
+        with contextlib.suppress(ValueError, OSError):  # macOS has no address-space limit
+            resource.setrlimit(resource.RLIMIT_AS, (memory_limit_mb * 2**20,) * 2)
+        taken = iter(lambda: os.read(numbers, 4), b"")
+        for number in itertools.chain(first, (int.from_bytes(four, "little") for four in taken)):
+            current[slot] = number
+            answer, truth = batch[number]
+            signal.setitimer(signal.ITIMER_REAL, timeout_s)
+            outcome = why_ungradable(truth) if answer is None else judge(answer, truth)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            os.write(results, json.dumps([number, outcome[:MAX_OUTCOME]]).encode() + b"\n")
+
+    def fork(slot: int, *first: int) -> int:
+        current[slot] = -1
+        pid = os.fork()
+        if pid == 0:
+            try:
+                work(slot, first)
+                os._exit(0)
+            finally:
+                os._exit(1)  # a MemoryError: the next answer gets a worker with all the memory there is
+        return pid
+
+    slots = {fork(slot): slot for slot in range(workers)}
+    asked_again = {-1}
+    while slots:
+        pid, status = os.wait()
+        slot = slots.pop(pid)
+        number, killed_by = current[slot], os.WIFSIGNALED(status) and os.WTERMSIG(status)
+        if killed_by == signal.SIGPIPE:
+            sys.exit()
+        if killed_by and killed_by != signal.SIGALRM and number not in asked_again:  # short of memory, say
+            asked_again.add(number)
+            slots[fork(slot, number)] = slot
+        elif status != 0:
+            slots[fork(slot)] = slot
+    os.close(numbers)

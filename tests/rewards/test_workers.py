@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -23,9 +23,9 @@ HARD = (r"\frac{\sqrt{8}}{2}", r"\sqrt{2}")  # equal, and only algebra can tell
 HANG = (r"\int_0^\infty \int_0^\infty \frac{\sin(x^{y^x})}{\ln(x+e^y)} dx dy", r"\sqrt{2}")  # far over 25 s
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def pool():
-    pool = WorkerPool(workers=2, timeout_s=20)
+    pool = WorkerPool(workers=2, timeout_s=600)
     yield pool
     pool.close()
 
@@ -36,6 +36,22 @@ def gone(pids: list[int]) -> bool:
     while any(psutil.pid_exists(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.05)
     return not any(psutil.pid_exists(pid) for pid in pids)
+
+
+def busy_worker(pool: WorkerPool) -> int:
+    """The id of a worker that has computed for a while; waits until there is one."""
+    while True:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for worker in psutil.Process(pool._server.pid).children() if pool._server else ():
+                if worker.status() != psutil.STATUS_ZOMBIE and worker.cpu_times().user > 0.3:
+                    return worker.pid
+        time.sleep(0.05)
+
+
+def in_a_thread(function, *arguments) -> threading.Thread:
+    thread = threading.Thread(target=function, args=arguments, daemon=True)
+    thread.start()
+    return thread
 
 
 def box(text: str) -> str:
@@ -72,23 +88,16 @@ HOSTILE = {
 }
 
 
-@pytest.fixture(scope="module")
-def reward():
-    reward = MultiSignalMathReward(workers=1, timeout_s=2)
-    reward(box(HARD[0]), HARD[1])
-    yield reward
+def test_hostile_text_gives_signals_and_the_workers_go_on():
+    reward = MultiSignalMathReward(workers=2, timeout_s=2)
+    for name, score in zip(HOSTILE, reward.score_batch(list(HOSTILE.values()), [HARD[1]] * len(HOSTILE)), strict=True):
+        assert set(score.signals.values()) <= {0.0, 1.0}, name
+        assert score.verify == 0.0, name
+    assert reward(box(HARD[0]), HARD[1]).verify == 1.0
     reward.close()
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_text_gives_signals_and_the_workers_go_on(reward, name):
-    score = reward(HOSTILE[name], r"\sqrt{2}")
-    assert set(score.signals.values()) <= {0.0, 1.0}
-    assert score.verify == 0.0
-    assert reward(box(HARD[0]), HARD[1]).verify == 1.0
-
-
-def test_model_text_never_runs(tmp_path, reward):
+def test_model_text_never_runs(tmp_path, pool):
     """Each of these would leave the canary file behind if anything evaluated it as Python."""
     canary = tmp_path / "canary"
     attacks = [
@@ -101,64 +110,47 @@ def test_model_text_never_runs(tmp_path, reward):
         f"[open('{canary}','w') for x in (1,)]",
         f"1 + len(open('{canary}','w').name)",
     ]
-    for attack in attacks:
-        reward(box(attack), r"\sqrt{2}")
-        reward(box("5"), attack)
+    pool.run([(attack, HARD[1]) for attack in attacks] + [("5", attack) for attack in attacks])
     assert not canary.exists()
 
 
 def test_a_hang_costs_one_answer():
     pool = WorkerPool(workers=1, timeout_s=1)
-    assert pool.run([HARD]) == ["correct"]
-    before = pool.pids
     assert pool.run([HARD, HANG, HARD]) == ["correct", "timeout", "correct"]
-    assert pool.pids != before, "the worker that hung was replaced"
     pool.close()
+
+
+def test_more_answers_than_one_batch(pool, monkeypatch):
+    monkeypatch.setattr("rewards.equivalence.workers.BATCH", 2)
+    assert pool.run([HARD, ("1+x", "x+2"), ("x", "x"), HARD, ("", "y")]) == [
+        "correct", "wrong", "correct", "correct", "no_answer",
+    ]  # fmt: skip
+    assert pool.run([]) == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="address-space limits are Linux's")
-def test_memory_is_limited_and_the_worker_replaced():
-    """The limit is set; then it is drawn tight, and expanding a power of a sum runs into it long before the clock."""
-    pool = WorkerPool(workers=1, timeout_s=100, memory_limit_mb=128)
-    pool.run([HARD])
-    (before,) = pool.pids
-    assert resource.prlimit(before, resource.RLIMIT_AS)[0] == 128 * 2**20
-    tight = psutil.Process(before).memory_info().vms + 4 * 2**20
-    resource.prlimit(before, resource.RLIMIT_AS, (tight, tight))
-    started = time.monotonic()
+def test_memory_is_limited():
+    """Expanding a power of a sum needs gigabytes, and hours of the clock."""
+    pool = WorkerPool(workers=1, timeout_s=3600, memory_limit_mb=110)
     power = "(a+b+c+d+x+y+z)^{60}"
     assert pool.run([(rf"{power}(\sin^2 x+\cos^2 x)", power), HARD]) == ["timeout", "correct"]
-    assert time.monotonic() - started < pool.timeout_s
-    assert pool.pids != [before]
-    assert not psutil.pid_exists(before)
     pool.close()
 
 
-def test_a_worker_killed_from_outside_costs_nothing(pool):
-    assert pool.run([HARD]) == ["correct"]
-    for pid in pool.pids:
-        os.kill(pid, signal.SIGKILL)
-    assert pool.run([HARD] * 4) == ["correct"] * 4
+def test_a_worker_killed_from_outside_is_replaced_and_its_answer_asked_once_more(pool):
+    outcomes = []
+    run = in_a_thread(lambda: outcomes.extend(pool.run([HANG, HARD])))
+    for _ in range(2):  # in 600 s nothing else ends these
+        victim = busy_worker(pool)
+        os.kill(victim, signal.SIGKILL)
+        assert gone([victim])
+    run.join()
+    assert outcomes == ["timeout", "correct"]
 
 
-def test_killed_while_it_works():
-    pool = WorkerPool(workers=1, timeout_s=3)
+def test_even_the_server_may_die(pool):
     pool.run([HARD])
-    victim = pool.pids[0]
-    killer = threading.Timer(0.5, os.kill, (victim, signal.SIGKILL))
-    killer.start()
-    started = time.monotonic()
-    assert pool.run([HANG, HARD]) == ["timeout", "correct"]
-    assert time.monotonic() - started > 3, "the interrupted answer was asked again"
-    pool.close()
-
-
-def test_even_the_forking_process_may_die(pool):
-    pool.run([HARD])
-    pool._process.kill()
-    pool._process.wait()
-    for pid in pool.pids:
-        os.kill(pid, signal.SIGKILL)
+    pool._server.kill()
     assert pool.run([HARD] * 3) == ["correct"] * 3
 
 
@@ -168,73 +160,49 @@ def test_any_thread(pool):
     def work(index: int) -> None:
         results[index] = pool.run([HARD, (r"\sqrt{3}", r"\sqrt{2}")])
 
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
+    for thread in [in_a_thread(work, index) for index in range(4)]:
         thread.join()
     assert results == [["correct", "wrong"]] * 4
 
 
 def test_a_forked_process_starts_its_own_workers(pool):
     pool.run([HARD])
-    parent_pids = pool.pids
+    server = pool._server.pid
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
         try:
             outcome = pool.run([HARD])
-            os.write(write, json.dumps([outcome, pool.pids]).encode())
+            os.write(write, json.dumps([outcome, pool._server.pid]).encode())
             pool.close()
         finally:
             os._exit(0)
     os.close(write)
     with os.fdopen(read) as stream:
-        outcome, pids = json.loads(stream.read())
+        outcome, other = json.loads(stream.read())
     os.waitpid(child, 0)
     assert outcome == ["correct"]
-    assert not set(pids) & set(parent_pids)
-    assert pool.run([HARD]) == ["correct"], "and the parent's still serve"
-    assert set(parent_pids) <= set(pool.pids)
+    assert other != server
+    assert pool.run([HARD]) == ["correct"]
+    assert pool._server.pid == server, "the parent's still serves"
 
 
-def test_from_a_subprocess_no_torch_and_nothing_left_behind():
+def test_no_torch_and_nothing_left_behind():
+    """The trainer ends without closing anything while one worker is in an endless integral."""
     code = f"""
-import sys, time, psutil
+import os, sys, threading, time, psutil
 from rewards import make_reward
-reward = make_reward("multi_signal", timeout_s=20)
+reward = make_reward("multi_signal", timeout_s=3)
+pool = reward.verifier.pool
 assert reward(r"\\boxed{{12.80}}", "12.8").verify == 1.0
-assert not reward.verifier.pool.pids, "the fast path needs no worker"
-assert "sympy" not in sys.modules
-assert reward(r"\\boxed{{{HARD[0]}}}", r"{HARD[1]}").verify == 1.0
-assert not {{"torch", "sympy", "math_verify", "transformers"}} & set(sys.modules)
-maps = open(f"/proc/{{reward.verifier.pool.pids[0]}}/maps").read() if sys.platform == "linux" else ""
-assert "torch" not in maps
-print(reward.verifier.pool._process.pid, *reward.verifier.pool.pids)
-sys.stdout.flush()
-import os; os._exit(0)  # no close: as if the run were killed
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, timeout=100, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert gone([int(pid) for pid in done.stdout.split()])
-
-
-@pytest.mark.parametrize("working", [False, True], ids=["after a kill", "while one computes"])
-def test_workers_end_with_a_trainer_that_closes_nothing(working):
-    """Just after a worker was killed and forked anew, or while one is in an endless integral (its CPU time ends)."""
-    code = f"""
-import os, threading, time
-from rewards.equivalence.workers import WorkerPool
-pool = WorkerPool(workers=1, timeout_s=1)
+assert pool._server is None, "a number needs no worker"
 pool.run([{HARD!r}])
-pids = [pool._process.pid, *pool.pids]
-run = threading.Thread(target=pool.run, args=([{HANG!r}],), daemon=True)
-run.start()
-while pool._workers[0].job is None if {working} else run.is_alive():
+assert not {{"torch", "sympy", "math_verify", "transformers"}} & set(sys.modules)
+assert sys.platform != "linux" or "torch" not in open(f"/proc/{{pool._server.pid}}/maps").read()
+threading.Thread(target=pool.run, args=([{HANG!r}],), daemon=True).start()
+while not (workers := psutil.Process(pool._server.pid).children()):
     time.sleep(0.01)
-print(*pids, flush=True)
+print(pool._server.pid, *[worker.pid for worker in workers], flush=True)
 os._exit(0)
 """
     done = subprocess.run(
@@ -244,17 +212,18 @@ os._exit(0)
     assert gone([int(pid) for pid in done.stdout.split()])
 
 
-def test_an_interrupted_run_leaks_nothing_into_the_next(pool, monkeypatch):
+def test_ctrl_c_ends_the_workers_and_leaks_nothing_into_the_next_run(pool):
     pool.run([HARD])
-    original = WorkerPool._collect
+    pids = [pool._server.pid]
 
-    def interrupt(self, run):
-        raise KeyboardInterrupt
+    def interrupt() -> None:
+        pids.append(busy_worker(pool))
+        os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(WorkerPool, "_collect", interrupt)
+    in_a_thread(interrupt)
     with pytest.raises(KeyboardInterrupt):
-        pool.run([(r"\sqrt{3}", r"\sqrt{2}")])
-    monkeypatch.setattr(WorkerPool, "_collect", original)
+        pool.run([HANG])
+    assert gone(pids)
     assert pool.run([HARD]) == ["correct"]
 
 
@@ -264,15 +233,20 @@ def test_impossible_limits_are_refused(bad):
         WorkerPool(**bad)
 
 
-def test_self_test_refuses_a_verifier_that_is_broken(monkeypatch):
-    reward = MultiSignalMathReward(timeout_s=20)
+def test_self_test_refuses_a_verifier_that_is_broken(monkeypatch, pool):
+    reward = MultiSignalMathReward()
+    reward.verifier.pool = pool
     self_test(reward)
     for broken in ("correct", "wrong", "timeout"):
-        monkeypatch.setattr(reward.verifier.pool, "run", lambda pairs, said=broken: [said] * len(pairs))
+        monkeypatch.setattr(pool, "run", lambda pairs, said=broken: [said] * len(pairs))
         with pytest.raises(ValueError, match="self-test"):
             self_test(reward)
-    monkeypatch.undo()
-    reward.close()
+
+
+def test_a_server_that_cannot_start_says_how_to_see_why(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(RuntimeError, match=r"exit code 1.*import rewards.equivalence.algebra"):
+        WorkerPool().run([HARD])
 
 
 def test_the_working_directory_is_no_place_for_modules(tmp_path, monkeypatch):
@@ -287,26 +261,9 @@ def test_the_working_directory_is_no_place_for_modules(tmp_path, monkeypatch):
     assert not (tmp_path / "imported").exists()
 
 
-def test_above_1024_descriptors(pool):
-    """select() knows descriptors up to 1,023 only."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard < 2000:
-        pytest.skip("this machine allows fewer than 2,000 descriptors")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2000), hard))
-    taken = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
-    try:
-        assert pool.run([HARD]) == ["correct"]
-        assert min(worker.connection.fileno() for worker in pool._workers) > 1023
-    finally:
-        for descriptor in taken:
-            os.close(descriptor)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def test_timeouts_are_not_remembered():
-    verifier = Verifier(timeout_s=0.5)
-    assert verifier.check(*HANG) == "timeout"
-    verifier.cache_hit_rate()
-    assert verifier.check(*HANG) == "timeout"
+def test_timeouts_are_not_remembered(monkeypatch):
+    verifier = Verifier()
+    monkeypatch.setattr(verifier.pool, "run", lambda pairs: ["timeout"] * len(pairs))
+    for _ in range(2):
+        assert verifier.check(*HARD) == "timeout"
     assert verifier.cache_hit_rate() == 0.0
-    verifier.close()
