@@ -21,49 +21,41 @@ _CHARACTERS = str.maketrans(
     }
 )  # fmt: skip
 
+_COMMANDS = {
+    "dfrac": r"\frac", "tfrac": r"\frac", "cfrac": r"\frac", "leq": r"\le", "leqslant": r"\le", "geq": r"\ge",
+    "geqslant": r"\ge", "neq": r"\ne", "lt": "<", "gt": ">", "lbrace": r"\{", "rbrace": r"\}", "lbrack": "[",
+    "rbrack": "]", "varnothing": r"\emptyset", "degree": r"\degree ",
+} | dict.fromkeys(
+    ["displaystyle", "textstyle", "limits", "nolimits", "hfill", "quad", "qquad", "thinspace"], " "
+)  # fmt: skip
+"""Commands with another spelling, and commands that only set type"""
 _ORDINAL = "(?:st|nd|rd|th)"
 _REWRITES = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
         (r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\s*\.?(?=[\s()\[\]|\\.]|$)", ""),
-        (r"\\(?:displaystyle|textstyle|limits|nolimits|hfill|quad|qquad|thinspace)(?![A-Za-z])", " "),
+        (r"\\([A-Za-z]+)", lambda match: _COMMANDS.get(match[1], match[0])),
         (r"\\!\s*", ""),
+        (r"\\(?:[mh]box|text(?:rm|bf|it|normal|sf|tt)|math(?:rm|bf|it|sf)|rm|bf)\s*\{", r"\\text{"),
         (r"(?<=[0-9])(?:\\[,;:]|\\ |~|\{,\})(?=[0-9]{3}(?![0-9]))", ""),  # thousands: 10\,080 and 10{,}080
         (  # 19,000 J, but not 1,200 and 3
-            r"(?<![0-9,.])[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?(?=\s*(?:\\(?:text|mbox|mathrm)\{|[A-Za-z]))"
-            r"(?!\s*(?:\\(?:text|mbox|mathrm)\{,?\s*)?(?:and|or)\b)",
+            r"(?<![0-9,.])[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?(?=\s*(?:\\text\{|[A-Za-z]))"
+            r"(?!\s*(?:\\text\{,?\s*)?(?:and|or)\b)",
             lambda match: match[0].replace(",", ""),
         ),
         (r"(?<!\\)\\[,;: ]|~", " "),
-        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
-        (
-            r"\\(?:mbox|hbox|textrm|textbf|textit|textnormal|textsf|texttt|mathrm|mathbf|mathit|mathsf|rm|bf)\s*\{",
-            r"\\text{",
-        ),
-        (r"\\lt(?![A-Za-z])", "<"),
-        (r"\\gt(?![A-Za-z])", ">"),
         (r"\^\s*(?:\\prime(?![A-Za-z])|\{\s*\\prime\s*\})", "'"),
         (
             rf"(?<=[0-9])(?:\^\{{(?:\\text\{{{_ORDINAL}\}}|{_ORDINAL})\}}|\^?\\text\{{ ?{_ORDINAL} ?\}}|{_ORDINAL}\b)",
             "",
         ),
-        (r"\\(?:leq|leqslant)(?![A-Za-z])", r"\\le"),
-        (r"\\(?:geq|geqslant)(?![A-Za-z])", r"\\ge"),
-        (r"\\neq(?![A-Za-z])", r"\\ne"),
-        (r"\\lbrace(?![A-Za-z])", r"\\{"),
-        (r"\\rbrace(?![A-Za-z])", r"\\}"),
-        (r"\\(?:lbrack)(?![A-Za-z])", "["),
-        (r"\\(?:rbrack)(?![A-Za-z])", "]"),
-        (r"\\varnothing(?![A-Za-z])", r"\\emptyset"),
-        (r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree(?![A-Za-z])|\\text\{\s*degrees?\s*\}", r"\\degree "),
-        (r"\\text\{\s*(?:percent|per cent)\s*\}|(?<=[0-9])\s*percent\b", r"\\%"),
-        (r"(?<!\\)%", r"\\%"),
+        (r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\text\{\s*degrees?\s*\}", r"\\degree "),
+        (r"\\text\{\s*(?:percent|per cent)\s*\}|(?<=[0-9])\s*percent\b|(?<!\\)%", r"\\%"),
         (r"(?<![A-Za-z\\0-9.])([0-9]+\.?[0-9]*|\.[0-9]+)[eE]([+-]?[0-9]{1,9})(?![0-9A-Za-z.])", r"\1\\times10^{\2}"),
         (r"(?<=[0-9])\s*(?:[xX*]|\\times|\\cdot)\s*10\s*(?:\^|\*\*)\s*", r"\\times10^"),
         (r"\^\s*([+-]\s*[0-9]+)", r"^{\1}"),
         (r"\*\*", "^"),
-        (r"\\text\{\s*\}", " "),
-        (r"[ \t\r\n\f\v]+", " "),
+        (r"\\text\{\s*\}|\s+", " "),
         (r" ?([-+*/=<>|()\[\]{}^_&]) ?", r"\1"),
         (r" +([,;])", r"\1"),
         (r"\\text\{([ie])\}", r"\1"),
