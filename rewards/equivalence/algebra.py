@@ -147,7 +147,9 @@ def point_set(node: Node) -> sympy.Set:
     if node.kind == "relation":
         if named := assignment(node):
             value = named[1]
-            return point_set(value) if value.kind != "leaf" or "\\in" in node.marks else _equation_set(value)
+            if value.kind == "leaf" and "\\in" not in node.marks:
+                return sympy.FiniteSet(expression(value.text))
+            return point_set(value)
         return _inequality_set(node)
     if node.kind == "leaf" and isinstance(parsed := expression(node.text), sympy.Set):
         return parsed
@@ -160,10 +162,6 @@ def _unknowns(node: Node) -> set[sympy.Symbol]:
         leaves = [part for part in node.parts if part.kind == "leaf"]
         return set().union(*(expression(part.text).free_symbols for part in leaves))
     return set().union(*map(_unknowns, node.parts))
-
-
-def _equation_set(value: Node) -> sympy.Set:
-    return sympy.FiniteSet(expression(value.text))
 
 
 _OPERATORS = {"<": sympy.Lt, "\\le": sympy.Le, "\\ne": sympy.Ne, "=": sympy.Eq}

@@ -215,7 +215,7 @@ def _same_relation(truth: Node, answer: Node) -> bool:
             or (truth.marks == turned and _in_order(truth.parts, answer.parts[::-1]))
             or same_equations(truth, answer)
         )
-    return answer.kind in ("tuple", "union", "list") and same_points(truth, answer)
+    return answer.kind in ("tuple", "union", "list", "set") and same_points(truth, answer)
 
 
 def _in_order(truth: Sequence[Node], answer: Sequence[Node]) -> bool:

@@ -31,7 +31,7 @@ _GREEK = (
 )
 _FUNCTION = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi"
 _MODELLED = re.compile(
-    rf"{_GREEK}|\\(?:{_FUNCTION}|lg|frac|cdot|times|div|infty|binom|[lr]floor|[lr]ceil|[lr]?vert|max|min|gcd|sum|int|lim|"
+    rf"{_GREEK}|\\(?:{_FUNCTION}|frac|cdot|times|div|infty|binom|[lr]floor|[lr]ceil|[lr]?vert|max|min|gcd|sum|int|lim|"
     r"to|mathbb|emptyset|cup|cap|setminus|text)"
 )
 _SCRIPT = r"_(?:\{(?:[^{}]|\{[^{}]*\})*\}|\\[A-Za-z]+|\w)"
@@ -47,15 +47,16 @@ _TIDY = [
     for pattern, replacement in [
         (r"\bnp\.", ""),
         (r"(?<=[0-9])\.(?![0-9.])", ""),
-        (
-            r"(?<![\\A-Za-z])(sqrt|arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|pi)(?![A-Za-z])",
-            r"\\\1",
-        ),
+        (rf"(?<![\\A-Za-z])({_FUNCTION})(?![A-Za-z])", r"\\\1"),
         (rf"\\operatorname\{{\\({_FUNCTION})\}}", r"\\\1"),
         (r"\\sqrt(\[[^\[\]]*\])? ?(\w)", r"\\sqrt\1{\2}"),
         (r"\\text\{(.?)\}", r"\1"),
         (r"\\[dt]?binom ?([0-9]) ?([0-9])", r"\\binom{\1}{\2}"),
         (r"\\[dt]binom", r"\\binom"),
+        (r"(?:^|\{)([^{}]*)\\over(?![A-Za-z])([^{}]*)(?:$|\})", r"\\frac{\1}{\2}"),
+        (r"(?:^|\{)([^{}]*)\\choose(?![A-Za-z])([^{}]*)(?:$|\})", r"\\binom{\1}{\2}"),
+        (r"\\lg(?![A-Za-z])", r"\\log_{10}"),
+        (r"([0-9.]+)\\degree", r"\\frac{\1\\pi}{180}"),  # in \sin 30^\circ; elsewhere it is a unit
     ]
 ]
 

@@ -6,7 +6,7 @@ import re
 
 _POWER = r"\^(?:\{[0-9]\}|[0-9])"
 _TEXT_UNIT = re.compile(rf"(.*[^/\\])((?:(?:/|\\cdot)?\\text\{{[^{{}}]*\}}(?:{_POWER})?)+)", re.DOTALL)
-_DEGREE = re.compile(r"(.+)\\degree ?(?:[CF]|\\text\{[CF]\})?", re.DOTALL)
+_DEGREE = re.compile(r"((?:(?!\\(?:sin|cos|tan|cot|sec|csc)).)+)\\degree ?(?:[CF]|\\text\{[CF]\})?", re.DOTALL)
 _BARE_UNIT = re.compile(
     r"(.*[0-9}\s]) ?(?:(?:square|cubic|sq|cu) )?"
     r"(?:(?:kilo|centi|milli)?met(?:er|re)s?|km|cm|mm|m|inch(?:es)?|in|feet|foot|ft|yards?|miles?|units?|kg|g|grams?|"

@@ -32,22 +32,9 @@ def test_every_labelled_pair(verifier):
     assert not wrong
 
 
-@pytest.mark.parametrize("row", PAIRS[::25], ids=lambda row: f"{row['answer']} / {row['truth']}")
-def test_in_process_says_the_same(row):
-    assert verify(row["answer"], row["truth"]) == row["equal"]
-
-
-@pytest.fixture(scope="module")
-def math500(data_dir):
-    path = data_dir / "eval" / "math500" / "test.jsonl"
-    if not path.is_file():
-        pytest.skip("no MATH-500 in the data folder")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def test_math500_truths_can_be_graded(math500):
-    truths = [row["answer"] for row in math500]
-    assert check_ground_truths(truths, timeout_s=20) == [None] * len(truths)
+def test_in_process_says_the_same():
+    for row in PAIRS[::40]:
+        assert verify(row["answer"], row["truth"]) == row["equal"], row
 
 
 def test_a_truth_nobody_can_grade_has_a_reason_and_ends_nothing():
@@ -71,23 +58,18 @@ def test_no_mutation_of_a_truth_is_right(data_dir, verifier):
     assert [pair for pair, outcome in zip(mutants, outcomes, strict=True) if outcome in ("correct", "timeout")] == []
 
 
-def test_math500_truths_equal_themselves_and_the_box_of_their_solution(math500, verifier):
-    for pairs in (
-        [(row["answer"] + " ", row["answer"]) for row in math500],
-        [(f"${row['answer']}$.", row["answer"]) for row in math500],
-        [(last_box(row["solution"]), row["answer"]) for row in math500],
-    ):
-        outcomes = verifier.check_batch(pairs)
-        assert [pair for pair, outcome in zip(pairs, outcomes, strict=True) if outcome != "correct"] == []
-
-
-def test_math500_truths_differ_from_their_neighbours(math500, verifier):
-    truths = [row["answer"] for row in math500]
-    neighbours = truths[1:] + truths[:1]
-    same_number = {("x=5", "5"), ("5", "x=5")}  # equal by convention
-    pairs = [(a, b) for a, b in zip(neighbours, truths, strict=True) if a != b and (a, b) not in same_number]
-    outcomes = verifier.check_batch(pairs)
-    assert [pair for pair, outcome in zip(pairs, outcomes, strict=True) if outcome == "correct"] == []
+def test_math500_truths_are_graded_and_equal_the_box_of_their_solution_only(data_dir, verifier):
+    """Every tenth row; `python -m benchmarks.grading truths` reads all."""
+    path = data_dir / "eval" / "math500" / "test.jsonl"
+    if not path.is_file():
+        pytest.skip("no MATH-500 in the data folder")
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()][::10]
+    truths = [row["answer"] for row in rows]
+    assert check_ground_truths(truths, timeout_s=20) == [None] * len(truths)
+    right = [(answer, row["answer"]) for row in rows for answer in (f"${row['answer']}$.", last_box(row["solution"]))]
+    neighbours = [(a, b) for a, b in zip(truths[1:] + truths[:1], truths, strict=True) if a != b]
+    assert set(verifier.check_batch(right)) == {"correct"}
+    assert not {"correct", "timeout"} & set(verifier.check_batch(neighbours))
 
 
 @pytest.mark.parametrize("name", ["pi1_r128", "pi2_r128", "pi13_r128", "pi1209_r128"])
@@ -95,7 +77,7 @@ def test_the_examples_of_the_paper_can_be_graded(name, data_dir):
     parquet = pytest.importorskip("pyarrow.parquet")
     rows = parquet.read_table(data_dir / f"{name}.parquet").to_pylist()
     truths = [row["reward_model"]["ground_truth"] for row in rows]
-    assert check_ground_truths(truths, timeout_s=20) == [None] * len(truths)
+    assert check_ground_truths(truths) == [None] * len(truths)
 
 
 rationals = st.fractions(max_denominator=10**6).filter(lambda value: abs(value) < 10**12)
@@ -126,7 +108,7 @@ def test_notations_of_one_number_agree(mantissa, exponent):
     assert not verify(f"{mantissa}1e-{exponent}", f"{mantissa}e-{exponent}") or mantissa == 0
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(st.integers(-50, 50), st.integers(-50, 50), st.integers(2, 30))
 def test_surds_need_a_proof(a, b, root):
     """(a + b sqrt r)^2 expands to a^2 + b^2 r + 2ab sqrt r; one more is another number."""
