@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 from rewards.score import SIGNALS, UNVERIFIED, Reward, Score
@@ -45,7 +46,7 @@ class RandomReward(MultiSignalMathReward):
         toss = hashlib.sha256(f"{self.seed} {self.tossed} ".encode() + text.encode("utf-8", "surrogatepass")).digest()
         self.tossed += 1
         coin = float(toss[0] & 1 and (not self.needs_box or one_box(text)))
-        return Score(coin, {"random": coin, **score.signals}, score.answer, score.verdict, score.outcome)
+        return replace(score, total=coin, signals={"random": coin, **score.signals})
 
     def state_dict(self) -> dict[str, Any]:
         return {"seed": self.seed, "tossed": self.tossed}

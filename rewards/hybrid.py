@@ -7,14 +7,14 @@ by the smallest and largest score of a warm-up. With a = b = 0.5: right answers 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rewards.score import Reward, Score
-from rewards.signals import AnswerFrom, Layout, check_answer_from, read
-from rewards.verifier import Verifier
+from rewards.score import Score
+from rewards.signals import MultiSignalMathReward
 
 DEFAULT_MODEL = "nvidia/AceMath-7B-RM"
 
@@ -80,7 +80,7 @@ class RewardModel:
         return scores
 
 
-class HybridReward(Reward):
+class HybridReward(MultiSignalMathReward):
     """Verifier and reward model. The scale is set by `warm_up`, or by the first `warmup` completions, and then stays.
 
     Without `warm_up` a batch is scaled by what has been seen up to and including itself. Scores outside the
@@ -99,7 +99,6 @@ class HybridReward(Reward):
         offload: bool = False,
         batch_size: int = 8,
         max_tokens: int = 4096,
-        answer_from: AnswerFrom = "box",
         **verifier_options: Any,
     ) -> None:
         if not (a >= 0 and b >= 0 and eps > 0 and a + b <= 1 and warmup > 0):
@@ -107,12 +106,11 @@ class HybridReward(Reward):
                 f"hybrid reward: a={a}, b={b}, eps={eps}, warmup={warmup}: need a, b >= 0 with a + b <= 1 "
                 "(or a wrong answer could outrank a right one), eps > 0 and warmup > 0"
             )
+        super().__init__(0.0, 0.0, 0.0, **verifier_options)
         self.weights = {"hybrid": 1.0, "verify": 0.0, "model": 0.0}
         self.a, self.b, self.eps, self.warmup = a, b, eps, warmup
         self.name = model
         self.seen, self.min, self.max = 0, float("inf"), float("-inf")
-        self.answer_from = check_answer_from(answer_from)
-        self.verifier = Verifier(**verifier_options)
         self.model = RewardModel(model, device, offload, batch_size, max_tokens)
 
     def score_batch(
@@ -121,12 +119,10 @@ class HybridReward(Reward):
         """Scores in order; ValueError without questions, because a reward model judges an answer to a question."""
         if questions is None:
             raise ValueError("hybrid reward: pass the questions to score_batch, one for each completion")
-        layouts = [read(text, self.answer_from) for text in completions]
-        pairs = [(layout.answer, truth) for layout, truth in zip(layouts, ground_truths, strict=True)]
-        outcomes = self.verifier.check_batch(pairs)
+        scores = super().score_batch(completions, ground_truths)
         opinions = self.model.score(questions, completions)
         self._calibrate(opinions)
-        return [self._score(*row) for row in zip(layouts, outcomes, opinions, strict=True)]
+        return [self._score(*row) for row in zip(scores, opinions, strict=True)]
 
     @property
     def warmup_left(self) -> int:
@@ -143,12 +139,11 @@ class HybridReward(Reward):
             self.min, self.max = min(self.min, opinion), max(self.max, opinion)
         self.seen += len(opinions)
 
-    def _score(self, layout: Layout, outcome: str, opinion: float) -> Score:
+    def _score(self, score: Score, opinion: float) -> Score:
         s = min(max((opinion - self.min) / (self.max - self.min + self.eps), 0.0), 1.0)
-        correct = outcome == "correct"
-        total = (1 - self.b) + 2 * self.b * s if correct else -self.a + 2 * self.a * s
-        signals = {"hybrid": total, "verify": float(correct), "model": s}
-        return Score(total, signals, layout.answer, layout.verdict, outcome)
+        total = (1 - self.b) + 2 * self.b * s if score.verify else -self.a + 2 * self.a * s
+        signals = {"hybrid": total, "verify": score.verify, "model": s}
+        return replace(score, total=total, signals=signals)
 
     def state_dict(self) -> dict[str, Any]:
         return {"model": self.name, "seen": self.seen, "min": self.min, "max": self.max}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 OUTCOMES = ("correct", "wrong", "no_answer", "unparsed", "timeout")
@@ -140,13 +141,13 @@ def summarize(groups: Sequence[Sequence[Score]]) -> dict[str, float]:
         raise ValueError("no scores to summarise")
     totals = [[score.total for score in group] for group in groups if group]
     metrics = {
-        "reward/mean": _mean(score.total for score in scores),
+        "reward/mean": fmean(score.total for score in scores),
         "reward/std": _std([score.total for score in scores]),
-        "reward/group_std": _mean(map(_std, totals)),
+        "reward/group_std": fmean(map(_std, totals)),
     }
     for name in scores[0].signals:
-        metrics[f"signal/{name}"] = _mean(score.signals[name] for score in scores)
-        metrics[f"signal/{name}_group_std"] = _mean(
+        metrics[f"signal/{name}"] = fmean(score.signals[name] for score in scores)
+        metrics[f"signal/{name}_group_std"] = fmean(
             _std([score.signals[name] for score in group]) for group in groups if group
         )
     outcomes = Counter(score.outcome for score in scores)
@@ -170,13 +171,8 @@ def _verdicts(scores: Sequence[Score]) -> dict[str, float]:
     return {name: count / len(scores) for name, count in shares.items()} | {"verdict/larger_share": larger}
 
 
-def _mean(values: Iterable[float]) -> float:
-    items = list(values)
-    return math.fsum(items) / len(items) if items else 0.0
-
-
 def _std(values: Sequence[float]) -> float:
     if len(values) < 2 or max(values) == min(values):
         return 0.0
-    mean = _mean(values)
+    mean = fmean(values)
     return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))

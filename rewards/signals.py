@@ -234,5 +234,5 @@ class MultiSignalMathReward(Reward):
         correct = outcome == "correct"
         true_verdict = outcome != "no_answer" and layout.verdict == ("correct" if correct else "wrong")
         signals = {"verify": float(correct), "format": float(layout.format), "reflect": float(true_verdict)}
-        total = sum(self.weights[name] * signals[name] for name in SIGNALS)
+        total = sum(self.weights.get(name, 0.0) * value for name, value in signals.items())
         return Score(total, signals, layout.answer, layout.verdict, outcome)

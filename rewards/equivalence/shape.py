@@ -1,7 +1,7 @@
 r"""The shape of an answer: lists, tuples, intervals, sets, unions, matrices, equations; mathematics stays in leaves.
 
 Splitting at brackets and commas is done here and not by the LaTeX grammar, because there `(5,2)` is an empty interval
-and the order of a list is lost. `rewards.compare` then goes leaf by leaf.
+and the order of a list is lost. compare.py then goes leaf by leaf.
 """
 
 from __future__ import annotations
@@ -67,12 +67,10 @@ def parse(text: str, as_list: bool = False) -> Node:
     pieces, marks = _split_list(text, as_list)
     if marks:
         return _list(text, pieces, marks)
-    pieces, marks = split(text, _RELATION)
-    if marks:
-        return Node("relation", text, tuple(parse(piece) for piece in pieces), tuple(marks))
-    pieces, marks = split(text, _UNION)
-    if marks:
-        return Node("union", text, tuple(parse(piece) for piece in pieces))
+    for kind, separator in (("relation", _RELATION), ("union", _UNION)):
+        pieces, marks = split(text, separator)
+        if marks:
+            return Node(kind, text, tuple(map(parse, pieces)), tuple(marks))
     return _enclosed(text) or _signs(text)
 
 
@@ -91,17 +89,20 @@ def _list(text: str, pieces: list[str], marks: list[str]) -> Node:
     named = [part.kind == "relation" for part in parts]
     if named[0] and not any(named[1:]) and (name_and_value := assignment(parts[0])):
         parts[0] = name_and_value[1]
-    flat = [inner for part in parts for inner in (part.parts if part.kind == "list" else (part,))]
-    return Node("list", text, tuple(flat), tuple(marks))
+    return Node("list", text, _flat(parts), tuple(marks))
+
+
+def _flat(parts: Sequence[Node]) -> tuple[Node, ...]:
+    return tuple(inner for part in parts for inner in (part.parts if part.kind == "list" else (part,)))
 
 
 def _enclosed(text: str) -> Node | None:
     r"""Matrices, and what stands in (), [], (], [) or \{\} from end to end."""
     if match := _MATRIX.fullmatch(text):
         factor = {"": "", "-": "-"}.get(match[1], f"({match[1]})")
-        cells = [[f"{factor}({cell})" if factor else cell for cell in split(row, _CELL)[0]] for row in _rows(match[3])]
-        rows = [Node("list", " ".join(row), tuple(map(parse, row))) for row in cells]
-        return Node("matrix", text, tuple(rows))
+        rows = [split(row, _CELL)[0] for row in split(match[3], _ROW)[0] if row]
+        cells = [[f"{factor}({cell})" if factor else cell for cell in row] for row in rows]
+        return Node("matrix", text, tuple(Node("list", " ".join(row), tuple(map(parse, row))) for row in cells))
     start = 1 if text.startswith("\\{") else 0
     if not text or text[start : start + 1] not in ("{", "(", "[") or closing(text, start) != len(text) - 1:
         return None
@@ -113,16 +114,14 @@ def _enclosed(text: str) -> Node | None:
     if not inside.strip():
         return None
     pieces, marks = _split_list(inside, as_list=", " not in inside)
-    if not marks:
-        inner = parse(inside)
-        if start or inner.kind == "list":
-            return Node("set" if start else "list", text, inner.parts if inner.kind == "list" else (inner,))
-        return inner if inner.kind == "leaf" and text[0] + text[-1] in ("()", "[]") else None
-    parts = [parse(piece) for piece in pieces]
+    parts = [parse(piece) for piece in (pieces if marks else [inside])]
     if start:
-        flat = [inner for part in parts for inner in (part.parts if part.kind == "list" else (part,))]
-        return Node("set", text, tuple(flat))
-    return Node("tuple", text, tuple(parts), (text[0], text[-1]))
+        return Node("set", text, _flat(parts))
+    if marks:
+        return Node("tuple", text, tuple(parts), (text[0], text[-1]))
+    if parts[0].kind == "list":
+        return Node("list", text, parts[0].parts)
+    return parts[0] if parts[0].kind == "leaf" and text[0] + text[-1] in ("()", "[]") else None
 
 
 def _condition(inside: str) -> Node | None:
@@ -133,11 +132,6 @@ def _condition(inside: str) -> Node | None:
     node = parse(match[1].strip())
     every = node.kind == "list" and "or" not in " ".join(node.marks)
     return Node("list", node.text, node.parts, ("and",)) if every else node
-
-
-def _rows(body: str) -> list[str]:
-    rows, _ = split(body, _ROW)
-    return [row for row in rows if row]
 
 
 def _signs(text: str) -> Node:
