@@ -138,7 +138,7 @@ def pairs(args: argparse.Namespace) -> None:
 def truths(args: argparse.Namespace) -> None:
     print("pool           truths unreadable   respelled right   mutations   right by mistake   time-outs")
     exceptions, every = [], [0, 0, 0]
-    with closing(Verifier(args.workers, timeout_s=10)) as verifier:
+    with closing(Verifier(args.workers, timeout_s=30)) as verifier:
         for name, answers in pools(args.data_dir):
             reasons = verifier.why_ungradable(answers)
             exceptions += [f"{name}: {reason}" for reason in reasons if reason]
