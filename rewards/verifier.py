@@ -119,10 +119,6 @@ class Verifier:
         self._cache: dict[tuple[str, str], str] = {}
         self._asked = self._known = 0
 
-    def check(self, answer: str | None, ground_truth: Any) -> str:
-        """One outcome; see `check_batch`."""
-        return self.check_batch([(answer, ground_truth)])[0]
-
     def check_batch(self, pairs: Sequence[tuple[str | None, Any]]) -> list[str]:
         """An outcome of `rewards.OUTCOMES` for each (answer, ground truth); an answer None is "no_answer"."""
         wanted = [[(answer, text) for text in alternatives(truth)] if answer else [] for answer, truth in pairs]

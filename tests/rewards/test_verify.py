@@ -178,7 +178,7 @@ def test_the_cache_knows_repeated_answers():
     verifier = Verifier()
     verifier.check_batch([("77", "78")] * 9 + [("79", "78")])
     assert verifier.cache_hit_rate() == 0.8  # two of ten were new
-    verifier.check("77", "78")
+    verifier.check_batch([("77", "78")])
     assert verifier.cache_hit_rate() == 1.0
     assert verifier.cache_hit_rate() == 0.0  # nothing asked since
 

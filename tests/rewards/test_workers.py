@@ -265,5 +265,5 @@ def test_timeouts_are_not_remembered(monkeypatch):
     verifier = Verifier()
     monkeypatch.setattr(verifier.pool, "run", lambda pairs: ["timeout"] * len(pairs))
     for _ in range(2):
-        assert verifier.check(*HARD) == "timeout"
+        assert verifier.check_batch([HARD]) == ["timeout"]
     assert verifier.cache_hit_rate() == 0.0
