@@ -122,7 +122,7 @@ class HybridReward(MultiSignalMathReward):
         scores = super().score_batch(completions, ground_truths)
         opinions = self.model.score(questions, completions)
         self._calibrate(opinions)
-        return [self._score(*row) for row in zip(scores, opinions, strict=True)]
+        return [self._weighed(*row) for row in zip(scores, opinions, strict=True)]
 
     @property
     def warmup_left(self) -> int:
@@ -139,7 +139,7 @@ class HybridReward(MultiSignalMathReward):
             self.min, self.max = min(self.min, opinion), max(self.max, opinion)
         self.seen += len(opinions)
 
-    def _score(self, score: Score, opinion: float) -> Score:
+    def _weighed(self, score: Score, opinion: float) -> Score:
         s = min(max((opinion - self.min) / (self.max - self.min + self.eps), 0.0), 1.0)
         total = (1 - self.b) + 2 * self.b * s if score.verify else -self.a + 2 * self.a * s
         signals = {"hybrid": total, "verify": score.verify, "model": s}
