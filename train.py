@@ -32,8 +32,8 @@ from grpo.packing import samples
 from grpo.plan.check import check, plan_run
 from grpo.plan.text import planned_and_measured
 from grpo.policy import load_policy
-from grpo.problems import draw, training_problems
-from grpo.rollout import Sampling, decode, load_reward, make_engine, request_seed, rollout, score, warm_up
+from grpo.problems import training_problems
+from grpo.rollout import Sampling, decode, draw, load_reward, make_engine, request_seed, rollout, score, warm_up
 from grpo.run.checkpoint import TrainingState
 from grpo.run.files import read_rows
 from grpo.run.resume import is_finished, settle
@@ -54,17 +54,8 @@ def train(config: Config, resumed: Path | None = None) -> Run:
         say(policy.attention_note)
     problems, run.bad_rows = training_problems(config, policy.tokenizer)
     held_out = HeldOut(config, policy, run.clock)
-    learner = Learner(
-        policy,
-        config.learner,
-        temperature=config.rollout.temperature,
-        max_new_tokens=config.rollout.max_new_tokens,
-        mismatch_limit=config.rollout.mismatch_limit,
-        steps=config.steps,
-        say=say,
-        before_step=hold_interruptions,  # until the step is on record, an interruption waits
-        save_bad_batch=run.save_bad_batch,
-    )
+    # Once the weights change, an interruption waits until the step is on record.
+    learner = Learner(policy, config, say, before_step=hold_interruptions, save_bad_batch=run.save_bad_batch)
     sampling, clock = Sampling(config.rollout.max_new_tokens, config.rollout.temperature), run.clock
 
     with (

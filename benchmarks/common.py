@@ -23,13 +23,13 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 
 from data.tiny_base import make_tokenizer
 from grpo.advantage import compute_advantages
-from grpo.config import Config
+from grpo.config import Config, changed
 from grpo.learner import Learner
 from grpo.packing import samples
 from grpo.plan.duration import causal_pairs, training_flops
 from grpo.policy import Policy, compute_dtype
-from grpo.problems import draw, read_problems
-from grpo.rollout import Sampling, decode, make_engine, rollout, score
+from grpo.problems import read_problems
+from grpo.rollout import Sampling, decode, draw, make_engine, rollout, score
 from grpo.run.terminal import Clock
 from grpo.types import Sample
 from rewards import make_reward
@@ -103,14 +103,8 @@ def make_samples(lengths: list[int], group: int, prompt_tokens: int, vocabulary:
 
 
 def make_learner(policy: Policy, config: Config) -> Learner:
-    return Learner(
-        policy,
-        config.learner,
-        temperature=config.rollout.temperature,
-        max_new_tokens=config.rollout.max_new_tokens,
-        mismatch_limit=1e9,  # made-up completions were not sampled from this model
-        steps=config.steps,
-    )
+    # Made-up completions were not sampled from this model.
+    return Learner(policy, changed(config, {"rollout.mismatch_limit": 1e9}))
 
 
 def packed_work(learner: Learner, groups: list[list[Sample]]) -> tuple[int, int]:

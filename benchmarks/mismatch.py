@@ -113,7 +113,8 @@ def gap(policy: Policy, prompt: tuple[int, ...], completions: list[Completion], 
 
 def lora_rounding(model: str, updates: list[int]) -> dict[str, str]:
     options = {"model": model, "policy.dtype": "float32", "policy.gradient_checkpointing": "false"}
-    config = build("l4", options | {"learner.token_budget": 4096})
+    options |= {"rollout.temperature": 1.0, "rollout.mismatch_limit": 1.0, "learner.token_budget": 4096}
+    config = build("l4", options)
     policy = load_policy(config, torch.device("cpu"))
     with torch.no_grad():
         for weight in policy.network.parameters():
@@ -127,7 +128,7 @@ def lora_rounding(model: str, updates: list[int]) -> dict[str, str]:
         for r, group in zip(requests, engine.generate(requests, Sampling(24)), strict=True)
     ]
     (batch,) = pack([s for group in samples for s in group], [1.0] * 4 * len(samples), 10**9)
-    learner = Learner(policy, config.learner, temperature=1.0, max_new_tokens=24, mismatch_limit=1.0, steps=500)
+    learner = Learner(policy, config)
     roundings = {
         "none": lambda exact, _: exact,
         "to nearest": lambda exact, _: exact.bfloat16().float(),

@@ -69,8 +69,9 @@ def ours(case: Case, model: str, token_budget: int, logit_chunk: int) -> None:
     torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = parse(
-        {"model": model, "steps": 1000},
         {
+            "model": model,
+            "steps": 1000,
             "policy.gradient_checkpointing": case.ragged and device.type == "cuda",
             "rollout.engine": "torch",
             "rollout.problems": case.problems,
@@ -78,7 +79,7 @@ def ours(case: Case, model: str, token_budget: int, logit_chunk: int) -> None:
             "rollout.max_new_tokens": case.tokens,
             "learner.token_budget": token_budget,
             "learner.logit_chunk": logit_chunk,
-        },
+        }
     )
     policy = load_policy(config, device)
     if case.ragged:

@@ -15,6 +15,8 @@ from grpo.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+FAILURES = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
+"""What a chat template raises that cannot write a prompt"""
 TEMPLATE_S = 5.0
 """Seconds that the chat template may take for a thousand prompts; usual is 0.02"""
 
@@ -44,15 +46,7 @@ def render_all(tokenizer: PreTrainedTokenizerBase, chats: list[list[dict[str, st
 def _rendered(tokenizer: PreTrainedTokenizerBase, chat: list[dict[str, str]]) -> str | ValueError:
     try:
         return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    except (
-        TemplateError,
-        TypeError,
-        ValueError,
-        ArithmeticError,
-        LookupError,
-        AttributeError,
-        RecursionError,
-    ) as error:
+    except FAILURES as error:
         said = (str(error).splitlines() or [type(error).__name__])[0]
         return ValueError(f"the model's chat template cannot write this prompt: {said}")
 

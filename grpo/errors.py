@@ -89,13 +89,8 @@ def printable(text: str) -> str:
     Covers control characters (escape sequences, carriage return), format characters (those that reverse the direction
     of writing), line separators, lone surrogates and private or unassigned code points.
     """
-    return "".join(character if _harmless(character) else _spelled(character) for character in text)
+    return "".join(c if _harmless(c) else c.encode("unicode_escape").decode() for c in text)
 
 
 def _harmless(character: str) -> bool:
     return character in "\n\t" or (unicodedata.category(character)[0] != "C" and character not in "\u2028\u2029")
-
-
-def _spelled(character: str) -> str:
-    code = ord(character)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

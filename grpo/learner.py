@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from grpo.config import Config
 from grpo.errors import NonFiniteLoss, SamplerMismatch, UserError
 from grpo.loss import completion_weights, importance_ratio, kl_k3, policy_loss, token_weights
 from grpo.optim import Optimizer
 from grpo.packing import Batch, pack, sequence_length
 from grpo.policy import Policy
-from grpo.settings import LearnerConfig
 from grpo.types import Sample
 
 LOSSES = ("loss/total", "loss/policy")
@@ -38,33 +38,27 @@ class Learner:
     def __init__(
         self,
         policy: Policy,
-        config: LearnerConfig,
-        *,
-        temperature: float,
-        max_new_tokens: int,
-        mismatch_limit: float,
-        steps: int,
+        config: Config,
         say: Callable[[str], None] = print,
         before_step: Callable[[], None] = lambda: None,
         save_bad_batch: Callable[[dict], None] = lambda batch: None,
     ):
         """What the run wants to know: `say` is told what changes the run's course, `before_step` is called right before
         the weights change, and `save_bad_batch` is handed the samples of every optimiser step that is skipped."""
-        self.policy, self.config = policy, config
-        self.temperature, self.max_new_tokens, self.mismatch_limit = temperature, max_new_tokens, mismatch_limit
+        self.policy, self.config, self.rollout = policy, config.learner, config.rollout
+        self.say, self.before_step, self.save_bad_batch = say, before_step, save_bad_batch
+        self.bad_steps, self.token_budget = 0, self.config.token_budget
         self.optimizer = Optimizer(
             policy.trainable().values(),
-            lr=config.lr,
-            betas=(config.beta1, config.beta2),
-            weight_decay=config.weight_decay,
-            grad_clip=config.grad_clip,
-            warmup=config.warmup,
-            schedule=config.schedule,
-            total_steps=steps * config.minibatches_per_rollout,
-            eight_bit=config.optimizer == "adamw_8bit",
+            lr=self.config.lr,
+            betas=(self.config.beta1, self.config.beta2),
+            weight_decay=self.config.weight_decay,
+            grad_clip=self.config.grad_clip,
+            warmup=self.config.warmup,
+            schedule=self.config.schedule,
+            total_steps=config.steps * self.config.minibatches_per_rollout,
+            eight_bit=self.config.optimizer == "adamw_8bit",
         )
-        self.say, self.before_step, self.save_bad_batch = say, before_step, save_bad_batch
-        self.bad_steps, self.token_budget = 0, config.token_budget
 
     def update(self, groups: Sequence[Sequence[Sample]]) -> dict[str, float]:
         """Learn from one rollout: `minibatches_per_rollout` optimiser steps, each on its own share of the groups.
@@ -116,7 +110,7 @@ class Learner:
     def _loss(self, batch: Batch, old_logprobs: torch.Tensor | None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The micro-batch's part of the loss, and what its metrics are made of, by token or by completion."""
         config = self.config
-        logprobs, entropy = self.policy.logprobs(batch, self.temperature)
+        logprobs, entropy = self.policy.logprobs(batch, self.rollout.temperature)
         old = logprobs.detach() if old_logprobs is None else old_logprobs
         surrogate = policy_loss(logprobs, old, batch.advantages, config.clip_low, config.clip_high)
         if config.sampler_correction:
@@ -124,7 +118,7 @@ class Learner:
         per_token = surrogate
         kl = torch.zeros_like(logprobs)
         if config.kl_coef:
-            kl = kl_k3(logprobs, self.policy.ref_logprobs(batch, self.temperature))
+            kl = kl_k3(logprobs, self.policy.ref_logprobs(batch, self.rollout.temperature))
             per_token = per_token + config.kl_coef * kl
         if config.entropy_coef:
             per_token = per_token - config.entropy_coef * entropy
@@ -153,7 +147,7 @@ class Learner:
         """Weights are shares of the whole optimiser step, also when some of its samples need no pass."""
         config = self.config
         lengths = [len(s.completion_ids) if s.trained else 0 for s in samples]
-        weights = token_weights(lengths, config.aggregation, self.max_new_tokens)
+        weights = token_weights(lengths, config.aggregation, self.rollout.max_new_tokens)
         kept = [i for i, s in enumerate(samples) if lengths[i] and not (config.skip_zero_variance and s.advantage == 0)]
         batches = pack([samples[i] for i in kept], [weights[i] for i in kept], self.token_budget)
         return [batch.to(self.policy.device) for batch in batches]
@@ -164,11 +158,11 @@ class Learner:
         batches = self._micro_batches(samples)
         if not batches:
             return torch.empty(0, device=self.policy.device)
-        logprobs = [self.policy.logprobs(batch, self.temperature, with_entropy=False)[0] for batch in batches]
+        logprobs = [self.policy.logprobs(batch, self.rollout.temperature, with_entropy=False)[0] for batch in batches]
         return torch.cat(logprobs)[torch.cat([batch.slots for batch in batches]).argsort()]
 
     def _check_sampler(self, step: dict[str, float]) -> None:
-        mismatch, limit = step["mismatch/mean"] / max(step["tokens"], 1), self.mismatch_limit
+        mismatch, limit = step["mismatch/mean"] / max(step["tokens"], 1), self.rollout.mismatch_limit
         if not mismatch <= limit:  # a NaN is over every limit
             raise SamplerMismatch(
                 f"mean |sampler logprob - trainer logprob| is {mismatch:.4f}, over rollout.mismatch_limit {limit}: the "

@@ -112,7 +112,7 @@ class Policy:
         """For generating with the policy's own network: eval mode, and LoRA's sums made once."""
         self.network.eval()
         try:
-            with lora.frozen(self.network):
+            with lora.frozen(self.network) if self.lora else contextlib.nullcontext():
                 yield
         finally:
             self.network.train()

@@ -1,4 +1,4 @@
-"""Data sets -> Problems: rendered with the model's chat template, tokenised, checked. Which problems a step draws.
+"""Data sets -> Problems: rendered with the model's chat template, tokenised, checked.
 
 A row that cannot be used is left out and counted, with the reason. Where rows come from is data/rows.py, what they say
 is row.py, how the model sees them is chat.py.
@@ -6,7 +6,6 @@ is row.py, how the model sees them is chat.py.
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 from tqdm import tqdm
 
 import prompts
@@ -168,19 +166,6 @@ def check_share(name: str | Path, good: int, bad: Sequence[BadRow], allowed: flo
         )
     if bad:
         print(f"{printable(line)}; they are left out", file=sys.stderr)
-
-
-def draw(problems: list[Problem], count: int, seed: int, step: int) -> list[Problem]:
-    """The problems of step 1, 2, ...: a function of (seed, step) alone, so a resumed run continues where it stopped.
-
-    Each pass over the data is a new permutation; the rows that do not fill a whole step wait for the next one. Fewer
-    rows than `count` are repeated until they suffice, as if the file held each so often.
-    """
-    repeats = math.ceil(count / len(problems))
-    per_epoch = len(problems) * repeats // count
-    epoch, place = divmod(step - 1, per_epoch)
-    order = np.random.default_rng([seed, epoch]).permutation(len(problems) * repeats)
-    return [problems[i % len(problems)] for i in order[place * count : (place + 1) * count]]
 
 
 # ---- where the rows come from

@@ -17,7 +17,7 @@ from tiny_model import make_tiny_model
 
 from grpo.learner import Learner, NonFiniteLoss, SamplerMismatch
 from grpo.policy import Policy
-from grpo.settings import LearnerConfig, PolicyConfig
+from grpo.settings import Config, LearnerConfig, PolicyConfig, RolloutConfig
 from grpo.types import Sample
 
 PAD, EOS = 0, 1
@@ -101,17 +101,22 @@ def naive_step(policy: Policy, samples: list[Sample], config: LearnerConfig, old
     return loss, {"loss/total": loss.item(), "policy/kl": kl_sum / count, "policy/entropy": entropy_sum / count}
 
 
+def whole(learner: LearnerConfig, mismatch_limit: float = 10.0) -> Config:
+    rollout = RolloutConfig(temperature=TEMPERATURE, max_new_tokens=9, mismatch_limit=mismatch_limit)
+    return Config(steps=4, learner=learner, rollout=rollout)
+
+
 def learn(policy: Policy, groups, **settings) -> dict[str, float]:
     """One update with plain SGD-like bookkeeping left to the learner; returns its metrics."""
     config = LearnerConfig(**({"lr": 1e-3, "weight_decay": 0.0, "grad_clip": 1e9} | settings))
-    learner = Learner(policy, config, temperature=TEMPERATURE, max_new_tokens=9, mismatch_limit=10.0, steps=4)
+    learner = Learner(policy, whole(config))
     return learner.update(groups)
 
 
 def gradients(policy: Policy, groups, **settings) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     """The gradient of one optimiser step, caught before it is used."""
     config = LearnerConfig(**({"lr": 1e-3, "grad_clip": 1e9} | settings))
-    learner = Learner(policy, config, temperature=TEMPERATURE, max_new_tokens=9, mismatch_limit=10.0, steps=4)
+    learner = Learner(policy, whole(config))
     caught = {}
 
     def step():
@@ -301,7 +306,7 @@ def test_dropout_is_off_and_checkpointing_changes_no_number():
 def test_a_sampler_with_other_weights_stops_the_run():
     policy = make_policy()
     groups = make_groups(policy, shift=0.3)
-    learner = Learner(policy, LearnerConfig(), temperature=TEMPERATURE, max_new_tokens=9, mismatch_limit=0.2, steps=1)
+    learner = Learner(policy, whole(LearnerConfig(), mismatch_limit=0.2))
     before = {name: p.detach().clone() for name, p in policy.trainable().items()}
     with pytest.raises(SamplerMismatch, match=r"0\.3000, over rollout.mismatch_limit 0\.2.*temperature"):
         learner.update(groups)
@@ -314,7 +319,7 @@ def test_a_non_finite_step_is_skipped_counted_and_in_the_end_fatal():
     groups = make_groups(policy)
     bad = [[dataclasses.replace(groups[0][0], advantage=float("nan")), *groups[0][1:]], groups[1]]
     config = LearnerConfig(max_bad_steps=2)
-    learner = Learner(policy, config, temperature=TEMPERATURE, max_new_tokens=9, mismatch_limit=10.0, steps=4)
+    learner = Learner(policy, whole(config))
     before = {name: p.detach().clone() for name, p in policy.trainable().items()}
     assert learner.update(bad)["learner/skipped_steps"] == 1
     for name, p in policy.trainable().items():
@@ -351,10 +356,9 @@ def test_only_the_later_minibatches_need_a_pass_for_their_old_logprobs():
             return super()._old_logprobs(samples)
 
     config = LearnerConfig(minibatches_per_rollout=2, lr=0.01)
-    options = {"temperature": TEMPERATURE, "max_new_tokens": 9, "mismatch_limit": 10.0, "steps": 4}
-    Watched(policy, config, **options).update(groups)
+    Watched(policy, whole(config)).update(groups)
     assert asked == [groups[1]]
-    both = Watched(other, config, **options)
+    both = Watched(other, whole(config))
     for samples, old in [(group, both._old_logprobs(group)) for group in groups]:
         both._optimizer_step(samples, old)
     for name, p in policy.trainable().items():
@@ -394,7 +398,7 @@ def test_metrics_do_not_depend_on_the_micro_batches():
 def test_the_optimiser_uses_the_settings_that_are_saved():
     settings = {"lr": 3e-4, "beta1": 0.8, "beta2": 0.95, "weight_decay": 0.02, "grad_clip": 0.5, "warmup": 3}
     config = LearnerConfig(schedule="linear", **settings)
-    learner = Learner(make_policy(), config, temperature=1.0, max_new_tokens=9, mismatch_limit=1.0, steps=5)
+    learner = Learner(make_policy(), whole(config))
     used, group = learner.optimizer, learner.optimizer.adamw.param_groups[0]
     assert (group["lr"], group["betas"], group["weight_decay"]) == (3e-4, (0.8, 0.95), 0.02)
-    assert (used.grad_clip, used.warmup, used.schedule, used.total_steps) == (0.5, 3, "linear", 5)
+    assert (used.grad_clip, used.warmup, used.schedule, used.total_steps) == (0.5, 3, "linear", 4)

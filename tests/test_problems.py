@@ -18,8 +18,8 @@ from grpo import chat
 from grpo.chat import render
 from grpo.config import build
 from grpo.errors import UserError
-from grpo.problems import draw, read_problems, training_problems
-from grpo.rollout import Sampling, request_seed, rollout
+from grpo.problems import read_problems, training_problems
+from grpo.rollout import Sampling, draw, request_seed, rollout
 from grpo.types import Problem
 
 TEMPLATE = (

@@ -1,4 +1,7 @@
-"""A rollout: completions sampled from the policy, and what the reward says of them. The engines stand beside it."""
+"""A rollout: problems drawn, completions sampled from the policy, and what the reward says of them.
+
+The engines stand beside this module.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
 
 from grpo.errors import UserError
 from grpo.packages import installed
@@ -72,6 +77,19 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
+def draw(problems: list[Problem], count: int, seed: int, step: int) -> list[Problem]:
+    """The problems of step 1, 2, ...: a function of (seed, step) alone, so a resumed run continues where it stopped.
+
+    Each pass over the data is a new permutation; the rows that do not fill a whole step wait for the next one. Fewer
+    rows than `count` are repeated until they suffice, as if the file held each so often.
+    """
+    repeats = math.ceil(count / len(problems))
+    per_epoch = len(problems) * repeats // count
+    epoch, place = divmod(step - 1, per_epoch)
+    order = np.random.default_rng([seed, epoch]).permutation(len(problems) * repeats)
+    return [problems[i % len(problems)] for i in order[place * count : (place + 1) * count]]
+
+
 def rollout(
     engine: Engine, problems: Sequence[Problem], n: int, sampling: Sampling, seed: int, step: int
 ) -> list[Group]:
@@ -109,22 +127,13 @@ def score(reward: Reward, groups: Sequence[Group], texts: Sequence[Sequence[str]
 
 def load_reward(config: Config) -> Reward:
     """The reward that `reward.name` asks for, after its self-test. UserError where it cannot work."""
-    c = config.reward
-    hybrid = ("a", "b", "eps", "warmup", "offload")
-    options = {name: getattr(c, f"hybrid_{name}") for name in hybrid} if c.name == "hybrid" else {}
+    options = config.reward.model_dump()
+    weights = [options.pop(name) for name in ("alpha", "beta", "gamma")]
+    hybrid = {name.removeprefix("hybrid_"): options.pop(name) for name in list(options) if name.startswith("hybrid_")}
     try:
-        reward = make_reward(
-            c.name,
-            weights=(c.alpha, c.beta, c.gamma),
-            verifier=c.verifier,
-            seed=config.seed,
-            workers=c.workers,
-            timeout_s=c.timeout_s,
-            random_needs_box=c.random_needs_box,
-            call_limit_s=c.call_limit_s,
-            model=c.model,
-            **options,
-        )
+        if options["name"] == "hybrid":
+            options |= hybrid
+        reward = make_reward(weights=weights, seed=config.seed, **options)
         self_test(reward)
     except ValueError as error:
         raise UserError(str(error)) from error

@@ -9,6 +9,7 @@ token from the cumulative distribution. A completion therefore does not depend o
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -18,7 +19,7 @@ import torch
 from grpo.logprob import addmm
 from grpo.policy import Policy
 from grpo.rollout import Sampling
-from grpo.types import Completion, Request
+from grpo.types import Completion, FinishReason, Request
 
 CACHE_BLOCK = 64
 COMPACT_BELOW = 0.75
@@ -53,7 +54,7 @@ class TorchEngine:
         with self._policy.sampling():
             for start in range(0, len(drafts), self.max_sequences):
                 _write(self._policy, drafts[start : start + self.max_sequences], sampling, progress)
-        return [[draft.completion() for draft in group] for group in groups]
+        return [[Completion(tuple(d.ids), tuple(d.logprobs), d.finish_reason) for d in group] for group in groups]
 
 
 @dataclass(eq=False, slots=True)
@@ -64,31 +65,30 @@ class Draft:
     seed: int
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    stopped: bool = False
-
-    def completion(self) -> Completion:
-        return Completion(tuple(self.ids), tuple(self.logprobs), "stop" if self.stopped else "length")
+    finish_reason: FinishReason | None = None
+    """None: it is still written"""
 
 
 def _write(policy: Policy, drafts: Sequence[Draft], sampling: Sampling, progress: Callable[[int], None] | None) -> None:
     """Fills in all drafts, one token each at a time."""
     stop = () if sampling.ignore_eos else policy.stop_ids
-    context, open_drafts = Context.of_prompts(policy, drafts), len(drafts)
-    for position in range(sampling.max_new_tokens):
+    context, going = Context(policy, [draft.prompt_ids for draft in drafts]), drafts
+    for position in itertools.count():
         u = uniforms(np.array([draft.seed for draft in drafts], dtype=np.uint64), position)
         tokens, logprobs = _pick(policy, context.hidden, u, sampling)
         for draft, token, logprob in zip(drafts, tokens.tolist(), logprobs.tolist(), strict=True):
-            if not draft.stopped:
+            if draft.finish_reason is None:
                 draft.ids.append(token)
                 draft.logprobs.append(logprob)
-                draft.stopped = token in stop
-        going = [row for row, draft in enumerate(drafts) if not draft.stopped]
-        last = not going or position + 1 == sampling.max_new_tokens
+                if token in stop:
+                    draft.finish_reason = "stop"
+                elif len(draft.ids) == sampling.max_new_tokens:
+                    draft.finish_reason = "length"
+        before, going = len(going), [row for row, draft in enumerate(drafts) if draft.finish_reason is None]
         if progress is not None:
-            progress(open_drafts - (0 if last else len(going)))
-        if last:
+            progress(before - len(going))
+        if not going:
             return
-        open_drafts = len(going)
         if len(going) < COMPACT_BELOW * len(drafts):
             drafts, tokens = [drafts[row] for row in going], tokens[going]
             context.select(going)
@@ -96,13 +96,15 @@ def _write(policy: Policy, drafts: Sequence[Draft], sampling: Sampling, progress
 
 
 class Context:
-    """What the network has read so far, one text a row, left-padded to one length."""
+    """What the network has read so far, one text a row, left-padded to one length. Equal prompts are read once."""
 
     hidden: torch.Tensor
     """[B, H] the last token's hidden states"""
 
-    def __init__(self, policy: Policy, texts: Sequence[tuple[int, ...]]):
+    def __init__(self, policy: Policy, prompts: Sequence[tuple[int, ...]]):
         self.policy, device = policy, policy.device
+        row = {text: i for i, text in enumerate(dict.fromkeys(prompts))}
+        texts = list(row)
         longest = max(map(len, texts))
         pad = policy.stop_ids[0] if policy.stop_ids else 0
         ids = torch.tensor([[pad] * (longest - len(text)) + list(text) for text in texts], device=device)
@@ -114,15 +116,7 @@ class Context:
         # A padding token may see itself, or its softmax would be over nothing.
         causal, itself = columns[:, None] >= columns, torch.eye(longest, dtype=torch.bool, device=device)
         self._forward(ids, (columns - padding).clamp(min=0), (causal & self.real[:, None] | itself)[:, None])
-
-    @classmethod
-    def of_prompts(cls, policy: Policy, drafts: Sequence[Draft]) -> Context:
-        """The prompts of all drafts; each distinct one is read once."""
-        prompts = list(dict.fromkeys(draft.prompt_ids for draft in drafts))
-        row = {prompt: i for i, prompt in enumerate(prompts)}
-        context = cls(policy, prompts)
-        context.select([row[draft.prompt_ids] for draft in drafts])
-        return context
+        self.select([row[prompt] for prompt in prompts])
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order; a row may be named more than once."""

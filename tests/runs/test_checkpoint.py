@@ -15,7 +15,7 @@ from grpo.errors import UserError
 from grpo.learner import Learner
 from grpo.policy import Policy
 from grpo.run.checkpoint import MANIFEST, TRAINER, Checkpoints, TrainingState, find_damage
-from grpo.settings import LearnerConfig, PolicyConfig
+from grpo.settings import Config, LearnerConfig, PolicyConfig
 from grpo.types import Problem
 from rewards import make_reward
 
@@ -157,7 +157,7 @@ def trainer(lora_rank: int = 0, dtype: torch.dtype = torch.float32, problems=PRO
     model = make_tiny_model(tied=True, dtype=dtype, vocabulary=200)
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
     policy = Policy(model, tokenizer, PolicyConfig(lora_rank=lora_rank, lora_alpha=8))
-    learner = Learner(policy, LearnerConfig(lr=0.01), temperature=1.0, max_new_tokens=8, mismatch_limit=1, steps=9)
+    learner = Learner(policy, Config(steps=9, learner=LearnerConfig(lr=0.01)))
     return TrainingState(policy, learner, make_reward("random", seed=3), problems)
 
 

@@ -142,7 +142,7 @@ EVIL = "\x1b]0;owned\x07\x1b[2J\rright\x08\x9b31m\u202egnorw\u2028\ud800\x00<scr
 def test_nothing_a_model_writes_steers_the_terminal():
     shown = printable(EVIL)
     assert re.sub(r"[\x20-\x7e]", "", shown) == ""  # only plain characters are left
-    assert "\\x1b[2J\\x0dright" in shown
+    assert "\\x1b[2J\\rright" in shown
     assert "\\u202e" in shown
     assert printable("Größe ≤ 5\n\tπ 数") == "Größe ≤ 5\n\tπ 数"
 
