@@ -310,6 +310,26 @@ def test_a_kernel_that_cannot_compute_here_is_the_exact_loop(folder: Path):
     assert attention.kernel("cuda", torch.float32, "varlen") == "sdpa"
 
 
+def test_what_the_flash_kernels_are_handed_is_the_same_attention(folder: Path, monkeypatch):
+    """Runs, gathered keys and their limits, worked off one by one; the kernel's name goes through checkpointing too."""
+
+    def one_by_one(q, k, v, limits, scaling):
+        queries, keys = (torch.diff(limit).tolist() for limit in limits[:2])
+        q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+        runs = zip(q.split(queries, 2), k.split(keys, 2), v.split(keys, 2), strict=True)
+        return torch.cat([attention._causal(*run, scaling) for run in runs], 2)[0].transpose(0, 1)
+
+    policy = load_policy(config(folder, gradient_checkpointing=True), CPU)
+    expected = gradients(policy)
+    for parameter in policy.trainable().values():
+        parameter.grad = None
+    monkeypatch.setattr(attention, "_varlen", one_by_one)
+    monkeypatch.setattr(attention, "_run_by_run", None)
+    policy.kernel = "varlen"
+    for name, gradient in gradients(policy).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-6)
+
+
 # Saving
 
 
