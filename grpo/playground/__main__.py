@@ -22,6 +22,7 @@ from grpo.errors import UserError, one_line
 from grpo.report.page import environment, hashes, write
 from grpo.report.read import Run, newest_first_then_spread, read_run
 from grpo.run.files import numbered
+from grpo.settings import LearnerConfig
 
 HERE = Path(__file__).resolve().parent
 MAX_SIZE, MAX_GROUPS = 400_000, 4
@@ -51,18 +52,13 @@ def page_data(run: Run) -> dict[str, Any]:
         if kept and size > MAX_SIZE:
             break
         kept[steps[index]] = shown
-    settings = run.config.get("learner", {})
+    learner = LearnerConfig().model_dump() | run.config.get("learner", {})
     return {
         "name": run.name,
         "steps": [{"step": step, "groups": kept[step]} for step in sorted(kept)],
         "weights": reward_weights(run),
-        "learner": {
-            name: settings.get(name, otherwise)
-            for name, otherwise in (
-                ("advantage", "std"), ("aggregation", "token"), ("clip_low", 0.2), ("clip_high", 0.2), ("kl_coef", 0.0)
-            )
-        },
-    }  # fmt: skip
+        "learner": {name: learner[name] for name in ("advantage", "aggregation", "clip_low", "clip_high", "kl_coef")},
+    }
 
 
 def reward_weights(run: Run) -> dict[str, float]:
@@ -91,19 +87,12 @@ def token_cutter(folder: Path) -> Callable[[str], list[str]]:
 
 
 def render(run: Run) -> str:
-    scripts = [(path.read_text(encoding="utf-8")) for path in (HERE.parent / "report/text.js", HERE / "playground.js")]
-    style = (HERE.parent / "report/page.css").read_text(encoding="utf-8") + (HERE / "playground.css").read_text()
-    return (
-        environment(HERE)
-        .get_template("playground.html.j2")
-        .render(
-            data=page_data(run),
-            name=run.name,
-            style=Markup(style),
-            scripts=[Markup(script) for script in scripts],
-            hashes=hashes(scripts),
-        )
-    )
+    report = HERE.parent / "report"
+    scripts = [path.read_text(encoding="utf-8") for path in (report / "text.js", HERE / "playground.js")]
+    styles = [path.read_text(encoding="utf-8") for path in (report / "page.css", HERE / "playground.css")]
+    template = environment(HERE).get_template("playground.html.j2")
+    shown = {"style": Markup("".join(styles)), "scripts": list(map(Markup, scripts)), "hashes": hashes(scripts)}
+    return template.render(data=page_data(run), name=run.name, **shown)
 
 
 @one_line
