@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
 import platform
 import re
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
@@ -27,13 +29,16 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str | int | float]:
-    found: dict[str, str | int | float] = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
+    return {"python": platform.python_version()} | versions_of(PACKAGES) | _commit() | _hardware()
+
+
+def versions_of(packages: Iterable[str]) -> dict[str, str]:
+    """Of those that are installed."""
+    found = {}
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found | _commit() | _hardware()
+    return found
 
 
 def installed(package: str) -> bool:

@@ -162,8 +162,6 @@ def fresh(seed: int) -> list[dict[str, str]]:
 
 # ---- asked while a model is trained
 
-SHARES = ("format_rate", "verdict_accuracy", "wrong_verdict_rate")
-
 
 class HeldOut:
     """Accuracy on the validation sets (the curve) and the test problems, whatever the run itself is paid for.
@@ -221,9 +219,8 @@ class HeldOut:
             groups = ask(engine, problems, 1, sampling, config.seed)
             texts = [self.tokenizer.decode(group[0].ids, skip_special_tokens=True) for group in groups]
             shares[way] = summarise(self.judge.score_batch(texts, [problem.ground_truth for problem in problems]))
-        first = next(iter(shares.values()))
-        accuracy = {f"{way}_accuracy": found["accuracy"] for way, found in shares.items()}
-        return accuracy | {name: first[name] for name in SHARES}
+        accuracy = {f"{way}_accuracy": found.pop("accuracy") for way, found in shares.items()}
+        return accuracy | next(iter(shares.values()))
 
 
 def summarise(scores: Sequence[Score]) -> dict[str, float]:

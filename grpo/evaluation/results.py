@@ -8,7 +8,6 @@ model file, prompt, temperature, library version) can never be continued or mixe
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from typing import NamedTuple
 from grpo.errors import UserError
 from grpo.evaluation.benchmarks import PAPER_PROTOCOL, Protocol
 from grpo.evaluation.scores import COLUMNS, by_problem, grade, paired_difference, score_rows
+from grpo.packages import versions_of
 from grpo.run import files
 from rewards import Verifier
 
@@ -26,7 +26,6 @@ OUTPUTS, SETTINGS, SCORES = "outputs.jsonl", "settings.json", "scores.json"
 PAPER = "Wang et al. 2025 (arXiv:2504.20571), Qwen2.5-Math-1.5B"
 PAPER_SCORES = {"math500": (36.0, 73.6), "average": (17.6, 35.7)}
 """Percent: base, and after 1-shot RLVR on pi1. The paper's own figures, from its abstract; not measured here."""
-BEST_RULE = "highest strict mean over the benchmarks evaluated, the earliest on a tie"
 
 
 class EvalFolder:
@@ -70,33 +69,23 @@ class EvalFolder:
     def append(self, rows: Sequence[dict]) -> None:
         """On the disk before it returns. A full disk costs at most these rows."""
         with files.writing(self.path):
-            files.append(self.outputs, _lines(rows))
+            files.append(self.outputs, files.lines(rows))
 
     def replace(self, rows: Sequence[dict]) -> None:
         """All rows anew, in one step."""
         with files.writing(self.path):
-            files.write(self.outputs, _lines(rows))
+            files.write(self.outputs, files.lines(rows))
 
     def save_scores(self, rows: Sequence[dict]) -> dict:
         """The rows' figures, kept with the versions of the graders that gave them."""
         scores = score_rows(rows)
         with files.writing(self.path):
-            files.write(self.path / SCORES, _json(scores | {"graded_with": versions("math-verify", "sympy")}))
+            files.write(self.path / SCORES, _json(scores | {"graded_with": versions_of(("math-verify", "sympy"))}))
         return scores
-
-
-def versions(*packages: str) -> dict[str, str]:
-    """Of those that are installed."""
-    installed = {distribution.name.lower(): distribution.version for distribution in importlib.metadata.distributions()}
-    return {package: installed[package] for package in packages if package in installed}
 
 
 def _json(content: dict) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-
-
-def _lines(rows: Sequence[dict]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def regrade(folder: EvalFolder, verifier: Verifier) -> tuple[Line, int]:
@@ -121,13 +110,11 @@ def difference(a: EvalFolder, b: EvalFolder) -> dict[str, dict]:
     if sides[0].keys() != sides[1].keys():
         raise UserError(f"{a.path} and {b.path} do not hold the same problems: one of them is unfinished")
     for column in COLUMNS:
-        left, right = (
-            {problem: sum(row[column] for row in group) / len(group) for problem, group in side.items()}
-            for side in sides
-        )
-        result[column] = paired_difference(list(left.values()), list(right.values())) | {
-            "gained": [problem for problem in left if right[problem] > left[problem]],
-            "lost": [problem for problem in left if right[problem] < left[problem]],
+        left, right = ([sum(row[column] for row in group) / len(group) for group in side.values()] for side in sides)
+        gains = {problem: after - before for problem, before, after in zip(sides[0], left, right, strict=True)}
+        result[column] = paired_difference(left, right) | {
+            "gained": [problem for problem, gain in gains.items() if gain > 0],
+            "lost": [problem for problem, gain in gains.items() if gain < 0],
         }
     return result
 
@@ -147,6 +134,10 @@ class Line(NamedTuple):
     @property
     def bench(self) -> str:
         return self.settings["bench"] + "*" * (self.settings["limit"] is not None)
+
+    @property
+    def asked(self) -> str:
+        return f"{self.model}, prompt {self.settings['prompt']}"
 
 
 def table(lines: Sequence[Line]) -> str:
@@ -177,7 +168,9 @@ def table(lines: Sequence[Line]) -> str:
         notes.append(f"The paper's own figures, not ours ({PAPER}): {figures}")
     for line in lines:
         notes += [_several_samples(line, column) for column in COLUMNS if "pass" in line.scores[column]]
-    notes += [f"{name}  average of {len(group)}: {_means(group)}" for name, group in _groups(lines) if len(group) > 1]
+    for model, group in groupby(sorted(lines, key=lambda line: line.asked), lambda line: line.asked):
+        if len(group := list(group)) > 1:
+            notes.append(f"{model}  average of {len(group)}: {_means(group)}")
     return "\n".join([_columns([header, *rows]), *notes])
 
 
@@ -205,18 +198,10 @@ def _percent(figure: dict) -> str:
 
 
 def _several_samples(line: Line, column: str) -> str:
-    scores = line.scores[column]
-    passes = "  ".join(f"pass@{k} {100 * value['mean']:.1f}" for k, value in scores["pass"].items())
-    majority = f"maj@{line.scores['samples']} {100 * scores['maj']['mean']:.1f}"
-    return f"{line.model}  {line.bench}  {column}: {passes}  {majority}"
-
-
-def _groups(lines: Sequence[Line]) -> list[tuple[str, list[Line]]]:
-    """The lines of each model with each of its prompts, in the order in which they were asked."""
-    groups: dict[str, list[Line]] = {}
-    for line in lines:
-        groups.setdefault(f"{line.model}, prompt {line.settings['prompt']}", []).append(line)
-    return list(groups.items())
+    found = {f"pass@{k}": value for k, value in line.scores[column]["pass"].items()}
+    found[f"maj@{line.scores['samples']}"] = line.scores[column]["maj"]
+    means = "  ".join(f"{name} {100 * value['mean']:.1f}" for name, value in found.items())
+    return f"{line.model}  {line.bench}  {column}: {means}"
 
 
 def _mean(lines: Sequence[Line], column: str) -> float:
@@ -233,9 +218,8 @@ def last_and_best(lines: Sequence[Line]) -> str:
     steps = {step: list(group) for step, group in groupby(lines, key=lambda line: line.step) if step}
     best = max(steps, key=lambda step: _mean(steps[step], "strict"))
     text = [f"{name}: step {step}, {_means(steps[step])}" for name, step in (("last", max(steps)), ("best", best))]
-    return "\n".join(
-        [*text, f"best is chosen by: {BEST_RULE}; on the problems that score it, so it flatters. Report last."]
-    )
+    rule = "highest strict mean over the benchmarks evaluated, the earliest on a tie"
+    return "\n".join([*text, f"best is chosen by: {rule}; on the problems that score it, so it flatters. Report last."])
 
 
 def plot(lines: Sequence[Line], title: str, path: Path) -> Path:

