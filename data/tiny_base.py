@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import AddedToken
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import trange
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 from transformers.utils import logging
@@ -101,13 +102,10 @@ def draw_batch(tokenizer: Qwen2Tokenizer, rng: random.Random) -> list[tuple[list
 
 def loss_sum(model: Qwen2ForCausalLM, samples: list[tuple[list[int], list[int]]], pad_id: int) -> torch.Tensor:
     """Summed cross-entropy of the completion tokens. Padded on the right, behind a causal mask: no mask is needed."""
-    length = max(len(prompt) + len(completion) for prompt, completion in samples)
-    ids = torch.full((len(samples), length), pad_id)
-    targets = torch.full((len(samples), length), IGNORE)
-    for i, (prompt, completion) in enumerate(samples):
-        end = len(prompt) + len(completion)
-        ids[i, :end] = torch.tensor(prompt + completion)
-        targets[i, len(prompt) : end] = torch.tensor(completion)
+    texts = [torch.tensor(prompt + completion) for prompt, completion in samples]
+    learned = [torch.tensor([IGNORE] * len(prompt) + completion) for prompt, completion in samples]
+    ids = pad_sequence(texts, batch_first=True, padding_value=pad_id)
+    targets = pad_sequence(learned, batch_first=True, padding_value=IGNORE)
     logits = model(input_ids=ids[:, :-1], use_cache=False).logits
     return torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), targets[:, 1:].flatten(), ignore_index=IGNORE, reduction="sum"
