@@ -69,12 +69,12 @@ class EvalFolder:
     def append(self, rows: Sequence[dict]) -> None:
         """On the disk before it returns. A full disk costs at most these rows."""
         with files.writing(self.path):
-            files.append(self.outputs, files.lines(rows))
+            files.append(self.outputs, _lines(rows))
 
     def replace(self, rows: Sequence[dict]) -> None:
         """All rows anew, in one step."""
         with files.writing(self.path):
-            files.write(self.outputs, files.lines(rows))
+            files.write(self.outputs, _lines(rows))
 
     def save_scores(self, rows: Sequence[dict]) -> dict:
         """The rows' figures, kept with the versions of the graders that gave them."""
@@ -86,6 +86,10 @@ class EvalFolder:
 
 def _json(content: dict) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+def _lines(rows: Sequence[dict]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def regrade(folder: EvalFolder, verifier: Verifier) -> tuple[Line, int]:
@@ -102,21 +106,14 @@ def regrade(folder: EvalFolder, verifier: Verifier) -> tuple[Line, int]:
 
 
 def difference(a: EvalFolder, b: EvalFolder) -> dict[str, dict]:
-    """Column -> paired b - a, and the problems that flipped: gained and lost. Same problems only."""
+    """Column -> paired b - a, and the problems that flipped. UserError where they were not asked the same."""
     for key in ("bench", "data_sha256", "problems"):
         if a.settings[key] != b.settings[key]:
             raise UserError(f"{a.path} and {b.path} differ in {key}: {a.settings[key]} and {b.settings[key]}")
-    sides, result = [by_problem(folder.rows()) for folder in (a, b)], {}
-    if sides[0].keys() != sides[1].keys():
+    before, after = by_problem(a.rows()), by_problem(b.rows())
+    if before.keys() != after.keys():
         raise UserError(f"{a.path} and {b.path} do not hold the same problems: one of them is unfinished")
-    for column in COLUMNS:
-        left, right = ([sum(row[column] for row in group) / len(group) for group in side.values()] for side in sides)
-        gains = {problem: after - before for problem, before, after in zip(sides[0], left, right, strict=True)}
-        result[column] = paired_difference(left, right) | {
-            "gained": [problem for problem, gain in gains.items() if gain > 0],
-            "lost": [problem for problem, gain in gains.items() if gain < 0],
-        }
-    return result
+    return {column: paired_difference(before, after, column) for column in COLUMNS}
 
 
 # ---- tables
@@ -178,9 +175,14 @@ def audit_table(lines: Sequence[Line]) -> str:
     """How much of a benchmark's text a model knows, in percent with 95% intervals."""
     header = ("model", "benchmark", "n", "continued word for word", "right answer")
     rows = [
-        (line.model, line.settings["bench"], str(line.scores["problems"]), _percent(line.scores["continued"]),
-         _percent(line.scores["flexible"])) for line in lines
-    ]  # fmt: skip
+        (
+            line.model,
+            line.settings["bench"],
+            str(line.scores["problems"]),
+            *(_percent(line.scores[share]) for share in ("continued", "flexible")),
+        )
+        for line in lines
+    ]
     note = (
         "Each question was cut after 60% of its tokens, and the model went on greedily. Who never saw a text does not "
         "write the rest of it word for word; a right answer can be a guess."

@@ -156,15 +156,27 @@ def bootstrap(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def paired_difference(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
-    """Mean of b - a on the same problems, with its interval.
+def paired_difference(a: dict[int, list[dict]], b: dict[int, list[dict]], column: str) -> dict:
+    """Mean of b - a over the same problems with its interval, and the problems that were gained and lost.
 
     The pairs are resampled together: what is common to both (hard problems are hard for both) cancels, so the interval
     is much narrower than the two scores' own.
     """
-    differences = np.asarray(b, dtype=np.float64) - np.asarray(a, dtype=np.float64)
+    gains = {problem: _share(b[problem], column) - _share(a[problem], column) for problem in a}
+    differences = np.asarray(list(gains.values()))
     low, high = bootstrap(differences)
-    return {"mean": float(differences.mean()), "low": low, "high": high}
+    return {
+        "mean": float(differences.mean()),
+        "low": low,
+        "high": high,
+        "gained": [problem for problem, gain in gains.items() if gain > 0],
+        "lost": [problem for problem, gain in gains.items() if gain < 0],
+    }
+
+
+def _share(rows: Sequence[dict], column: str) -> float:
+    """Of a problem's samples, those that are right."""
+    return sum(row[column] for row in rows) / len(rows)
 
 
 def by_problem(rows: Sequence[dict]) -> dict[int, list[dict]]:
@@ -188,9 +200,9 @@ def score_rows(rows: Sequence[dict]) -> dict:
         "outcomes": dict(Counter(row["outcome"] for row in rows)),
     }
     for column, answer in COLUMNS.items():
-        correct = [[row[column] for row in group] for group in groups]
-        result[column] = figure([sum(flags) / samples for flags in correct])
+        result[column] = figure([_share(group, column) for group in groups])
         if samples > 1:
+            correct = [[row[column] for row in group] for group in groups]
             answers = [[row[answer] or None for row in group] for group in groups]
             powers = [2**power for power in range(samples.bit_length())]
             result[column]["pass"] = {str(k): figure([pass_at_k(flags, k) for flags in correct]) for k in powers}

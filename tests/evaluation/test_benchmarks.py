@@ -58,13 +58,15 @@ def test_own_references_are_right_and_the_next_rows_are_not(name, data_dir, veri
     size = {"math500": 500, "aime24": 30, "aime25": 30, "amc23": 40, "minerva_math": 272, "olympiadbench": 675}[name]
     assert len(answers) == size
 
-    def right(outputs: list[str], truths: list[str], column: str = "strict") -> list[bool]:
+    def graded(outputs: list[str], truths: list[str]) -> list[dict]:
         texts = [f"It is $\\boxed{{{output}}}$." for output in outputs]
         rows = [{"completion": text, "ground_truth": truth} for text, truth in zip(texts, truths, strict=True)]
-        return [row[column] for row in grade(rows, verifier)]
+        return grade(rows, verifier)
 
-    assert all(right(answers, answers))
-    assert all(right(answers, answers, "flexible"))
+    def right(outputs: list[str], truths: list[str]) -> list[bool]:
+        return [row["strict"] for row in graded(outputs, truths)]
+
+    assert all(row["strict"] and row["flexible"] for row in graded(answers, answers))
     again = right([respelled(answer) for answer in answers], answers)
     assert {row for row, found in enumerate(again) if not found} <= READABLE_ONLY_AS_TEXT.get(name, set())
     following = answers[1:] + answers[:1]

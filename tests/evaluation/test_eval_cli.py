@@ -131,7 +131,7 @@ def test_stopped_and_continued_equals_uninterrupted(run, tiny, tmp_path, monkeyp
     ask += ("--max-new-tokens", 8, "--out")  # two saves of 64
 
     def save_and_stop(folder, rows):
-        files.append(folder.outputs, files.lines(rows))
+        files.append(folder.outputs, "".join(json.dumps(row) + "\n" for row in rows))
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

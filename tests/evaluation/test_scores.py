@@ -61,7 +61,13 @@ def test_no_interval_collapses_at_0_and_100_percent():
 
 
 def test_pairs_are_resampled_together():
-    # b is a plus 1/4 on every problem: the difference is certain, though both scores vary from 0 to 0.75.
-    a = [0.0, 0.25, 0.5, 0.75] * 10
-    assert paired_difference(a, [value + 0.25 for value in a]) == {"mean": 0.25, "low": 0.25, "high": 0.25}
-    assert paired_difference([1.0, 0.0], [0.0, 0.0])["mean"] == -0.5
+    """b is a plus 1/4 on every problem: the difference is certain, though both scores vary from 0 to 0.75."""
+
+    def side(*right: int) -> dict[int, list[dict]]:
+        return {problem: [{"strict": i < count} for i in range(4)] for problem, count in enumerate(right)}
+
+    a, b = side(*[0, 1, 2, 3] * 10), side(*[1, 2, 3, 4] * 10)
+    found = {"mean": 0.25, "low": 0.25, "high": 0.25, "gained": list(range(40)), "lost": []}
+    assert paired_difference(a, b, "strict") == found
+    worse = paired_difference(side(4, 0), side(0, 0), "strict")
+    assert (worse["mean"], worse["gained"], worse["lost"]) == (-0.5, [], [0])
