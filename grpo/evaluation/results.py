@@ -32,7 +32,7 @@ class EvalFolder:
     """Rows are on the disk before the next are asked for; whoever opens the folder again finds them."""
 
     def __init__(self, path: str | Path) -> None:
-        """An existing one. Raises UserError where something is missing or damaged."""
+        """An existing one. UserError where something is missing or damaged."""
         self.path, self.outputs = Path(path), Path(path) / OUTPUTS
         for name in (OUTPUTS, SETTINGS):
             if not (self.path / name).is_file():
@@ -123,8 +123,7 @@ class Line(NamedTuple):
     """One model with one prompt on one benchmark."""
 
     model: str
-    step: int | None
-    """of a run: 0 is its base"""
+    step: int | None  # of a run: 0 is its base
     settings: dict
     scores: dict
 
@@ -159,10 +158,10 @@ def table(lines: Sequence[Line]) -> str:
     if any(line.settings["limit"] is not None for line in lines):
         notes.append("*: only the first rows (--limit): a smoke figure, not the benchmark's score.")
     asked = {line.settings["bench"] for line in lines}
-    keys = [key for key in PAPER_SCORES if key in asked or (key == "average" and set(PAPER_PROTOCOL) <= asked)]
-    if keys:
-        figures = "; ".join(f"{key} {PAPER_SCORES[key][0]} base, {PAPER_SCORES[key][1]} after pi1" for key in keys)
-        notes.append(f"The paper's own figures, not ours ({PAPER}): {figures}")
+    asked |= {"average"} if set(PAPER_PROTOCOL) <= asked else set()
+    figures = [f"{key} {base} base, {after} after pi1" for key, (base, after) in PAPER_SCORES.items() if key in asked]
+    if figures:
+        notes.append(f"The paper's own figures, not ours ({PAPER}): {'; '.join(figures)}")
     for line in lines:
         notes += [_several_samples(line, column) for column in COLUMNS if "pass" in line.scores[column]]
     for model, group in groupby(sorted(lines, key=lambda line: line.asked), lambda line: line.asked):
