@@ -58,11 +58,6 @@ SOURCES = _table()
 """By name; the table is sources.csv."""
 
 
-def cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "one-shot-grpo"
-
-
 def find_source(name: str) -> Source:
     """By name, with or without the file's ending. Raises ValueError that lists the names."""
     stem = name.removesuffix(".parquet").removesuffix(".jsonl")
@@ -106,7 +101,9 @@ def _named(data_dir: str | Path | None) -> str | Path | None:
 
 
 def _folder(data_dir: str | Path | None) -> Path:
-    return Path(_named(data_dir) or cache_folder())
+    """The user's own, else the cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(_named(data_dir) or cache / "one-shot-grpo")
 
 
 def _check(source: Source, content: bytes, problem: str) -> None:
