@@ -108,7 +108,8 @@ def regrade_all(path: str) -> None:
     """One evaluation, or all of them under a folder."""
     from grpo.evaluation.scores import new_verifier
 
-    folders = sorted(found.parent for found in Path(path).glob(f"**/{results.OUTPUTS}")) or [Path(path)]
+    outputs = [found for found in Path(path).glob(f"**/{results.OUTPUTS}") if found.stat().st_size]
+    folders = sorted(found.parent for found in outputs) or [Path(path)]
     lines = []
     with closing(new_verifier()) as verifier:
         for place in folders:

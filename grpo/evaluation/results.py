@@ -111,7 +111,7 @@ def difference(a: EvalFolder, b: EvalFolder) -> dict[str, dict]:
         if a.settings[key] != b.settings[key]:
             raise UserError(f"{a.path} and {b.path} differ in {key}: {a.settings[key]} and {b.settings[key]}")
     before, after = by_problem(a.rows()), by_problem(b.rows())
-    if before.keys() != after.keys():
+    if not before or before.keys() != after.keys():
         raise UserError(f"{a.path} and {b.path} do not hold the same problems: one of them is unfinished")
     return {column: paired_difference(before, after, column) for column in COLUMNS}
 
