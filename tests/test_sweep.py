@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 from small_runs import SMALL
 
+import train
 from grpo.errors import UserError
 from grpo.sweep import __main__ as sweep
 
@@ -20,7 +25,19 @@ def written(tmp_path: Path, **tree) -> Path:
     return file
 
 
-def test_a_sweep_runs_each_cell_with_each_seed_once_and_goes_on_after_a_failure(tmp_path: Path, capsys):
+def in_process(command: list[str], **_) -> subprocess.CompletedProcess:
+    """The same train.py with the same arguments, without starting Python and importing torch for each run."""
+    assert command[:2] == [sys.executable, str(REPO / "train.py")]
+    errors = io.StringIO()
+    with redirect_stderr(errors), redirect_stdout(io.StringIO()):
+        code = train.main(command[2:])
+    return subprocess.CompletedProcess(command, code, "", errors.getvalue())
+
+
+def test_a_sweep_runs_each_cell_with_each_seed_once_and_goes_on_after_a_failure(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr(subprocess, "run", in_process)
+    monkeypatch.setattr(train, "plot_run", lambda folder: None)
+    monkeypatch.setattr("grpo.run.files.versions", dict)  # asks git, in a process
     out = tmp_path / "runs"
     cells = {"works": FAST, "fails": FAST | {"model": "/no/such/model"}}
     file = written(tmp_path, out=str(out), seeds=[0, 1], cells=cells)

@@ -27,7 +27,6 @@ from grpo.run.terminal import say
 PROJECT = "one-shot-grpo"
 PATIENCE_S = 20
 """Seconds the run waits for the last rows to be sent, after everything else is done."""
-INIT_TIMEOUT_S = 30
 TABLE_ROWS = 32
 TABLE = ("step", "reward", "signals", "advantage", "finish_reason", "answer", "ground_truth", "completion")
 
@@ -115,9 +114,10 @@ def main(tracker: str, folder: Path) -> None:
 
 def start_wandb(folder: Path, config: dict):
     """Online where there is a key and a network, else offline."""
+    os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")  # seconds
     import wandb
 
-    quiet = wandb.Settings(init_timeout=INIT_TIMEOUT_S, console="off", disable_code=True, finish_timeout=600)
+    quiet = wandb.Settings(console="off", disable_code=True, finish_timeout=600)
     project, name = os.environ.get("WANDB_PROJECT", PROJECT), folder.resolve().name
     given = {"project": project, "id": files.run_id(folder), "name": name, "dir": str(folder), "config": config}
     try:

@@ -114,6 +114,7 @@ def test_the_same_names_once_each_also_after_a_kill(tmp_path, monkeypatch):
 @pytest.mark.parametrize("key", [None, "0" * 40], ids=["no key", "a key, but no network"])
 def test_the_real_package_offline(tmp_path, monkeypatch, key):
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "3")
     monkeypatch.setattr(trackers.TrackerProcess.__init__, "__defaults__", (90.0,))
     if key:
         monkeypatch.setenv("WANDB_API_KEY", key)
