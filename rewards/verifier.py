@@ -15,7 +15,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from rewards.equivalence.plain import MAX_CHARS, decide, is_number
+from rewards.equivalence.plain import MAX_CHARS, decide
 from rewards.equivalence.workers import WorkerPool
 from rewards.score import Reward
 
@@ -133,12 +133,13 @@ class Verifier:
 
     def why_ungradable(self, truths: Sequence[str]) -> list[str]:
         """For each ground truth "", or why no answer can be graded against it."""
-        reasons = self._ask_workers([(None, truth) for truth in dict.fromkeys(truths) if not is_number(truth)])
-        reasons = {truth: reason for (_, truth), reason in reasons.items() if reason}
+        plain = ("correct", "wrong")  # what can be told from 0 without algebra is a number
+        hard = [(None, truth) for truth in dict.fromkeys(truths) if decide("0", truth) not in plain]
+        reasons = self._ask_workers(hard)
         limits = f"not read within {self.pool.timeout_s:g} s and {self.pool.memory_limit_mb} MB"
         return [
             f"ground truth {truth[:200]!r} is unreadable: {limits if reason == 'timeout' else reason}" if reason else ""
-            for truth, reason in ((truth, reasons.get(truth)) for truth in truths)
+            for truth, reason in ((truth, reasons.get((None, truth))) for truth in truths)
         ]
 
     def cache_hit_rate(self) -> float:

@@ -100,11 +100,3 @@ def number(text: str) -> Fraction | None:
             value = value_of(*match.groups())
             return -value if value is not None and signs.count("-") % 2 else value
     return None
-
-
-def is_number(text: str) -> bool:
-    try:
-        check_limits(text)
-        return number(text.strip()) is not None
-    except Unreadable:
-        return False
