@@ -20,7 +20,7 @@ WRONG = ("7919", "7907")
 
 
 def judge(answer: str, truth: str) -> str:
-    """The outcome: correct, wrong, no_answer or unparsed. May run for long, or for ever."""
+    """The outcome: correct, wrong, no_answer or unparsed (an expression that cannot be read). May run for ever."""
     if outcome := decide(answer, truth):
         return outcome
     answer, truth = clean(answer), clean(truth)
@@ -30,8 +30,8 @@ def judge(answer: str, truth: str) -> str:
         shape = parse(answer)
         if answer == truth or same(parse(truth), shape):
             return "correct"
-        for leaf in _leaves(shape):
-            _read(leaf)
+        if shape.kind == "leaf":
+            _read(answer)
         return "wrong"
     except Unreadable:
         return "unparsed"

@@ -32,9 +32,11 @@ WARM_UP = [
     (r"-1 \le x < 1", "[-1,1)"),
     (r"\sin^2 x+\cos^2 x", "1"),
     (r"\sqrt{5+2\sqrt6}", r"\sqrt2+\sqrt3"),
+    (r"(x+2)(x^{2}-3)", r"x^{3}+2x^{2}-3x-6"),
+    (r"\frac{2^{3.5}\pi}{4}+\sqrt[3]{5}", r"\frac{1}{4}\pi \cdot 2^{3.5}+\sqrt[3]{5}"),
     (r"\frac{\sqrt{8}}{2}", r"\sqrt{2}"),  # the last one before the first batch, the others after it
 ]
-"""Make sympy import what it uses, once for all workers"""
+"""Make sympy import what it uses and the grammar learn what it predicts, once for all workers"""
 
 
 class WorkerPool:
