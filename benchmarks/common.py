@@ -1,22 +1,14 @@
-"""What the speed benchmarks share: random models to time, completions of given lengths, the loop, a stopwatch.
-
-python benchmarks/common.py --size 1m --out models/1m      # a model folder
-"""
+"""What the speed benchmarks share: random models, completions of given lengths, a learner, the loop, a stopwatch."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import random
 import resource
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from transformers import AutoModelForCausalLM, Qwen2Config
@@ -31,11 +23,10 @@ from grpo.policy import Policy, compute_dtype
 from grpo.problems import read_problems
 from grpo.rollout import Sampling, decode, draw, make_engine, rollout, score
 from grpo.run.terminal import Clock
-from grpo.types import Sample
+from grpo.types import Problem, Sample
 from rewards import make_reward
 
 REPO = Path(__file__).resolve().parent.parent
-PROBLEMS = REPO / "data" / "arithmetic" / "128.parquet"
 GIB = 2**30
 
 SIZES = {
@@ -61,17 +52,6 @@ def make_config(size: str, **changes: int) -> Qwen2Config:
     return config
 
 
-def make_model(size: str, folder: Path) -> Path:
-    """A Hugging Face folder with random float32 weights, the built-in model's tokenizer, and a vocabulary filled up."""
-    torch.manual_seed(0)
-    config, tokenizer = make_config(size), make_tokenizer()
-    tokenizer.add_tokens([f"<{i}>" for i in range(config.vocab_size - len(tokenizer))])
-    config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 def make_policy(shape: Qwen2Config, config: Config, device: torch.device) -> Policy:
     """The run's policy with random weights, made on the device: no file, no wait for a CPU's random numbers."""
     torch.manual_seed(0)
@@ -80,9 +60,14 @@ def make_policy(shape: Qwen2Config, config: Config, device: torch.device) -> Pol
     return Policy(model, make_tokenizer(), config.policy, config.learner.logit_chunk, config.learner.kl_coef > 0)
 
 
-def lognormal_lengths(count: int, mean: float, longest: int, seed: int = 0, sigma: float = 0.8) -> list[int]:
+def problems(tokenizer, max_prompt_tokens: int = 1024) -> list[Problem]:
+    """128 of the built-in arithmetic problems."""
+    return read_problems(str(REPO / "data/arithmetic/128.parquet"), tokenizer, "plain", max_prompt_tokens)[0]
+
+
+def lognormal_lengths(count: int, mean: float, longest: int, sigma: float = 0.8) -> list[int]:
     """Completion lengths as reasoning has them: most short, a few very long. `sigma` is the spread of the logarithm."""
-    rng = random.Random(seed)
+    rng = random.Random(0)
     mu = math.log(mean) - sigma**2 / 2
     return [min(longest, max(1, round(rng.lognormvariate(mu, sigma)))) for _ in range(count)]
 
@@ -122,21 +107,20 @@ def packed_work(learner: Learner, groups: list[list[Sample]]) -> tuple[int, int]
 
 
 class Loop:
-    """train.py's loop without what it records, on the built-in arithmetic problems."""
+    """train.py's loop without what it records, on the built-in arithmetic problems, all completions at full length."""
 
-    def __init__(self, config: Config, policy: Policy, ignore_eos: bool):
+    def __init__(self, config: Config, policy: Policy):
         self.config, self.policy, self.clock = config, policy, Clock()
-        limit = config.rollout.max_prompt_tokens
-        self.problems = read_problems(str(PROBLEMS), policy.tokenizer, "plain", limit)[0]
+        self.problems = problems(policy.tokenizer, config.rollout.max_prompt_tokens)
         self.reward = make_reward("multi_signal", workers=1)
         self.learner = make_learner(policy, config)
         self.engine = make_engine(config, policy.device)
         self.engine.sync(policy)
-        self.sampling = Sampling(config.rollout.max_new_tokens, config.rollout.temperature, ignore_eos=ignore_eos)
+        self.sampling = Sampling(config.rollout.max_new_tokens, config.rollout.temperature, ignore_eos=True)
         self.clock.read()
 
     def step(self, step: int) -> dict[str, float]:
-        """Seconds by phase, and the completion tokens."""
+        """Seconds by phase."""
         config = self.config
         with self.clock("rollout"):
             drawn = draw(self.problems, config.rollout.problems, config.seed, step)
@@ -149,8 +133,7 @@ class Loop:
             self.learner.update(samples(groups, advantages, config.learner.truncated))
         with self.clock("sync"):
             self.engine.sync(self.policy)
-        tokens = sum(len(completion.ids) for group in groups for completion in group.completions)
-        return self.clock.read() | {"tokens": tokens}
+        return self.clock.read()
 
     def close(self) -> None:
         self.engine.close()
@@ -166,33 +149,11 @@ def stopwatch(work: Callable[[], object]) -> dict[str, float]:
     return {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
 
 
-def matmul_flops(device: torch.device, seconds: float = 3.0) -> float:
-    """Operations per second of matrix products, sustained: a burst says nothing of a card bound by its power."""
-    cuda = device.type == "cuda"
-    size = 8192 if cuda else 512
-    a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if cuda else torch.float32)
-    out = a @ a  # the first product loads the library
-    if cuda:
-        torch.cuda.synchronize()
-    count, start = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < seconds:
-        for _ in range(4):
-            torch.mm(a, a, out=out)
-        if cuda:
-            torch.cuda.synchronize()
-        count += 4
-    return 2 * size**3 * count / elapsed
-
-
 def peak_gib() -> float:
     """The most memory held so far: the GPU's if there is one, else this process's."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / GIB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def medians(rows: list[dict[str, float]]) -> dict[str, float]:
-    return {name: median(row[name] for row in rows) for name in rows[0]}
 
 
 def show(figures: dict, as_json: bool = False) -> None:
@@ -201,11 +162,3 @@ def show(figures: dict, as_json: bool = False) -> None:
         return
     for name, value in figures.items():
         print(f"{name:<36} {value:.4g}" if isinstance(value, float) else f"{name:<36} {value}")
-
-
-if __name__ == "__main__":
-    cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cli.add_argument("--size", choices=SIZES, default="1m")
-    cli.add_argument("--out", type=Path, required=True)
-    arguments = cli.parse_args()
-    print(make_model(arguments.size, arguments.out))

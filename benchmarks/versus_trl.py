@@ -3,8 +3,8 @@
     python benchmarks/versus_trl.py --trl-python ENV/bin/python [--case step|ragged|vocabulary] [--rounds 5] [--json]
 
 ENV has torch, transformers and trl from PyPI. Both train the same random model on the same prompts, group and number
-of completion tokens (EOS ignored), one thread each, in a process of their own. A process takes one step when it is its
-turn and waits otherwise, so both see the same weather; the ratio is taken pair by pair.
+of completion tokens (EOS ignored), one thread each, TRL in a process of its own. Each takes a step when it is its turn
+and waits otherwise, so both see the same weather; the ratio is taken pair by pair.
 
 step        1M parameters, 16 problems x 8 completions x 64 tokens: whole steps
 ragged      the same model, 4 x 16 completions, lognormal lengths (mean 100, at most 512): the learner alone
@@ -20,13 +20,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from benchmarks import common
+from data.tiny_base import make_tokenizer
+from grpo.config import parse
+from grpo.policy import load_policy
 
 
 @dataclass(frozen=True)
@@ -53,51 +60,43 @@ CASES = {
 }
 
 
-def answer(step, *arguments) -> None:
-    """Take a step for every line that comes in, and print what it cost."""
-    print("ready", flush=True)
-    for _ in sys.stdin:
-        print("#" + json.dumps(step(*arguments) | {"peak_gib": common.peak_gib()}), flush=True)
+class Ours:
+    """This trainer, a step at a time, in this process."""
 
+    def __init__(self, case: Case, model: Path, token_budget: int, logit_chunk: int):
+        torch.set_num_threads(1)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        config = parse(
+            {
+                "model": str(model),
+                "steps": 1000,
+                "policy.gradient_checkpointing": case.ragged and device.type == "cuda",
+                "rollout.engine": "torch",
+                "rollout.problems": case.problems,
+                "rollout.group": case.group,
+                "rollout.max_new_tokens": case.tokens,
+                "learner.token_budget": token_budget,
+                "learner.logit_chunk": logit_chunk,
+            }
+        )
+        policy = load_policy(config, device)
+        if case.ragged:
+            groups = common.make_samples(case.lengths, case.group, 17, policy.network.config.vocab_size)
+            learner = common.make_learner(policy, config)
+            self.work, self.close = lambda: learner.update(groups), lambda: None
+        else:
+            loop, count = common.Loop(config, policy), iter(range(1, 1000))
+            self.work, self.close = lambda: loop.step(next(count)), loop.close
 
-def ours(case: Case, model: str, token_budget: int, logit_chunk: int) -> None:
-    import torch
-
-    from grpo.config import parse
-    from grpo.policy import load_policy
-
-    torch.set_num_threads(1)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config = parse(
-        {
-            "model": model,
-            "steps": 1000,
-            "policy.gradient_checkpointing": case.ragged and device.type == "cuda",
-            "rollout.engine": "torch",
-            "rollout.problems": case.problems,
-            "rollout.group": case.group,
-            "rollout.max_new_tokens": case.tokens,
-            "learner.token_budget": token_budget,
-            "learner.logit_chunk": logit_chunk,
-        }
-    )
-    policy = load_policy(config, device)
-    if case.ragged:
-        groups = common.make_samples(case.lengths, case.group, 17, policy.network.config.vocab_size)
-        work = common.make_learner(policy, config)
-        answer(common.stopwatch, lambda: work.update(groups))
-    else:
-        loop, count = common.Loop(config, policy, ignore_eos=True), iter(range(1, 1000))
-        answer(common.stopwatch, lambda: loop.step(next(count)))
-        loop.close()
+    def step(self) -> dict[str, float]:
+        return common.stopwatch(self.work) | {"peak_gib": common.peak_gib()}
 
 
 def trl(case: Case, model: str, micro_batch: int | None) -> None:
     """TRL's defaults but for what makes the work the same; `micro_batch` completions pass the model at a time."""
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
-    import torch
     from datasets import Dataset
-    from transformers import AutoTokenizer, TrainerCallback
+    from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -168,27 +167,20 @@ def trl(case: Case, model: str, micro_batch: int | None) -> None:
         trainer.train()
 
 
-class Side:
-    """One of the two processes."""
+class Trl:
+    """TRL in a process of its own: a step for every line that it is sent."""
 
-    def __init__(self, python: str, name: str, arguments: list[str]):
+    def __init__(self, python: str, arguments: list[str]):
         environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        command = [python, str(Path(__file__).resolve()), "--worker", name, *arguments]
-        self.name, self.rows = name, []
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=environment,
-        )
+        command = [python, str(Path(__file__).resolve()), "--worker", *arguments]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen(command, text=True, env=environment, **pipes)
         self._read("ready")
 
-    def step(self) -> None:
+    def step(self) -> dict[str, float]:
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
-        self.rows.append(json.loads(self._read("#")[1:]))
+        return json.loads(self._read("#")[1:])
 
     def close(self) -> None:
         self.process.stdin.close()
@@ -198,39 +190,38 @@ class Side:
         for line in self.process.stdout:
             if line.startswith(start):
                 return line
-        raise RuntimeError(f"{self.name} ended with code {self.process.wait()}; run its --worker command by hand")
+        raise RuntimeError(f"TRL ended with code {self.process.wait()}; run its --worker command by hand")
 
 
 def versus(args: argparse.Namespace, folder: Path) -> dict:
     case = CASES[args.case]
-    model = common.make_model(case.size, folder / "model")
-    write_prompts(model)
-    shared = ["--case", args.case, "--model", str(model), "--token-budget", str(args.token_budget)]
-    shared += ["--logit-chunk", str(args.logit_chunk)]
+    make_model(case.size, folder)
+    shared = ["--case", args.case, "--model", str(folder)]
     shared += ["--trl-micro-batch", str(args.trl_micro_batch)] if args.trl_micro_batch else []
-    sides = [Side(sys.executable, "ours", shared), Side(args.trl_python, "trl", shared)]
-    for _ in range(args.rounds + 1):
-        for side in sides:
-            side.step()
+    sides = [Ours(case, folder, args.token_budget, args.logit_chunk), Trl(args.trl_python, shared)]
+    rounds = [[side.step() for side in sides] for _ in range(args.rounds + 1)]
     for side in sides:
         side.close()
-    return summarise(args.case, *(side.rows[1:] for side in sides))  # the first round warms up
+    return summarise(args.case, *zip(*rounds[1:], strict=True))  # the first round warms up
 
 
-def write_prompts(model: Path) -> None:
-    """The problems as this trainer renders them, for TRL to read as plain text."""
-    from transformers import AutoTokenizer
+def make_model(size: str, folder: Path) -> None:
+    """Random float32 weights, the built-in model's tokenizer with a vocabulary filled up, and the problems as this
+    trainer renders them, for TRL to read as plain text."""
+    torch.manual_seed(0)
+    config, tokenizer = common.make_config(size), make_tokenizer()
+    tokenizer.add_tokens([f"<{i}>" for i in range(config.vocab_size - len(tokenizer))])
+    config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "prompts.json").write_text(json.dumps([problem.prompt for problem in common.problems(tokenizer)]))
 
-    from grpo.problems import read_problems
 
-    problems = read_problems(str(common.PROBLEMS), AutoTokenizer.from_pretrained(model), "plain", 1024)[0]
-    (model / "prompts.json").write_text(json.dumps([problem.prompt for problem in problems]))
-
-
-def summarise(case: str, ours: list[dict], trl: list[dict]) -> dict:
+def summarise(case: str, ours: Sequence[dict], trl: Sequence[dict]) -> dict:
+    """Medians of both sides, and of the ratio, which is taken pair by pair."""
     figures = {"case": case, "rounds": len(ours)}
     for name, rows in (("ours", ours), ("trl", trl)):
-        figures |= {f"{name}/{key}": value for key, value in common.medians(rows).items()}
+        figures |= {f"{name}/{key}": median(row[key] for row in rows) for key in rows[0]}
     for key in ("seconds", "cpu_seconds"):
         ratios = sorted(b[key] / a[key] for a, b in zip(ours, trl, strict=True))
         figures |= {f"ratio/{key}": median(ratios), f"ratio/{key}_range": f"{ratios[0]:.2f} to {ratios[-1]:.2f}"}
@@ -246,12 +237,10 @@ def main(argv: list[str]) -> dict | None:
     cli.add_argument("--logit-chunk", type=int, default=128)
     cli.add_argument("--trl-micro-batch", type=int, help="completions a TRL micro-batch; all of them by default")
     cli.add_argument("--json", action="store_true")
-    cli.add_argument("--worker", choices=["ours", "trl"], help=argparse.SUPPRESS)
+    cli.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     cli.add_argument("--model", help=argparse.SUPPRESS)
     args = cli.parse_args(argv)
-    if args.worker == "ours":
-        return ours(CASES[args.case], args.model, args.token_budget, args.logit_chunk)
-    if args.worker == "trl":
+    if args.worker:
         return trl(CASES[args.case], args.model, args.trl_micro_batch)
     if not args.trl_python:
         cli.error("--trl-python names the Python of an environment that has torch, transformers and trl")

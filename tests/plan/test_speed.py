@@ -33,12 +33,13 @@ def test_every_part_of_the_gpu_benchmark_runs(figures):
     assert set(figures) == parts | {"machine"}
     for name in parts:
         numbers = [value for value in figures[name].values() if not isinstance(value, str)]
+        assert numbers, name
         assert all(math.isfinite(value) for value in numbers), name
 
 
 def test_in_float32_packed_alone_and_chunked_are_exact(figures):
     errors = {name: value for name, value in figures["exact"].items() if name.endswith("_error")}
-    assert len(errors) == 7
+    assert len(errors) == 7  # packed and alone: log-probabilities, gradient; the head: and two gradients
     assert max(errors.values()) < 1e-4, errors  # float32's rounding is 6e-8, over sums of hundreds
 
 
@@ -52,11 +53,9 @@ def test_a_leak_between_packed_sequences_is_noticed(monkeypatch, tmp_path):
     assert gpu.exact(bench)["packed_logprobs_error"] > 1e-2
 
 
-def test_an_update_that_ran_out_of_memory_is_the_same_update(figures):
-    """Half the token budget, the same gradient: float32 sums in another order differ by about 1e-6."""
-    oom = figures["oom"]
-    assert oom["token_budget_after"] <= oom["token_budget_before"] // 2
-    assert oom["grad_norm_ratio"] == pytest.approx(1, abs=1e-4)
+def test_one_sequence_at_a_time_is_the_same_update_as_all_at_once(figures):
+    """float32 sums in another order differ by about 1e-6. (On a GPU the second is under a cap that it does not fit.)"""
+    assert figures["oom"]["grad_norm_ratio"] == pytest.approx(1, abs=1e-4)
 
 
 def test_a_part_that_is_in_the_file_is_not_run_again(tmp_path, monkeypatch, capsys):
