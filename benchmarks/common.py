@@ -18,7 +18,7 @@ from grpo.advantage import compute_advantages
 from grpo.config import Config, changed
 from grpo.learner import Learner
 from grpo.packing import samples
-from grpo.plan.duration import causal_pairs, training_flops
+from grpo.plan.memory import causal_pairs, training_flops
 from grpo.policy import Policy, compute_dtype
 from grpo.problems import read_problems
 from grpo.rollout import Sampling, decode, draw, make_engine, rollout, score

@@ -54,7 +54,7 @@ from grpo.logprob import token_logprobs
 from grpo.packages import installed
 from grpo.packing import pack
 from grpo.plan import make_plan
-from grpo.plan.cards import this_card
+from grpo.plan.duration import this_card
 from grpo.policy import Policy, load_policy, load_tokenizer
 from grpo.rollout import Sampling, make_engine, rollout
 from grpo.run import files

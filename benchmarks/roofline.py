@@ -30,13 +30,12 @@ from benchmarks import common
 from data.tiny_base import make_tokenizer
 from grpo import attention, optim, policy
 from grpo.config import Config, build
-from grpo.plan.cards import CARDS
-from grpo.plan.duration import BANDWIDTH_SHARE, causal_pairs
-from grpo.plan.memory import model_config
+from grpo.plan.duration import BANDWIDTH_SHARE, CARDS
+from grpo.plan.memory import causal_pairs, model_config
 from grpo.types import Sample
 
 FP32 = {"l4": 18e12, "h100": 50e12}
-"""float32 operations per second that the cards sustain, assumed; those in bfloat16 are in grpo/plan/cards.py"""
+"""float32 operations per second that the cards sustain, assumed; those in bfloat16 are in grpo/plan/duration.py"""
 PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "addmm_": 1, "baddbmm": 1}
 """matrix products, and which argument is the first factor"""
 NO_TRAFFIC = ("empty", "empty_like", "new_empty", "empty_strided", "detach", "alias", "_unsafe_view")

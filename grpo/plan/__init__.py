@@ -7,25 +7,14 @@ fail around it.
 from __future__ import annotations
 
 import math
+from bisect import bisect
 from dataclasses import dataclass
 
 from grpo.config import Config, changed, flat, typed
 from grpo.errors import UserError
-from grpo.plan.cards import Card
-from grpo.plan.duration import expected, step_seconds
-from grpo.plan.memory import (
-    CUDA_CONTEXT,
-    GIB,
-    Shape,
-    full_length,
-    host_bytes,
-    learning_parts,
-    policy_parts,
-    reward_model_bytes,
-    running_sequences,
-    sampler_parts,
-    shape_of,
-)
+from grpo.plan import memory
+from grpo.plan.duration import Card, expected, step_seconds
+from grpo.plan.memory import GIB, Shape, shape_of
 from grpo.rollout import engine_name
 
 USABLE = 0.93
@@ -59,15 +48,16 @@ class Plan:
     def phases(self, token_budget: int | None = None) -> dict[str, dict[str, float]]:
         """learn, rollout -> part -> bytes, vLLM's KV cache left out: it takes what remains."""
         config, cpu = self.config, self.card.is_cpu
-        stay = policy_parts(config, self.shape, self.element)
+        stay = memory.policy_parts(config, self.shape, self.element)
         if cpu:
-            stay["completions"] = host_bytes(config)
+            stay["completions"] = memory.host_bytes(config)
         elif not self.card.here:  # what is free on a card of this machine is without the context already
-            stay["CUDA context"] = CUDA_CONTEXT
-        sampler = sampler_parts(config, self.shape, self.engine, cpu, self.element)
-        learn = learning_parts(config, self.shape, self.element, token_budget or config.learner.token_budget)
+            stay["CUDA context"] = memory.CUDA_CONTEXT
+        sampler = memory.sampler_parts(config, self.shape, self.engine, cpu, self.element)
+        budget = token_budget or config.learner.token_budget
+        learn = memory.learning_parts(config, self.shape, self.element, budget)
         if config.reward.name == "hybrid":
-            sampler["reward model"] = reward_model_bytes(config)
+            sampler["reward model"] = memory.reward_model_bytes(config)
         leave = {"vLLM activations", "sampler's logits", "KV cache"}
         leave |= {"vLLM weights"} if config.rollout.sleep and not cpu else set()
         leave |= {"reward model"} if config.reward.hybrid_offload else set()
@@ -86,25 +76,26 @@ class Plan:
         taken = self.needs("rollout")
         if not self.config.rollout.sleep or self.card.is_cpu:
             taken = max(taken, self.needs("learn"))
-        every = running_sequences(self.config) * full_length(self.config) * self.shape.kv_bytes
+        every = self.config.rollout.running_sequences * self.sequence_bytes
         room = self.usable - taken
         return max(0.0, min(every, room, CPU_KV) if self.card.is_cpu else min(every, room))
 
     @property
-    def kv_gib(self) -> float:
-        return self.kv_bytes / GIB
+    def sequence_bytes(self) -> int:
+        """Of the KV cache, for a sequence of full length."""
+        return self.config.rollout.longest_sequence * self.shape.kv_bytes
 
     @property
     def engine_config(self) -> Config:
         """The settings with the size of vLLM's KV cache decided. A CPU's engine decides for itself."""
         if self.engine == "torch" or self.card.is_cpu or self.config.rollout.kv_gib is not None:
             return self.config
-        return changed(self.config, {"rollout.kv_gib": round(self.kv_gib, 2)})
+        return changed(self.config, {"rollout.kv_gib": round(self.kv_bytes / GIB, 2)})
 
     @property
     def kv_sequences(self) -> int:
         """Full-length sequences that the KV cache holds."""
-        return int(self.kv_bytes // (full_length(self.config) * self.shape.kv_bytes))
+        return int(self.kv_bytes // self.sequence_bytes)
 
     def totals(self, token_budget: int | None = None) -> dict[str, float]:
         """learn, rollout -> bytes, vLLM's KV cache included wherever it is."""
@@ -117,25 +108,22 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        enough = self.engine == "torch" or self.kv_sequences >= min(LEAST_SEQUENCES, running_sequences(self.config))
+        least = min(LEAST_SEQUENCES, self.config.rollout.running_sequences)
+        enough = self.engine == "torch" or self.kv_sequences >= least
         return enough and max(self.totals().values()) <= self.usable
 
     @property
     def largest_token_budget(self) -> int:
         """The most tokens in a micro-batch, a multiple of 1024, that learning fits with; 0 if not even one sequence."""
         kept = self.kv_bytes if self.engine == "vllm" and not self.config.rollout.sleep else 0
-        least = -(-full_length(self.config) // 1024)
 
-        def fits(thousands: int) -> bool:
-            return self.needs("learn", thousands * 1024) + kept <= self.usable
+        def too_large(budget: int) -> bool:
+            return self.needs("learn", budget) + kept > self.usable
 
-        if not fits(least):
-            return 0
-        low, high = least, 4096
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if fits(middle) else (low, middle - 1)
-        return low * 1024
+        least = -(-self.config.rollout.longest_sequence // 1024)
+        budgets = range(1024 * least, 2**22, 1024)
+        fitting = bisect(budgets, False, key=too_large)
+        return budgets[fitting - 1] if fitting else 0
 
     def seconds(self, completion_tokens: float | None = None) -> dict[str, float]:
         """Phase -> seconds of a step, with completions of so many tokens or of the expected number."""
@@ -179,7 +167,7 @@ def decide(config: Config, card: Card) -> tuple[Config, list[str]]:
 def disk_parts(plan: Plan) -> tuple[float, float, float]:
     """Bytes of one checkpoint, of the weights kept of older evaluated steps, and of all completions, compressed."""
     config, lora = plan.config, plan.config.policy.lora_rank
-    parts = policy_parts(config, plan.shape, plan.element)
+    parts = memory.policy_parts(config, plan.shape, plan.element)
     weights = parts["adapter"] if lora else parts["weights"]
     masters = parts["float32 masters"] or weights  # float32 weights are their own, and are written with the rest again
     both = math.lcm(config.eval.every, config.checkpoint.every)  # 0: one of them never happens
@@ -200,36 +188,29 @@ REMEDIES: tuple[dict[str, object], ...] = (
     {"policy.lora_rank": 64, "learner.lr": 1e-5},
     {"policy.quant": "nf4"},
 )
-AT_MOST = ("learner.token_budget", "learner.logit_chunk", "rollout.max_sequences")
-"""Settings whose remedy is a smaller number."""
 
 
 def remedy(plan: Plan) -> dict[str, object]:
-    """The mildest change that makes the plan fit: one remedy if one is enough, else all down to the one that does."""
-    every: dict[str, object] = {}
-    for part in REMEDIES:
-        options = _of_use(plan.config, part)
-        if options and _fits(plan, options):
+    """The mildest of REMEDIES that makes the plan fit, else all together, else nothing."""
+    now = flat(plan.config)
+
+    def of_use(name: str, value: object) -> bool:
+        if name == "policy.quant":
+            return now[name] != value and bool(now["policy.lora_rank"])
+        if name == "policy.lora_rank":
+            return not now[name]
+        return now[name] > value if type(value) is int else now[name] != value
+
+    helpful = [options for options in REMEDIES if of_use(*next(iter(options.items())))]
+    together = {name: value for options in helpful for name, value in options.items()}
+    for options in (*helpful, together):
+        if make_plan(changed(plan.config, options), plan.card).fits:
             return options
-    for part in REMEDIES:
-        every |= _of_use(changed(plan.config, every), part)
-        if every and _fits(plan, every):
-            return every
     return {}
 
 
-def _fits(plan: Plan, options: dict[str, object]) -> bool:
-    return make_plan(changed(plan.config, options), plan.card).fits
-
-
-def _of_use(config: Config, part: dict[str, object]) -> dict[str, object]:
-    """The remedy, or nothing where it would change nothing, or not for the better."""
-    now = flat(config)
-    name, value = next(iter(part.items()))
-    worse = now[name] <= value if name in AT_MOST else now[name] == value
-    if worse or (name == "policy.lora_rank" and now[name]) or (name == "policy.quant" and not now["policy.lora_rank"]):
-        return {}
-    return part
+def as_options(options: dict[str, object]) -> str:
+    return " ".join(f"--{name} {typed(value)}" for name, value in options.items())
 
 
 def check_fits(plan: Plan) -> None:
@@ -241,7 +222,9 @@ def check_fits(plan: Plan) -> None:
     if need > plan.usable:
         problem = f"{phase} needs {need / GIB:.1f} GiB"
     else:
-        problem = f"the KV cache would hold {plan.kv_sequences} sequences of {full_length(plan.config)} tokens"
-    change = " ".join(f"--{key} {typed(value)}" for key, value in remedy(plan).items())
+        problem = (
+            f"the KV cache would hold {plan.kv_sequences} sequences of {plan.config.rollout.longest_sequence} tokens"
+        )
+    change = as_options(remedy(plan))
     advice = f"It fits with: {change}" if change else "Use a smaller --model, or a larger card"
     raise UserError(f"does not fit {plan.card.name}: {problem}, and {used}. {advice}")

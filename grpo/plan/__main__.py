@@ -11,7 +11,7 @@ import torch
 from grpo.arguments import parse_args
 from grpo.errors import UserError
 from grpo.plan import check_fits, decide, make_plan
-from grpo.plan.cards import card_named, this_card
+from grpo.plan.duration import card_named, this_card
 from grpo.plan.text import describe
 from grpo.run.terminal import printable
 

@@ -1,54 +1,101 @@
-"""Seconds of a step, from operations, bytes and the card's data sheet; and how much of the card learning used.
+"""Seconds of a step, from operations, bytes and the card's data sheet.
 
-A product of an [n, a] with an [a, b] matrix takes 2 n a b operations. Counted are the products of the layers, of
-attention and of the head. What gradient checkpointing computes a second time is no credit in the utilisation (model
-FLOPs, arXiv 2204.02311, appendix B), but it takes its time.
+What gradient checkpointing computes a second time is no credit in the utilisation (model FLOPs, arXiv 2204.02311,
+appendix B), but it takes its time.
 """
 
 from __future__ import annotations
 
+import os
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import pyarrow.parquet
-from transformers import PreTrainedConfig
+import psutil
+import torch
 
 from data.sources import SOURCES
-from grpo.config import Config
-from grpo.evaluation.benchmarks import names
-from grpo.plan.cards import Card
-from grpo.plan.memory import Shape, attention_width, full_length, running_sequences
+from grpo.config import Config, nearest
+from grpo.errors import UserError
+from grpo.evaluation.benchmarks import names, read
+from grpo.plan.memory import GIB, Shape, causal_pairs, forward_flops, shape_of, training_flops
 
 
-def causal_pairs(length: int, prefix: int = 0) -> int:
-    """(query, key) pairs of `length` tokens that see themselves causally after `prefix` tokens they all see."""
-    return length * prefix + length * (length + 1) // 2
+@dataclass(frozen=True, slots=True)
+class Card:
+    name: str
+    memory: float
+    """bytes: what torch reports as total, a little under the name's figure; on this machine, what is free"""
+    flops: float
+    """dense bf16 operations per second with float32 sums, by the data sheet (CPU: fp32, a rough figure)"""
+    bandwidth: float
+    """bytes per second of the card's own memory"""
+    sustained: float = 0.7
+    """share of `flops` that matrix products keep up; measured on an H100 (649 of 989 over 3 s), else assumed: an L4 is
+    bound by its 72 W"""
+    here: bool = False
+    """in this machine, not only in the table"""
+    bf16: bool = True
+    """computes in bfloat16"""
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.name.startswith("CPU")
 
 
-def forward_flops(config: PreTrainedConfig, tokens: int, pairs: int, predicted: int | None = None) -> int:
-    """Operations of one forward pass over `tokens` tokens that attend over `pairs` (query, key) pairs in all.
-
-    `predicted`: positions the head is computed on; all of them by default.
-    """
-    c, width = config.get_text_config(), attention_width(config)
-    key_value_width = width * c.num_key_value_heads // c.num_attention_heads
-    layer = c.hidden_size * (2 * width + 2 * key_value_width + 3 * c.intermediate_size)  # elements of its matrices
-    attention = 4 * width * pairs  # scores, and the weighted sum of values
-    head = 2 * c.hidden_size * c.vocab_size * (tokens if predicted is None else predicted)
-    return c.num_hidden_layers * (2 * layer * tokens + attention) + head
+def _gpu(name: str, gib: float, teraflops: float, gigabytes_per_second: float, sustained: float = 0.7) -> Card:
+    return Card(name, gib * GIB, teraflops * 1e12, gigabytes_per_second * 1e9, sustained)
 
 
-def training_flops(
-    config: PreTrainedConfig, tokens: int, pairs: int, predicted: int | None = None, frozen: bool = False
-) -> int:
-    """Operations of a forward and a backward pass.
+CARDS = {
+    "l4": _gpu("L4", 22.0, 121, 300, 0.5),
+    "a10": _gpu("A10", 22.0, 125, 600),
+    "a10g": _gpu("A10G", 22.0, 70, 600),
+    "l40s": _gpu("L40S", 44.4, 362, 864),
+    "3090": _gpu("3090", 23.6, 71, 936),
+    "4090": _gpu("4090", 23.5, 165, 1008),
+    "a1000": _gpu("A1000", 7.8, 27, 192),
+    "a100": _gpu("A100", 79.2, 312, 1935),
+    "h100": _gpu("H100", 79.1, 989, 3350, 0.66),
+    "h100-pcie": _gpu("H100 PCIe", 79.1, 756, 2000),
+    "h200": _gpu("H200", 139.8, 989, 4800, 0.66),
+    "b200": _gpu("B200", 178.0, 2250, 8000),
+}
+UNKNOWN = "a10"
+"""whose speed a card is planned with that is not in the table"""
+CPU_FLOPS_PER_CORE = 20e9
+CPU_BANDWIDTH = 10e9
 
-    The backward pass takes two products for each of the forward pass: the gradients of both factors. With `frozen`
-    weights (LoRA; the adapter's own small work is not counted) that of the weights falls away.
-    """
-    forward = forward_flops(config, tokens, pairs, predicted)
-    if not frozen:
-        return 3 * forward
-    return 2 * forward + forward_flops(config, 0, pairs)
+
+def card_named(name: str) -> Card:
+    """From the table, or `cpu`: this machine's processor."""
+    if name.lower() == "cpu":
+        return _cpu(psutil.virtual_memory().total)
+    if name.lower() not in CARDS:
+        names = [*CARDS, "cpu"]
+        raise UserError(f"no data sheet for {name!r}; there are {', '.join(names)}{nearest(name.lower(), names)}")
+    return CARDS[name.lower()]
+
+
+def this_card(device: torch.device) -> Card:
+    """The device a run would use, with the memory that is free now."""
+    if device.type != "cuda":
+        return _cpu(psutil.virtual_memory().available)
+    free, _ = torch.cuda.mem_get_info(device)
+    name = torch.cuda.get_device_name(device).removeprefix("NVIDIA ")
+    bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
+    return replace(known(name) or CARDS[UNKNOWN], name=name, memory=float(free), here=True, bf16=bf16)
+
+
+def known(name: str) -> Card | None:
+    """The card of the table whose name is in the device's as whole words: an L40S is no L4, an RTX A1000 no A100."""
+    fitting = [card for card in CARDS.values() if re.search(rf"\b{card.name}\b", name)]
+    return max(fitting, key=lambda card: len(card.name), default=None)
+
+
+def _cpu(memory: float) -> Card:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Card(f"CPU, {cores} cores", float(memory), cores * CPU_FLOPS_PER_CORE, CPU_BANDWIDTH, 1.0, here=True)
 
 
 def learning_flops(config: Config, shape: Shape, prompt: float, tokens: float) -> float:
@@ -80,8 +127,8 @@ def _scoring_passes(config: Config) -> float:
 
 BANDWIDTH_SHARE = 0.85
 """of the data sheet's bandwidth that elementwise operators reach"""
-DECODE_SHARES = 0.5, 0.7
-"""of operations and of bandwidth that decoding reaches"""
+DECODE_FLOPS, DECODE_BANDWIDTH = 0.5, 0.7
+"""shares of the data sheet's that decoding reaches"""
 SAMPLER_PASSES = 2
 """how often vLLM goes over a running sequence's float32 logits, each time reading and writing"""
 DECODE_STEP = {"vllm": 4e-3, "torch": 12e-3}
@@ -124,11 +171,20 @@ def step_seconds(
     evaluated = _evaluated(config)
     return {
         "rollout": sampling(completions),
-        "reward": completions * HOST_COMPLETION,
+        "reward": completions * HOST_COMPLETION + _reward_model(config, card, prompt + completion_tokens),
         "learn": _learn(config, shape, card, prompt, completion_tokens),
         "sync": 0.0 if engine == "torch" else 4 * _weights(shape, card) / card.bandwidth,
         "eval": sampling(evaluated) * (config.steps // config.eval.every + 1) / config.steps if evaluated else 0.0,
     }
+
+
+def _reward_model(config: Config, card: Card, tokens: float) -> float:
+    """The hybrid reward's forward pass over every completion with its prompt."""
+    if config.reward.name != "hybrid":
+        return 0.0
+    shape, count = shape_of(config.reward.model), config.rollout.problems * config.rollout.group
+    work = forward_flops(shape.config, count * tokens, count * causal_pairs(int(tokens)), 0)
+    return work / (card.flops * card.sustained)
 
 
 def _weights(shape: Shape, card: Card) -> float:
@@ -146,22 +202,18 @@ def _evaluated(config: Config) -> int:
 
 def _rows(name: str) -> int:
     """Of a data file, without fetching it: as published, else as it lies here."""
-    if not Path(name).is_file():
-        source = SOURCES.get(Path(name).stem)
-        return source.rows if source else ROWS_UNKNOWN
-    if Path(name).suffix == ".parquet":
-        return pyarrow.parquet.read_metadata(name).num_rows
-    return Path(name).read_bytes().count(b"\n")
+    if Path(name).is_file():
+        return sum(1 for _ in read(name))
+    source = SOURCES.get(Path(name).stem)
+    return source.rows if source else ROWS_UNKNOWN
 
 
 def _rollout(config, shape, card, engine, kv_bytes, completions, prompt, tokens) -> float:
     """Decoding reads all weights, the running sequences' KV cache and their logits for one token of each. At the end
     the longest completions run on alone."""
-    operations, bandwidth = (
-        share * rate for share, rate in zip(DECODE_SHARES, (card.flops, card.bandwidth), strict=True)
-    )
+    operations, bandwidth = DECODE_FLOPS * card.flops, DECODE_BANDWIDTH * card.bandwidth
     most = max(1, kv_bytes // (shape.kv_bytes * (prompt + tokens)))
-    running = min(running_sequences(config), most, completions)
+    running = min(config.rollout.running_sequences, most, completions)
 
     def step(count: float) -> float:
         seen = count * (prompt + tokens / 2)
@@ -184,16 +236,14 @@ def _learn(config, shape, card, prompt, tokens) -> float:
     work = learning_flops(config, shape, prompt, tokens) + head
     work += again * forward_flops(shape.config, packed, pairs, 0)
     c = shape.text
-    layer = _by_size(c, *TRAINING_BYTES["lora" if lora else "all"]) + scored * _by_size(c, *FORWARD_BYTES)
-    layer += again * _by_size(c, *(LORA_FORWARD_BYTES if lora else FORWARD_BYTES))
-    moved = packed * c.num_hidden_layers * layer
-    moved += (
-        predicted * c.vocab_size * (HEAD_BYTES + (o.entropy_coef > 0) * ENTROPY_BYTES + scored * HEAD_FORWARD_BYTES)
-    )
-    batches = -(-packed // max(o.token_budget, full_length(config)))
+
+    def moved_in_layer(hidden: float, inner: float) -> float:
+        return packed * c.num_hidden_layers * (hidden * c.hidden_size + inner * c.intermediate_size)
+
+    moved = moved_in_layer(*TRAINING_BYTES["lora" if lora else "all"]) + scored * moved_in_layer(*FORWARD_BYTES)
+    moved += again * moved_in_layer(*(LORA_FORWARD_BYTES if lora else FORWARD_BYTES))
+    at_head = HEAD_BYTES + (o.entropy_coef > 0) * ENTROPY_BYTES + scored * HEAD_FORWARD_BYTES
+    moved += predicted * c.vocab_size * at_head
+    batches = -(-packed // max(o.token_budget, config.rollout.longest_sequence))
     calls = batches * 3 * CPU_LAYER * c.num_hidden_layers if card.is_cpu else 0
     return work / (card.flops * card.sustained) + moved / (card.bandwidth * BANDWIDTH_SHARE) + calls
-
-
-def _by_size(text, hidden: float, inner: float) -> float:
-    return hidden * text.hidden_size + inner * text.intermediate_size

@@ -1,4 +1,4 @@
-"""Bytes of a run, by phase, from the model's configuration and the settings alone. Nothing here holds a weight.
+"""Bytes of a run, by phase, and operations of a pass, from the model's configuration and the settings alone.
 
 Learning holds: weights, float32 masters, two moments, float32 gradients, the reference, what the forward pass saves
 for the backward pass at the token budget, and one chunk of logits. Sampling holds the weights, the moments, the
@@ -19,8 +19,8 @@ from grpo.config import Config
 from grpo.errors import UserError
 from grpo.rollout.vllm_engine import VLLM_BATCHED_TOKENS, kv_bytes
 
-# The models of the presets, for a plan without a network: kind, hidden size, layers, heads, key/value heads,
-# intermediate size, context, vocabulary, head tied to the embedding.
+FIELDS = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+          "intermediate_size", "max_position_embeddings", "vocab_size", "tie_word_embeddings")  # fmt: skip
 KNOWN = {
     "Qwen/Qwen2.5-Math-1.5B": ("qwen2", 1536, 28, 12, 2, 8960, 4096, 151936, True),
     "Qwen/Qwen2.5-0.5B": ("qwen2", 896, 24, 14, 2, 4864, 32768, 151936, True),
@@ -29,6 +29,7 @@ KNOWN = {
     "meta-llama/Llama-3.1-8B-Instruct": ("llama", 4096, 32, 32, 8, 14336, 131072, 128256, False),
     "nvidia/AceMath-7B-RM": ("qwen2", 3584, 28, 28, 4, 18944, 4096, 152064, False),
 }
+"""the models of the presets, for a plan without a network"""
 GIB = 2**30
 CUDA_CONTEXT = int(0.6 * GIB)
 """context, cuBLAS workspaces and loaded kernels"""
@@ -96,31 +97,23 @@ def shape_of(name: str, trust_remote_code: bool = False) -> Shape:
 
 def model_config(name: str, trust_remote_code: bool = False) -> PreTrainedConfig:
     """From a folder, the cache, the table above, or the hub, in this order."""
-    for local in (True, False):
-        if not local:
-            hub.require([name])
-        try:
-            return AutoConfig.from_pretrained(name, local_files_only=local, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError) as error:
-            problem = error
+    try:
+        return AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError):
         if name in KNOWN:
-            kind, hidden, layers, heads, kv_heads, intermediate, context, vocabulary, tied = KNOWN[name]
-            return AutoConfig.for_model(
-                kind,
-                hidden_size=hidden,
-                num_hidden_layers=layers,
-                num_attention_heads=heads,
-                num_key_value_heads=kv_heads,
-                intermediate_size=intermediate,
-                max_position_embeddings=context,
-                vocab_size=vocabulary,
-                tie_word_embeddings=tied,
-            )
-    line = (str(problem).strip() or type(problem).__name__).splitlines()[0]
-    raise UserError(
-        f"cannot read the configuration of the model {name}: {line}; give a folder with config.json, or a Hugging Face "
-        "id and a network"
-    )
+            return AutoConfig.for_model(**dict(zip(FIELDS, KNOWN[name], strict=True)))
+    hub.require([name])
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"cannot read the configuration of the model {name}: {line}; give a folder with config.json, or a Hugging "
+            "Face id and a network"
+        ) from error
+
+
+# ---- bytes
 
 
 def policy_parts(config: Config, shape: Shape, element: int) -> dict[str, float]:
@@ -141,7 +134,7 @@ def policy_parts(config: Config, shape: Shape, element: int) -> dict[str, float]
 def learning_parts(config: Config, shape: Shape, element: int, token_budget: int) -> dict[str, float]:
     """Bytes that only learning needs, at their joint peak: gradients, activations, logits."""
     c, lora = shape.text, config.policy.lora_rank
-    tokens = max(token_budget, full_length(config))
+    tokens = max(token_budget, config.rollout.longest_sequence)
     layer, transient = _layer_bytes(shape, element, lora)
     # What is saved beside the layers: inputs of the embedding and the final norm, and the rows that the head reads.
     saved = c.hidden_size * (2 * element + 4 + (0 if lora else element))
@@ -175,10 +168,10 @@ def _layer_bytes(shape: Shape, element: int, lora: int) -> tuple[float, float]:
 
 def sampler_parts(config: Config, shape: Shape, engine: str, cpu: bool, element: int) -> dict[str, float]:
     """Bytes that only sampling needs, the vLLM engine's KV cache left out: that takes what remains."""
-    c, running = shape.text, running_sequences(config)
+    c, running = shape.text, config.rollout.running_sequences
     logits = SAMPLER_BYTES[engine] * running * c.vocab_size
     if engine == "torch":  # its cache grows by half when it is full: old and new exist together
-        kv = 2 * running * full_length(config) * shape.kv_bytes * element / 2
+        kv = 2 * running * config.rollout.longest_sequence * shape.kv_bytes * element / 2
         return {"sampler's logits": logits, "KV cache": kv}
     batch = VLLM_BATCHED_TOKENS * 3 * c.intermediate_size * element
     return {
@@ -198,12 +191,40 @@ def reward_model_bytes(config: Config) -> float:
 
 def host_bytes(config: Config) -> float:
     """Of the host's memory for one rollout's completions, all of them at their longest."""
-    return config.rollout.problems * config.rollout.group * full_length(config) * HOST_TOKEN_BYTES
+    return config.rollout.problems * config.rollout.group * config.rollout.longest_sequence * HOST_TOKEN_BYTES
 
 
-def full_length(config: Config) -> int:
-    return config.rollout.longest_sequence
+# ---- operations: a product of an [n, a] with an [a, b] matrix takes 2 n a b
 
 
-def running_sequences(config: Config) -> int:
-    return config.rollout.running_sequences
+def causal_pairs(length: int, prefix: int = 0) -> int:
+    """(query, key) pairs of `length` tokens that see themselves causally after `prefix` tokens they all see."""
+    return length * prefix + length * (length + 1) // 2
+
+
+def forward_flops(config: PreTrainedConfig, tokens: int, pairs: int, predicted: int | None = None) -> int:
+    """Operations of one forward pass over `tokens` tokens that attend over `pairs` (query, key) pairs in all: the
+    products of the layers, of attention and of the head.
+
+    `predicted`: positions the head is computed on; all of them by default.
+    """
+    c, width = config.get_text_config(), attention_width(config)
+    key_value_width = width * c.num_key_value_heads // c.num_attention_heads
+    layer = c.hidden_size * (2 * width + 2 * key_value_width + 3 * c.intermediate_size)  # elements of its matrices
+    attention = 4 * width * pairs  # scores, and the weighted sum of values
+    head = 2 * c.hidden_size * c.vocab_size * (tokens if predicted is None else predicted)
+    return c.num_hidden_layers * (2 * layer * tokens + attention) + head
+
+
+def training_flops(
+    config: PreTrainedConfig, tokens: int, pairs: int, predicted: int | None = None, frozen: bool = False
+) -> int:
+    """Operations of a forward and a backward pass.
+
+    The backward pass takes two products for each of the forward pass: the gradients of both factors. With `frozen`
+    weights (LoRA; the adapter's own small work is not counted) that of the weights falls away.
+    """
+    forward = forward_flops(config, tokens, pairs, predicted)
+    if not frozen:
+        return 3 * forward
+    return 2 * forward + forward_flops(config, 0, pairs)

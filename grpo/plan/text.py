@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import mean
 
-from grpo.config import MODES, typed
-from grpo.plan import Plan, disk_parts
+from grpo.config import MODES
+from grpo.plan import Plan, as_options, disk_parts
 from grpo.plan.duration import START, expected, learning_flops
-from grpo.plan.memory import GIB, full_length, running_sequences
+from grpo.plan.memory import GIB
 
 HOUR = 3600
 
@@ -17,7 +17,7 @@ def describe(plan: Plan) -> str:
     config, shape = plan.config, plan.shape
     trained = f"LoRA rank {config.policy.lora_rank}, {_millions(shape.adapter(config.policy.lora_rank))} trained"
     how = trained if config.policy.lora_rank else "all weights trained"
-    mode = [f"mode {config.mode}: at most {_settings(MODES[config.mode])}"] if MODES[config.mode] else []
+    mode = [f"mode {config.mode}: at most {as_options(MODES[config.mode])}"] if MODES[config.mode] else []
     lines = [
         f"plan: {config.model} ({_millions(shape.parameters)} parameters, {how}"
         f"{', NF4 base' if config.policy.quant == 'nf4' else ''}) on {plan.card.name}, {_gib(plan.card.memory)} GiB"
@@ -27,10 +27,6 @@ def describe(plan: Plan) -> str:
         *([*_time(plan), _disk(plan)] if plan.fits else []),
     ]
     return "\n".join(lines)
-
-
-def _settings(options: dict[str, object]) -> str:
-    return " ".join(f"--{name} {typed(value)}" for name, value in options.items())
 
 
 def summary(plan: Plan) -> str:
@@ -73,14 +69,8 @@ def length(seconds: float) -> str:
     return f"{seconds:.1f} s"
 
 
-def shares(plan: Plan) -> str:
-    """Each phase's share of a step."""
-    seconds = plan.seconds()
-    return ", ".join(f"{phase} {value / sum(seconds.values()):.0%}" for phase, value in seconds.items())
-
-
 def _memory(plan: Plan) -> list[str]:
-    phases, totals = plan.phases(), plan.totals()
+    phases, totals, rollout = plan.phases(), plan.totals(), plan.config.rollout
     if plan.engine == "vllm":
         for phase, parts in phases.items():
             parts["vLLM KV cache"] = totals[phase] - sum(parts.values())
@@ -93,8 +83,8 @@ def _memory(plan: Plan) -> list[str]:
     table[-1] += f"   of {_gib(plan.usable)} that may be used"
     if plan.engine == "vllm":
         table.append(
-            f"KV cache of {plan.kv_gib:.1f} GiB: {plan.kv_sequences} sequences of {full_length(plan.config)} tokens at "
-            f"once, of {running_sequences(plan.config)} that may run"
+            f"KV cache of {_gib(plan.kv_bytes)} GiB: {plan.kv_sequences} sequences of {rollout.longest_sequence} "
+            f"tokens at once, of {rollout.running_sequences} that may run"
         )
     table.append(f"largest learner.token_budget that fits: {plan.largest_token_budget}")
     return table
@@ -103,12 +93,13 @@ def _memory(plan: Plan) -> list[str]:
 def _time(plan: Plan) -> list[str]:
     config, seconds = plan.config, plan.seconds()
     step = sum(seconds.values())
+    shares = ", ".join(f"{phase} {value / step:.0%}" for phase, value in seconds.items())
     full = sum(plan.seconds(config.rollout.max_new_tokens).values())
     tokens = round(expected(config.rollout.max_new_tokens))
     source = "a guess" if plan.card.is_cpu else "from data sheets"
     start = "" if plan.card.is_cpu else f", after about {length(START[plan.engine])} of start-up"
     lines = [
-        f"time, {source} until steps have been timed: {length(step)} a step ({shares(plan)}), "
+        f"time, {source} until steps have been timed: {length(step)} a step ({shares}), "
         f"{length(step * config.steps)} for {config.steps} steps, with {tokens} tokens a completion{start}; "
         f"{length(full)} a step if all run to {config.rollout.max_new_tokens}"
     ]

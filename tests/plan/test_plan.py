@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,9 +9,9 @@ from grpo.config import build, changed, flat
 from grpo.errors import UserError
 from grpo.plan import LEAST_SEQUENCES, REMEDIES, Plan, check_fits, decide, make_plan, remedy
 from grpo.plan.__main__ import main
-from grpo.plan.cards import CARDS, card_named, known, this_card
 from grpo.plan.check import plan_run
-from grpo.plan.memory import GIB, full_length
+from grpo.plan.duration import CARDS, card_named, known, this_card
+from grpo.plan.memory import GIB
 from grpo.plan.text import describe, length, planned_and_measured, summary
 
 REPO = Path(__file__).resolve().parents[2]
@@ -64,7 +62,7 @@ def test_h100_fits_80_gb_and_no_smaller_card():
 
 def test_a_kv_cache_that_holds_next_to_nothing_does_not_fit():
     l4 = plan("l4", "l4")
-    one = LEAST_SEQUENCES * full_length(l4.config) * l4.shape.kv_bytes / GIB
+    one = LEAST_SEQUENCES * l4.sequence_bytes / GIB
     assert plan("l4", "l4", rollout__kv_gib=one * 1.01).fits
     assert not plan("l4", "l4", rollout__kv_gib=one * 0.99).fits
 
@@ -133,14 +131,14 @@ def test_a_step_takes_longer(knob, values):
 def test_a_faster_card_is_faster_and_a_larger_one_holds_more():
     l4, h100, h200 = (plan("l4", card) for card in ("l4", "h100", "h200"))
     assert l4.step_seconds > h100.step_seconds >= h200.step_seconds
-    assert l4.kv_gib < h100.kv_gib <= h200.kv_gib
+    assert l4.kv_bytes < h100.kv_bytes <= h200.kv_bytes
 
 
 def test_asleep_the_engine_leaves_its_memory_to_the_learner():
     awake, asleep = (plan("l4", "l4", rollout__sleep=sleep) for sleep in (False, True))
     weights = awake.phases()["rollout"]["vLLM weights"]
     assert awake.needs("learn") - asleep.needs("learn") == weights
-    assert asleep.kv_gib > awake.kv_gib
+    assert asleep.kv_bytes > awake.kv_bytes
 
 
 def test_the_largest_token_budget_is_the_largest():
@@ -266,12 +264,11 @@ def test_checkpointing_auto_is_off_where_that_fits_and_is_faster():
 # ---- in a run, and by hand
 
 
-def test_from_the_command_line_without_a_gpu_or_a_network():
-    command = [sys.executable, "-m", "grpo.plan", "--preset", "h100", "--gpu", "h100"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=REPO)
-    assert done.returncode == 0, done.stderr
-    assert "Qwen/Qwen2.5-Math-1.5B (1.544 B parameters, all weights trained) on H100" in done.stdout
-    assert "KV cache of" in done.stdout
+def test_from_the_command_line_without_a_gpu_or_a_network(capsys):
+    assert main(["--preset", "h100", "--gpu", "h100"]) == 0
+    out = capsys.readouterr().out
+    assert "Qwen/Qwen2.5-Math-1.5B (1.544 B parameters, all weights trained) on H100" in out
+    assert "KV cache of" in out
 
 
 def test_the_command_line_refuses_what_does_not_fit(capsys):
@@ -330,7 +327,7 @@ def test_a_run_prints_its_plan_first(capsys):
 def test_the_engine_gets_its_kv_cache_from_the_plan():
     l4 = plan("l4", "l4")
     assert l4.config.rollout.kv_gib is None
-    assert l4.engine_config.rollout.kv_gib == pytest.approx(l4.kv_gib, abs=0.01)
+    assert l4.engine_config.rollout.kv_gib == pytest.approx(l4.kv_bytes / GIB, abs=0.01)
     asked = plan("l4", "l4", rollout__kv_gib=5)
     assert asked.engine_config.rollout.kv_gib == 5
 

@@ -17,9 +17,9 @@ sys.path.insert(0, str(REPO))
 
 from benchmarks import common, gpu, roofline, versus_trl  # noqa: E402
 from grpo.packages import installed  # noqa: E402
-from grpo.plan import duration as flops  # noqa: E402
 from grpo.plan import make_plan  # noqa: E402
-from grpo.plan.cards import CARDS  # noqa: E402
+from grpo.plan import memory as flops  # noqa: E402
+from grpo.plan.duration import CARDS  # noqa: E402
 
 
 @pytest.fixture(scope="module")
