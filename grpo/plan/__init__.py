@@ -142,8 +142,9 @@ def make_plan(config: Config, card: Card) -> Plan:
     return Plan(config, card, shape_of(config.model, config.policy.trust_remote_code), engine)
 
 
-def decide(config: Config, card: Card) -> tuple[Config, list[str]]:
-    """What was left to the plan (policy.quant auto, policy.gradient_checkpointing auto), and a line on each."""
+def decide(config: Config, card: Card) -> tuple[Plan, list[str]]:
+    """The plan with what was left to it decided (policy.quant auto, policy.gradient_checkpointing auto), and a line on
+    each."""
     notes = []
     if config.policy.quant == "auto":
         plan = make_plan(changed(config, {"policy.quant": "none"}), card)
@@ -154,14 +155,14 @@ def decide(config: Config, card: Card) -> tuple[Config, list[str]]:
         else:
             notes.append(f"quant auto: the base in NF4, because without it needs {of}")
         config = changed(config, {"policy.quant": "none" if plan.fits else "nf4"})
-    if config.policy.gradient_checkpointing == "auto":
-        on, off = (make_plan(changed(config, {"policy.gradient_checkpointing": x}), card) for x in (True, False))
-        keep = off.fits and off.step_seconds < on.step_seconds
-        need = f"{max(off.totals().values()) / GIB:.1f} of {off.usable / GIB:.1f} GiB"
-        why = f"it is faster without and fits ({need})" if keep else f"without it needs {need}"
-        notes.append(f"gradient_checkpointing auto: {'off' if keep else 'on'}, because {why}")
-        config = (off if keep else on).config
-    return config, notes
+    if config.policy.gradient_checkpointing != "auto":
+        return make_plan(config, card), notes
+    on, off = (make_plan(changed(config, {"policy.gradient_checkpointing": x}), card) for x in (True, False))
+    keep = off.fits and off.step_seconds < on.step_seconds
+    need = f"{max(off.totals().values()) / GIB:.1f} of {off.usable / GIB:.1f} GiB"
+    why = f"it is faster without and fits ({need})" if keep else f"without it needs {need}"
+    notes.append(f"gradient_checkpointing auto: {'off' if keep else 'on'}, because {why}")
+    return (off if keep else on), notes
 
 
 def disk_parts(plan: Plan) -> tuple[float, float, float]:

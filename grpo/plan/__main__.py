@@ -10,7 +10,7 @@ import torch
 
 from grpo.arguments import parse_args
 from grpo.errors import UserError
-from grpo.plan import check_fits, decide, make_plan
+from grpo.plan import check_fits, decide
 from grpo.plan.duration import card_named, this_card
 from grpo.plan.text import describe
 from grpo.run.terminal import printable
@@ -25,11 +25,8 @@ def main(argv: Sequence[str]) -> int:
         config = parse_args(rest, "l4").config
         device = torch.device("cuda" if torch.cuda.is_available() and config.device != "cpu" else "cpu")
         card = card_named(given.gpu) if given.gpu else this_card(device)
-        config, notes = decide(config, card)
-        plan = make_plan(config, card)
-        print(describe(plan))
-        for note in notes:
-            print(note)
+        plan, notes = decide(config, card)
+        print("\n".join([describe(plan), *notes]))
         check_fits(plan)
     except UserError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)

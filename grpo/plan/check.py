@@ -24,7 +24,7 @@ from grpo.config import Config, flat, short
 from grpo.errors import UserError
 from grpo.evaluation import benchmarks
 from grpo.packages import PACKAGES, installed, versions
-from grpo.plan import Plan, check_fits, decide, disk_parts, make_plan
+from grpo.plan import Plan, check_fits, decide, disk_parts
 from grpo.plan.duration import this_card
 from grpo.plan.memory import GIB, host_bytes
 from grpo.plan.text import describe, summary
@@ -44,9 +44,8 @@ def plan_run(config: Config, device: torch.device) -> Plan:
 
     `plan.config` are the settings to run with: what was left to the plan (auto) is decided in them.
     """
-    card = this_card(device)
-    config, notes = decide(config, card)
-    plan = make_plan(config, card)
+    plan, notes = decide(config, this_card(device))
+    config = plan.config
     models = [config.model, *([config.reward.model] if config.reward.name == "hybrid" else [])]
     if wrong := [*problems(plan), *filter(None, [hub.missing(models, _data_names(config), config.data_dir)])]:
         raise UserError("; and ".join(wrong))
@@ -86,8 +85,7 @@ def check(config: Config, device: torch.device, resumed: Path | None = None) -> 
 
 def _plan(config: Config, device: torch.device, resumed: Path | None, failures: list[str]) -> Iterator[str]:
     """The plan, and below it what is wrong around it, which is added to `failures`."""
-    decided, notes = decide(config, this_card(device))
-    plan = make_plan(decided, this_card(device))
+    plan, notes = decide(config, this_card(device))
     yield from describe(plan).removeprefix("plan: ").splitlines()
     yield from notes
     wrong = list(problems(plan))
@@ -200,6 +198,8 @@ def problems(plan: Plan) -> Iterator[str]:
             f"rollout.max_prompt_tokens + rollout.max_new_tokens is {rollout.longest_sequence}, but {config.model} has "
             f"positions for {context} tokens; use {cure}"
         )
+    if plan.card.here:
+        yield from machine_problems(plan)
     there = existing_parent(Path(config.out))
     checkpoint, _, completions = disk_parts(plan)
     need = checkpoint * (config.checkpoint.keep + 1) + completions  # one is being written
@@ -210,13 +210,15 @@ def problems(plan: Plan) -> Iterator[str]:
             f"{there} has {free / GIB:.1f} GiB free, and {config.checkpoint.keep + 1} checkpoints with the completions "
             f"take {need / GIB:.1f}; use --out on another disk or --checkpoint.keep 1"
         )
-    if plan.card.here:
-        yield from machine_problems(plan)
 
 
 def machine_problems(plan: Plan) -> Iterator[str]:
     """What this machine cannot do."""
     config, vllm = plan.config, _vllm() if plan.engine == "vllm" else None
+    if plan.engine == "vllm" and not vllm:
+        yield VLLM_MISSING
+    elif vllm and tuple(map(int, vllm.split(".")[:2])) < VLLM:
+        yield f"vllm {vllm} is installed, 0.32 is needed: pip install 'vllm==0.32.*'"
     if not plan.card.bf16 and plan.element == 2:
         yield (
             f"{plan.card.name} does not compute in bfloat16, and float16 is not offered; use a card of 2020 or later "
@@ -228,10 +230,6 @@ def machine_problems(plan: Plan) -> Iterator[str]:
             f"the completions of a step may take {need / GIB:.1f} GiB of the {free / GIB:.1f} GiB of main memory that "
             "are free; lower rollout.problems, rollout.group or rollout.max_new_tokens"
         )
-    if plan.engine == "vllm" and not vllm:
-        yield VLLM_MISSING
-    elif vllm and tuple(map(int, vllm.split(".")[:2])) < VLLM:
-        yield f"vllm {vllm} is installed, 0.32 is needed: pip install 'vllm==0.32.*'"
     for setting, value in (("policy.quant", "nf4"), ("learner.optimizer", "adamw_8bit")):
         if flat(config)[setting] == value and not installed("bitsandbytes"):
             yield f"{setting} {value} needs bitsandbytes: pip install 'bitsandbytes>=0.50'"

@@ -235,28 +235,26 @@ def test_every_remedy_is_a_setting():
 
 def test_quant_auto_is_none_where_that_fits_and_nf4_where_it_does_not():
     auto = build("l4", {"policy.gradient_checkpointing": True})
-    config, [line] = decide(auto, CARDS["l4"])
-    assert config.policy.quant == "none"
+    need, [line] = decide(auto, CARDS["l4"])
+    assert need.config.policy.quant == "none"
     assert "not quantised" in line
     # A card on which the four bits decide: 1.22 G linear weights save 1.2 x 1.31 x (2 - 0.516) = 1.8 GiB.
-    need = make_plan(config, CARDS["l4"])
     between = max(need.needs("learn"), need.needs("rollout") + 0.4375 * GIB) / 0.93 - GIB
     small = type(CARDS["l4"])("small", between, 1e12, 1e11)
-    config, [line] = decide(auto, small)
-    assert config.policy.quant == "nf4"
+    packed, [line] = decide(auto, small)
+    assert packed.config.policy.quant == "nf4"
     assert "NF4" in line
-    assert make_plan(config, small).fits
-    assert decide(config, small) == (config, [])
+    assert packed.fits
+    assert decide(packed.config, small) == (packed, [])
 
 
 def test_checkpointing_auto_is_off_where_that_fits_and_is_faster():
     """h100's engine keeps its KV cache: without checkpointing 24576 tokens of activations leave too little of it."""
     for preset, card in (("l4", "l4"), ("h100", "h100"), ("h100", "h200"), ("l4", "h100"), ("speedrun", "h100")):
         on, off = (plan(preset, card, policy__gradient_checkpointing=x) for x in (True, False))
-        config, notes = decide(build(preset, {"policy.quant": "none"}), CARDS[card])
-        chosen = make_plan(config, CARDS[card])
+        chosen, notes = decide(build(preset, {"policy.quant": "none"}), CARDS[card])
         assert chosen.fits
-        assert config.policy.gradient_checkpointing is not (off.fits and off.step_seconds < on.step_seconds)
+        assert chosen.config.policy.gradient_checkpointing is not (off.fits and off.step_seconds < on.step_seconds)
         assert chosen.step_seconds == min(x.step_seconds for x in (on, off) if x.fits)
         assert "gradient_checkpointing auto" in notes[-1]
 

@@ -100,8 +100,7 @@ CARDS_OF = {
 
 @pytest.mark.parametrize(("preset", "card"), CARDS_OF.items())
 def test_it_fits_its_card_and_its_model(preset, card):
-    config, _ = decide(build(preset, {}), card_named(card))
-    plan = make_plan(config, card_named(card))
+    plan, _ = decide(build(preset, {}), card_named(card))
     check_fits(plan)
     assert plan.config.rollout.longest_sequence <= plan.shape.context
 
