@@ -92,7 +92,7 @@ def products(policy: Policy, group: int) -> list[Request]:
 def gap(policy: Policy, prompt: tuple[int, ...], completions: list[Completion], temperature: float) -> torch.Tensor:
     """[2 heads, tokens] |sampler logprob - trainer logprob|, the trainer's logits in each of HEADS."""
     samples = [Sample(prompt, c.ids, c.sampler_logprobs, advantage=0.0) for c in completions]
-    (batch,) = pack(samples, [1.0] * len(samples), sum(sample.length for sample in samples))
+    (batch,) = pack(samples, [1.0] * len(samples), 10**9)
     batch = batch.to(policy.device)
     rounded = rounded_logits(policy, batch) / temperature
     logprobs = torch.log_softmax(rounded, -1).gather(-1, batch.targets[:, None])[:, 0]
