@@ -41,7 +41,7 @@ def test_signals_are_coloured_and_what_a_model_writes_is_not_obeyed():
     rows = [(text, reward(text, "2"), (5, "length")) for text in texts]
     reward.close()
     page = side_by_side([("base", rows)], graded=True, width=40, colour=True)
-    assert "\\x1b[31mred\\x0d" in page
+    assert "\\x1b[31mred\\r" in page
     assert f"{RED}verify 0" in page
     assert f"{GREEN}verify 1" in page
     assert "\x1b[31mred" not in page
