@@ -154,10 +154,10 @@ def _same_expression(truth: str, readings: list[str], factors: list[Fraction]) -
         return squeeze(truth) == squeeze(readings[0])
     except Unreadable:
         return False
-    for reading in dict.fromkeys(readings):
+    for reading, allowed in zip(readings, (factors, factors[:1]), strict=False):  # no percent beside another unit
         with suppress(Unreadable):
             given = expression(reading)
-            if any(equal(expected * factor if factor != 1 else expected, given) for factor in factors):
+            if any(equal(expected * factor if factor != 1 else expected, given) for factor in allowed):
                 return True
     return False
 
