@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_model import since_torch_2_13
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from grpo.logprob import _logit_gradient, token_logprobs
@@ -100,6 +101,7 @@ class Operations(TorchDispatchMode):
         return out
 
 
+@since_torch_2_13
 @pytest.mark.parametrize("with_entropy", [True, False])
 def test_beside_a_cpu_the_product_itself_is_float32_and_only_the_logits_gradient_is_rounded(with_entropy: bool):
     vocabulary = 96

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 REPO = Path(__file__).resolve().parent.parent
+since_torch_2_13 = pytest.mark.skipif(
+    torch.__version__ < (2, 13), reason="without data, torch below 2.13 has no bfloat16 product that gives float32"
+)
 
 
 def make_tiny_model(tied: bool = True, dtype: torch.dtype = torch.float64, vocabulary: int = 40):

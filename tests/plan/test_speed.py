@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_model import since_torch_2_13
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2ForCausalLM
 
@@ -140,6 +141,7 @@ def per_token(preset: str, **options) -> dict[str, float]:
     return {name: few[name] + 13 * (more[name] - few[name]) for name in few}
 
 
+@since_torch_2_13
 @pytest.mark.parametrize("preset", LIMITS)
 def test_the_learner_moves_no_more_than_it_did(preset):
     found = per_token(preset)
@@ -147,6 +149,7 @@ def test_the_learner_moves_no_more_than_it_did(preset):
         assert 0.8 * limit < found[name] < limit, f"{name} is {found[name]:.4g}"
 
 
+@since_torch_2_13
 @pytest.mark.parametrize("preset", LIMITS)
 def test_the_plan_of_learning_is_within_a_quarter_of_the_count(preset):
     """Both of 768 completion tokens behind a prompt of 256 that its group shares."""
