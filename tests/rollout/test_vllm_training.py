@@ -6,18 +6,14 @@ rollout.max_new_tokens (3072 -> 96) and the KV cache; every other setting is the
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+import train
 from data.tiny_base import FOLDER
-from grpo.run.files import read_completions
+from grpo.run.files import read_completions, read_rows
 
-REPO = Path(__file__).resolve().parent.parent.parent
 PROBLEMS, GROUP, LENGTH = 8, 4, 96
 RUNS = {"l4": ["--preset", "l4"], "l4-nf4": ["--preset", "l4", "--quant", "nf4"], "h100": ["--preset", "h100"]}
 
@@ -30,15 +26,8 @@ def runs(tmp_path_factory, data_dir) -> dict[str, Path]:
     cut += ["--rollout.problems", PROBLEMS, "--rollout.group", GROUP, "--rollout.max-new-tokens", LENGTH]
     cut += ["--rollout.kv-gib", 0.125, "--eval.limit", 2, "--quiet"]
     for name, options in RUNS.items():
-        command = [sys.executable, "train.py", *options, *map(str, cut), "--name", name]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert train.main([*options, *map(str, cut), "--name", name]) == 0
     return {name: out / name for name in RUNS}
-
-
-def rows(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def completions(run: Path, step: int) -> list[str]:
@@ -48,7 +37,7 @@ def completions(run: Path, step: int) -> list[str]:
 @pytest.mark.vllm
 @pytest.mark.parametrize("name", RUNS)
 def test_two_steps_come_out_sane(runs, name: str):
-    steps = [row for row in rows(runs[name] / "metrics.jsonl") if row["step"] > 0]
+    steps = [row for row in read_rows(runs[name] / "metrics.jsonl") if row["step"] > 0]
     assert [row["step"] for row in steps] == [1, 2]
     for row in steps:
         assert row["mismatch/mean"] < 1e-4, "float32 on both sides"
