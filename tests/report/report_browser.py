@@ -30,7 +30,7 @@ FLAGS = [
     "--hide-scrollbars",
     "--force-device-scale-factor=1",
 ]
-PATIENCE = 30.0
+PATIENCE = 120.0
 """Seconds until a silent browser is an error: far more than it needs, so that a busy machine fails nothing."""
 
 
