@@ -137,8 +137,8 @@ def test_memory_is_limited():
     pool.close()
 
 
-def test_a_worker_killed_from_outside_is_replaced_and_its_answer_asked_once_more(pool):
-    outcomes = []
+def test_a_worker_killed_from_outside_is_replaced_and_its_answer_asked_once_more():
+    pool, outcomes = WorkerPool(workers=1, timeout_s=600), []  # the one worker takes HANG first
     run = in_a_thread(lambda: outcomes.extend(pool.run([HANG, HARD])))
     for _ in range(2):  # in 600 s nothing else ends these
         victim = busy_worker(pool)
@@ -146,6 +146,7 @@ def test_a_worker_killed_from_outside_is_replaced_and_its_answer_asked_once_more
         assert gone([victim])
     run.join()
     assert outcomes == ["timeout", "correct"]
+    pool.close()
 
 
 def test_even_the_server_may_die(pool):
