@@ -38,7 +38,8 @@ class Run:
     def __init__(self, config: Config, resumed: Path | None = None):
         """`resumed`: the folder to continue in. UserError where the folder cannot be used."""
         self.config, self.folder, self.resumed = config, resumed or files.new_folder(config), resumed is not None
-        self.clock, self.checkpoints = Clock(), Checkpoints(self.folder / "checkpoints", config.checkpoint.keep)
+        self.clock = Clock(memory_in_use_gib)
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", config.checkpoint.keep)
         self.bad_rows: Sequence[BadRow] = ()
         self.accuracy: dict[int, float] = {}
         """Step -> what the best checkpoint is chosen by."""
@@ -175,7 +176,7 @@ class Run:
             row[name] = row.get(name, 0.0) + seconds
         if self.step:
             row["speed/tokens_per_second"] = row.pop("completion/tokens") / (row["time/step"] - row["time/eval"])
-        row |= {"memory/peak_gib": peak_memory_gib(self.state.policy.device), "time": time.time()}
+        row |= {"memory/peak_gib": self.clock.read_peak(), "time": time.time()}
         return {name: value if math.isfinite(value) else None for name, value in row.items()}  # JSON has no NaN
 
     def save(self) -> None:
@@ -278,11 +279,10 @@ def completion_metrics(groups: Sequence[Group]) -> dict[str, float]:
     }
 
 
-def peak_memory_gib(device: torch.device) -> float:
-    """GiB: torch's peak on the GPU since the last call, or this process's peak since its start on a CPU."""
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        return peak / 2**30
+def memory_in_use_gib() -> float:
+    """Of the GPU, torch's cache and vLLM's pool and other processes included; else this process's peak so far."""
+    if torch.cuda.is_initialized():
+        free, total = torch.cuda.mem_get_info()
+        return (total - free) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

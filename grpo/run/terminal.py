@@ -10,7 +10,7 @@ import sys
 import textwrap
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean
@@ -109,7 +109,10 @@ PHASES = ("rollout", "reward", "learn", "sync", "eval")
 
 
 class Clock:
-    def __init__(self) -> None:
+    """Seconds by phase, and the most `memory` that was in use at the end of one."""
+
+    def __init__(self, memory: Callable[[], float] = lambda: 0.0) -> None:
+        self._memory, self._peak = memory, 0.0
         self._restart()
 
     @contextmanager
@@ -119,6 +122,7 @@ class Clock:
             yield
         finally:
             self._seconds[phase] += time.perf_counter() - start
+            self._peak = max(self._peak, self._memory())
 
     def read(self) -> dict[str, float]:
         """Seconds by phase since the last reading, `time/step` being all of them."""
@@ -127,6 +131,11 @@ class Clock:
         seconds |= {"time/other": total - sum(self._seconds.values()), "time/step": total}
         self._restart()
         return seconds
+
+    def read_peak(self) -> float:
+        """Of the memory, since the last such reading."""
+        peak, self._peak = max(self._peak, self._memory()), 0.0
+        return peak
 
     def _restart(self) -> None:
         self._start, self._seconds = time.perf_counter(), dict.fromkeys(PHASES, 0.0)

@@ -214,6 +214,7 @@ os._exit(0)
 
 
 def test_ctrl_c_ends_the_workers_and_leaks_nothing_into_the_next_run(pool):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     pool.run([HARD])
     pids = [pool._server.pid]
 
@@ -224,6 +225,7 @@ def test_ctrl_c_ends_the_workers_and_leaks_nothing_into_the_next_run(pool):
     in_a_thread(interrupt)
     with pytest.raises(KeyboardInterrupt):
         pool.run([HANG])
+    signal.signal(signal.SIGINT, before)
     assert gone(pids)
     assert pool.run([HARD]) == ["correct"]
 

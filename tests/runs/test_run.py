@@ -21,7 +21,7 @@ from grpo.errors import UserError, printable
 from grpo.packages import differences, versions
 from grpo.run import files
 from grpo.run.files import read_completions, read_rows
-from grpo.run.terminal import before_and_after, figures, good_and_bad
+from grpo.run.terminal import Clock, before_and_after, figures, good_and_bad
 from grpo.types import Completion, Group, Problem
 from rewards import Score
 
@@ -58,6 +58,17 @@ def test_everything_is_there(folder):
     summary = json.loads((folder / "summary.json").read_text())
     assert summary.keys() == {"before", "after", "steps", "seconds", "best", "limit"}
     assert summary["steps"] == 2
+
+
+def test_peak_memory_is_the_most_at_the_end_of_a_phase():
+    in_use = iter([3.0, 7.0, 5.0, 4.0])  # after the rollout, after learning, at the first reading, at the second
+    clock = Clock(lambda: next(in_use))
+    with clock("rollout"):
+        pass
+    clock.read()  # seconds are read in between
+    with clock("learn"):
+        pass
+    assert (clock.read_peak(), clock.read_peak()) == (7.0, 4.0)
 
 
 def test_a_row_a_step_and_every_completion(folder):
