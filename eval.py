@@ -19,7 +19,7 @@ from pathlib import Path
 from data.sources import LICENCE, REPOSITORY, SOURCES
 from grpo import hub
 from grpo.arguments import read_options
-from grpo.errors import UserError, answer_early, printable
+from grpo.errors import UserError, answer_early, one_line, printable
 from grpo.evaluation import benchmarks, results
 
 LEAST, MOST = {"samples": 1, "max_new_tokens": 1, "limit": 1, "seed": 0, "temperature": 0}, {"temperature": 10}
@@ -133,6 +133,7 @@ def show(text: str) -> None:
     print(printable(text), flush=True)
 
 
+@one_line
 def main(argv: Sequence[str]) -> int:
     try:
         args = parse(argv)
@@ -144,9 +145,6 @@ def main(argv: Sequence[str]) -> int:
             print_difference(*args.compare)
         else:
             evaluate(args)
-    except (UserError, OSError) as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130

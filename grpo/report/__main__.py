@@ -7,12 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from grpo.errors import UserError
+from grpo.errors import UserError, one_line
 from grpo.report.page import render, write
 from grpo.report.read import distinct_names, read_run
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@one_line
+def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m grpo.report", description="Run folders -> one self-contained HTML page."
     )
@@ -33,20 +34,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="completions kept of each run, newest step first (%(default)s)",
     )
     options = parser.parse_args(argv)
-    try:
-        if options.completions < 1:
-            raise UserError(f"--completions {options.completions} must be at least 1")
-        folders = list({folder.resolve(): folder for folder in options.runs}.values())
-        runs = [read_run(folder, options.completions) for folder in folders]
-        distinct_names(runs)
-        out = options.out or (folders[0] if len(folders) == 1 else folders[0].resolve().parent) / "report.html"
-        write(render(runs), out)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if options.completions < 1:
+        raise UserError(f"--completions {options.completions} must be at least 1")
+    folders = list({folder.resolve(): folder for folder in options.runs}.values())
+    runs = [read_run(folder, options.completions) for folder in folders]
+    distinct_names(runs)
+    out = options.out or (folders[0] if len(folders) == 1 else folders[0].resolve().parent) / "report.html"
+    write(render(runs), out)
     print(f"{out} ({out.stat().st_size / 2**20:.1f} MiB): open it in a browser, no network is needed")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
