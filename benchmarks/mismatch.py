@@ -101,14 +101,8 @@ def gap(policy: Policy, prompt: tuple[int, ...], completions: list[Completion], 
 
 def rounded_logits(policy: Policy, batch: Batch) -> torch.Tensor:
     """[tokens, vocabulary] logits that the head's product has rounded to the weights' precision."""
-    network = policy.network
-    hidden = getattr(network, network.base_model_prefix)(
-        input_ids=batch.input_ids[None],
-        position_ids=batch.position_ids[None],
-        use_cache=False,
-        segments=batch.segments,
-    ).last_hidden_state[0, batch.predictors]
-    return (hidden @ network.get_output_embeddings().weight.T).float()
+    head = policy.network.get_output_embeddings().weight
+    return (policy.hidden(policy.network, batch) @ head.T).float()
 
 
 def lora_rounding(args: argparse.Namespace) -> dict[str, float]:

@@ -93,19 +93,21 @@ class Policy:
         return self._logprobs(self._reference, batch, temperature, False)[0]
 
     def _logprobs(self, network, batch: Batch, temperature: float, with_entropy: bool):
+        hidden, head = self.hidden(network, batch), network.get_output_embeddings().weight
+        return token_logprobs(hidden, head, batch.targets, temperature, self.logit_chunk, with_entropy)
+
+    def hidden(self, network: PreTrainedModel, batch: Batch) -> torch.Tensor:
+        """[N, H] what the head reads: the last hidden state where each completion token is predicted."""
         backbone = getattr(network, network.base_model_prefix)
         # use_cache=True, the default, would let packed sequences see each other.
-        hidden = backbone(
+        states = backbone(
             input_ids=batch.input_ids[None],
             position_ids=batch.position_ids[None],
             use_cache=False,
             segments=batch.segments,
             packed_kernel=self.kernel,
         ).last_hidden_state[0]
-        head = network.get_output_embeddings().weight
-        return token_logprobs(
-            hidden[batch.predictors], head, batch.targets, temperature, self.logit_chunk, with_entropy
-        )
+        return states[batch.predictors]
 
     @contextlib.contextmanager
     def sampling(self) -> Iterator[None]:
