@@ -96,7 +96,7 @@ def _preset(name: str) -> dict[str, Any]:
 
 def read_settings(path: str | Path) -> dict[str, Any]:
     """Dotted name -> value of a YAML file; UserError where it holds no settings or one that does not exist."""
-    settings, known = _dotted(read_yaml(path)), fields()
+    settings, known = dotted(read_yaml(path)), fields()
     if strange := [name for name in settings if name not in known]:
         raise UserError(f"{path}: {unknown('setting', strange[0], known)}")
     return settings
@@ -127,7 +127,7 @@ def parse(settings: dict[str, Any]) -> Config:
     """A checked Config from settings in sections or with dotted names. Raises UserError with one line."""
     tree: dict[str, Any] = {}
     known = fields()
-    for name, value in _dotted(settings).items():
+    for name, value in dotted(settings).items():
         if name not in known:
             raise UserError(unknown("setting", name, known))
         section, _, leaf = name.rpartition(".")
@@ -139,7 +139,7 @@ def parse(settings: dict[str, Any]) -> Config:
         raise UserError(_one_line(error)) from None
 
 
-def _dotted(settings: dict[str, Any]) -> dict[str, Any]:
+def dotted(settings: dict[str, Any]) -> dict[str, Any]:
     """{"learner": {"lr": 1}} -> {"learner.lr": 1}"""
     leaves: dict[str, Any] = {}
     for key, value in settings.items():

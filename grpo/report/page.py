@@ -16,13 +16,13 @@ from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from grpo.config import dotted
 from grpo.errors import UserError
 from grpo.report.charts import Chart, charts_for
 from grpo.report.read import Run
@@ -156,17 +156,10 @@ def verdict_table(run: Run) -> dict[str, str]:
 
 def config_differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     """The settings in which the runs differ: (dotted name, one value a run)."""
-    trees = [flatten(run.config) for run in runs]
+    trees = [dotted(run.config) for run in runs]
     names = dict.fromkeys(name for tree in trees for name in tree)
     rows = [(name, [str(tree.get(name, "")) for tree in trees]) for name in names]
     return [(name, cells) for name, cells in rows if len(set(cells)) > 1]
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
 
 
 def write(page: str, path: Path) -> None:
