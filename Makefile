@@ -1,6 +1,6 @@
 # make demo        train the built-in model on one addition problem, half a minute on a laptop CPU once installed
 # make exercises   says what is right and wrong in exercises/, under a minute
-# make test        ruff and the test suite
+# make test        ruff and the test suite, in JOBS processes (2 unless told)
 # make gpu         what a GPU machine needs on top, all pinned: vllm, bitsandbytes, W&B (flash-attn is not needed: make flash-attn)
 # make test-vllm   the vLLM engine on vLLM's CPU build and a real language model, in an environment of its own
 # make test-peers  the same numbers as TRL and verl, in an environment of its own
@@ -11,6 +11,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
+JOBS ?= 2
 PIP = $(VENV)/bin/python -m pip install -q --disable-pip-version-check $(PIP_ARGS)
 
 .PHONY: demo exercises test gpu flash-attn test-vllm test-peers clean
@@ -24,7 +25,7 @@ exercises: $(VENV)/base
 test: $(VENV)/dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal
 
 gpu: $(VENV)/base
 	$(PIP) -r requirements/gpu.txt
