@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from transformers import DynamicCache
 
 from grpo.logprob import addmm
 from grpo.policy import Policy
 from grpo.rollout import Sampling
 from grpo.types import Completion, FinishReason, Request
 
-CACHE_BLOCK = 64
 COMPACT_BELOW = 0.75
 
 
@@ -92,7 +92,7 @@ def _write(policy: Policy, drafts: Sequence[Draft], sampling: Sampling, progress
         if len(going) < COMPACT_BELOW * len(drafts):
             drafts, tokens = [drafts[row] for row in going], tokens[going]
             context.select(going)
-        context.read(tokens)
+        context.read(tokens[:, None])
 
 
 class Context:
@@ -102,43 +102,34 @@ class Context:
     """[B, H] the last token's hidden states"""
 
     def __init__(self, policy: Policy, prompts: Sequence[tuple[int, ...]]):
-        self.policy, device = policy, policy.device
-        row = {text: i for i, text in enumerate(dict.fromkeys(prompts))}
-        texts = list(row)
+        self.policy, self.cache = policy, DynamicCache()
+        texts = list(dict.fromkeys(prompts))
         longest = max(map(len, texts))
-        pad = policy.stop_ids[0] if policy.stop_ids else 0
-        ids = torch.tensor([[pad] * (longest - len(text)) + list(text) for text in texts], device=device)
-        self.lengths = torch.tensor([len(text) for text in texts], device=device)
-        columns, padding = torch.arange(longest, device=device), longest - self.lengths[:, None]
-        self.real = columns >= padding  # [B, longest] bool
-        self.ragged = bool(padding.any())  # else no mask is needed: attention is plainly causal
-        self.cache = KVCache(longest + CACHE_BLOCK)
-        # A padding token may see itself, or its softmax would be over nothing.
-        causal, itself = columns[:, None] >= columns, torch.eye(longest, dtype=torch.bool, device=device)
-        self._forward(ids, (columns - padding).clamp(min=0), (causal & self.real[:, None] | itself)[:, None])
+        padded = [[0] * (longest - len(text)) + list(text) for text in texts]
+        self.padding = torch.tensor([longest - len(text) for text in texts], device=policy.device)  # [B] tokens
+        self.ragged = bool(self.padding.any())  # else no mask is needed: attention is plainly causal
+        self.read(torch.tensor(padded, device=policy.device))
+        row = {text: i for i, text in enumerate(texts)}
         self.select([row[prompt] for prompt in prompts])
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order; a row may be named more than once."""
         index = torch.tensor(rows, device=self.policy.device)
-        self.cache.select(index)
-        self.lengths, self.real, self.hidden = self.lengths[index], self.real[index], self.hidden[index]
+        self.cache.batch_select_indices(index)
+        self.padding, self.hidden = self.padding[index], self.hidden[index]
 
-    def read(self, tokens: torch.Tensor) -> None:
-        """[B] one more token for every row."""
-        self.real = torch.cat([self.real, self.real.new_ones(len(tokens), 1)], 1)
-        self._forward(tokens[:, None], self.lengths[:, None], self.real[:, None, None])
-        self.lengths = self.lengths + 1
-
-    def _forward(self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor) -> None:
-        """[B, T] ids and positions, [B, 1, T, texts so far] bool: what each token may look at."""
+    def read(self, ids: torch.Tensor) -> None:
+        """[B, T] the next T tokens of every row."""
+        columns = torch.arange(self.cache.get_seq_length() + ids.shape[1], device=ids.device)
+        new = columns[-ids.shape[1] :]
+        # A token sees the real ones up to itself. Padding may see itself, or its softmax would be over nothing.
+        seen = (columns >= self.padding[:, None, None]) & (columns <= new[:, None]) | (columns == new[:, None])
         network = self.policy.network
         backbone = getattr(network, network.base_model_prefix)
-        self.cache.begin(ids.shape[1])
         self.hidden = backbone(
             input_ids=ids,
-            position_ids=positions,
-            attention_mask=mask if self.ragged else None,
+            position_ids=(new - self.padding[:, None]).clamp(min=0),
+            attention_mask=seen[:, None] if self.ragged else None,  # [B, 1, T, texts so far]
             past_key_values=self.cache,
             use_cache=True,
             segments=None,
@@ -150,11 +141,10 @@ def _pick(policy: Policy, hidden: torch.Tensor, u: np.ndarray, sampling: Samplin
     head = policy.network.get_output_embeddings().weight
     logits = hidden.new_empty(len(hidden), len(head), dtype=torch.promote_types(hidden.dtype, torch.float32))
     addmm(logits, hidden, head.T, beta=0)  # in float32, as the trainer's
+    logp = torch.log_softmax(logits.div_(sampling.temperature or 1.0), -1)
     if sampling.temperature == 0:
-        logp = torch.log_softmax(logits, -1)
         tokens = logits.argmax(-1)
     else:
-        logp = torch.log_softmax(logits.div_(sampling.temperature), -1)
         if sampling.top_p < 1:
             logp = _nucleus(logp, sampling.top_p)
         tokens = draw(logp, torch.from_numpy(u).to(logp.device))
@@ -194,39 +184,3 @@ def _mix(x: np.ndarray) -> np.ndarray:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
-
-
-class KVCache:
-    """Keys and values of every layer, [B, kv_heads, capacity, D], written in place and grown by blocks."""
-
-    def __init__(self, capacity: int):
-        self.capacity, self.start, self.end = capacity, 0, 0
-        self.layers: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    def begin(self, tokens: int) -> None:
-        """Announce a forward pass over so many tokens."""
-        self.start, self.end = self.end, self.end + tokens
-        if self.end > self.capacity:
-            self.capacity = max(self.end, self.capacity + max(CACHE_BLOCK, self.capacity // 2))
-            self.layers = [(self._grown(k), self._grown(v)) for k, v in self.layers]
-
-    def update(self, key: torch.Tensor, value: torch.Tensor, layer: int, *_, **__) -> tuple[torch.Tensor, torch.Tensor]:
-        """Called by the model's attention: adds the new tokens' and returns all of them so far."""
-        if layer == len(self.layers):
-            self.layers.append((self._grown(key[:, :, :0]), self._grown(value[:, :, :0])))
-        keys, values = self.layers[layer]
-        keys[:, :, self.start : self.end] = key
-        values[:, :, self.start : self.end] = value
-        return keys[:, :, : self.end], values[:, :, : self.end]
-
-    def get_seq_length(self, layer: int = 0) -> int:
-        return self.start
-
-    def select(self, rows: torch.Tensor) -> None:
-        """Keep these rows of the batch, in this order; a row may be named more than once."""
-        self.layers = [(k[rows], v[rows]) for k, v in self.layers]
-
-    def _grown(self, old: torch.Tensor) -> torch.Tensor:
-        new = old.new_empty(*old.shape[:2], self.capacity, old.shape[3])
-        new[:, :, : old.shape[2]] = old
-        return new
