@@ -9,7 +9,7 @@ import hashlib
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -61,13 +61,8 @@ class Engine(Protocol):
         """Take over the policy's present weights and forget whatever was cached under the old ones."""
         ...
 
-    def generate(
-        self,
-        requests: Sequence[Request],
-        sampling: Sampling,
-        progress: Callable[[int], None] | None = None,
-    ) -> list[list[Completion]]:
-        """`requests[i].n` completions for each request, in order. `progress` is told how many have just finished."""
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
+        """`requests[i].n` completions for each request, in order."""
         ...
 
     def sleep(self) -> None:

@@ -10,7 +10,7 @@ token from the cumulative distribution. A completion therefore does not depend o
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -41,19 +41,14 @@ class TorchEngine:
         self._policy = None
 
     @torch.no_grad()
-    def generate(
-        self,
-        requests: Sequence[Request],
-        sampling: Sampling,
-        progress: Callable[[int], None] | None = None,
-    ) -> list[list[Completion]]:
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         if self._policy is None:
             raise RuntimeError("the engine has no weights yet: call sync(policy) before generate")
         groups = [[Draft(r.prompt_ids, r.seed + i) for i in range(r.n)] for r in requests]
         drafts = [draft for group in groups for draft in group]
         with self._policy.sampling():
             for start in range(0, len(drafts), self.max_sequences):
-                _write(self._policy, drafts[start : start + self.max_sequences], sampling, progress)
+                _write(self._policy, drafts[start : start + self.max_sequences], sampling)
         return [[Completion(tuple(d.ids), tuple(d.logprobs), d.finish_reason) for d in group] for group in groups]
 
 
@@ -69,10 +64,10 @@ class Draft:
     """None: it is still written"""
 
 
-def _write(policy: Policy, drafts: Sequence[Draft], sampling: Sampling, progress: Callable[[int], None] | None) -> None:
+def _write(policy: Policy, drafts: Sequence[Draft], sampling: Sampling) -> None:
     """Fills in all drafts, one token each at a time."""
     stop = () if sampling.ignore_eos else policy.stop_ids
-    context, going = Context(policy, [draft.prompt_ids for draft in drafts]), drafts
+    context = Context(policy, [draft.prompt_ids for draft in drafts])
     for position in itertools.count():
         u = uniforms(np.array([draft.seed for draft in drafts], dtype=np.uint64), position)
         tokens, logprobs = _pick(policy, context.hidden, u, sampling)
@@ -84,9 +79,7 @@ def _write(policy: Policy, drafts: Sequence[Draft], sampling: Sampling, progress
                     draft.finish_reason = "stop"
                 elif len(draft.ids) == sampling.max_new_tokens:
                     draft.finish_reason = "length"
-        before, going = len(going), [row for row, draft in enumerate(drafts) if draft.finish_reason is None]
-        if progress is not None:
-            progress(before - len(going))
+        going = [row for row, draft in enumerate(drafts) if draft.finish_reason is None]
         if not going:
             return
         if len(going) < COMPACT_BELOW * len(drafts):

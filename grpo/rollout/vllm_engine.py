@@ -11,7 +11,7 @@ import gc
 import os
 import random
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ class VLLMEngine:
 
     def __init__(self, config: Config, device: torch.device):
         self.config, self.device, self.version = config.rollout, device, 0
-        self._longest, self._stop_ids = config.rollout.longest_sequence, []
+        self._stop_ids: list[int] = []
         self._asleep = self._ready = False
         with _trainer_undisturbed(device), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what vLLM's imports say about each other
@@ -59,20 +59,17 @@ class VLLMEngine:
         self.version += 1
         prove(self, policy, self.config.temperature, self.config.mismatch_limit)
 
-    def generate(
-        self,
-        requests: Sequence[Request],
-        sampling: Sampling,
-        progress: Callable[[int], None] | None = None,
-    ) -> list[list[Completion]]:
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         if not self._ready:
             raise RuntimeError("the engine has no weights: call sync(policy) before generate")
-        self._check_lengths(requests, sampling)
+        params = [_sampling_params(request, sampling, self._stop_ids) for request in requests]
+        prompts = [{"prompt_token_ids": list(request.prompt_ids)} for request in requests]
         with _trainer_undisturbed(self.device):
-            outputs = self._run(requests, sampling, progress)
-        if sampling.temperature == 0:  # every greedy completion of a prompt is the same one
-            return [[_completion(output.outputs[0])] * r.n for r, output in zip(requests, outputs, strict=True)]
-        return [[_completion(one) for one in output.outputs] for output in outputs]
+            outputs = self._llm.generate(prompts, params, use_tqdm=False)
+        groups = [[_completion(one) for one in output.outputs] for output in outputs]
+        if sampling.temperature == 0:  # one was drawn: every greedy completion of a prompt is the same
+            return [group * request.n for group, request in zip(groups, requests, strict=True)]
+        return groups
 
     def sleep(self) -> None:
         if self.config.sleep and not self._asleep:
@@ -109,28 +106,6 @@ class VLLMEngine:
                 f"{len(missing)} of {len(self._expected)} weights were not handed to vLLM, which would go on sampling "
                 f"with old ones: {', '.join(sorted(missing)[:3])}"
             )
-
-    def _check_lengths(self, requests: Sequence[Request], sampling: Sampling) -> None:
-        longest = max((len(request.prompt_ids) for request in requests), default=0)
-        if longest + sampling.max_new_tokens > self._longest:
-            raise UserError(
-                f"a prompt of {longest} tokens and {sampling.max_new_tokens} new ones exceed what the engine was "
-                f"started for: rollout.max_prompt_tokens + rollout.max_new_tokens = {self._longest}; raise one"
-            )
-
-    def _run(self, requests: Sequence[Request], sampling: Sampling, progress: Callable[[int], None] | None) -> list:
-        """vLLM's outputs in the order of the requests."""
-        params = [_sampling_params(request, sampling, self._stop_ids) for request in requests]
-        prompts = [{"prompt_token_ids": list(request.prompt_ids)} for request in requests]
-        self._llm.enqueue(prompts, params, use_tqdm=False)
-        done = []
-        while self._llm.llm_engine.has_unfinished_requests():
-            for output in self._llm.llm_engine.step():
-                if output.finished:
-                    done.append(output)
-                    if progress is not None:
-                        progress(len(output.outputs))
-        return sorted(done, key=lambda output: int(output.request_id))  # vLLM counts them up
 
 
 def checkpoint_names(model: torch.nn.Module) -> frozenset[str]:
@@ -177,13 +152,6 @@ def _start(config: Config, device: torch.device) -> Any:
 
     rollout, dtype = config.rollout, compute_dtype(config, device)
     model = AutoConfig.from_pretrained(config.model, trust_remote_code=config.policy.trust_remote_code)
-    text, length = model.get_text_config(), rollout.longest_sequence
-    context = getattr(text, "max_position_embeddings", None)
-    if context is not None and length > context:
-        raise UserError(
-            f"rollout.max_prompt_tokens + rollout.max_new_tokens is {length}, but {config.model} has positions for "
-            f"{context} tokens; lower one of them"
-        )
     own = _on_cpu(model.architectures or []) if device.type == "cpu" else _on_gpu(rollout.sleep)
     try:
         return LLM(
@@ -193,16 +161,17 @@ def _start(config: Config, device: torch.device) -> Any:
             generation_config="vllm",
             trust_remote_code=config.policy.trust_remote_code,
             dtype=str(dtype).removeprefix("torch."),
-            max_model_len=length,
+            max_model_len=rollout.longest_sequence,
             max_num_seqs=rollout.running_sequences,
-            max_num_batched_tokens=max(VLLM_BATCHED_TOKENS, length),
-            kv_cache_memory_bytes=_kv_bytes(config, kv_bytes(text, dtype.itemsize), device),
+            max_num_batched_tokens=max(VLLM_BATCHED_TOKENS, rollout.longest_sequence),
+            kv_cache_memory_bytes=_kv_bytes(config, kv_bytes(model.get_text_config(), dtype.itemsize), device),
             logprobs_mode="processed_logprobs",
             hf_overrides={"head_dtype": HEAD_DTYPE},
             **own,
         )
     except ValueError as error:
-        raise UserError(f"vLLM cannot run {config.model}: {error}; --rollout.engine torch may") from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"vLLM cannot run {config.model}: {reason}; --rollout.engine torch may") from error
 
 
 def _on_gpu(sleep: bool) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def test_a_pass_before_training_sets_the_scale(model):
     asked = []
 
     class Echo:
-        def generate(self, requests, sampling, progress=None):
+        def generate(self, requests, sampling):
             asked.extend(requests)
             return [
                 [Completion((request.prompt_ids[0] + 8 + i,), (0.0,), "stop") for i in range(request.n)]

@@ -253,14 +253,6 @@ def test_the_same_seeds_give_the_same_completions_in_any_company(engine, policy)
     assert engine.generate([Request(SHORT, 8, 77)], sampling)[0] != together[0]
 
 
-@pytest.mark.vllm
-def test_progress_counts_every_completion(engine, policy):
-    engine.sync(policy)
-    told: list[int] = []
-    engine.generate([Request(SHORT, 3, 1), Request(LONG, 2, 9)], Sampling(8), told.append)
-    assert sum(told) == 5
-
-
 # No side effects
 
 
@@ -303,13 +295,11 @@ def test_logits_are_float32(engine):
 
 
 @pytest.mark.vllm
-def test_what_does_not_fit_is_refused_in_one_line(engine, folders, policy):
-    engine.sync(policy)
-    with pytest.raises(UserError, match=r"prompt of 200 tokens and 64 new ones.*= 256"):
-        engine.generate([Request(SHORT * 20, 1, 1)], Sampling(64))
+def test_what_vllm_refuses_is_one_line(engines):
     long = parse({"model": str(FOLDER), "rollout": {"engine": "vllm", "max_new_tokens": 4000}})
-    with pytest.raises(UserError, match=r"5024, but .* has positions for 4096"):
+    with pytest.raises(UserError, match=r"vLLM cannot run .*5024.*4096") as raised:
         make_engine(long, CPU)
+    assert "\n" not in str(raised.value)
 
 
 # 4-bit base
