@@ -1,32 +1,29 @@
-"""What the speed benchmarks share: random models, completions of given lengths, a learner, the loop, a stopwatch."""
+"""What the benchmarks share: random models, completions of given lengths, a learner and its work, a stopwatch."""
 
 from __future__ import annotations
 
-import json
+import gc
 import math
 import random
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from data.tiny_base import make_tokenizer
-from grpo.advantage import compute_advantages
 from grpo.config import Config, changed
 from grpo.learner import Learner
-from grpo.packing import samples
 from grpo.plan.memory import causal_pairs, training_flops
 from grpo.policy import Policy, compute_dtype
-from grpo.problems import read_problems
-from grpo.rollout import Sampling, decode, draw, make_engine, rollout, score
-from grpo.run.terminal import Clock
-from grpo.types import Problem, Sample
-from rewards import make_reward
+from grpo.types import Sample
 
 REPO = Path(__file__).resolve().parent.parent
+PROBLEMS = str(REPO / "data/arithmetic/128.parquet")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 GIB = 2**30
 
 SIZES = {
@@ -60,9 +57,16 @@ def make_policy(shape: Qwen2Config, config: Config, device: torch.device) -> Pol
     return Policy(model, make_tokenizer(), config.policy, config.learner.logit_chunk, config.learner.kl_coef > 0)
 
 
-def problems(tokenizer, max_prompt_tokens: int = 1024) -> list[Problem]:
-    """128 of the built-in arithmetic problems."""
-    return read_problems(str(REPO / "data/arithmetic/128.parquet"), tokenizer, "plain", max_prompt_tokens)[0]
+def save_model(shape: Qwen2Config, folder: Path, dtype: torch.dtype, device: torch.device) -> str:
+    """A folder with random weights, and the built-in model's tokenizer with its vocabulary filled up."""
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens([f"<{i}>" for i in range(shape.vocab_size - len(tokenizer))])
+    shape.eos_token_id, shape.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    with device:
+        AutoModelForCausalLM.from_config(shape, dtype=dtype).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
 
 
 def lognormal_lengths(count: int, mean: float, longest: int, sigma: float = 0.8) -> list[int]:
@@ -106,59 +110,76 @@ def packed_work(learner: Learner, groups: list[list[Sample]]) -> tuple[int, int]
     return tokens, training_flops(policy.network.config, tokens, pairs, predicted, frozen=policy.lora)
 
 
-class Loop:
-    """train.py's loop without what it records, on the built-in arithmetic problems, all completions at full length."""
-
-    def __init__(self, config: Config, policy: Policy):
-        self.config, self.policy, self.clock = config, policy, Clock()
-        self.problems = problems(policy.tokenizer, config.rollout.max_prompt_tokens)
-        self.reward = make_reward("multi_signal", workers=1)
-        self.learner = make_learner(policy, config)
-        self.engine = make_engine(config, policy.device)
-        self.engine.sync(policy)
-        self.sampling = Sampling(config.rollout.max_new_tokens, config.rollout.temperature, ignore_eos=True)
-        self.clock.read()
-
-    def step(self, step: int) -> dict[str, float]:
-        """Seconds by phase."""
-        config = self.config
-        with self.clock("rollout"):
-            drawn = draw(self.problems, config.rollout.problems, config.seed, step)
-            groups = rollout(self.engine, drawn, config.rollout.group, self.sampling, config.seed, step)
-        with self.clock("reward"):
-            scores = score(self.reward, groups, decode(self.policy.tokenizer, groups))
-            advantages = compute_advantages(scores, self.reward.weights, config.learner.advantage)
-        with self.clock("learn"):
-            self.engine.sleep()
-            self.learner.update(samples(groups, advantages, config.learner.truncated))
-        with self.clock("sync"):
-            self.engine.sync(self.policy)
-        return self.clock.read()
-
-    def close(self) -> None:
-        self.engine.close()
-        self.reward.close()
-
-
 def stopwatch(work: Callable[[], object]) -> dict[str, float]:
     """Wall and processor seconds of `work`; on a busy machine the second says more."""
     start, cpu = time.perf_counter(), time.process_time()
     work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    synchronize()
     return {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
 
 
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def sustained(device: torch.device, seconds: float) -> float:
+    """Operations per second of matrix products over so long: a burst says nothing of a card bound by its power."""
+    size, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (512, torch.float32)
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    out = a @ a  # the first product loads the library
+    synchronize()
+    count, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < seconds:
+        for _ in range(4):
+            torch.mm(a, a, out=out)
+        synchronize()
+        count += 4
+    return 2 * size**3 * count / elapsed
+
+
+# ---- memory
+
+
 def peak_gib() -> float:
-    """The most memory held so far: the GPU's if there is one, else this process's."""
+    """The most memory held since `free`: the GPU's if there is one, else this process's since it began."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / GIB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def show(figures: dict, as_json: bool = False) -> None:
-    if as_json:
-        print(json.dumps(figures))
+def reserved_gib() -> float:
+    """The most that torch's allocator held of the GPU's memory since `free`."""
+    return torch.cuda.max_memory_reserved() / GIB if torch.cuda.is_available() else 0.0
+
+
+def held_gib() -> float:
+    """Of the GPU's memory, now."""
+    return torch.cuda.memory_allocated() / GIB if torch.cuda.is_available() else 0.0
+
+
+def free() -> None:
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+@contextmanager
+def held_to(gib: float | None) -> Iterator[None]:
+    """No more of the GPU's memory than this, as torch's allocator counts it."""
+    free()
+    if not gib or not torch.cuda.is_available():
+        yield
         return
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, gib * GIB / total))
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def show(figures: dict) -> None:
     for name, value in figures.items():
         print(f"{name:<36} {value:.4g}" if isinstance(value, float) else f"{name:<36} {value}")

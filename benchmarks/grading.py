@@ -1,6 +1,6 @@
 """How fast the grader is, and how often it is wrong.
 
-    python -m benchmarks.grading speed [--count 4096]         completions a second, beside math-verify
+    python -m benchmarks.grading speed                        completions a second, beside math-verify
     python -m benchmarks.grading pairs                        tests/rewards/pairs.jsonl, beside math-verify
     python -m benchmarks.grading truths [--data-dir DIR]      the ground truths of dsr_sub and the six benchmarks
 
@@ -39,7 +39,6 @@ NOT_ONE_EXPRESSION = re.compile(
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["speed", "pairs", "truths"])
-    parser.add_argument("--count", type=int, default=4096, help="speed: completions in each list")
     parser.add_argument("--data-dir", help="truths: folder with the data files [$GRPO_DATA_DIR, else downloaded once]")
     parser.add_argument("--workers", type=int, default=2, help="verifier processes [2]")
     args = parser.parse_args(argv)
@@ -56,11 +55,17 @@ def plain(cases: list[Case]) -> list[bool]:
     return [math_verify.verify(math_verify.parse(f"${truth}$"), math_verify.parse(text)) for text, truth in cases]
 
 
-# ---- speed
+# ---- labelled pairs
+
+
+def labelled() -> list[dict]:
+    return [json.loads(line) for line in PAIRS.read_text(encoding="utf-8").splitlines()]
 
 
 def speed(args: argparse.Namespace) -> None:
-    """Each contender scores each list once; start-up is not counted."""
+    """Completions a second: with the answers of all pairs, and with those to pi1 as rollouts repeat them."""
+    rng, rows = random.Random(1), [(row["answer"], row["truth"]) for row in labelled()]
+    repeated = rng.choices(rows[:20], [1 / (rank + 1) for rank in range(20)], k=len(rows))
     reward = MultiSignalMathReward(workers=args.workers)
     for _ in range(2):  # the server goes on warming up after the first
         reward.verifier.pool.run([(r"\sqrt{2}", r"\sqrt{3}")])
@@ -70,13 +75,13 @@ def speed(args: argparse.Namespace) -> None:
     }
     print("| list | contender | completions/s | found right |\n|---|---|---|---|")
     with closing(reward):
-        for title, cases in (("20 answers", few_answers(args.count)), ("all distinct", distinct_answers(args.count))):
+        for title, answers in (("20 answers", repeated), ("all distinct", rows)):
+            cases = [(completion(rng, answer), truth) for answer, truth in answers]
             for name, score in contenders.items():
                 started = time.perf_counter()
                 right = sum(score(cases))
-                print(
-                    f"| {title} | {name} | {len(cases) / (time.perf_counter() - started):,.0f} | {right} |", flush=True
-                )
+                rate = len(cases) / (time.perf_counter() - started)
+                print(f"| {title} | {name} | {rate:,.0f} | {right} |", flush=True)
 
 
 def completion(rng: random.Random, answer: str) -> str:
@@ -85,51 +90,18 @@ def completion(rng: random.Random, answer: str) -> str:
     return f"<think>{steps}</think>\nThe answer is $\\boxed{{{answer}}}$.\n<reflection>It is correct.</reflection>"
 
 
-def few_answers(count: int) -> list[Case]:
-    """20 distinct answers to the one-shot example, spread as a group of rollouts spreads them."""
-    rng = random.Random(1)
-    answers = [
-        "12.8", "12.80", r"\frac{64}{5}", "64/5", r"12\frac{4}{5}", "12.8 \\text{ pounds}", "12.7", "12.79", "12.69",
-        r"\sqrt[3]{2048}", r"8\sqrt[3]{4}", "13", "12", "16", "-12.8", "6.4", "25.6", r"\frac{32}{5}", r"2^{3.5}",
-        "10.24",
-    ]  # fmt: skip
-    weights = [1 / (rank + 1) for rank in range(20)]
-    return [(completion(rng, answer), "12.8") for answer in rng.choices(answers, weights, k=count)]
-
-
-def distinct_answers(count: int) -> list[Case]:
-    """Surds, polynomials, multiples of pi, tuples and intervals, no two alike; half of them right."""
-    rng = random.Random(2)
-    cases: dict[str, str] = {}
-    while len(cases) < count:
-        a, b, c = rng.randint(2, 99), rng.choice([2, 3, 5, 6, 7, 10, 11, 13]), rng.randint(2, 99)
-        off = rng.choice([0, 1])
-        answer, truth = rng.choice(
-            [
-                (rf"\frac{{{a}\sqrt{{{b}}}}}{{{c}}}", rf"\frac{{{a + off}}}{{{c}}}\sqrt{{{b}}}"),
-                (f"(x+{a})(x-{c})", f"x^2+{a - c + off}x-{a * c}".replace("+-", "-")),
-                (rf"\left({a}, \frac{{{b}\pi}}{{{c}}}\right)", rf"({a + off}, \frac{{{b}}}{{{c}}}\pi)"),
-                (rf"[{-a}, {c}\sqrt{{{b}}})", rf"[{-a - off}, \sqrt{{{c * c * b}}})"),
-            ]
-        )
-        cases.setdefault(answer, truth)
-    return [(completion(rng, answer), truth) for answer, truth in cases.items()]
-
-
-# ---- labelled pairs
-
-
 def pairs(args: argparse.Namespace) -> None:
-    rows = [json.loads(line) for line in PAIRS.read_text(encoding="utf-8").splitlines()]
+    """False positives and negatives, by category."""
+    rows = labelled()
     with closing(Verifier(args.workers, timeout_s=10)) as verifier:
         ours = [o == "correct" for o in verifier.check_batch([(row["answer"], row["truth"]) for row in rows])]
-    said = {"math-verify": plain([(rf"\boxed{{{row['answer']}}}", row["truth"]) for row in rows]), "ours": ours}
+    theirs = plain([(rf"\boxed{{{row['answer']}}}", row["truth"]) for row in rows])
     print("| category | pairs | math-verify: false + / - | ours: false + / - |\n|---|---|---|---|")
     for category in ["all", *dict.fromkeys(row["category"] for row in rows)]:
         chosen = [i for i, row in enumerate(rows) if category in ("all", row["category"])]
         equal = {i for i in chosen if rows[i]["equal"]}
-        right = {name: {i for i in chosen if verdicts[i]} for name, verdicts in said.items()}
-        cells = [f"{len(found - equal)} / {len(equal - found)}" for found in right.values()]
+        right = [{i for i in chosen if said[i]} for said in (theirs, ours)]
+        cells = [f"{len(found - equal)} / {len(equal - found)}" for found in right]
         print(f"| {category} | {len(chosen)} | {cells[0]} | {cells[1]} |")
 
 
@@ -137,8 +109,9 @@ def pairs(args: argparse.Namespace) -> None:
 
 
 def truths(args: argparse.Namespace) -> None:
-    print("pool           truths unreadable   respelled right   mutations   right by mistake   time-outs")
-    exceptions, every = [], [0, 0, 0]
+    print("| pool | truths | unreadable | right when respelled | mutations | right by mistake | time-outs |")
+    print("|---|---|---|---|---|---|---|")
+    exceptions = []
     with closing(Verifier(args.workers, timeout_s=30)) as verifier:
         for name, answers in pools(args.data_dir):
             reasons = verifier.why_ungradable(answers)
@@ -149,17 +122,11 @@ def truths(args: argparse.Namespace) -> None:
             mutants = [(mutant, answer) for answer in graded for mutant in mutations(answer)]
             outcomes = verifier.check_batch(mutants)
             taken = [pair for pair, outcome in zip(mutants, outcomes, strict=True) if outcome == "correct"]
-            counts = [len(mutants), len(taken), outcomes.count("timeout")]
-            every = [a + b for a, b in zip(every, counts, strict=True)]
-            again_right = f"{len(graded) - len(missed)}/{len(graded)}"
-            print(
-                f"{name:14} {len(answers):6} {len(answers) - len(graded):10} {again_right:>17} {counts[0]:11} "
-                f"{counts[1]:18} {counts[2]:11}",
-                flush=True,
-            )
+            respelt = f"{len(graded) - len(missed)}/{len(graded)}"
+            counts = [len(answers), len(answers) - len(graded), respelt, len(mutants), len(taken)]
+            print(f"| {name} | {' | '.join(map(str, counts))} | {outcomes.count('timeout')} |", flush=True)
             exceptions += [f"{name}: refused {answer} for {truth}" for answer, truth in missed]
             exceptions += [f"{name}: {answer} counts as {truth}" for answer, truth in taken]
-    print(f"mutations {every[0]}, right by mistake {every[1]}, time-outs {every[2]}")
     print("\n".join(["exceptions:", *exceptions] if exceptions else ["no exceptions"]))
 
 

@@ -1,6 +1,6 @@
 """The same work by this trainer and by TRL's GRPOTrainer, turn by turn, and the ratio of their times.
 
-    python benchmarks/versus_trl.py --trl-python ENV/bin/python [--case step|ragged|vocabulary] [--rounds 5] [--json]
+    python benchmarks/versus_trl.py --trl-python ENV/bin/python [--case step|ragged|vocabulary] [--rounds 5]
 
 ENV has torch, transformers and trl from PyPI. Both train the same random model on the same prompts, group and number
 of completion tokens (EOS ignored), one thread each, TRL in a process of its own. Each takes a step when it is its turn
@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,16 +23,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from subprocess import DEVNULL, PIPE, Popen
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from benchmarks import common
-from data.tiny_base import make_tokenizer
+from benchmarks.common import DEVICE, PROBLEMS
+from grpo.advantage import compute_advantages
 from grpo.config import parse
+from grpo.packing import samples
 from grpo.policy import load_policy
+from grpo.problems import read_problems
+from grpo.rollout import Sampling, decode, draw, make_engine, rollout, score
+from rewards import make_reward
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,8 @@ class Case:
     tokens: int
     ragged: bool = False
     mean: float = 100
+    trl_micro_batch: int | None = None
+    """completions that pass TRL's model at once; all of them where nothing is said"""
 
     @property
     def lengths(self) -> list[int]:
@@ -54,7 +61,7 @@ CASES = {
     "step": Case("1m", 16, 8, 64),
     "ragged": Case("1m", 4, 16, 512, ragged=True),
     "vocabulary": Case("vocabulary", 4, 8, 256),
-    "h100": Case("1.5b", 4, 32, 3072, ragged=True, mean=700),  # on a GPU only
+    "h100": Case("1.5b", 4, 32, 3072, ragged=True, mean=700, trl_micro_batch=4),  # on a GPU only
     "tiny": Case("tiny", 2, 4, 6),
     "tiny-ragged": Case("tiny", 2, 4, 12, ragged=True, mean=5),
 }
@@ -63,47 +70,58 @@ CASES = {
 class Ours:
     """This trainer, a step at a time, in this process."""
 
-    def __init__(self, case: Case, model: Path, token_budget: int, logit_chunk: int):
+    def __init__(self, case: Case, model: str, token_budget: int):
         torch.set_num_threads(1)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        config = parse(
+        self.config = parse(
             {
-                "model": str(model),
-                "steps": 1000,
-                "policy.gradient_checkpointing": case.ragged and device.type == "cuda",
+                "model": model,
+                "policy.gradient_checkpointing": case.ragged and DEVICE.type == "cuda",
                 "rollout.engine": "torch",
                 "rollout.problems": case.problems,
                 "rollout.group": case.group,
                 "rollout.max_new_tokens": case.tokens,
                 "learner.token_budget": token_budget,
-                "learner.logit_chunk": logit_chunk,
+                "learner.logit_chunk": 128,
             }
         )
-        policy = load_policy(config, device)
-        if case.ragged:
-            groups = common.make_samples(case.lengths, case.group, 17, policy.network.config.vocab_size)
-            learner = common.make_learner(policy, config)
-            self.work, self.close = lambda: learner.update(groups), lambda: None
-        else:
-            loop, count = common.Loop(config, policy), iter(range(1, 1000))
-            self.work, self.close = lambda: loop.step(next(count)), loop.close
+        self.policy, self.steps = load_policy(self.config, DEVICE), 0
+        self.learner = common.make_learner(self.policy, self.config)
+        made_up = common.make_samples(case.lengths, case.group, 17, 96)
+        self.work = (lambda: self.learner.update(made_up)) if case.ragged else self._whole_step
+        self.problems, _ = read_problems(PROBLEMS, self.policy.tokenizer, "plain")
+        self.reward, self.engine = make_reward("multi_signal", workers=1), make_engine(self.config, DEVICE)
+        self.engine.sync(self.policy)
 
     def step(self) -> dict[str, float]:
+        self.steps += 1
         return common.stopwatch(self.work) | {"peak_gib": common.peak_gib()}
 
+    def _whole_step(self) -> None:
+        """train.py's step without what it records, all completions at full length."""
+        asked, how = self.config.rollout, self.config.learner
+        drawn = draw(self.problems, asked.problems, self.config.seed, self.steps)
+        sampling = Sampling(asked.max_new_tokens, asked.temperature, ignore_eos=True)
+        groups = rollout(self.engine, drawn, asked.group, sampling, self.config.seed, self.steps)
+        scores = score(self.reward, groups, decode(self.policy.tokenizer, groups))
+        advantages = compute_advantages(scores, self.reward.weights, how.advantage)
+        self.learner.update(samples(groups, advantages, how.truncated))
+        self.engine.sync(self.policy)
 
-def trl(case: Case, model: str, micro_batch: int | None) -> None:
-    """TRL's defaults but for what makes the work the same; `micro_batch` completions pass the model at a time."""
+    def close(self) -> None:
+        self.engine.close()
+        self.reward.close()
+
+
+def trl(case: Case, model: str) -> None:
+    """TRL's defaults but for what makes the work the same."""
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    prompts = json.loads((Path(model) / "prompts.json").read_text())
-    count = case.problems * case.group
-    micro_batch = micro_batch or count
-    lengths = iter(case.lengths * 1000)
+    prompts = [problem.prompt for problem in read_problems(PROBLEMS, tokenizer, "plain")[0]]
+    lengths, micro_batch = iter(case.lengths * 1000), case.trl_micro_batch or case.problems * case.group
 
     def given_lengths(prompts: list[str], trainer) -> dict:
         """In place of sampling: random completions of the lengths that we train on too."""
@@ -140,7 +158,7 @@ def trl(case: Case, model: str, micro_batch: int | None) -> None:
             args=GRPOConfig(
                 output_dir=out,
                 per_device_train_batch_size=micro_batch,
-                gradient_accumulation_steps=count // micro_batch,
+                gradient_accumulation_steps=case.problems * case.group // micro_batch,
                 num_generations=case.group,
                 max_completion_length=case.tokens,
                 generation_kwargs={"min_new_tokens": case.tokens},
@@ -149,9 +167,9 @@ def trl(case: Case, model: str, micro_batch: int | None) -> None:
                 beta=0.0,
                 learning_rate=1e-6,
                 max_steps=1000,
-                gradient_checkpointing=torch.cuda.is_available(),
-                bf16=torch.cuda.is_available(),
-                use_cpu=not torch.cuda.is_available(),
+                gradient_checkpointing=DEVICE.type == "cuda",
+                bf16=DEVICE.type == "cuda",
+                use_cpu=DEVICE.type == "cpu",
                 model_init_kwargs={"dtype": "float32"},
                 logging_steps=10**6,
                 save_strategy="no",
@@ -170,11 +188,10 @@ def trl(case: Case, model: str, micro_batch: int | None) -> None:
 class Trl:
     """TRL in a process of its own: a step for every line that it is sent."""
 
-    def __init__(self, python: str, arguments: list[str]):
+    def __init__(self, python: str, case: str, model: str):
         environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        command = [python, str(Path(__file__).resolve()), "--worker", *arguments]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        self.process = subprocess.Popen(command, text=True, env=environment, **pipes)
+        command = [python, str(Path(__file__).resolve()), "--worker", model, "--case", case]
+        self.process = Popen(command, text=True, env=environment, stdin=PIPE, stdout=PIPE, stderr=DEVNULL)
         self._read("ready")
 
     def step(self) -> dict[str, float]:
@@ -193,35 +210,11 @@ class Trl:
         raise RuntimeError(f"TRL ended with code {self.process.wait()}; run its --worker command by hand")
 
 
-def versus(args: argparse.Namespace, folder: Path) -> dict:
-    case = CASES[args.case]
-    make_model(case.size, folder)
-    shared = ["--case", args.case, "--model", str(folder)]
-    shared += ["--trl-micro-batch", str(args.trl_micro_batch)] if args.trl_micro_batch else []
-    sides = [Ours(case, folder, args.token_budget, args.logit_chunk), Trl(args.trl_python, shared)]
-    rounds = [[side.step() for side in sides] for _ in range(args.rounds + 1)]
-    for side in sides:
-        side.close()
-    return summarise(args.case, *zip(*rounds[1:], strict=True))  # the first round warms up
-
-
-def make_model(size: str, folder: Path) -> None:
-    """Random float32 weights, the built-in model's tokenizer with a vocabulary filled up, and the problems as this
-    trainer renders them, for TRL to read as plain text."""
-    torch.manual_seed(0)
-    config, tokenizer = common.make_config(size), make_tokenizer()
-    tokenizer.add_tokens([f"<{i}>" for i in range(config.vocab_size - len(tokenizer))])
-    config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    (folder / "prompts.json").write_text(json.dumps([problem.prompt for problem in common.problems(tokenizer)]))
-
-
 def summarise(case: str, ours: Sequence[dict], trl: Sequence[dict]) -> dict:
     """Medians of both sides, and of the ratio, which is taken pair by pair."""
     figures = {"case": case, "rounds": len(ours)}
-    for name, rows in (("ours", ours), ("trl", trl)):
-        figures |= {f"{name}/{key}": median(row[key] for row in rows) for key in rows[0]}
+    figures |= {f"ours/{key}": median(row[key] for row in ours) for key in ours[0]}
+    figures |= {f"trl/{key}": median(row[key] for row in trl) for key in trl[0]}
     for key in ("seconds", "cpu_seconds"):
         ratios = sorted(b[key] / a[key] for a, b in zip(ours, trl, strict=True))
         figures |= {f"ratio/{key}": median(ratios), f"ratio/{key}_range": f"{ratios[0]:.2f} to {ratios[-1]:.2f}"}
@@ -233,20 +226,22 @@ def main(argv: list[str]) -> dict | None:
     cli.add_argument("--trl-python", help="the Python of an environment that has trl")
     cli.add_argument("--case", choices=CASES, default="step")
     cli.add_argument("--rounds", type=int, default=5)
-    cli.add_argument("--token-budget", type=int, default=16384)
-    cli.add_argument("--logit-chunk", type=int, default=128)
-    cli.add_argument("--trl-micro-batch", type=int, help="completions a TRL micro-batch; all of them by default")
-    cli.add_argument("--json", action="store_true")
-    cli.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    cli.add_argument("--model", help=argparse.SUPPRESS)
+    cli.add_argument("--token-budget", type=int, default=16384, help="tokens in a micro-batch of ours")
+    cli.add_argument("--worker", metavar="MODEL", help=argparse.SUPPRESS)
     args = cli.parse_args(argv)
     if args.worker:
-        return trl(CASES[args.case], args.model, args.trl_micro_batch)
+        return trl(CASES[args.case], args.worker)
     if not args.trl_python:
         cli.error("--trl-python names the Python of an environment that has torch, transformers and trl")
+    case = CASES[args.case]
     with tempfile.TemporaryDirectory() as folder:
-        figures = versus(args, Path(folder))
-    common.show(figures, args.json)
+        common.save_model(common.make_config(case.size), Path(folder), torch.float32, torch.device("cpu"))
+        sides = [Ours(case, folder, args.token_budget), Trl(args.trl_python, args.case, folder)]
+        rounds = [[side.step() for side in sides] for _ in range(args.rounds + 1)]
+        for side in sides:
+            side.close()
+    figures = summarise(args.case, *zip(*rounds[1:], strict=True))  # the first round warms up
+    common.show(figures)
     return figures
 
 
