@@ -68,7 +68,7 @@ def speed(args: argparse.Namespace) -> None:
     repeated = rng.choices(rows[:20], [1 / (rank + 1) for rank in range(20)], k=len(rows))
     reward = MultiSignalMathReward(workers=args.workers)
     for _ in range(2):  # the server goes on warming up after the first
-        reward.verifier.pool.run([(r"\sqrt{2}", r"\sqrt{3}")])
+        reward.verifier.ask([(r"\sqrt{2}", r"\sqrt{3}")])
     contenders: dict[str, Callable[[list[Case]], list[bool]]] = {
         "math-verify": plain,
         f"ours, {args.workers} workers": lambda cases: [s.verify == 1 for s in reward.score_batch(*zip(*cases))],  # noqa: B905

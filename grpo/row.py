@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from data.rows import Row
-from rewards import last_box
-from rewards.verifier import ground_truth_text
+from rewards import ground_truth_text, last_box
 
 Scalar = str | int | float | bool
 PROMPTS = ("prompt", "messages", "question", "problem")

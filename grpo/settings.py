@@ -87,7 +87,7 @@ class RewardConfig(Section):
     workers: int = Field(2, ge=1)
     """Verifier processes."""
     timeout_s: float = Field(2.0, gt=0)
-    """Seconds one answer may take before its worker is killed and the answer counts as wrong."""
+    """Seconds of processor time one answer may take before its worker is killed and the answer counts as wrong."""
     random_needs_box: bool = False
     """random: nothing without exactly one box, so that the coin keeps the format alive."""
     call_limit_s: float | None = Field(None, gt=0)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rewards.controls import CONTROL_WEIGHTS, FunctionReward, RandomReward
+from rewards.equivalence.plain import ground_truth_text
 from rewards.score import (
     DEFAULT_WEIGHTS,
     OUTCOMES,
@@ -27,7 +28,7 @@ from rewards.score import (
     weights_from_env,
 )
 from rewards.signals import AnswerFrom, MultiSignalMathReward, last_box
-from rewards.verifier import Verifier, check_ground_truths, ground_truth_text, self_test, verify
+from rewards.verifier import Verifier, check_ground_truths, self_test, verify
 
 __all__ = [
     "NAMES",

@@ -12,7 +12,7 @@ from typing import Any
 
 OUTCOMES = ("correct", "wrong", "no_answer", "unparsed", "timeout")
 """What became of the answer. `unparsed`: past the length or nesting limit, or not readable as mathematics.
-`timeout`: the wall-clock or memory limit of its worker."""
+`timeout`: past the limit of processor time or memory of its worker."""
 
 UNVERIFIED = "unverified"
 """The outcome where nothing verifies: a reward function of the user's own."""

@@ -34,7 +34,7 @@ Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)  # 1.96
 
 
 def new_verifier(workers: int = 2) -> Verifier:
-    """More patient than in training (2 s): a benchmark's figure should not depend on how busy the machine was."""
+    """More patient than in training (2 s of processor time an answer)."""
     return Verifier(workers=workers, timeout_s=10.0)
 
 

@@ -1,13 +1,19 @@
-r"""The plain cases, which need no algebra: the same text, or two numbers. All that an integer task ever asks.
+r"""What needs no algebra: a ground truth as text, the same text, two numbers. All that an integer task ever asks.
 
 A number is a `Fraction`, or it is not a number. Nothing is ever a float.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
+import math
 import re
 from collections.abc import Callable
+from decimal import Decimal
 from fractions import Fraction
+from numbers import Real
+from typing import Any
 
 MAX_CHARS = 1000
 MAX_DEPTH = 40
@@ -18,6 +24,39 @@ MAX_EXPONENT = 2000
 
 class Unreadable(ValueError):
     """The text is not an answer this package can read; the message says why."""
+
+
+def alternatives(value: Any) -> tuple[str, ...]:
+    r"""The ground truth as accepted texts: "18", 18, 12.8, '["18"]', ["18"]. Any of several counts as right.
+
+    In a string, `["0", "1"]` and `[18]` are lists and `[0,1]` is an interval. ValueError for anything else.
+    """
+    if isinstance(value, str):
+        return _listed(value.strip())
+    if isinstance(value, list | tuple) and value and all(isinstance(item, str) for item in value):
+        return tuple(item.strip() for item in value)
+    if isinstance(value, Real | Decimal) and not isinstance(value, bool) and abs(value) < math.inf:
+        return (str(value),)
+    raise ValueError(f"ground truth {value!r} of type {type(value).__name__}: need a string or a finite number")
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    """The items of a JSON list, else the text."""
+    if text.startswith("[") and text.endswith("]"):
+        with contextlib.suppress(ValueError, RecursionError):
+            items = json.loads(text, parse_int=str, parse_float=str)
+            if all(isinstance(item, str) for item in items) and ('"' in text or len(items) == 1):
+                return tuple(item.strip() for item in items)
+    return (text,)
+
+
+def ground_truth_text(value: Any) -> str:
+    """The ground truth as one string, as a problem stores it; ValueError where it is neither text nor number.
+
+    Nothing is parsed: `check_ground_truths` says whether it can be graded.
+    """
+    texts = alternatives(value)
+    return texts[0] if len(texts) == 1 else json.dumps(list(texts))
 
 
 def decide(answer: str, truth: str) -> str | None:

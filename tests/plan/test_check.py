@@ -17,6 +17,7 @@ from grpo.plan import check as traps
 from grpo.plan.check import check
 from grpo.plan.duration import CARDS, card_named
 from grpo.plan.memory import GIB
+from rewards import Verifier
 
 REPO = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -96,9 +97,7 @@ def test_a_row_without_ground_truth_is_found(capsys, tmp_path):
 
 
 def test_a_broken_verifier_is_found(capsys, monkeypatch):
-    from rewards.equivalence.workers import WorkerPool
-
-    monkeypatch.setattr(WorkerPool, "run", lambda self, pairs: ["wrong"] * len(pairs))
+    monkeypatch.setattr(Verifier, "ask", lambda self, pairs: ["wrong"] * len(pairs))
     assert check(cpu(), CPU) == 1
     assert "reward self-test" in capsys.readouterr().out
 

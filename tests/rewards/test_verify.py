@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 
 from benchmarks import grading
 from rewards import check_ground_truths, ground_truth_text, last_box
-from rewards.verifier import Verifier, alternatives, verify
+from rewards.equivalence.plain import alternatives
+from rewards.verifier import Verifier, verify
 
 PAIRS = [json.loads(line) for line in Path(__file__).with_name("pairs.jsonl").read_text(encoding="utf-8").splitlines()]
 
@@ -147,6 +149,7 @@ GROUND_TRUTHS = [
     ("[1, 2]", "[1, 2]"),
     (r"\text{east}", r"\text{east}"),
     (Fraction(1, 2), "1/2"),
+    (Decimal("0.50"), "0.50"),
 ]
 
 

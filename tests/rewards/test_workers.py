@@ -16,7 +16,6 @@ import psutil
 import pytest
 
 from rewards import MultiSignalMathReward, Verifier, self_test
-from rewards.equivalence.workers import WorkerPool
 
 REPO = Path(__file__).resolve().parents[2]
 HARD = (r"\frac{\sqrt{8}}{2}", r"\sqrt{2}")  # equal, and only algebra can tell
@@ -24,10 +23,10 @@ HANG = (r"\int_0^\infty \int_0^\infty \frac{\sin(x^{y^x})}{\ln(x+e^y)} dx dy", r
 
 
 @pytest.fixture(scope="module")
-def pool():
-    pool = WorkerPool(workers=2, timeout_s=600)
-    yield pool
-    pool.close()
+def verifier():
+    verifier = Verifier(workers=2, timeout_s=600)
+    yield verifier
+    verifier.close()
 
 
 def gone(pids: list[int]) -> bool:
@@ -38,11 +37,11 @@ def gone(pids: list[int]) -> bool:
     return not any(psutil.pid_exists(pid) for pid in pids)
 
 
-def busy_worker(pool: WorkerPool) -> int:
+def busy_worker(verifier: Verifier) -> int:
     """The id of a worker that has computed for a while; waits until there is one."""
     while True:
         with contextlib.suppress(psutil.NoSuchProcess):
-            for worker in psutil.Process(pool._server.pid).children() if pool._server else ():
+            for worker in psutil.Process(verifier._server.pid).children() if verifier._server else ():
                 if worker.status() != psutil.STATUS_ZOMBIE and worker.cpu_times().user > 0.3:
                     return worker.pid
         time.sleep(0.05)
@@ -97,7 +96,7 @@ def test_hostile_text_gives_signals_and_the_workers_go_on():
     reward.close()
 
 
-def test_model_text_never_runs(tmp_path, pool):
+def test_model_text_never_runs(tmp_path, verifier):
     """Each of these would leave the canary file behind if anything evaluated it as Python."""
     canary = tmp_path / "canary"
     attacks = [
@@ -110,72 +109,79 @@ def test_model_text_never_runs(tmp_path, pool):
         f"[open('{canary}','w') for x in (1,)]",
         f"1 + len(open('{canary}','w').name)",
     ]
-    pool.run([(attack, HARD[1]) for attack in attacks] + [("5", attack) for attack in attacks])
+    verifier.ask([(attack, HARD[1]) for attack in attacks] + [("5", attack) for attack in attacks])
     assert not canary.exists()
 
 
 def test_a_hang_costs_one_answer():
-    pool = WorkerPool(workers=1, timeout_s=1)
-    assert pool.run([HARD, HANG, HARD]) == ["correct", "timeout", "correct"]
-    pool.close()
+    verifier = Verifier(workers=1, timeout_s=1)
+    assert verifier.ask([HARD, HANG, HARD]) == ["correct", "timeout", "correct"]
+    verifier.close()
 
 
-def test_more_answers_than_one_batch(pool, monkeypatch):
-    monkeypatch.setattr("rewards.equivalence.workers.BATCH", 2)
-    assert pool.run([HARD, ("1+x", "x+2"), ("x", "x"), HARD, ("", "y")]) == [
+def test_more_answers_than_workers(verifier):
+    assert verifier.ask([HARD, ("1+x", "x+2"), ("x", "x"), HARD, ("", "y")]) == [
         "correct", "wrong", "correct", "correct", "no_answer",
     ]  # fmt: skip
-    assert pool.run([]) == []
+    assert verifier.ask([]) == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="address-space limits are Linux's")
 def test_memory_is_limited():
     """Expanding a power of a sum needs gigabytes, and hours of the clock."""
-    pool = WorkerPool(workers=1, timeout_s=3600, memory_limit_mb=110)
+    verifier = Verifier(workers=1, timeout_s=3600, memory_limit_mb=110)
     power = "(a+b+c+d+x+y+z)^{60}"
-    assert pool.run([(rf"{power}(\sin^2 x+\cos^2 x)", power), HARD]) == ["timeout", "correct"]
-    pool.close()
+    assert verifier.ask([(rf"{power}(\sin^2 x+\cos^2 x)", power), HARD]) == ["timeout", "correct"]
+    verifier.close()
 
 
-def test_a_worker_killed_from_outside_is_replaced_and_its_answer_asked_once_more():
-    pool, outcomes = WorkerPool(workers=1, timeout_s=600), []  # the one worker takes HANG first
-    run = in_a_thread(lambda: outcomes.extend(pool.run([HANG, HARD])))
-    for _ in range(2):  # in 600 s nothing else ends these
-        victim = busy_worker(pool)
-        os.kill(victim, signal.SIGKILL)
-        assert gone([victim])
+def test_a_worker_killed_from_outside_costs_one_answer():
+    verifier, outcomes = Verifier(workers=1, timeout_s=600), []  # the one worker takes HANG first
+    run = in_a_thread(lambda: outcomes.extend(verifier.ask([HANG, HARD])))
+    os.kill(busy_worker(verifier), signal.SIGKILL)  # in 600 s nothing else ends it
     run.join()
     assert outcomes == ["timeout", "correct"]
-    pool.close()
+    verifier.close()
 
 
-def test_even_the_server_may_die(pool):
-    pool.run([HARD])
-    pool._server.kill()
-    assert pool.run([HARD] * 3) == ["correct"] * 3
+@pytest.mark.parametrize(
+    ("wait", "killed_by"),
+    [("time.sleep(0.5)", 0), ("any(iter(int, 1))", signal.SIGPROF), ("time.sleep(99)", signal.SIGALRM)],
+)
+def test_the_limit_is_of_processor_time(wait, killed_by):
+    """0.1 s of computing, and 60 times as long by the clock: half a second of waiting costs no answer."""
+    code = f"import os, time; from rewards.equivalence.server import limit; limit(0.1, 1024); {wait}; os._exit(0)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, timeout=200, check=False)
+    assert done.returncode == -killed_by
 
 
-def test_any_thread(pool):
+def test_even_the_server_may_die(verifier):
+    verifier.ask([HARD])
+    verifier._server.kill()
+    assert verifier.ask([HARD] * 3) == ["correct"] * 3
+
+
+def test_any_thread(verifier):
     results: list[list[str]] = [[] for _ in range(4)]
 
     def work(index: int) -> None:
-        results[index] = pool.run([HARD, (r"\sqrt{3}", r"\sqrt{2}")])
+        results[index] = verifier.ask([HARD, (r"\sqrt{3}", r"\sqrt{2}")])
 
     for thread in [in_a_thread(work, index) for index in range(4)]:
         thread.join()
     assert results == [["correct", "wrong"]] * 4
 
 
-def test_a_forked_process_starts_its_own_workers(pool):
-    pool.run([HARD])
-    server = pool._server.pid
+def test_a_forked_process_starts_its_own_workers(verifier):
+    verifier.ask([HARD])
+    server = verifier._server.pid
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            outcome = pool.run([HARD])
-            os.write(write, json.dumps([outcome, pool._server.pid]).encode())
-            pool.close()
+            outcome = verifier.ask([HARD])
+            os.write(write, json.dumps([outcome, verifier._server.pid]).encode())
+            verifier.close()
         finally:
             os._exit(0)
     os.close(write)
@@ -184,8 +190,8 @@ def test_a_forked_process_starts_its_own_workers(pool):
     os.waitpid(child, 0)
     assert outcome == ["correct"]
     assert other != server
-    assert pool.run([HARD]) == ["correct"]
-    assert pool._server.pid == server, "the parent's still serves"
+    assert verifier.ask([HARD]) == ["correct"]
+    assert verifier._server.pid == server, "the parent's still serves"
 
 
 def test_no_torch_and_nothing_left_behind():
@@ -194,16 +200,16 @@ def test_no_torch_and_nothing_left_behind():
 import os, sys, threading, time, psutil
 from rewards import make_reward
 reward = make_reward("multi_signal", timeout_s=3)
-pool = reward.verifier.pool
+verifier = reward.verifier
 assert reward(r"\\boxed{{12.80}}", "12.8").verify == 1.0
-assert pool._server is None, "a number needs no worker"
-pool.run([{HARD!r}])
+assert verifier._server is None, "a number needs no worker"
+verifier.ask([{HARD!r}])
 assert not {{"torch", "sympy", "math_verify", "transformers"}} & set(sys.modules)
-assert sys.platform != "linux" or "torch" not in open(f"/proc/{{pool._server.pid}}/maps").read()
-threading.Thread(target=pool.run, args=([{HANG!r}],), daemon=True).start()
-while not (workers := psutil.Process(pool._server.pid).children()):
+assert sys.platform != "linux" or "torch" not in open(f"/proc/{{verifier._server.pid}}/maps").read()
+threading.Thread(target=verifier.ask, args=([{HANG!r}],), daemon=True).start()
+while not (workers := psutil.Process(verifier._server.pid).children()):
     time.sleep(0.01)
-print(pool._server.pid, *[worker.pid for worker in workers], flush=True)
+print(verifier._server.pid, *[worker.pid for worker in workers], flush=True)
 os._exit(0)
 """
     done = subprocess.run(
@@ -213,43 +219,43 @@ os._exit(0)
     assert gone([int(pid) for pid in done.stdout.split()])
 
 
-def test_ctrl_c_ends_the_workers_and_leaks_nothing_into_the_next_run(pool):
+def test_ctrl_c_ends_the_workers_and_leaks_nothing_into_the_next_run(verifier):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
-    pool.run([HARD])
-    pids = [pool._server.pid]
+    verifier.ask([HARD])
+    pids = [verifier._server.pid]
 
     def interrupt() -> None:
-        pids.append(busy_worker(pool))
+        pids.append(busy_worker(verifier))
         os.kill(os.getpid(), signal.SIGINT)
 
     in_a_thread(interrupt)
     with pytest.raises(KeyboardInterrupt):
-        pool.run([HANG])
+        verifier.ask([HANG])
     signal.signal(signal.SIGINT, before)
     assert gone(pids)
-    assert pool.run([HARD]) == ["correct"]
+    assert verifier.ask([HARD]) == ["correct"]
 
 
 @pytest.mark.parametrize("bad", [{"workers": 0}, {"timeout_s": 0}, {"memory_limit_mb": 10}])
 def test_impossible_limits_are_refused(bad):
     with pytest.raises(ValueError, match="need workers"):
-        WorkerPool(**bad)
+        Verifier(**bad)
 
 
-def test_self_test_refuses_a_verifier_that_is_broken(monkeypatch, pool):
+def test_self_test_refuses_a_verifier_that_is_broken(monkeypatch, verifier):
     reward = MultiSignalMathReward()
-    reward.verifier.pool = pool
+    reward.verifier = verifier
     self_test(reward)
     for broken in ("correct", "wrong", "timeout"):
-        monkeypatch.setattr(pool, "run", lambda pairs, said=broken: [said] * len(pairs))
+        monkeypatch.setattr(verifier, "ask", lambda pairs, said=broken: [said] * len(pairs))
         with pytest.raises(ValueError, match="self-test"):
             self_test(reward)
 
 
 def test_a_server_that_cannot_start_says_how_to_see_why(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(RuntimeError, match=r"exit code 1.*import rewards.equivalence.algebra"):
-        WorkerPool().run([HARD])
+    with pytest.raises(RuntimeError, match=r"exit code 1.*import rewards.equivalence.server"):
+        Verifier().ask([HARD])
 
 
 def test_the_working_directory_is_no_place_for_modules(tmp_path, monkeypatch):
@@ -258,15 +264,15 @@ def test_the_working_directory_is_no_place_for_modules(tmp_path, monkeypatch):
     for name in ("sympy.py", "rewards/__init__.py", "json.py"):
         (tmp_path / name).write_text("open('imported', 'w')")
     monkeypatch.chdir(tmp_path)
-    pool = WorkerPool(timeout_s=20)
-    assert pool.run([HARD]) == ["correct"]
-    pool.close()
+    verifier = Verifier(timeout_s=20)
+    assert verifier.ask([HARD]) == ["correct"]
+    verifier.close()
     assert not (tmp_path / "imported").exists()
 
 
 def test_timeouts_are_not_remembered(monkeypatch):
     verifier = Verifier()
-    monkeypatch.setattr(verifier.pool, "run", lambda pairs: ["timeout"] * len(pairs))
+    monkeypatch.setattr(verifier, "ask", lambda pairs: ["timeout"] * len(pairs))
     for _ in range(2):
         assert verifier.check_batch([HARD]) == ["timeout"]
     assert verifier.cache_hit_rate() == 0.0
