@@ -37,7 +37,7 @@ def in_process(command: list[str], **_) -> subprocess.CompletedProcess:
 def test_a_sweep_runs_each_cell_with_each_seed_once_and_goes_on_after_a_failure(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setattr(subprocess, "run", in_process)
     monkeypatch.setattr(train, "plot_run", lambda folder: None)
-    monkeypatch.setattr("grpo.run.files.versions", dict)  # asks git, in a process
+    monkeypatch.setattr("grpo.packages._commit", dict)  # asks git, in a process
     out = tmp_path / "runs"
     cells = {"works": FAST, "fails": FAST | {"model": "/no/such/model"}}
     file = written(tmp_path, out=str(out), seeds=[0, 1], cells=cells)

@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -23,7 +22,7 @@ from grpo.errors import UserError
 from grpo.learner import Learner
 from grpo.policy import Policy
 from grpo.run import files
-from grpo.run.resume import check_identity, digest, digest_weights
+from grpo.run.resume import check_identity, digest_problems, digest_weights
 from grpo.run.terminal import say
 from grpo.types import Problem
 from rewards import Reward
@@ -48,7 +47,7 @@ class TrainingState:
 
     def __init__(self, policy: Policy, learner: Learner, reward: Reward, problems: Sequence[Problem]):
         self.policy, self.learner, self.reward = policy, learner, reward
-        self.identity = {"base": digest_weights(policy), "data": digest(problems), "run": "", "settings": {}}
+        self.identity = {"base": digest_weights(policy), "data": digest_problems(problems), "run": "", "settings": {}}
         """What a checkpoint must have been written with to be read."""
         self.notes: dict = {}
         """What the run itself remembers, such as the test figures before training."""
@@ -65,9 +64,14 @@ class TrainingState:
 
     def write(self, folder: Path) -> None:
         """The Hugging Face layout, and trainer.pt beside it (read back with weights_only: no pickle)."""
-        self.policy.save(folder)
         saved = {"step": self.step, "row": self.row, "notes": self.notes} | self.identity | self._small
-        torch.save(saved | {"optimizer": self.learner.optimizer.state_dict()}, folder / TRAINER)
+        try:
+            self.policy.save(folder)
+            torch.save(saved | {"optimizer": self.learner.optimizer.state_dict()}, folder / TRAINER)
+        except (RuntimeError, SafetensorError) as error:  # a full disk, as these libraries say it
+            if isinstance(error, RuntimeError) and TORCH_WRITER not in str(error):
+                raise
+            raise OSError(str(error).splitlines()[0]) from error
 
     def read(self, folder: Path) -> None:
         """Nothing is changed before all is checked.
@@ -125,22 +129,16 @@ class Checkpoints:
             self._make_room(needed, accuracy)
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir()
-        try:
-            write(unfinished)
-            seal(unfinished)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            if isinstance(error, RuntimeError) and TORCH_WRITER not in str(error):  # not the disk's fault
+            try:
+                write(unfinished)
+                seal(unfinished)
+            except BaseException:
+                shutil.rmtree(unfinished, ignore_errors=True)  # half a checkpoint would keep a full disk full
                 raise
-            raise UserError(
-                f"the checkpoint of step {step} could not be written ({self._last()}; free space and --resume): "
-                f"{str(error).splitlines()[0]}"
-            ) from error
-        with files.writing(self.folder):
             if self.path(step).exists():
                 self._remove(step)
             os.replace(unfinished, self.path(step))
-            files.sync_folder(self.folder)
+            files.sync(self.folder)
             self.prune(accuracy)
 
     def restore(self, read: Callable[[Path], None]) -> int | None:
@@ -189,67 +187,56 @@ class Checkpoints:
         shutil.rmtree(away)
 
     def _make_room(self, needed: int, accuracy: dict[int, float]) -> None:
-        """Where the disk is short, old weights go: first those whose neighbours are nearest, never the best."""
-        while (free := _free(self.folder)) < needed:
-            steps = self.steps()
-            gaps = {step: after - before for before, step, after in zip([0, *steps], steps, steps[1:], strict=False)}
-            old = [step for step in steps[: -self.keep] if step != self.best(accuracy)]
+        """Where the disk is short, the weights of the oldest steps go, never those of the best."""
+        while (free := shutil.disk_usage(self.folder).free) < needed:
+            old = [step for step in self.steps()[: -self.keep] if step != self.best(accuracy)]
             if not old:
                 raise UserError(
                     f"disk full: a checkpoint takes {needed / GIB:.2f} GiB and {self.folder} has {free / GIB:.2f} GiB "
-                    f"free; {self._last()}. Free space and --resume"
+                    "free; free space and --resume"
                 )
-            nearest = min(old, key=gaps.__getitem__)
-            say(f"the disk is nearly full: the weights of step {nearest} make room")
-            self._remove(nearest)
-
-    def _last(self) -> str:
-        return f"the last checkpoint is {self.path(self.steps()[-1])}" if self.steps() else "there is no checkpoint yet"
-
-
-def find_damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint folder, or None: every file must be as it was written."""
-    try:
-        manifest = {name: (int(size), str(digest)) for name, (size, digest) in _manifest(path).items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return f"no readable {MANIFEST}"
-    for name, (size, _) in manifest.items():
-        if not (path / name).is_file():
-            return f"{name} is missing"
-        if (path / name).stat().st_size != size:
-            return f"{name} has {(path / name).stat().st_size} bytes instead of {size}"
-    found = _digests(path, list(manifest))
-    return next((f"{name} has another checksum" for name in manifest if found[name] != manifest[name][1]), None)
+            say(f"the disk is nearly full: the weights of step {old[0]} make room")
+            self._remove(old[0])
 
 
 def seal(folder: Path) -> None:
-    """The manifest, and everything on the disk."""
-    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    digests = _digests(folder, names)
-    manifest = {name: [(folder / name).stat().st_size, digests[name]] for name in names}
+    """The manifest, and everything on the disk: a rename must not reach it before the content does."""
+    inside = sorted(folder.rglob("*"))
+    manifest = {str(path.relative_to(folder)): size_and_digest(path) for path in inside if path.is_file()}
     files.write(folder / MANIFEST, json.dumps(manifest, indent=1))
-    files.sync_tree(folder)
+    for path in (*inside, folder):
+        files.sync(path)
+
+
+def find_damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint folder, or None: every file must be as it was written."""
+    try:
+        manifest = {name: (int(size), str(digest)) for name, (size, digest) in read_manifest(folder).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return f"no readable {MANIFEST}"
+    for name, (size, digest) in manifest.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        found_size, found_digest = size_and_digest(folder / name)
+        if found_size != size:
+            return f"{name} has {found_size} bytes instead of {size}"
+        if found_digest != digest:
+            return f"{name} has another checksum"
+    return None
+
+
+def size_and_digest(path: Path) -> tuple[int, str]:
+    """Bytes, and SHA-256 of the content."""
+    with path.open("rb") as file:
+        return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def drop_trainer(folder: Path) -> None:
     """The manifest first: a folder that still has the file but does not name it holds weights alone."""
-    manifest = {name: entry for name, entry in _manifest(folder).items() if name != TRAINER}
+    manifest = {name: entry for name, entry in read_manifest(folder).items() if name != TRAINER}
     files.write(folder / MANIFEST, json.dumps(manifest, indent=1))
     (folder / TRAINER).unlink()
 
 
-def _manifest(folder: Path) -> dict:
+def read_manifest(folder: Path) -> dict[str, list]:
     return json.loads((folder / MANIFEST).read_text())
-
-
-def _digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
-    def digest(name: str) -> str:
-        with (folder / name).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
-    with ThreadPoolExecutor(4) as pool:  # hashing releases the interpreter's lock
-        return dict(zip(names, pool.map(digest, names), strict=True))
-
-
-def _free(folder: Path) -> int:
-    return shutil.disk_usage(folder).free

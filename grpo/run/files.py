@@ -16,19 +16,24 @@ import shlex
 import shutil
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import yaml
 
 from grpo.config import Config
 from grpo.errors import UserError
-from grpo.packages import differences, versions
+from grpo.packages import versions
+from rewards import UNVERIFIED
 
-ROW_FILES = ("metrics.jsonl", "accuracy.jsonl", "problems.jsonl")
-"""One row a step, and of the last one a problem."""
+if TYPE_CHECKING:
+    import torch
+
+    from grpo.types import Group
+    from rewards import Score
+
 NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 GROWING = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
 """A link with the file's name, in a folder that somebody sent, is never written through."""
@@ -47,7 +52,7 @@ def write(path: Path, content: str | bytes) -> None:
     except BaseException:
         beside.unlink(missing_ok=True)  # half a file would keep a full disk full
         raise
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def append(path: Path, content: str) -> None:
@@ -61,19 +66,9 @@ def _write(descriptor: int, content: str | bytes) -> None:
         os.fsync(file.fileno())
 
 
-def sync_tree(folder: Path) -> None:
-    """Every file below and every folder itself: a rename must not reach the disk before the content does."""
-    for path in sorted(folder.rglob("*"), reverse=True):
-        if path.is_dir():
-            sync_folder(path)
-        else:
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
-    sync_folder(folder)
-
-
-def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """A file's content, or a folder's list of names, on the disk itself."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -149,6 +144,44 @@ def numbered(folder: Path, suffix: str = "") -> dict[int, Path]:
     return dict(sorted((int(match[1]), path) for match, path in found if match))
 
 
+def completion_rows(
+    step: int,
+    groups: Sequence[Group],
+    texts: Sequence[Sequence[str]],
+    scores: Sequence[Sequence[Score]],
+    advantages: torch.Tensor,
+) -> list[dict]:
+    """What was written, what it was paid for, and what it taught. Everything is [groups, completions]."""
+    return [
+        {
+            "step": step,
+            "group": g,
+            "sample": i,
+            "problem": group.problem.index,
+            "completion": texts[g][i],
+            "finish_reason": completion.finish_reason,
+            "tokens": len(completion.ids),
+            "reward": scores[g][i].total,
+            "signals": scores[g][i].signals,
+            "answer": scores[g][i].answer,
+            "verdict": scores[g][i].verdict,
+            "outcome": scores[g][i].outcome,
+            "advantage": advantages[g, i].item(),
+        }
+        for g, group in enumerate(groups)
+        for i, completion in enumerate(group.completions)
+    ]
+
+
+def right_shares(rows: Iterable[dict]) -> dict[int, float]:
+    """Problem -> the share of its verified completions that was right."""
+    right: dict[int, list[bool]] = {}
+    for row in rows:
+        if row["outcome"] != UNVERIFIED:
+            right.setdefault(row["problem"], []).append(row["outcome"] == "correct")
+    return {problem: sum(found) / len(found) for problem, found in right.items()}
+
+
 def write_completions(folder: Path, step: int, rows: Iterable[dict]) -> None:
     """Compressed (gzip, whose checksum covers the file), without the prompts: problems.jsonl has each once."""
     content = gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode(), 6, mtime=0)
@@ -200,7 +233,7 @@ def create(folder: Path, config: Config) -> IO:
         if folder.exists():
             raise UserError(f"{folder} exists: another run has just taken the name; choose another --name") from None
         raise
-    sync_folder(folder.parent)
+    sync(folder.parent)
     return held
 
 
@@ -210,45 +243,5 @@ def run_id(folder: Path) -> str | None:
     return found and found[1]
 
 
-def changed_versions(folder: Path, step: int) -> list[str]:
-    """What is no longer as it was at the start of the run, as one line; then the new versions are kept beside the old.
-
-    A file that cannot be read is said and stops nobody.
-    """
-    now = versions()
-    try:
-        changes = differences(json.loads((folder / "versions.json").read_text()), now)
-    except (OSError, ValueError, TypeError, AttributeError):
-        return [f"{folder / 'versions.json'} cannot be read: what has changed since the start is not known"]
-    if changes:
-        write(folder / f"versions_after_{step:06d}.json", json.dumps(now, indent=2))
-    return [f"not all is as at the start of the run: {', '.join(changes)}"] if changes else []
-
-
 def write_config(folder: Path, config: Config, run: str) -> None:
     write(folder / "config.yaml", f"{yaml.safe_dump(config.model_dump(), sort_keys=False)}# run {run}\n")
-
-
-def set_back(folder: Path, step: int, pending: bool) -> tuple[list[dict], list[str]]:
-    """Removes what was written after `step`, which is done again. `pending`: the row of `step` was not written yet.
-
-    Returns the rows of metrics.jsonl that stay, and what is to be said: damaged lines are kept in a file of their own.
-    """
-    notes = []
-    for path in (folder / name for name in ROW_FILES if (folder / name).exists()):
-        damaged: list[bytes] = []
-        kept = [row for row in read_rows(path, damaged) if step and row.get("step", 0) <= step]
-        if damaged:
-            append(folder / f"damaged_{path.name}", b"".join(damaged).decode(errors="backslashreplace"))
-            notes.append(f"{path}: {len(damaged)} damaged lines moved to damaged_{path.name}")
-        write(path, lines(kept))
-    rows = read_rows(folder / "metrics.jsonl")
-    expected = set(range(step + (not pending))) if step else set()
-    if missing := sorted(expected - {row["step"] for row in rows}):
-        notes.append(f"{folder / 'metrics.jsonl'} has no row of step {', '.join(map(str, missing))}")
-    completions, bad = numbered(folder / "completions", r"\.jsonl\.gz"), numbered(folder / "bad_batches", r"_\d+\.json")
-    for path in [path for found in (completions, bad) for number, path in found.items() if number > step]:
-        path.unlink()
-    for leftover in (*folder.glob(".*.partial"), *folder.glob("completions/.*.partial"), folder / "summary.json"):
-        leftover.unlink(missing_ok=True)
-    return rows, notes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +13,9 @@ import torch
 from grpo.arguments import Command
 from grpo.config import Config, build, changed, flat, overridden, parse, read_yaml, typed
 from grpo.errors import UserError
+from grpo.packages import differences, versions
 from grpo.policy import Policy
-from grpo.run.files import numbered, read_rows, run_id
+from grpo.run.files import append, lines, numbered, read_rows, run_id, write
 from grpo.run.terminal import say
 from grpo.types import Problem
 
@@ -29,6 +31,10 @@ ROUNDING = {
 """They change the order of sums: the same run, but no longer bit for bit."""
 FREE = {"preset", "policy.trust_remote_code"} | WHERE | HOW_LONG | HOW_FAST | ROUNDING
 """May differ when a run is continued. The rest decides what is learned; so does what a preset stands for."""
+
+
+ROW_FILES = ("metrics.jsonl", "accuracy.jsonl", "problems.jsonl")
+"""One row a step, and of the last one a problem."""
 
 
 def settle(command: Command, default_preset: str) -> tuple[Config, Path | None]:
@@ -128,25 +134,64 @@ def _last_written(folder: Path) -> float:
     return max(path.stat().st_mtime for path in own if path.exists())
 
 
+# ---- back to the last whole step
+
+
+def set_back(folder: Path, step: int, pending: bool) -> tuple[list[dict], list[str]]:
+    """Removes what was written after `step`, which is done again. `pending`: the row of `step` was not written yet.
+
+    Returns the rows of metrics.jsonl that stay, and what is to be said: damaged lines are kept in a file of their own.
+    """
+    notes = []
+    for path in (folder / name for name in ROW_FILES if (folder / name).exists()):
+        damaged: list[bytes] = []
+        kept = [row for row in read_rows(path, damaged) if step and row.get("step", 0) <= step]
+        if damaged:
+            append(folder / f"damaged_{path.name}", b"".join(damaged).decode(errors="backslashreplace"))
+            notes.append(f"{path}: {len(damaged)} damaged lines moved to damaged_{path.name}")
+        write(path, lines(kept))
+    rows = read_rows(folder / "metrics.jsonl")
+    if missing := sorted(set(range(step + (not pending))) - {row["step"] for row in rows}):
+        notes.append(f"{folder / 'metrics.jsonl'} has no row of step {', '.join(map(str, missing))}")
+    for name, suffix in (("completions", r"\.jsonl\.gz"), ("bad_batches", r"_\d+\.json")):
+        for number, path in numbered(folder / name, suffix).items():
+            if number > step:
+                path.unlink()
+    for leftover in (*folder.glob(".*.partial"), *folder.glob("completions/.*.partial"), folder / "summary.json"):
+        leftover.unlink(missing_ok=True)
+    return rows, notes
+
+
+def changed_versions(folder: Path, step: int) -> list[str]:
+    """What is not as it was at the start of the run, as one line; then the new versions are kept beside the old."""
+    now = versions()
+    try:
+        before = json.loads((folder / "versions.json").read_text())
+    except (OSError, ValueError):  # needed by nobody: everything counts as changed
+        before = {}
+    if not (changes := differences(before, now)):
+        return []
+    write(folder / f"versions_after_{step:06d}.json", json.dumps(now, indent=2))
+    return [f"not all is as at the start of the run: {', '.join(changes)}"]
+
+
 # ---- what a checkpoint was written with
 
 
 def check_identity(checkpoint: Path, saved: dict, now: dict) -> None:
     """UserError where run, settings, base model or problems are not those the checkpoint was written with."""
-    new = "or start a new run with another --name"
-    if saved["run"] != now["run"]:
-        raise UserError(f"{checkpoint} is of another run: move it out of the checkpoints, {new}")
     refuse_other(saved["settings"], now["settings"], checkpoint, "config.yaml was changed: put them back")
-    if saved["base"] != now["base"]:
-        raise UserError(f"{checkpoint} belongs to another base model than this one; bring the old model back, {new}")
-    if saved["data"] != now["data"]:
-        raise UserError(
-            f"{checkpoint} was trained on other problems than the data now holds (prompt, ground truth or order "
-            f"differ); bring the old data back, {new}"
-        )
+    other = {
+        "run": "is of another run: move it out of the checkpoints",
+        "base": "belongs to another base model than this one: bring the old model back",
+        "data": "was trained on other problems (prompt, ground truth or order differ): bring the old data back",
+    }
+    for name, what in other.items():
+        if saved[name] != now[name]:
+            raise UserError(f"{checkpoint} {what}, or start a new run with another --name")
 
 
-def digest(problems: Sequence[Problem]) -> str:
+def digest_problems(problems: Sequence[Problem]) -> str:
     """Of what training sees of the data: token ids and ground truths, in order."""
     seen = hashlib.sha256()
     for problem in problems:

@@ -22,14 +22,11 @@ from grpo.config import Config
 from grpo.problems import BadRow
 from grpo.run import files, terminal
 from grpo.run.checkpoint import Checkpoints, TrainingState
-from grpo.run.resume import decisive
-from grpo.run.terminal import BAR, HELD_OUT, Alarms, Clock, before_and_after, figures, fitted, good_and_bad, say
+from grpo.run.resume import changed_versions, decisive, set_back
+from grpo.run.terminal import BAR, Alarms, Clock, before_and_after, figures, fitted, good_and_bad, say
 from grpo.run.trackers import TrackerProcess
 from grpo.types import Group
-from rewards import UNVERIFIED, Score, summarize, weight_warnings
-
-Scores = Sequence[Sequence[Score]]
-"""[groups][completions], as the texts are."""
+from rewards import Score, summarize, weight_warnings
 
 
 class Run:
@@ -45,8 +42,8 @@ class Run:
         """Step -> what the best checkpoint is chosen by."""
         self.best_by = "eval/sampled_accuracy" if config.eval.sampling == "both" else "eval/greedy_accuracy"
         self._known: set[int] = set()
-        self._held_out: dict[str, float] = {}
-        self._alarms, self._started = Alarms(), time.perf_counter()
+        self._shown: dict[str, float] = {}
+        self._alarms = Alarms()
         if self.resumed:
             self._lock = files.lock(self.folder)
 
@@ -59,7 +56,6 @@ class Run:
         try:
             yield
         except BaseException:  # also SystemExit, which a user's reward may raise
-            self.bar.close()
             self._save_last_step()
             say(f"resume with: python train.py --resume {shlex.quote(str(self.folder))}")
             raise
@@ -92,14 +88,14 @@ class Run:
             say(f"{self.folder} has no whole checkpoint: starting again from step 1")
         else:
             say(f"continuing {self.folder} after step {self.step}")
-        rows, notes = files.set_back(self.folder, self.step, pending=self.unlogged)
+        rows, notes = set_back(self.folder, self.step, pending=self.unlogged)
         if rows and rows[-1]["step"] == self.step:
             self.state.row = None
         self.accuracy = {row["step"]: row[self.best_by] for row in rows if row.get(self.best_by) is not None}
         self._known = {row["problem"] for row in files.read_rows(self.folder / "problems.jsonl")}
         self.checkpoints.prune(self.accuracy)
         files.write_config(self.folder, self.config, self.state.identity["run"])
-        for note in (*notes, *files.changed_versions(self.folder, self.step)):
+        for note in (*notes, *changed_versions(self.folder, self.step)):
             say(note)
 
     @property
@@ -119,23 +115,24 @@ class Run:
         step: int,
         groups: Sequence[Group],
         texts: Sequence[Sequence[str]],
-        scores: Scores,
+        scores: Sequence[Sequence[Score]],
         advantages: torch.Tensor,
         learned: dict[str, float],
     ) -> None:
         """The weights have taken the step: keep what belongs to it. From here on it is not lost when the run stops."""
         terminal.hold_interruptions()  # the learner does before its step; one that was skipped took none
+        completions = files.completion_rows(step, groups, texts, scores, advantages)
         with files.writing(self.folder):
-            files.write_completions(self.folder, step, completion_rows(step, groups, texts, scores, advantages))
+            files.write_completions(self.folder, step, completions)
             self._write_problems(groups)
-            row = {"step": step, "accuracy": right_shares(groups, scores)}
+            row = {"step": step, "accuracy": files.right_shares(completions)}
             files.append(self.folder / "accuracy.jsonl", files.lines([row]))
         metrics = summarize(scores) | completion_metrics(groups) | learned
         metrics["groups/zero_variance"] = (advantages == 0).all(1).double().mean().item()  # exact zeros, no tolerance
         metrics["verifier/cache_hit_rate"] = self.state.reward.cache_hit_rate()
         self.state.complete(step, {"step": step} | metrics | self.clock.read())
         if not self.bar.disable and step % self.config.show_every == 0:
-            tqdm.write(good_and_bad(groups, texts, scores), file=sys.stderr)
+            tqdm.write(good_and_bad(completions, [group.problem.ground_truth for group in groups]), file=sys.stderr)
         for alarm in self._alarms(metrics):
             say(alarm)
         terminal.release_interruptions()
@@ -143,31 +140,20 @@ class Run:
     def _write_problems(self, groups: Sequence[Group]) -> None:
         """Each problem where it is drawn for the first time."""
         new = {group.problem.index: group.problem for group in groups if group.problem.index not in self._known}
-        rows = [
-            {"problem": index, "prompt": problem.prompt, "ground_truth": problem.ground_truth}
-            | ({"extra": problem.extra} if problem.extra else {})
-            for index, problem in new.items()
-        ]
+        rows = [{"problem": i, "prompt": p.prompt, "ground_truth": p.ground_truth} for i, p in new.items()]
         files.append(self.folder / "problems.jsonl", files.lines(rows))
         self._known |= new.keys()
 
     def log(self, evaluation: dict[str, float]) -> None:
         """The last step's row, sent to metrics.jsonl and the terminal; a checkpoint is written if one is due."""
-        row, step = self._finished_row() | evaluation, self.step
+        row, step, every = self._finished_row() | evaluation, self.step, self.config.checkpoint.every
         with files.writing(self.folder):
             files.append(self.folder / "metrics.jsonl", files.lines([row]))
         self.state.row = None
         if row.get(self.best_by) is not None:
             self.accuracy[step] = row[self.best_by]
-        self._held_out |= {name: value for name, value in row.items() if name in HELD_OUT}
-        if self.bar.disable:
-            line = "  ".join(figures(row, self.config.eval.limit))
-            print(f"step {step}/{self.config.steps}  {line}  {row['time/step']:.1f} s", flush=True)
-        else:
-            self.bar.set_postfix_str(fitted(figures(row | self._held_out, self.config.eval.limit)), refresh=False)
-            self.bar.update(int(step > 0))
-        due = self.config.checkpoint.every and step % self.config.checkpoint.every == 0
-        if step and (due or step == self.config.steps):
+        self._show(row)
+        if step and (step == self.config.steps or (every and step % every == 0)):
             self.save()
 
     def _finished_row(self) -> dict[str, float]:
@@ -179,8 +165,18 @@ class Run:
         row |= {"memory/peak_gib": self.clock.read_peak(), "time": time.time()}
         return {name: value if math.isfinite(value) else None for name, value in row.items()}  # JSON has no NaN
 
+    def _show(self, row: dict[str, float]) -> None:
+        """On a terminal the bar, which keeps the last held-out figures until there are new ones; else a line."""
+        step, limit = row["step"], self.config.eval.limit
+        if self.bar.disable:
+            line = "  ".join(figures(row, limit))
+            print(f"step {step}/{self.config.steps}  {line}  {row['time/step']:.1f} s", flush=True)
+        else:
+            self._shown |= row
+            self.bar.set_postfix_str(fitted(figures(self._shown, limit)), refresh=False)
+            self.bar.update(int(step > 0))
+
     def save(self) -> None:
-        self.seconds()  # kept in the notes
         self.checkpoints.save(self.step, self.state.write, self.state.bytes(), self.accuracy)
 
     def save_bad_batch(self, batch: dict) -> None:
@@ -196,11 +192,9 @@ class Run:
 
     def _save_last_step(self) -> None:
         """Not while the weights are ahead of the record; then the checkpoint before stands."""
-        if self.step == 0:
-            say("stopped before the first step was complete")
-        elif terminal.interruptions_held():
+        if terminal.interruptions_held():
             say(f"stopped while step {self.step + 1} was being recorded; going back to the last checkpoint")
-        elif self.step not in self.checkpoints.steps():
+        elif self.step and self.step not in self.checkpoints.steps():
             try:
                 self.save()
             except (OSError, RuntimeError, ValueError) as error:  # what ended the run may forbid this as well
@@ -208,16 +202,11 @@ class Run:
             else:
                 say(f"saved {self.checkpoints.path(self.step)}")
 
-    def seconds(self) -> float:
-        """Seconds of training so far, those before a resume included."""
-        elapsed, self._started = time.perf_counter() - self._started, time.perf_counter()
-        self.state.notes["seconds"] = self.state.notes.get("seconds", 0.0) + elapsed
-        return self.state.notes["seconds"]
-
     def finish(self, after: dict[str, float]) -> str:
         """All steps are done; `after` are the test figures of the final weights. What came of it, as text."""
-        before, limit = self.state.notes["before"], self.config.eval.limit
-        summary = {"before": before, "after": after, "steps": self.step, "seconds": self.seconds(), "limit": limit}
+        seconds = sum(row["time/step"] for row in files.read_rows(self.folder / "metrics.jsonl"))
+        summary = {"before": self.state.notes["before"], "after": after, "steps": self.step, "seconds": seconds}
+        summary["limit"] = self.config.eval.limit
         if (best := self.checkpoints.best(self.accuracy)) is not None:
             summary["best"] = {"step": best, self.best_by: self.accuracy[best]}
         with files.writing(self.folder):
@@ -230,40 +219,6 @@ def set_seed(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-
-
-def completion_rows(
-    step: int, groups: Sequence[Group], texts: Sequence[Sequence[str]], scores: Scores, advantages: torch.Tensor
-) -> list[dict]:
-    """What was written, what it was paid for, and what it taught. `advantages` is [groups, completions]."""
-    return [
-        {
-            "step": step,
-            "group": g,
-            "sample": i,
-            "problem": group.problem.index,
-            "completion": texts[g][i],
-            "finish_reason": completion.finish_reason,
-            "tokens": len(completion.ids),
-            "reward": scores[g][i].total,
-            "signals": scores[g][i].signals,
-            "answer": scores[g][i].answer,
-            "verdict": scores[g][i].verdict,
-            "outcome": scores[g][i].outcome,
-            "advantage": advantages[g, i].item(),
-        }
-        for g, group in enumerate(groups)
-        for i, completion in enumerate(group.completions)
-    ]
-
-
-def right_shares(groups: Sequence[Group], scores: Scores) -> dict[int, float]:
-    """Problem -> the share of its verified completions that was right."""
-    right: dict[int, list[bool]] = {}
-    for group, its_scores in zip(groups, scores, strict=True):
-        found = [score.outcome == "correct" for score in its_scores if score.outcome != UNVERIFIED]
-        right.setdefault(group.problem.index, []).extend(found)
-    return {index: sum(values) / len(values) for index, values in right.items() if values}
 
 
 def completion_metrics(groups: Sequence[Group]) -> dict[str, float]:
@@ -284,5 +239,4 @@ def memory_in_use_gib() -> float:
     if torch.cuda.is_initialized():
         free, total = torch.cuda.mem_get_info()
         return (total - free) / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)

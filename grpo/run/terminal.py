@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import signal
 import sys
 import textwrap
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
-from statistics import mean
+from statistics import fmean
 from types import FrameType
-from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from grpo.errors import printable
 
-if TYPE_CHECKING:
-    from grpo.types import Group
-    from rewards import Score
-
-HELD_OUT = ("eval/sampled_accuracy", "eval/greedy_accuracy")
 BAR = "step {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
 BEFORE_FIGURES = len("step 2000/2000 [10:00:00<10:00:00],  ")
 LONGEST = 1200
@@ -38,14 +32,22 @@ def say(message: str) -> None:
     tqdm.write(wrapped(text) if sys.stderr.isatty() else text, file=sys.stderr)
 
 
+def columns() -> int:
+    """Of the terminal behind stderr, where all but the results goes; 80 where it tells no width."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except OSError:
+        return 80
+
+
 def wrapped(text: str) -> str:
-    width = shutil.get_terminal_size().columns
+    width = columns()
     return "\n".join(textwrap.fill(line, width) if len(line) > width else line for line in text.split("\n"))
 
 
 def fitted(parts: Sequence[str]) -> str:
     """As many of them, from the first on, as fit on the terminal's line behind the step and the times."""
-    room = shutil.get_terminal_size().columns - BEFORE_FIGURES
+    room = columns() - BEFORE_FIGURES
     while len("  ".join(parts)) > room and parts:
         parts = parts[:-1]
     return "  ".join(parts)
@@ -56,8 +58,8 @@ def figures(metrics: dict[str, float], limit: int | None = None) -> list[str]:
     star = "*" if limit else ""
     parts = [name for name in metrics if name.startswith("signal/") and not name.endswith("_group_std")]
     shown = {
-        f"sampled{star}": HELD_OUT[0],
-        f"greedy{star}": HELD_OUT[1],
+        f"sampled{star}": "eval/sampled_accuracy",
+        f"greedy{star}": "eval/greedy_accuracy",
         "reward": "reward/mean",
         **{name.removeprefix("signal/"): name for name in parts},
         "tokens": "completion/tokens_mean",
@@ -85,24 +87,20 @@ def next_commands(folder: Path, steps: int) -> str:
     )
 
 
-def good_and_bad(groups: Sequence[Group], texts: Sequence[Sequence[str]], scores: Sequence[Sequence[Score]]) -> str:
-    """The step's best and worst completion, as text that is safe to print."""
-    places = [(g, i) for g, group in enumerate(scores) for i in range(len(group))]
-    ranked = sorted(places, key=lambda place: scores[place[0]][place[1]].total)
+def good_and_bad(rows: Sequence[dict], truths: Sequence[str]) -> str:
+    """The step's best and worst completion, as text that is safe to print. `rows` as in completions/; truths[group]."""
     blocks = []
-    for label, (g, i) in (("best", ranked[-1]), ("worst", ranked[0])):
-        score, group, completion = scores[g][i], groups[g], groups[g].completions[i]
-        signals = "  ".join(f"{name} {value:g}" for name, value in score.signals.items())
-        head = f"{label} of the step: reward {score.total:g}  {signals}  answer {score.answer}"
-        head += f"  (truth {group.problem.ground_truth}, {len(completion.ids)} tokens, {completion.finish_reason})"
-        head = printable(_clip(head, 300)).replace("\n", " ")
-        blocks.append(f"--- {head}\n{printable(_clip(texts[g][i], LONGEST))}")
-    return wrapped("\n".join(blocks))
-
-
-def _clip(text: str, longest: int) -> str:
-    half = longest // 2
-    return text if len(text) <= longest else f"{text[:half]} ... [{len(text) - 2 * half} characters] ... {text[-half:]}"
+    for label, choose in (("best", max), ("worst", min)):
+        row = choose(rows, key=itemgetter("reward"))
+        signals = "  ".join(f"{name} {value:g}" for name, value in row["signals"].items())
+        ending = f"truth {truths[row['group']]}, {row['tokens']} tokens, {row['finish_reason']}"
+        head = f"--- {label} of the step: reward {row['reward']:g}  {signals}  ({ending})  answer {row['answer']}"
+        text = row["completion"]
+        if len(text) > LONGEST:
+            half = LONGEST // 2
+            text = f"{text[:half]} ... [{len(text) - 2 * half} characters] ... {text[-half:]}"
+        blocks += [textwrap.shorten(head, 300), text]
+    return wrapped(printable("\n".join(blocks)))
 
 
 PHASES = ("rollout", "reward", "learn", "sync", "eval")
@@ -147,66 +145,62 @@ WINDOW = 5
 """Steps over which an alarm has to hold."""
 ENOUGH = 20
 """Reflections on right answers, and on wrong ones, before their rates are compared."""
+VERDICTS = tuple(f"verdict/{truth}_says_{word}" for truth in ("right", "wrong") for word in ("correct", "wrong"))
+AMOUNTS = ("reward/mean", "outcome/correct", "groups/zero_variance", "completion/tokens", "completion/tokens_mean")
+WATCHED = AMOUNTS + VERDICTS
 
 
 class Alarms:
     """Says what went wrong over the last WINDOW steps, each thing once, and only where enough was seen to claim it."""
 
     def __init__(self) -> None:
-        self.first: list[dict] = []
-        self.last: deque[dict] = deque(maxlen=WINDOW)
+        self.rows: deque[dict[str, float]] = deque(maxlen=WINDOW)
+        self.first: dict[str, float] = {}
+        """Means over the first WINDOW steps."""
         self.best, self.said = 0.0, set()
 
     def __call__(self, row: dict[str, float]) -> list[str]:
-        self.last.append(row)
-        self.first = self.first or ([] if len(self.last) < WINDOW else list(self.last))
-        if not self.first:
+        self.rows.append(row)
+        if len(self.rows) < WINDOW:
             return []
-        found = dict(self._wrong())
+        now = {name: fmean(row[name] for row in self.rows) for name in WATCHED}
+        self.first = self.first or now
+        found = dict(diseases(self.first, now, self.best))
         new = [text for name, text in found.items() if name not in self.said]
         self.said |= found.keys()
-        self.best = max(self.best, _mean(self.last, "reward/mean"))
+        self.best = max(self.best, now["reward/mean"])
         return new
 
-    def _wrong(self) -> Iterator[tuple[str, str]]:
-        """Name, and what to say."""
-        right, reward = _mean(self.last, "outcome/correct"), _mean(self.last, "reward/mean")
-        if min(row["groups/zero_variance"] for row in self.last) == 1 and right <= 0.95:
-            yield (
-                "flat",
-                f"for {WINDOW} steps no group had completions with different rewards: every advantage was 0, nothing "
-                "was learned. See outcome/* for what the completions have in common",
-            )
-        if self.best >= 0.05 and abs(reward) <= 0.01 * self.best:
-            lower = "lower learner.lr, or go back to a checkpoint"
-            yield "fallen", f"the reward fell to 0 after a mean of {self.best:.2g}: {lower}"
-        before, now = _mean(self.first, "completion/tokens_mean"), _mean(self.last, "completion/tokens_mean")
-        if now <= before / 4 and right <= _mean(self.first, "outcome/correct") + 0.05:
-            shrank = f"completions shrank from {before:.0f} to {now:.0f} tokens"
-            yield "shrunk", f"{shrank} and are right no more often: read a few"
-        yield from self._same_verdict()
 
-    def _same_verdict(self) -> Iterator[tuple[str, str]]:
-        """Whether the reflection says the same of right and of wrong answers, nearly always."""
-        seen = WINDOW * self.last[-1]["completion/tokens"] / self.last[-1]["completion/tokens_mean"]  # completions
-        says_correct, count = {}, {}
-        for truth in ("right", "wrong"):
-            correct, wrong = (seen * _mean(self.last, f"verdict/{truth}_says_{word}") for word in ("correct", "wrong"))
-            says_correct[truth], count[truth] = correct, correct + wrong
-        if min(count.values()) < ENOUGH:
-            return
-        rates = {truth: says_correct[truth] / count[truth] for truth in count}
-        overall = sum(says_correct.values()) / sum(count.values())
-        if not 0.05 < overall < 0.95 and abs(rates["right"] - rates["wrong"]) <= 0.05:
+def diseases(first: dict[str, float], now: dict[str, float], best: float) -> Iterator[tuple[str, str]]:
+    """Name, and what to say. `best` is the highest mean reward of any window before."""
+    right, reward = now["outcome/correct"], now["reward/mean"]
+    if now["groups/zero_variance"] == 1 and right <= 0.95:
+        yield (
+            "flat",
+            f"for {WINDOW} steps no group had completions with different rewards: every advantage was 0, nothing "
+            "was learned. See outcome/* for what the completions have in common",
+        )
+    if best >= 0.05 and abs(reward) <= 0.01 * best:
+        lower = "lower learner.lr, or go back to a checkpoint"
+        yield "fallen", f"the reward fell to 0 after a mean of {best:.2g}: {lower}"
+    tokens, tokens_before = now["completion/tokens_mean"], first["completion/tokens_mean"]
+    if tokens <= tokens_before / 4 and right <= first["outcome/correct"] + 0.05:
+        shrank = f"completions shrank from {tokens_before:.0f} to {tokens:.0f} tokens"
+        yield "shrunk", f"{shrank} and are right no more often: read a few"
+    # The reflection signal: shares of the completions, by what is true and what the reflection says.
+    right_correct, right_wrong, wrong_correct, wrong_wrong = (now[name] for name in VERDICTS)
+    of_right, of_wrong = right_correct + right_wrong, wrong_correct + wrong_wrong
+    completions = WINDOW * now["completion/tokens"] / tokens
+    if completions * min(of_right, of_wrong) >= ENOUGH:
+        says_correct = (right_correct + wrong_correct) / (of_right + of_wrong)
+        after_right, after_wrong = right_correct / of_right, wrong_correct / of_wrong
+        if not 0.05 < says_correct < 0.95 and abs(after_right - after_wrong) <= 0.05:
             yield (
                 "same verdict",
-                f"the reflection says 'correct' of {rates['right']:.0%} of the right and of {rates['wrong']:.0%} of "
-                "the wrong answers: the reflection signal is dead",
+                f"the reflection says 'correct' of {after_right:.0%} of the right and of {after_wrong:.0%} of the "
+                "wrong answers: the reflection signal is dead",
             )
-
-
-def _mean(rows: Iterable[dict], name: str) -> float:
-    return mean(row[name] for row in rows)
 
 
 # ---- stopping
@@ -223,11 +217,11 @@ class Interrupted(KeyboardInterrupt):
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
-        self.number, self.code = number, 128 + number
+        self.code = 128 + number
 
 
 _held = False
-_pending: int | None = None
+_waiting: Interrupted | None = None
 
 
 def hold_interruptions() -> None:
@@ -238,11 +232,10 @@ def hold_interruptions() -> None:
 
 def release_interruptions() -> None:
     """Interruptions are let through again; one that has waited is raised here."""
-    global _held, _pending
-    _held = False
-    if _pending is not None:
-        number, _pending = _pending, None
-        raise Interrupted(number)
+    global _held, _waiting
+    waited, _held, _waiting = _waiting, False, None
+    if waited:
+        raise waited
 
 
 def interruptions_held() -> bool:
@@ -251,23 +244,17 @@ def interruptions_held() -> bool:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Within it, SIGNALS raise Interrupted in the main thread; a second SIGINT ends the process at once."""
-    global _held, _pending
-    _held, _pending = False, None
-    received: list[int] = []
+    """Within it, SIGNALS raise Interrupted in the main thread, the first one only; a second SIGINT ends the process."""
+    global _held, _waiting
+    _held, _waiting = False, None
 
     def handle(number: int, frame: FrameType | None) -> None:
-        global _pending
-        if received:
-            if number == signal.SIGINT:
-                os.write(sys.stderr.fileno(), b"\ninterrupted again: ending at once\n")
-                os._exit(128 + number)
-            return
-        received.append(number)
-        if _held:
-            _pending = number
-        else:
+        global _waiting
+        for other in SIGNALS:
+            signal.signal(other, signal.SIG_DFL if other == signal.SIGINT else signal.SIG_IGN)
+        if not _held:
             raise Interrupted(number)
+        _waiting = Interrupted(number)
 
     caught = [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, handle) for number in caught}
@@ -276,4 +263,4 @@ def interruptible() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _held, _pending = False, None
+        _held = False

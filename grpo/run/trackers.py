@@ -15,7 +15,6 @@ import os
 import select
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
@@ -27,64 +26,60 @@ from grpo.run.terminal import say
 PROJECT = "one-shot-grpo"
 PATIENCE_S = 20
 """Seconds the run waits for the last rows to be sent, after everything else is done."""
+LOOK_EVERY_S = 1.0
 TABLE_ROWS = 32
 TABLE = ("step", "reward", "signals", "advantage", "finish_reason", "answer", "ground_truth", "completion")
 
 
-def plot_run(folder: Path) -> Path:
-    """Reads folder/metrics.jsonl, writes folder/plot.png and returns its path."""
+def plot_run(folder: Path) -> None:
+    """folder/plot.png: the curves of metrics.jsonl."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     rows = files.read_rows(folder / "metrics.jsonl")
-    signals = sorted({key for row in rows for key in row if key.startswith("signal/")})
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    left.set(title="held-out accuracy (validation)", xlabel="step", ylim=(0, 1))
-    right.set(title="training completions (mean)", xlabel="step")
-    curves = [(left, "eval/greedy_accuracy", "greedy"), (left, "eval/sampled_accuracy", "sampled")]
-    curves += [(right, "reward/mean", "reward")]
-    curves += [(right, key, key.removeprefix("signal/")) for key in signals if not key.endswith("group_std")]
-    for axes, key, label in curves:
-        if points := [(row["step"], row[key]) for row in rows if row.get(key) is not None]:
-            axes.plot(*zip(*points, strict=True), marker="o" if axes is left else "", label=label)
-            axes.legend(loc="lower right" if axes is left else "best")
-        axes.grid(alpha=0.3)
-    path = folder / "plot.png"
-    figure.savefig(path, dpi=120)
+    names = {name for row in rows for name in row if name.startswith("signal/") and not name.endswith("group_std")}
+    charts = {
+        "held-out accuracy (validation)": ["eval/greedy_accuracy", "eval/sampled_accuracy"],
+        "training completions (mean)": ["reward/mean", *sorted(names)],
+    }
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    for chart, (title, curves) in zip(axes, charts.items(), strict=True):
+        for name in curves:
+            points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+            chart.plot([step for step, _ in points], [value for _, value in points], marker=".", label=name)
+        chart.set(title=title, xlabel="step")
+        chart.grid(alpha=0.3)
+        chart.legend()
+    figure.savefig(folder / "plot.png", dpi=120)
     plt.close(figure)
-    return path
 
 
 class TrackerProcess:
     """The run's side: starts the process, and at the end waits a little for it."""
 
-    def __init__(self, tracker: str, folder: Path, patience_s: float = PATIENCE_S):
-        self.tracker, self.log, self.patience_s, self.process = tracker, folder / "tracker.log", patience_s, None
-        if tracker == "none":
-            return
-        if not installed(tracker):
+    def __init__(self, tracker: str, folder: Path):
+        self.tracker, self.log, self.process = tracker, folder / "tracker.log", None
+        if tracker != "none" and not installed(tracker):
             say(f"{tracker} is not installed (pip install {tracker}): the run goes on without it")
-            return
-        package = str(Path(__file__).resolve().parents[2])
-        path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-        with self.log.open("a") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "grpo.run.trackers", tracker, str(folder)],  # -P: nothing of this folder
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                env=os.environ | {"PYTHONPATH": path},
-                start_new_session=True,  # Ctrl-C is for the run, which then ends this process by closing its input
-            )
+        elif tracker != "none":
+            with self.log.open("a") as log:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", "grpo.run.trackers", tracker, str(folder.resolve())],
+                    cwd=Path(__file__).parents[2],  # where Python looks first: not in whatever folder the user is in
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,  # Ctrl-C is for the run, which then ends this process by closing its input
+                )
 
     def close(self) -> None:
         if self.process is None:
             return
         self.process.stdin.close()
         try:
-            code = self.process.wait(self.patience_s)
+            code = self.process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             say(f"{self.tracker} is still sending; it goes on in the background, see {self.log}")
             return
@@ -96,17 +91,18 @@ def main(tracker: str, folder: Path) -> None:
     lock = files.lock(folder, ".tracker.lock", wait=True)  # the process of a run that was killed may still be sending
     config = yaml.safe_load((folder / "config.yaml").read_text())
     run = {"wandb": start_wandb, "trackio": start_trackio}[tracker](folder, config)
-    sent = folder / "tracker_sent"
-    last = int(sent.read_text()) if sent.is_file() else -1
-    for row in new_rows(folder / "metrics.jsonl"):
-        step = row.pop("step")
-        if step <= last:  # a resumed run repeats steps, with the same result
-            continue
-        if tracker == "wandb" and step and step % config["show_every"] == 0:
-            row |= table(folder, step)
-        run.log(row, step=step)
-        last = step
-        files.write(sent, str(step))
+    sent = folder / "tracker_sent"  # a resumed run repeats steps, with the same result
+    last, ended = int(sent.read_text()) if sent.is_file() else -1, False
+    while not ended:
+        ended = bool(select.select([sys.stdin], [], [], LOOK_EVERY_S)[0])
+        for row in files.read_rows(folder / "metrics.jsonl"):
+            if row["step"] <= last:
+                continue
+            last = row.pop("step")
+            if tracker == "wandb" and last and last % config["show_every"] == 0:
+                row["completions"] = table(folder, last)
+            run.log(row, step=last)
+            files.write(sent, str(last))
     finished = {"exit_code": 0 if (folder / "summary.json").is_file() else 1} if tracker == "wandb" else {}
     run.finish(**finished)
     lock.close()
@@ -135,29 +131,13 @@ def start_trackio(folder: Path, config: dict):
     return trackio.init(os.environ.get("TRACKIO_PROJECT", PROJECT), name, config=config, resume="allow", embed=False)
 
 
-def new_rows(path: Path) -> Iterator[dict]:
-    """The rows of metrics.jsonl as they come, until standard input has ended and all are read."""
-    position, ended = 0, False
-    while True:
-        if path.is_file():
-            with path.open("rb") as file:
-                file.seek(position)
-                while (line := file.readline()).endswith(b"\n"):
-                    position = file.tell()
-                    yield files.row_of(line)
-        if ended:
-            return
-        readable, _, _ = select.select([sys.stdin], [], [], 1.0)
-        ended = bool(readable) and sys.stdin.buffer.read1() == b""
-
-
-def table(folder: Path, step: int) -> dict:
+def table(folder: Path, step: int):
     """A step's first completions, every `show_every` steps: whole tables at every step would be gigabytes."""
     import wandb
 
     rows = files.read_completions(folder, step)[:TABLE_ROWS]
     data = [[json.dumps(row[name]) if name == "signals" else row[name] for name in TABLE] for row in rows]
-    return {"completions": wandb.Table(columns=list(TABLE), data=data)}
+    return wandb.Table(columns=list(TABLE), data=data)
 
 
 if __name__ == "__main__":

