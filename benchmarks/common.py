@@ -101,9 +101,9 @@ def packed_work(learner: Learner, groups: list[list[Sample]]) -> tuple[int, int]
     batches = learner._micro_batches([sample for group in groups for sample in group])
     tokens = sum(len(batch.input_ids) for batch in batches)
     pairs = sum(
-        causal_pairs(end - start, prefix_end - prefix)
+        causal_pairs(queries, keys - queries)
         for batch in batches
-        for start, end, prefix, prefix_end in batch.segments.spans
+        for queries, keys in zip(batch.segments.queries, batch.segments.keys, strict=True)
     )
     policy = learner.policy
     predicted = sum(len(batch.targets) for batch in batches)

@@ -116,7 +116,7 @@ def meta_kernels(counter: Count) -> Iterator[None]:
     def attend(query, key, value, scaling, segments):
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
         k, v = k[segments.key_index], v[segments.key_index]
-        pairs = sum(causal_pairs(b - a, d - c) for a, b, c, d in segments.spans)
+        pairs = sum(causal_pairs(own, seen - own) for own, seen in zip(segments.queries, segments.keys, strict=True))
         return FlashAttention.apply(q, k, v, pairs, counter)[None]
 
     with (

@@ -39,9 +39,8 @@ def kernel(device_type: str, dtype: torch.dtype, chosen: str = "auto") -> str:
 
 
 LOST = {
-    "varlen": "flash-attn is not installed, so torch's own varlen kernels run, which are exact, packed and of the same "
-    "family",
-    "sdpa": "sdpa, one call per sequence: the same result, slower with many short sequences",
+    "varlen": "attention: flash-attn is not installed, so torch's own varlen kernels run: exact, of the same family",
+    "sdpa": "attention: sdpa, one call per sequence: the same result, slower with many short sequences",
 }
 """What a GPU loses with the kernel it gets; a CPU has no other than sdpa."""
 
@@ -70,7 +69,7 @@ def packed_attention(
         return _run_by_run(query, key, value, scaling, segments), None
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, D]
     k, v = k[segments.key_index], v[segments.key_index]
-    limits = (segments.cu_queries, segments.cu_keys, segments.max_queries, segments.max_keys)
+    limits = (segments.cu_queries, segments.cu_keys, max(segments.queries), max(segments.keys))
     if packed_kernel == "flash_attention_2":
         from flash_attn import flash_attn_varlen_func
 
@@ -92,8 +91,7 @@ def _run_by_run(query, key, value, scaling, segments: Segments) -> torch.Tensor:
     `split` rather than slices: the gradient of a split is one concatenation, that of a slice a tensor full of zeros.
     """
     key, value = (x.index_select(2, segments.key_index) for x in (key, value))
-    queries = [end - start for start, end, _, _ in segments.spans]
-    keys = [end - start + prefix_end - prefix for start, end, prefix, prefix_end in segments.spans]
+    queries, keys = segments.queries, segments.keys
     runs = zip(query.split(queries, 2), key.split(keys, 2), value.split(keys, 2), strict=True)
     return torch.cat([_causal(q, k, v, scaling) for q, k, v in runs], 2).transpose(1, 2)
 

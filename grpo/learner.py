@@ -48,17 +48,8 @@ class Learner:
         self.policy, self.config, self.rollout = policy, config.learner, config.rollout
         self.say, self.before_step, self.save_bad_batch = say, before_step, save_bad_batch
         self.bad_steps, self.token_budget = 0, self.config.token_budget
-        self.optimizer = Optimizer(
-            policy.trainable().values(),
-            lr=self.config.lr,
-            betas=(self.config.beta1, self.config.beta2),
-            weight_decay=self.config.weight_decay,
-            grad_clip=self.config.grad_clip,
-            warmup=self.config.warmup,
-            schedule=self.config.schedule,
-            total_steps=config.steps * self.config.minibatches_per_rollout,
-            eight_bit=self.config.optimizer == "adamw_8bit",
-        )
+        total_steps = config.steps * self.config.minibatches_per_rollout
+        self.optimizer = Optimizer(policy.trainable().values(), self.config, total_steps)
 
     def update(self, groups: Sequence[Sequence[Sample]]) -> dict[str, float]:
         """Learn from one rollout: `minibatches_per_rollout` optimiser steps, each on its own share of the groups.
@@ -172,6 +163,7 @@ class Learner:
 
     def _within_memory(self, work: Callable[..., Any], samples: Sequence[Sample], *more: object) -> Any:
         """`work(samples, *more)`, started over with half the token budget when the memory does not suffice."""
+        lengths = [sequence_length(sample) for sample in samples]
         while True:
             try:
                 return work(samples, *more)
@@ -180,24 +172,19 @@ class Learner:
                     raise
             # Not inside `except`: the error's traceback keeps the tensors of the failed pass alive.
             self.optimizer.zero_grad()
-            if self.policy.device.type == "cuda":
-                torch.cuda.empty_cache()
-            self._halve_token_budget(samples)
-
-    def _halve_token_budget(self, samples: Sequence[Sample]) -> None:
-        lengths = [sequence_length(sample) for sample in samples]
-        longest, budget = max(lengths), min(self.token_budget, sum(lengths))
-        if budget <= longest:
-            raise UserError(
-                f"out of memory in a micro-batch of {budget} tokens, which is one sequence of the longest kind. Lower "
-                "learner.logit_chunk or rollout.max_new_tokens, or set policy.gradient_checkpointing, policy.lora_rank "
-                "or policy.quant"
+            torch.cuda.empty_cache()  # does nothing where no GPU is used
+            longest, budget = max(lengths), min(self.token_budget, sum(lengths))
+            if budget <= longest:
+                raise UserError(
+                    f"out of memory in a micro-batch of {budget} tokens, which is one sequence of the longest kind. "
+                    "Lower learner.logit_chunk or rollout.max_new_tokens, or set policy.gradient_checkpointing, "
+                    "policy.lora_rank or policy.quant"
+                )
+            self.token_budget = max(longest, budget // 2)
+            self.say(
+                f"out of memory: the step starts over with micro-batches of {self.token_budget} tokens instead of "
+                f"{budget} (same result, more passes); set learner.token_budget to that next time"
             )
-        self.token_budget = max(longest, budget // 2)
-        self.say(
-            f"out of memory: the step starts over with micro-batches of {self.token_budget} tokens instead of {budget} "
-            "(same result, more passes); set learner.token_budget to that next time"
-        )
 
     def _count_bad_step(self, step: dict[str, float], samples: Sequence[Sample]) -> None:
         step["skipped"] = 1

@@ -7,52 +7,42 @@ step; the bfloat16 copy follows whenever the sum has grown past half a unit in i
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
 
 import torch
+
+from grpo.settings import LearnerConfig
 
 
 class Optimizer:
     """Parameters in any precision, masters and moments in float32 (float64 parameters are their own masters)."""
 
-    def __init__(
-        self,
-        parameters: Iterable[torch.nn.Parameter],
-        *,
-        lr: float,
-        betas: tuple[float, float] = (0.9, 0.999),
-        weight_decay: float = 0.0,
-        grad_clip: float = 1.0,
-        warmup: int = 0,
-        schedule: Literal["constant", "linear"] = "constant",
-        total_steps: int = 1,
-        eight_bit: bool = False,
-    ):
-        self.peak_lr, self.warmup, self.schedule, self.total_steps = lr, warmup, schedule, total_steps
-        self.grad_clip, self.steps_taken = grad_clip, 0
+    def __init__(self, parameters: Iterable[torch.nn.Parameter], config: LearnerConfig, total_steps: int = 1):
+        """`total_steps`: of the whole run, for the linear schedule."""
+        self.config, self.total_steps, self.steps_taken = config, total_steps, 0
         self.parameters = list(parameters)
         self.masters = [_master(p) for p in self.parameters]
         self.copies = [(p, m) for p, m in zip(self.parameters, self.masters, strict=True) if m is not p]
         for parameter, master in self.copies:
             parameter.register_post_accumulate_grad_hook(lambda p, master=master: _move_gradient(p, master))
-        self.adamw = _adamw(self.masters, eight_bit, lr=lr, betas=betas, weight_decay=weight_decay)
+        self.adamw = _adamw(self.masters, config)
 
     @property
     def lr(self) -> float:
         """The rate of the next step: linear warm-up, then constant or linear to zero at `total_steps`."""
-        if self.steps_taken < self.warmup:
-            return self.peak_lr * (self.steps_taken + 1) / self.warmup
-        if self.schedule == "constant":
-            return self.peak_lr
-        left = (self.total_steps - self.steps_taken) / max(1, self.total_steps - self.warmup)
-        return self.peak_lr * max(0.0, left)
+        peak, warmup = self.config.lr, self.config.warmup
+        if self.steps_taken < warmup:
+            return peak * (self.steps_taken + 1) / warmup
+        if self.config.schedule == "constant":
+            return peak
+        left = (self.total_steps - self.steps_taken) / max(1, self.total_steps - warmup)
+        return peak * max(0.0, left)
 
     def clip_gradients(self) -> torch.Tensor:
         """Scales the gradients to at most `grad_clip` and returns their norm before that, on the device."""
         for master in self.masters:
             if master.grad is None:  # a step in which every group was flat is still a step
                 master.grad = torch.zeros_like(master)
-        return torch.nn.utils.clip_grad_norm_(self.masters, self.grad_clip)
+        return torch.nn.utils.clip_grad_norm_(self.masters, self.config.grad_clip)
 
     @torch.no_grad()
     def step(self) -> None:
@@ -94,8 +84,9 @@ def _move_gradient(parameter: torch.nn.Parameter, master: torch.nn.Parameter) ->
     parameter.grad = None
 
 
-def _adamw(masters: list[torch.nn.Parameter], eight_bit: bool, **settings) -> torch.optim.Optimizer:
-    if eight_bit:
+def _adamw(masters: list[torch.nn.Parameter], config: LearnerConfig) -> torch.optim.Optimizer:
+    settings = {"lr": config.lr, "betas": (config.beta1, config.beta2), "weight_decay": config.weight_decay}
+    if config.optimizer == "adamw_8bit":
         from bitsandbytes.optim import AdamW8bit
 
         return AdamW8bit(masters, **settings)

@@ -7,18 +7,15 @@ completions of one problem have the same prompt: it is laid down once, and every
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from itertools import accumulate, chain
+from itertools import accumulate
 from typing import Literal, Self
 
 import numpy as np
 import torch
 
 from grpo.types import Group, Sample
-
-Span = tuple[int, int, int, int]
-"""A run of tokens: first token, end, first token of its prefix, end of its prefix."""
 
 
 class _Tensors:
@@ -43,16 +40,16 @@ class Segments(_Tensors):
     prefix of the completions behind it.
     """
 
-    spans: tuple[Span, ...]
-    """[S]"""
+    queries: tuple[int, ...]
+    """[S] tokens of each run"""
+    keys: tuple[int, ...]
+    """[S] keys that each run sees: those of its prefix and its own"""
+    key_index: torch.Tensor
+    """[K] long: the tokens whose keys and values are gathered, run by run, a run's prefix first"""
     cu_queries: torch.Tensor
-    """[S + 1] int32: run s holds queries cu_queries[s] .. cu_queries[s + 1]"""
+    """[S + 1] int32: run s holds queries cu_queries[s] .. cu_queries[s + 1], as the kernels want it"""
     cu_keys: torch.Tensor
     """[S + 1] int32: the same for the gathered keys"""
-    key_index: torch.Tensor
-    """[K] long: tokens whose keys and values are gathered, a run's prefix first"""
-    max_queries: int
-    max_keys: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,19 +82,14 @@ def samples(
     groups: Sequence[Group], advantages: torch.Tensor, truncated: Literal["keep", "mask"]
 ) -> list[list[Sample]]:
     """A rollout as the learner takes it. `advantages` is [groups, completions]."""
-    return [
-        [
-            Sample(
-                group.problem.prompt_ids,
-                completion.ids,
-                completion.sampler_logprobs,
-                advantage,
-                trained=truncated == "keep" or completion.finish_reason == "stop",
-            )
-            for completion, advantage in zip(group.completions, row, strict=True)
-        ]
-        for group, row in zip(groups, advantages.tolist(), strict=True)
-    ]
+    rollout = []
+    for group, row in zip(groups, advantages.tolist(), strict=True):
+        rollout.append([])
+        for completion, advantage in zip(group.completions, row, strict=True):
+            trained = truncated == "keep" or completion.finish_reason == "stop"
+            ids, logprobs = completion.ids, completion.sampler_logprobs
+            rollout[-1].append(Sample(group.problem.prompt_ids, ids, logprobs, advantage, trained))
+    return rollout
 
 
 def sequence_length(sample: Sample) -> int:
@@ -149,61 +141,49 @@ def _fill(samples: Sequence[Sample], order: Sequence[int], capacity: int) -> lis
 
 def _lay_out(samples: Sequence[Sample], weights: Sequence[float], slots: Sequence[int]) -> Batch:
     """One micro-batch. `slots[i]` is where sample i's tokens begin among those of the optimiser step."""
-    # 1. Lay every prompt down once and its completions behind it. A prompt's run has an empty prefix.
-    ids: list[tuple[int, ...]] = []
-    spans: list[Span] = []
-    end = 0
+    # 1. Lay every prompt down once and its completions behind it. A run is (ids, the places in the batch of its prefix,
+    # its own places); a prompt's prefix is empty.
+    runs, predictors, end = [], [], 0
     for i, sample in enumerate(samples):
         if i == 0 or sample.prompt_ids != samples[i - 1].prompt_ids:
-            prompt_start, prompt_end = end, end + len(sample.prompt_ids)
-            ids.append(sample.prompt_ids)
-            spans.append((prompt_start, prompt_end, prompt_start, prompt_start))
-            end = prompt_end
-        start, end = end, end + len(sample.completion_ids)
-        ids.append(sample.completion_ids)
-        spans.append((start, end, prompt_start, prompt_end))
-    starts, ends, prefix_starts, prefix_ends = np.array(spans).T
-    queries, prefixes = ends - starts, prefix_ends - prefix_starts  # [S] tokens of each
+            prompt = np.arange(end, end + len(sample.prompt_ids))
+            runs.append((sample.prompt_ids, prompt[:0], prompt))
+            end += len(prompt)
+        completion = np.arange(end, end + len(sample.completion_ids))
+        runs.append((sample.completion_ids, prompt, completion))
+        # A token is predicted at the token before it; the first of a completion at the last of its prompt.
+        predictors.append(np.append(prompt[-1], completion[:-1]))
+        end += len(completion)
 
-    # 2. A run's keys: its prefix, then its own tokens.
-    keys = _ranges(np.stack([prefix_starts, starts], 1).ravel(), np.stack([prefixes, queries], 1).ravel())
+    # 2. A run sees its prefix, then its own tokens, whose positions go on where the prefix ends.
+    queries = [len(own) for _, _, own in runs]
+    keys = [len(prefix) + len(own) for _, prefix, own in runs]
     segments = Segments(
-        spans=tuple(spans),
-        cu_queries=torch.tensor(np.append(0, np.cumsum(queries)), dtype=torch.int32),
-        cu_keys=torch.tensor(np.append(0, np.cumsum(prefixes + queries)), dtype=torch.int32),
-        key_index=torch.tensor(keys),
-        max_queries=int(queries.max()),
-        max_keys=int((prefixes + queries).max()),
+        queries=tuple(queries),
+        keys=tuple(keys),
+        key_index=_joined(part for _, prefix, own in runs for part in (prefix, own)),
+        cu_queries=torch.tensor([0, *accumulate(queries)], dtype=torch.int32),
+        cu_keys=torch.tensor([0, *accumulate(keys)], dtype=torch.int32),
     )
 
-    # 3. A token is predicted at the token before it; the first of a completion at the last of its prompt.
-    completion = prefixes > 0  # [S] bool: the runs that are completions
-    lengths = queries[completion]
-    predictors = _ranges(starts[completion] - 1, lengths)
-    predictors[np.cumsum(lengths) - lengths] = prefix_ends[completion] - 1
-
-    # 4. What belongs to a completion is repeated for each of its tokens. float64 costs nothing at a few numbers a
+    # 3. What belongs to a completion is repeated for each of its tokens. float64 costs nothing at a few numbers a
     # token, and keeps the sum of the loss exact in any order.
+    lengths = [len(sample.completion_ids) for sample in samples]
     return Batch(
-        input_ids=torch.tensor(_flat(ids, np.int64)),
-        position_ids=torch.tensor(_ranges(prefixes, queries)),  # a run's go on where its prefix ends
+        input_ids=_joined(np.array(ids) for ids, _, _ in runs),
+        position_ids=_joined(np.arange(len(prefix), len(prefix) + len(own)) for _, prefix, own in runs),
         segments=segments,
-        predictors=torch.tensor(predictors),
-        targets=torch.tensor(_flat([sample.completion_ids for sample in samples], np.int64)),
-        advantages=torch.tensor(np.repeat([sample.advantage for sample in samples], lengths)).double(),
-        weights=torch.tensor(np.repeat(weights, lengths)).double(),
-        sampler_logprobs=torch.tensor(_flat([sample.sampler_logprobs for sample in samples], np.float64)),
-        slots=torch.tensor(_ranges(np.array(slots), lengths)),
+        predictors=_joined(predictors),
+        targets=_joined(np.array(sample.completion_ids) for sample in samples),
+        advantages=torch.tensor(np.repeat([sample.advantage for sample in samples], lengths)),
+        weights=torch.tensor(np.repeat(weights, lengths)),
+        sampler_logprobs=_joined(np.array(sample.sampler_logprobs) for sample in samples),
+        slots=_joined(np.arange(slot, slot + n) for slot, n in zip(slots, lengths, strict=True)),
         owners=torch.tensor(np.repeat(np.arange(len(samples)), lengths)),
         completions=len(samples),
     )
 
 
-def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Consecutive numbers from each start, laid end to end: starts 7, 3 and lengths 2, 3 give 7 8 3 4 5."""
-    before = np.cumsum(lengths) - lengths  # how many numbers stand before each range
-    return np.arange(lengths.sum()) + np.repeat(starts - before, lengths)
-
-
-def _flat(rows: Sequence[Sequence[float]], dtype: type) -> np.ndarray:
-    return np.fromiter(chain.from_iterable(rows), dtype, sum(map(len, rows)))
+def _joined(parts: Iterable[np.ndarray]) -> torch.Tensor:
+    """The parts laid end to end."""
+    return torch.tensor(np.concatenate(list(parts)))

@@ -47,6 +47,7 @@ class Policy:
         self.model = lora.add_lora(model, config.lora_rank, config.lora_alpha) if self.lora else model
         self.model.train()
         self.kernel = attention.kernel(self.device.type, self.dtype, config.attention)
+        self.attention_note = attention.LOST.get(self.kernel) if self.device.type == "cuda" else None
         for network in filter(None, (self.network, self._reference)):
             network.set_attn_implementation(attention.NAME)
             if self.device.type == "cuda" and self.dtype is torch.bfloat16:
@@ -66,12 +67,6 @@ class Policy:
     @property
     def dtype(self) -> torch.dtype:
         return self.network.dtype
-
-    @property
-    def attention_note(self) -> str | None:
-        """One line on what a GPU loses with the attention kernel it gets; None where it loses nothing."""
-        lost = attention.LOST.get(self.kernel) if self.device.type == "cuda" else None
-        return lost and f"attention: {lost}"
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}

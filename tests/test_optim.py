@@ -6,6 +6,11 @@ import pytest
 import torch
 
 from grpo.optim import Optimizer
+from grpo.settings import LearnerConfig
+
+
+def make_optimizer(parameters, total_steps=1, **settings):
+    return Optimizer(parameters, LearnerConfig(**{"weight_decay": 0.0} | settings), total_steps)
 
 
 def weights(dtype):
@@ -16,7 +21,7 @@ def test_small_steps_move_bfloat16_weights_through_their_masters():
     # AdamW with a constant gradient moves each weight by lr a step: 100 steps of 1e-6 are 1e-4. Near 0.02 two bfloat16
     # numbers are 2^-6 * 2^-7 = 1.2e-4 apart, so a single step of 1e-6 rounds to nothing, and only the sum shows.
     parameter, start = weights(torch.bfloat16), weights(torch.bfloat16).detach()
-    optimizer = Optimizer([parameter], lr=1e-6)
+    optimizer = make_optimizer([parameter], lr=1e-6)
     plain = weights(torch.bfloat16)
     adamw = torch.optim.AdamW([plain], lr=1e-6, weight_decay=0.0)
     gradient = torch.sign(torch.randn(4096, generator=torch.Generator().manual_seed(1)))
@@ -39,7 +44,7 @@ def test_small_steps_move_bfloat16_weights_through_their_masters():
 def test_gradients_add_up_in_float32():
     # 1 + 256 * 2^-9 = 1.5, but in bfloat16 1 + 2^-9 is 1 and stays 1.
     parameter = torch.nn.Parameter(torch.ones(1, dtype=torch.bfloat16))
-    optimizer = Optimizer([parameter], lr=1.0)
+    optimizer = make_optimizer([parameter], lr=1.0)
     (parameter * 1.0).sum().backward()
     for _ in range(256):
         (parameter * 2**-9).sum().backward()
@@ -49,13 +54,13 @@ def test_gradients_add_up_in_float32():
 
 def test_float32_parameters_are_their_own_masters():
     parameter = weights(torch.float32)
-    assert Optimizer([parameter], lr=1.0).masters[0] is parameter
+    assert make_optimizer([parameter], lr=1.0).masters[0] is parameter
 
 
 def test_gradients_are_clipped_to_their_global_norm():
     # |(3, 4)| = 5, clipped to 1: (0.6, 0.8)
     a, b = torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(1))
-    optimizer = Optimizer([a, b], lr=1.0, grad_clip=1.0)
+    optimizer = make_optimizer([a, b], lr=1.0, grad_clip=1.0)
     (3 * a + 4 * b).sum().backward()
     assert optimizer.clip_gradients().item() == 5.0
     assert (a.grad.item(), b.grad.item()) == pytest.approx((0.6, 0.8), rel=1e-5)
@@ -64,7 +69,7 @@ def test_gradients_are_clipped_to_their_global_norm():
 def test_schedules():
     def rates(**settings):
         parameter = torch.nn.Parameter(torch.zeros(1))
-        optimizer = Optimizer([parameter], lr=1.0, total_steps=6, **settings)
+        optimizer = make_optimizer([parameter], lr=1.0, total_steps=6, **settings)
         seen = []
         for _ in range(6):
             optimizer.clip_gradients()
@@ -88,15 +93,15 @@ def test_state_comes_back_bit_for_bit(dtype):
             optimizer.zero_grad()
 
     straight = weights(dtype)
-    train(Optimizer([straight], lr=1e-3), straight, 6)
+    train(make_optimizer([straight], lr=1e-3), straight, 6)
     first, second = weights(dtype), weights(dtype)
-    half = Optimizer([first], lr=1e-3)
+    half = make_optimizer([first], lr=1e-3)
     for i in range(3):
         ((first - i) ** 2).sum().backward()
         half.clip_gradients()
         half.step()
         half.zero_grad()
-    resumed = Optimizer([second], lr=1e-3)
+    resumed = make_optimizer([second], lr=1e-3)
     resumed.load_state_dict(half.state_dict())
     for i in range(3, 6):
         ((second - i) ** 2).sum().backward()
@@ -116,11 +121,11 @@ def test_eight_bit_moments_step_and_come_back():
         optimizer.zero_grad()
 
     first, second = weights(torch.float32), weights(torch.float32)
-    optimizer = Optimizer([first], lr=1e-3, eight_bit=True)
+    optimizer = make_optimizer([first], lr=1e-3, optimizer="adamw_8bit")
     for _ in range(3):
         step(optimizer, first)
     assert optimizer.adamw.state[first]["state1"].dtype == torch.uint8  # 4096 numbers: below that it keeps 32 bits
-    resumed = Optimizer([second], lr=1e-3, eight_bit=True)
+    resumed = make_optimizer([second], lr=1e-3, optimizer="adamw_8bit")
     resumed.load_state_dict(optimizer.state_dict())
     step(optimizer, first)
     step(resumed, second)
@@ -130,7 +135,10 @@ def test_eight_bit_moments_step_and_come_back():
 def test_the_moments_are_there_before_the_first_step():
     """What the first step would allocate, the sampler has taken by then."""
     weights = [torch.nn.Parameter(torch.ones(3, dtype=dtype)) for dtype in (torch.float32, torch.bfloat16)]
-    used, plain = Optimizer(weights, lr=0.1), torch.optim.AdamW([torch.nn.Parameter(torch.ones(3))], lr=0.1, fused=True)
+    used, plain = (
+        make_optimizer(weights, lr=0.1),
+        torch.optim.AdamW([torch.nn.Parameter(torch.ones(3))], lr=0.1, fused=True),
+    )
     before = {id(t) for state in used.adamw.state.values() for t in state.values()}
     for parameter in (*used.masters, *plain.param_groups[0]["params"]):
         parameter.grad = torch.ones_like(parameter)

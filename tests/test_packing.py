@@ -63,7 +63,7 @@ def test_a_shared_prompt_is_laid_down_once_and_seen_by_every_completion():
     (batch,) = pack(samples, [1.0, 1.0], 100)
     assert batch.input_ids.tolist() == [5, 6, 7, 2, 3, 4, 4, 4, 4]
     assert batch.position_ids.tolist() == [0, 1, 2, 3, 4, 3, 4, 5, 6]
-    assert batch.segments.spans == ((0, 3, 0, 0), (3, 5, 0, 3), (5, 9, 0, 3))
+    assert (batch.segments.queries, batch.segments.keys) == ((3, 2, 4), (3, 5, 7))
     assert batch.segments.cu_queries.tolist() == [0, 3, 5, 9]
     assert batch.segments.cu_keys.tolist() == [0, 3, 8, 15]
     assert batch.segments.key_index.tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 0, 1, 2, 5, 6, 7, 8]

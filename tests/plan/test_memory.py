@@ -164,7 +164,7 @@ def live_peak(config, shape: Shape, monkeypatch) -> tuple[float, float]:
     from transformers import AutoModelForCausalLM
 
     monkeypatch.setattr(attention, "_run_by_run", flash_like)
-    monkeypatch.setattr(optim, "_adamw", lambda masters, eight_bit, **settings: FusedLike(masters, settings))
+    monkeypatch.setattr(optim, "_adamw", lambda masters, config: FusedLike(masters, {"lr": config.lr}))
     dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[config.policy.dtype]
     rollout, live = config.rollout, LiveBytes()
     completions = config.learner.token_budget // (rollout.max_prompt_tokens + rollout.max_new_tokens)
@@ -179,7 +179,7 @@ def live_peak(config, shape: Shape, monkeypatch) -> tuple[float, float]:
     with torch.device("meta"), live:
         model = AutoModelForCausalLM.from_config(shape.config, dtype=dtype)
         policy = Policy(model, NoTokenizer(), config.policy, config.learner.logit_chunk, config.learner.kl_coef > 0)
-        optimizer = Optimizer(policy.trainable().values(), lr=1e-6)
+        optimizer = Optimizer(policy.trainable().values(), config.learner)
         batch = pack(samples, [1.0] * len(samples), 10**9)[0]
         for _ in range(2):
             for _ in range(2):
