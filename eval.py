@@ -16,20 +16,24 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from data.sources import LICENCE, REPOSITORY, SOURCES
+from data.sources import LICENCE, REPOSITORY
 from grpo import hub
-from grpo.arguments import read_options
+from grpo.arguments import check_ranges, read_options
 from grpo.errors import UserError, answer_early, one_line, printable
 from grpo.evaluation import benchmarks, results
+from grpo.evaluation.scores import new_verifier
 
-LEAST, MOST = {"samples": 1, "max_new_tokens": 1, "limit": 1, "seed": 0, "temperature": 0}, {"temperature": 10}
+RANGES = {
+    "samples": (1, 10**4), "max_new_tokens": (1, 10**6), "limit": (1, 10**9), "seed": (0, 2**31 - 1),
+    "temperature": (0, 10),
+}  # fmt: skip
 
 
 def parser() -> argparse.ArgumentParser:
     cli = argparse.ArgumentParser(
         prog="eval.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False
     )
-    sets = ", ".join((*benchmarks.NAMES, *benchmarks.SETS))
+    sets = ", ".join((*benchmarks.BENCHMARKS, *benchmarks.SETS))
     what, add = cli.add_mutually_exclusive_group(), cli.add_argument
     add("--bench", help=f"{sets},\ndata files or Hugging Face datasets; several with commas between")
     what.add_argument("--model", help=f"folder, adapter, checkpoint or id; commas between [{benchmarks.DEFAULT_MODEL}]")
@@ -55,15 +59,10 @@ def parser() -> argparse.ArgumentParser:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The arguments, checked. UserError with one line for wrong ones."""
     args = read_options(parser(), argv)
-    for name, least in LEAST.items():
-        value, most = getattr(args, name), MOST.get(name, 2**63)
-        if value is not None and not least <= value <= most:  # nan is not, either
-            limit = f"at most {most}" if value > most else f"at least {least}"
-            raise UserError(f"--{name.replace('_', '-')} is {value}; it must be {limit}")
+    check_ranges(args, RANGES)
     if not (args.bench or args.list or args.regrade or args.compare):
         raise UserError("name what to ask: --bench math500 (--list has all; --help)")
-    if args.bench:
-        benchmarks.names(args.bench)
+    args.names = benchmarks.names(args.bench) if args.bench else []
     args.prompts = args.prompts.split(",") if args.prompts else None
     if args.audit_contamination:
         if args.samples or args.temperature or args.prompts:
@@ -73,18 +72,17 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    names, models = benchmarks.names(args.bench), (args.model or benchmarks.DEFAULT_MODEL).split(",")
+    models = [] if args.run else (args.model or benchmarks.DEFAULT_MODEL).split(",")
     if not (args.model or args.run):
         show(f"no --model or --run given: {benchmarks.DEFAULT_MODEL}, the paper's base model")
-    hub.require([] if args.run else models, names, args.data_dir)
+    hub.require(models, args.names, args.data_dir)
     from grpo import saved  # not before: torch and transformers take seconds
-    from grpo.evaluation.scores import new_verifier
     from grpo.evaluation.session import Session, evaluations
 
-    asked = evaluations(args, saved.of_run(args.run) if args.run else list(map(saved.single, models)), names)
+    asked = evaluations(args, saved.of_run(args.run) if args.run else list(map(saved.single, models)))
     with closing(new_verifier()) as verifier, closing(Session(args, asked, verifier)) as session:
         lines = [session.ask(one) for one in asked]
-    show(results.audit_table(lines) if args.audit_contamination else results.table(lines))
+    show(results.table(lines))
     if args.run and not args.audit_contamination:
         show(results.last_and_best(lines))
         run = Path(args.run).resolve().name
@@ -93,26 +91,17 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def list_benchmarks() -> None:
-    show(f"from github.com/{REPOSITORY} ({LICENCE}); python -m data fetch gets them all")
-    rows = {name: (SOURCES[name].rows, SOURCES[name].path) for name in benchmarks.PAPER_PROTOCOL}
-    rows |= {name: (1319, f"Hugging Face dataset {place}") for name, place in benchmarks.DATASETS.items()}
-    rows |= {name: (300, f"built in: data/arithmetic/{path.name}") for name, path in benchmarks.ARITHMETIC.items()}
-    rows[benchmarks.FRESH] = (benchmarks.FRESH_ROWS, "drawn from --seed")
-    for name, (count, place) in rows.items():
-        protocol = benchmarks.protocol(name)
+    show(f"the paper's are from github.com/{REPOSITORY} ({LICENCE}); python -m data fetch gets them all")
+    for name, (place, size, protocol) in benchmarks.BENCHMARKS.items():
         how = f"avg@{protocol.samples} at {protocol}" if protocol.samples > 1 else str(protocol)
-        show(f"{name:22} {count:4} problems  {how:15}  {place}")
+        show(f"{name:22} {size:4} problems  {how:15}  {place}")
 
 
-def regrade_all(path: str) -> None:
+def regrade_all(path: Path) -> None:
     """One evaluation, or all of them under a folder."""
-    from grpo.evaluation.scores import new_verifier
-
-    outputs = [found for found in Path(path).glob(f"**/{results.OUTPUTS}") if found.stat().st_size]
-    folders = sorted(found.parent for found in outputs) or [Path(path)]
     lines = []
     with closing(new_verifier()) as verifier:
-        for place in folders:
+        for place in sorted(found.parent for found in path.glob(f"**/{results.OUTPUTS}")) or [path]:
             line, changed = results.regrade(results.EvalFolder(place), verifier)
             missing = line.settings["problems"] - line.scores["problems"]
             lines.append(line)
@@ -121,7 +110,7 @@ def regrade_all(path: str) -> None:
 
 
 def print_difference(a: str, b: str) -> None:
-    for column, found in results.difference(*map(results.EvalFolder, (a, b))).items():
+    for column, found in results.difference(results.EvalFolder(a), results.EvalFolder(b)).items():
         mean, low, high = (100 * found[key] for key in ("mean", "low", "high"))
         show(f"{column:8}  B - A = {mean:+.1f} points [{low:+.1f}, {high:+.1f}] (paired, 95% bootstrap over problems)")
         for kind in ("gained", "lost"):
@@ -140,7 +129,7 @@ def main(argv: Sequence[str]) -> int:
         if args.list:
             list_benchmarks()
         elif args.regrade:
-            regrade_all(args.regrade)
+            regrade_all(Path(args.regrade))
         elif args.compare:
             print_difference(*args.compare)
         else:

@@ -46,11 +46,11 @@ from benchmarks import common, exact
 from benchmarks.common import DEVICE, GIB, PROBLEMS, held_to, stopwatch
 from grpo.config import Config, build, changed, parse, read_settings
 from grpo.errors import UserError
+from grpo.evaluation.benchmarks import load
 from grpo.packages import installed, versions
 from grpo.plan import make_plan
 from grpo.plan.duration import this_card
 from grpo.policy import Policy
-from grpo.problems import read_problems
 from grpo.rollout import Sampling, make_engine, rollout
 from grpo.run.checkpoint import Checkpoints
 from grpo.run.files import read_rows, write
@@ -174,7 +174,7 @@ def vllm(bench: Bench) -> dict[str, float]:
     sizes = {"rollout.problems": problems, "rollout.group": group, "rollout.max_new_tokens": tokens}
     config = bench.config("l4", sizes | {"rollout.engine": "vllm", "rollout.max_prompt_tokens": 256})
     policy = bench.policy(config)
-    asked = read_problems(PROBLEMS, policy.tokenizer, "plain")[0][:problems]
+    asked = load(PROBLEMS, policy.tokenizer, "plain")[:problems]
     ids = [{"prompt_token_ids": list(problem.prompt_ids)} for problem in asked]
     params = SamplingParams(n=group, max_tokens=tokens, ignore_eos=True, detokenize=False)
     sampling = Sampling(tokens, config.rollout.temperature, ignore_eos=True)

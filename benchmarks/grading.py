@@ -25,7 +25,7 @@ import math_verify
 import pyarrow.parquet
 
 from grpo.errors import UserError
-from grpo.evaluation.benchmarks import PAPER_PROTOCOL, load
+from grpo.evaluation.benchmarks import SETS, load
 from rewards import MultiSignalMathReward, Verifier
 
 Case = tuple[str, str]  # completion, ground truth
@@ -132,7 +132,7 @@ def truths(args: argparse.Namespace) -> None:
 
 def pools(data_dir: str | None) -> Iterator[tuple[str, list[str]]]:
     """Each pool's different ground truths."""
-    for name in PAPER_PROTOCOL:
+    for name in SETS["all"]:
         yield name, list(dict.fromkeys(problem.ground_truth for problem in load(name, None, "plain", data_dir)))
     if data_dir and (path := Path(data_dir) / "dsr_sub.parquet").is_file():
         rows = pyarrow.parquet.read_table(path, columns=["reward_model"]).to_pylist()

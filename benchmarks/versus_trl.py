@@ -34,9 +34,9 @@ from benchmarks import common
 from benchmarks.common import DEVICE, PROBLEMS
 from grpo.advantage import compute_advantages
 from grpo.config import parse
+from grpo.evaluation.benchmarks import load
 from grpo.packing import samples
 from grpo.policy import load_policy
-from grpo.problems import read_problems
 from grpo.rollout import Sampling, decode, draw, make_engine, rollout, score
 from rewards import make_reward
 
@@ -88,7 +88,7 @@ class Ours:
         self.learner = common.make_learner(self.policy, self.config)
         made_up = common.make_samples(case.lengths, case.group, 17, 96)
         self.work = (lambda: self.learner.update(made_up)) if case.ragged else self._whole_step
-        self.problems, _ = read_problems(PROBLEMS, self.policy.tokenizer, "plain")
+        self.problems = load(PROBLEMS, self.policy.tokenizer, "plain")
         self.reward, self.engine = make_reward("multi_signal", workers=1), make_engine(self.config, DEVICE)
         self.engine.sync(self.policy)
 
@@ -120,7 +120,7 @@ def trl(case: Case, model: str) -> None:
     from trl import GRPOConfig, GRPOTrainer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    prompts = [problem.prompt for problem in read_problems(PROBLEMS, tokenizer, "plain")[0]]
+    prompts = [problem.prompt for problem in load(PROBLEMS, tokenizer, "plain")]
     lengths, micro_batch = iter(case.lengths * 1000), case.trl_micro_batch or case.problems * case.group
 
     def given_lengths(prompts: list[str], trainer) -> dict:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,6 +97,14 @@ def read_options(cli: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.
     if strange:
         raise UserError(unknown("option", strange[0].partition("=")[0], options.values()))
     return namespace
+
+
+def check_ranges(args: argparse.Namespace, ranges: Mapping[str, tuple[float, float]]) -> None:
+    """UserError where an option that was given is outside its range."""
+    for name, (least, most) in ranges.items():
+        value = getattr(args, name)
+        if value is not None and not least <= value <= most:  # nan is not, either
+            raise UserError(f"--{name.replace('_', '-')} is {value}; it must be from {least} to {most}")
 
 
 def _underscores(word: str) -> str:

@@ -1,28 +1,29 @@
 """Data sets -> Problems: rendered with the model's chat template, tokenised, checked.
 
 A row that cannot be used is left out and counted, with the reason. Where rows come from is data/rows.py, what they say
-is row.py, how the model sees them is chat.py.
+is row.py.
 """
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jinja2 import TemplateError
 from tqdm import tqdm
 
 import prompts
-from data import rows, sources
+from data import rows
 from grpo import hub
-from grpo.chat import render_all
 from grpo.config import Config
 from grpo.errors import UserError, printable
-from grpo.row import Said, read_row
+from grpo.row import Chat, read_row
 from grpo.types import Problem
 from rewards import check_ground_truths
 
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 
 CHUNK = 1000
 """Rows rendered and tokenised at once"""
-ALLOWED = 0.05
-"""The share of rows that may be left out where no setting says otherwise"""
+TEMPLATE_S = 5.0
+"""Seconds that the chat template may take for a chunk; usual is 0.02"""
 SHOWN = 3
 """Bad rows that are named on the terminal; the run folder has all of them"""
 
@@ -47,48 +48,23 @@ class BadRow:
 
 
 def training_problems(config: Config, tokenizer: PreTrainedTokenizerBase | None) -> tuple[list[Problem], list[BadRow]]:
-    """The run's problems, and the rows that were left out. UserError where those are too many."""
-    return read_problems(
-        config.data,
-        tokenizer,
-        config.prompt,
-        config.rollout.max_prompt_tokens,
-        config.data_dir,
-        columns=config.data_columns,
-        limit=config.data_limit,
-        graded=":" not in config.reward.name,  # a reward of the user's own knows what its ground truths mean
-        allowed=config.bad_rows.limit,
-    )
+    """The run's problems, and the rows that were left out. UserError where those are too many.
 
-
-def read_problems(
-    name: str | Path,
-    tokenizer: PreTrainedTokenizerBase | None,
-    template: str,
-    max_prompt_tokens: int | None = None,
-    data_dir: str | None = None,
-    *,
-    columns: str | None = None,
-    limit: int | None = None,
-    graded: bool = True,
-    allowed: float = ALLOWED,
-) -> tuple[list[Problem], list[BadRow]]:
-    """Every row (of the first `limit`) as a problem, or as a bad row with its reason.
-
-    `graded`: each ground truth must be one that the verifier can grade; otherwise it is whatever the row has. UserError
-    where more rows than the share `allowed` are bad.
+    Each ground truth must be one that the verifier can grade, unless the reward is the user's own: that one knows what
+    its ground truths mean.
     """
-    bar = tqdm(read_data(name, data_dir), desc=str(name), unit="row", delay=5, mininterval=2, leave=False)
-    problems, bad = make_problems(islice(bar, limit), tokenizer, template, max_prompt_tokens, columns, graded)
-    kept = []
+    graded = ":" not in config.reward.name
+    found, longest = read_data(config.data, config.data_dir, config.data_limit), config.rollout.max_prompt_tokens
+    problems, bad = make_problems(found, tokenizer, config.prompt, longest, config.data_columns, graded)
     reasons = _ungradable([problem.ground_truth for problem in problems.values()]) if graded else {}
+    kept = []
     for place, problem in problems.items():
         if reason := reasons.get(problem.ground_truth):
             row = {"prompt": problem.prompt, "ground_truth": problem.ground_truth} | problem.extra
             bad.append(BadRow(place, reason, row))
         else:
             kept.append(problem)
-    check_share(name, len(kept), bad, allowed)
+    check_share(config.data, len(kept), bad, config.bad_rows.limit)
     return kept, bad
 
 
@@ -96,53 +72,40 @@ def make_problems(
     placed: Iterable[rows.Placed],
     tokenizer: PreTrainedTokenizerBase | None,
     template: str,
-    max_prompt_tokens: int | None = None,
+    longest: int | None = None,
     columns: str | None = None,
     graded: bool = True,
 ) -> tuple[dict[str, Problem], list[BadRow]]:
     """Where a row stands -> its problem, rendered and tokenised; and the rows that say no problem, with the reason.
 
-    Without a tokenizer the prompts are neither rendered nor measured. `graded`: the ground truth is the answer in what
-    the row says (behind ####, in a box); whether anybody can grade it is not asked here.
+    Without a tokenizer the prompts are neither rendered nor measured. `longest` is in tokens. `graded`: the ground
+    truth is the answer in what the row says (behind ####, in a box); whether anybody can grade it is not asked here.
     """
-    system, pair = prompt_text(template), column_names(columns)
+    system, pair = prompt_text(template), _column_names(columns)
     problems: dict[str, Problem] = {}
     bad: list[BadRow] = []
     one_of_each: dict[int, int] = {}  # token ids repeat: one integer object for each keeps a million prompts small
     stream = enumerate(placed)
     while chunk := list(islice(stream, CHUNK)):
-        said: list[tuple[int, str, rows.Row, Said]] = []
-        for index, (place, row) in chunk:
-            try:
-                said.append((index, place, row, read_row(row, system, pair, graded)))
-            except (ValueError, RecursionError) as error:
-                bad.append(BadRow(place, str(error), row if isinstance(row, dict) else {}))
-        prompts = _tokenized(tokenizer, [chat for *_, (chat, _, _) in said], max_prompt_tokens)
-        for (index, place, row, (chat, truth, extra)), prompt in zip(said, prompts, strict=True):
-            if isinstance(prompt, ValueError):
-                bad.append(BadRow(place, str(prompt), row))
-                continue
-            text, ids = prompt
-            ids = tuple(one_of_each.setdefault(i, i) for i in ids)
-            problems[place] = Problem(index, text, ids, truth, str(row.get("data_source") or ""), extra, chat)
+        rendered: list[tuple[str, rows.Row, Problem]] = []
+        with _time_limit(TEMPLATE_S):
+            for index, (place, row) in chunk:
+                try:
+                    chat, truth, extra = read_row(row, system, pair, graded)
+                    text = render(tokenizer, chat) if tokenizer else ""
+                except (ValueError, RecursionError) as error:
+                    bad.append(BadRow(place, str(error), row if isinstance(row, dict) else {}))
+                    continue
+                source = str(row.get("data_source") or "")
+                rendered.append((place, row, Problem(index, text, (), truth, source, extra, chat)))
+        all_ids = _tokenized(tokenizer, [problem.prompt for *_, problem in rendered])
+        for (place, row, problem), ids in zip(rendered, all_ids, strict=True):
+            if longest is not None and len(ids) > longest:
+                reason = f"the prompt has {len(ids)} tokens, more than rollout.max_prompt_tokens {longest}"
+                bad.append(BadRow(place, reason, row))
+            else:
+                problems[place] = replace(problem, prompt_ids=tuple(one_of_each.setdefault(i, i) for i in ids))
     return problems, bad
-
-
-def _tokenized(
-    tokenizer: PreTrainedTokenizerBase | None, chats: list[list[dict[str, str]]], longest: int | None
-) -> list[tuple[str, list[int]] | ValueError]:
-    """For each chat its text and token ids, or why it has none. Without a tokenizer both are empty."""
-    if tokenizer is None or not chats:
-        return [("", [])] * len(chats)
-    texts = render_all(tokenizer, chats)
-    written = [text if isinstance(text, str) else "" for text in texts]
-    all_ids = tokenizer(written, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-    found: list[tuple[str, list[int]] | ValueError] = []
-    for text, ids in zip(texts, all_ids, strict=True):
-        if isinstance(text, str) and longest is not None and len(ids) > longest:
-            text = ValueError(f"the prompt has {len(ids)} tokens, more than rollout.max_prompt_tokens {longest}")
-        found.append((text, ids) if isinstance(text, str) else text)
-    return found
 
 
 def _ungradable(truths: Sequence[str]) -> dict[str, str | None]:
@@ -153,7 +116,7 @@ def _ungradable(truths: Sequence[str]) -> dict[str, str | None]:
     return dict(zip(truths, reasons, strict=True))
 
 
-def check_share(name: str | Path, good: int, bad: Sequence[BadRow], allowed: float) -> None:
+def check_share(name: str, good: int, bad: Sequence[BadRow], allowed: float) -> None:
     """Says how many rows are left out, and why the first few. UserError where no problem is left, or too few."""
     total = good + len(bad)
     if not total:
@@ -168,10 +131,54 @@ def check_share(name: str | Path, good: int, bad: Sequence[BadRow], allowed: flo
         print(f"{printable(line)}; they are left out", file=sys.stderr)
 
 
+# ---- how the model sees them
+
+
+def render(tokenizer: PreTrainedTokenizerBase, chat: Chat) -> str:
+    """The prompt: the model's own chat template, applied once; without one, the texts and a blank line each.
+
+    UserError where the template cannot write this chat.
+    """
+    if tokenizer.chat_template is None:
+        return "".join(f"{message['content']}\n\n" for message in chat)
+    try:
+        return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"the model's chat template cannot write this prompt: {said}") from error
+
+
+def _tokenized(tokenizer: PreTrainedTokenizerBase | None, texts: list[str]) -> list[list[int]]:
+    if tokenizer is None or not texts:
+        return [[] for _ in texts]
+    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """A chat template is a program of whoever made the model: one that never ends must not hang the run."""
+
+    def stop(*_) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    except TimeoutError:
+        raise UserError(
+            f"the model's chat template took more than {seconds:g} s for {CHUNK} prompts; look into the model's "
+            "chat_template.jinja, or take another model"
+        ) from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 # ---- where the rows come from
 
 
-@contextmanager
+@contextlib.contextmanager
 def user_errors() -> Iterator[None]:
     """What data/ and prompts/ refuse is the user's to mend."""
     try:
@@ -180,28 +187,21 @@ def user_errors() -> Iterator[None]:
         raise UserError(str(error)) from error
 
 
-def read_data(name: str | Path, data_dir: str | None = None) -> Iterator[rows.Placed]:
-    """The rows of a file, of a published set by its bare name, or of a Hugging Face dataset. Raises UserError."""
-    if rows.is_dataset(str(name)) and not Path(str(name).partition(":")[0]).is_dir() and not hub.reachable():
+def read_data(name: str, data_dir: str | None = None, limit: int | None = None) -> Iterator[rows.Placed]:
+    """The (first) rows of a file, of a published set by its bare name, or of a Hugging Face dataset. UserError."""
+    if rows.is_dataset(name) and not Path(name.partition(":")[0]).is_dir() and not hub.reachable():
         hub.go_offline()
     with user_errors():
-        yield from rows.read(str(name), data_dir)
+        bar = tqdm(rows.read(name, data_dir), desc=name, unit="row", delay=5, mininterval=2, leave=False)
+        yield from islice(bar, limit)
 
 
-@user_errors()
-def locate(path: str | Path, data_dir: str | None = None) -> Path:
-    """A file as given, or a published data set by its bare name (downloaded once, checksum verified)."""
-    return sources.find(path, data_dir)
-
-
-def column_names(columns: str | None) -> tuple[str | None, str | None]:
+def _column_names(columns: str | None) -> list[str | None]:
     """'question,answer' -> the columns of prompt and ground truth."""
-    if columns is None:
-        return None, None
-    names = [name.strip() for name in columns.split(",")]
+    names = [None, None] if columns is None else [name.strip() for name in columns.split(",")]
     if len(names) != 2 or "" in names:
         raise UserError(f"data_columns is {columns!r}; name two columns, prompt and ground truth: question,answer")
-    return names[0], names[1]
+    return names
 
 
 @user_errors()

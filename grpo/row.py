@@ -4,47 +4,38 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from data.rows import Row
 from rewards import ground_truth_text, last_box
 
+Chat = list[dict[str, str]]
 Scalar = str | int | float | bool
 PROMPTS = ("prompt", "messages", "question", "problem")
 TRUTHS = ("ground_truth", "answer", "final_answer", "solution")
 """In this order, behind verl's reward_model.ground_truth; the last resort is what the assistant says in `messages`."""
 
 
-class Said(NamedTuple):
-    """What a row says."""
-
-    chat: list[dict[str, str]]
-    truth: str
-    extra: dict[str, Scalar]
-    """Its other columns that hold text or a number; those of a nested column as column.name"""
-
-
-def read_row(row: Row | str, system: str, columns: tuple[str | None, str | None], graded: bool) -> Said:
-    """The row's chat behind the system message, and its ground truth. ValueError with the reason where it has none.
+def read_row(row: Row | str, system: str, columns: Sequence[str | None], graded: bool) -> tuple[Chat, str, dict]:
+    """The row's chat behind the system message, its ground truth, and its other columns that hold text or a number.
 
     `columns` names those of prompt and ground truth; None is for one of the usual names. `graded`: the verifier grades
     the ground truth, so the answer in it is what counts. Otherwise it is text as it is, or anything else as JSON.
+    ValueError with the reason where the row says no problem.
     """
     if isinstance(row, str):
         raise ValueError(row)
     prompt_key, chat = _chat(row, columns[0], system)
     truth_key, truth = _truth(row, columns[1])
-    others = {name: value for name, value in row.items() if name not in (prompt_key, truth_key)}
     if graded:
-        text = ground_truth_text(answer_in(truth))
-    else:
-        text = truth if isinstance(truth, str) else json.dumps(truth, default=str)
-    for content in (text, *(message["content"] for message in chat)):
-        try:
-            content.encode()
-        except UnicodeEncodeError:
-            raise ValueError("it holds half a character (a lone surrogate such as \\ud800)") from None
-    return Said(chat, text, _scalars(others))
+        truth = ground_truth_text(answer_in(truth))
+    elif not isinstance(truth, str):
+        truth = json.dumps(truth, default=str)
+    try:
+        "".join([truth, *(message["content"] for message in chat)]).encode()
+    except UnicodeEncodeError:
+        raise ValueError("it holds half a character (a lone surrogate such as \\ud800)") from None
+    return chat, truth, _scalars({name: value for name, value in row.items() if name not in (prompt_key, truth_key)})
 
 
 def _scalars(columns: Row) -> dict[str, Scalar]:
@@ -53,21 +44,24 @@ def _scalars(columns: Row) -> dict[str, Scalar]:
     >>> _scalars({"level": 3, "extra_info": {"split": "train"}, "steps": [1, 2]})
     {'level': 3, 'extra_info.split': 'train'}
     """
-    nested = {
-        f"{name}.{key}": v for name, column in columns.items() if isinstance(column, dict) for key, v in column.items()
-    }
-    return {name: value for name, value in (columns | nested).items() if isinstance(value, Scalar)}
+    found = dict(columns)
+    for name, column in columns.items():
+        if isinstance(column, dict):
+            found |= {f"{name}.{key}": value for key, value in column.items()}
+    return {name: value for name, value in found.items() if isinstance(value, Scalar)}
 
 
 def _value(row: Row, column: str | None, usual: Sequence[str]) -> tuple[str, Any]:
     """(name, value) of the named column, else of the first of the usual ones that holds something."""
     if column is not None and column not in row:
         raise ValueError(f"no column {column}; the row has {', '.join(map(str, row))}")
-    names = [column] if column is not None else usual
-    return next(((name, row[name]) for name in names if row.get(name) not in (None, "", [])), ("", None))
+    for name in [column] if column is not None else usual:
+        if row.get(name) not in (None, "", []):
+            return name, row[name]
+    return "", None
 
 
-def _chat(row: Row, column: str | None, system: str) -> tuple[str, list[dict[str, str]]]:
+def _chat(row: Row, column: str | None, system: str) -> tuple[str, Chat]:
     """The prompt's column, and its chat with our system message in front; a text is one user turn.
 
     What the assistant answers at the end of a chat is not part of the prompt.
@@ -75,35 +69,33 @@ def _chat(row: Row, column: str | None, system: str) -> tuple[str, list[dict[str
     name, prompt = _value(row, column, PROMPTS)
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt.strip()}]
-    if not isinstance(prompt, list) or not all(map(_is_message, prompt)):
-        raise ValueError("no prompt; expected a list of messages with role and content, or a text")
-    chat = [{"role": message["role"], "content": message["content"]} for message in prompt]
+    chat = prompt if isinstance(prompt, list) and all(map(_is_message, prompt)) else []
+    chat = [{"role": message["role"], "content": message["content"]} for message in chat]
     while chat and chat[-1]["role"] == "assistant":
         chat.pop()
     if not chat:
-        raise ValueError(f"no prompt; looked for {column or ', '.join(PROMPTS)}")
+        looked = column or ", ".join(PROMPTS)
+        raise ValueError(f"no prompt; expected a text, or a list of messages with role and content, in {looked}")
     if any("<|im_start|>" in message["content"] for message in chat):
         raise ValueError(
             "the prompt holds <|im_start|>, so a chat template was already applied to it; store plain text"
         )
-    if not system:
-        return name, chat
-    if chat[0]["role"] == "system":
+    if system and chat[0]["role"] == "system":
         raise ValueError("the row brings its own system message; use --prompt plain to keep it")
-    return name, [{"role": "system", "content": system}, *chat]
+    return name, [{"role": "system", "content": system}, *chat] if system else chat
 
 
 def _is_message(message: Any) -> bool:
     """Role and content, both text and not empty."""
-    fields = (message.get("role"), message.get("content")) if isinstance(message, dict) else ()
-    return bool(fields) and all(isinstance(field, str) and field for field in fields)
+    fields = (message.get("role"), message.get("content")) if isinstance(message, dict) else ("",)
+    return all(isinstance(field, str) and field for field in fields)
 
 
 def _truth(row: Row, column: str | None) -> tuple[str, Any]:
     """The column of the ground truth, and what it holds."""
-    nested, chat = row.get("reward_model"), row.get("messages")
-    if column is None and isinstance(nested, dict) and nested.get("ground_truth") not in (None, ""):
-        return "reward_model", nested["ground_truth"]
+    verl, chat = row.get("reward_model"), row.get("messages")
+    if column is None and isinstance(verl, dict) and verl.get("ground_truth") not in (None, ""):
+        return "reward_model", verl["ground_truth"]
     name, truth = _value(row, column, TRUTHS)
     if name == "final_answer" and isinstance(truth, list):  # OlympiadBench: one text, or several between dollars
         truth = [str(item).replace("$", "") for item in truth]

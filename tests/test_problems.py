@@ -13,12 +13,11 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+import grpo.problems
 import prompts
-from grpo import chat
-from grpo.chat import render
 from grpo.config import build
 from grpo.errors import UserError
-from grpo.problems import read_problems, training_problems
+from grpo.problems import render, training_problems
 from grpo.rollout import Sampling, draw, request_seed, rollout
 from grpo.types import Problem
 
@@ -95,16 +94,17 @@ def test_the_real_one_shot_data(data_dir, tokenizer):
 
 
 def read(path, tokenizer, template="plain", longest=150, **options):
-    return read_problems(path, tokenizer, template, longest, allowed=1, **options)
+    settings = {"data": str(path), "prompt": template, "rollout.max_prompt_tokens": longest, "bad_rows.limit": 0.9}
+    return training_problems(build("cpu", settings | options), tokenizer)
 
 
 def load_problems(*args):
-    return read_problems(*args)[0]
+    return read(*args, **{"bad_rows.limit": 0.05})[0]
 
 
 def test_the_pool_of_the_paper_loses_four_rows(data_dir):
     """One has no ground truth; one is a division sign, one a list of number bases, one was cut off."""
-    problems, bad = read_problems(data_dir / "dsr_sub.parquet", None, "plain", 2000)
+    problems, bad = read(data_dir / "dsr_sub.parquet", None, "plain", 2000)
     assert (len(problems), len(bad)) == (1205, 4)
 
 
@@ -170,19 +170,13 @@ def test_the_forms_that_rows_have(tmp_path, tokenizer, form):
 
 def test_columns_can_be_named_and_the_others_stay_with_the_problem(tmp_path, tokenizer):
     path = write(tmp_path, [{"text": "1+1=?", "sum": 2, "answer": "no", "difficulty": 3, "data_source": "mine"}])
-    (problem,), _ = read(path, tokenizer, columns="text, sum")
+    (problem,), _ = read(path, tokenizer, data_columns="text, sum")
     assert (problem.ground_truth, problem.source) == ("2", "mine")
     assert problem.extra == {"answer": "no", "difficulty": 3, "data_source": "mine"}
     with pytest.raises(UserError, match="no column total; the row has text, sum, answer"):
-        read(path, tokenizer, columns="text,total")
+        read(path, tokenizer, data_columns="text,total")
     with pytest.raises(UserError, match="data_columns is 'text'"):
-        read(path, tokenizer, columns="text")
-
-
-def test_columns_and_number_of_rows_are_settings(tmp_path):
-    path = write(tmp_path, [{"text": f"{i}?", "sum": i, "answer": "no"} for i in range(3)])
-    config = build("cpu", {"data": str(path), "data_columns": "text,sum", "data_limit": "2"})
-    assert [problem.ground_truth for problem in training_problems(config, None)[0]] == ["0", "1"]
+        read(path, tokenizer, data_columns="text")
 
 
 @pytest.mark.parametrize(("content", "message"), [(b"\xff", "is not UTF-8 text"), (None, "no prompt called")])
@@ -205,7 +199,7 @@ def test_a_reward_of_ones_own_gets_the_truth_as_it_is(tmp_path, tokenizer):
 
 
 def test_the_first_rows_only(tmp_path, tokenizer):
-    problems, _ = read(write(tmp_path, [row(f"{i}?", str(i)) for i in range(9)]), tokenizer, limit=4)
+    problems, _ = read(write(tmp_path, [row(f"{i}?", str(i)) for i in range(9)]), tokenizer, data_limit=4)
     assert [problem.ground_truth for problem in problems] == ["0", "1", "2", "3"]
 
 
@@ -296,12 +290,12 @@ def test_a_chat_template_that_fails_is_one_line(tmp_path, tokenizer, monkeypatch
         render(tokenizer, [{"role": "user", "content": "?"}])
 
 
-def test_a_chat_template_that_never_ends_is_stopped(tokenizer, monkeypatch):
-    monkeypatch.setattr(chat, "TEMPLATE_S", 0.2)
+def test_a_chat_template_that_never_ends_is_stopped(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(grpo.problems, "TEMPLATE_S", 0.2)
     loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     monkeypatch.setattr(tokenizer, "chat_template", loops)
-    with pytest.raises(UserError, match=r"took more than 0.2 s for 1 prompts"):
-        render(tokenizer, [{"role": "user", "content": "?"}])
+    with pytest.raises(UserError, match=r"took more than 0.2 s for"):
+        load_problems(write(tmp_path, [row()]), tokenizer)
 
 
 PROBLEMS = [Problem(i, "", (1,), "1") for i in range(10)]

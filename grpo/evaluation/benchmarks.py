@@ -8,14 +8,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from data import rows
+from data import rows, sources
 from grpo.config import Config, nearest
 from grpo.errors import UserError
-from grpo.problems import check_share, locate, make_problems, read_data, read_problems
+from grpo.problems import check_share, make_problems, read_data
 from grpo.rollout import Engine, Sampling, request_seed
-from grpo.run.terminal import Clock, say
+from grpo.run.terminal import Clock
 from grpo.types import Completion, Problem, Request
 from rewards import Score, make_reward
 
@@ -40,40 +40,51 @@ class Protocol:
         return f"T={self.temperature:g}" if self.temperature else "greedy"
 
 
+class Benchmark(NamedTuple):
+    """A set of problems, and how it is asked."""
+
+    place: str
+    """A published set by its name, a Hugging Face dataset or a file"""
+    size: int
+    protocol: Protocol
+
+
 GREEDY, AVERAGED, SHORT = Protocol(1, 0.0), Protocol(8, 0.6), Protocol(1, 0.0, max_new_tokens=40)
-PAPER_PROTOCOL = {
-    "math500": GREEDY,
-    "aime24": AVERAGED,
-    "aime25": AVERAGED,
-    "amc23": AVERAGED,
-    "minerva_math": GREEDY,
-    "olympiadbench": GREEDY,
+ARITHMETIC = Path(__file__).resolve().parents[2] / "data" / "arithmetic"
+FRESH = "fresh_arithmetic"
+BENCHMARKS = {
+    "math500": Benchmark("math500", 500, GREEDY),
+    "aime24": Benchmark("aime24", 30, AVERAGED),
+    "aime25": Benchmark("aime25", 30, AVERAGED),
+    "amc23": Benchmark("amc23", 40, AVERAGED),
+    "minerva_math": Benchmark("minerva_math", 272, GREEDY),
+    "olympiadbench": Benchmark("olympiadbench", 675, GREEDY),
+    "gsm8k": Benchmark("openai/gsm8k:main:test", 1319, GREEDY),
+    "arithmetic-validation": Benchmark(str(ARITHMETIC / "validation.parquet"), 300, SHORT),
+    "arithmetic-test": Benchmark(str(ARITHMETIC / "test.parquet"), 300, SHORT),
+    FRESH: Benchmark("drawn from --seed", 300, GREEDY),
 }
-"""avg@8 at T=0.6 for the small ones (the paper's x8 files are 8 copies of the same rows), greedy for the others."""
-DATASETS = {"gsm8k": "openai/gsm8k:main:test"}
-"""By Hugging Face id, configuration and split."""
-ARITHMETIC = {
-    f"arithmetic-{half}": Path(__file__).resolve().parents[2] / "data" / "arithmetic" / f"{half}.parquet"
-    for half in ("validation", "test")
+"""As the paper asks its six: avg@8 at T=0.6 for the small ones (its x8 files are 8 copies of the same rows)."""
+SETS = {
+    "all": ["math500", "aime24", "aime25", "amc23", "minerva_math", "olympiadbench"],
+    "arithmetic": ["arithmetic-validation", "arithmetic-test"],
 }
-FRESH, FRESH_ROWS = "fresh_arithmetic", 300
-NAMES = (*PAPER_PROTOCOL, *DATASETS, *ARITHMETIC, FRESH)
-SETS = {"all": list(PAPER_PROTOCOL), "arithmetic": list(ARITHMETIC)}
 
 
-def protocol(name: str) -> Protocol:
-    """The paper's for its six benchmarks, greedy for any other set; the built-in sums need 40 tokens."""
-    return SHORT if name in ARITHMETIC else PAPER_PROTOCOL.get(name, GREEDY)
+def find(name: str) -> Benchmark:
+    """The benchmark of that name; a file or a dataset of one's own is asked greedily."""
+    return BENCHMARKS.get(name, Benchmark(name, 0, GREEDY))
 
 
 def names(asked: str | Iterable[str]) -> list[str]:
     """What `--bench` and `eval.data` stand for: benchmarks, all, arithmetic, files or datasets; commas between."""
     found: list[str] = []
+    known = (*BENCHMARKS, *SETS)
     for name in asked.split(",") if isinstance(asked, str) else asked:
-        if name not in (*NAMES, *SETS) and Path(name).suffix not in rows.READERS and not rows.is_dataset(name):
+        if name not in known and Path(name).suffix not in rows.READERS and not rows.is_dataset(name):
             raise UserError(
-                f"{name!r} is no benchmark; there are {', '.join((*NAMES, *SETS))}, "
-                f"or name a data file or a Hugging Face dataset{nearest(name, NAMES)}"
+                f"{name!r} is no benchmark; there are {', '.join(known)}, "
+                f"or name a data file or a Hugging Face dataset{nearest(name, known)}"
             )
         found += SETS.get(name, [name])
     labels = [label(name) for name in found]
@@ -84,28 +95,24 @@ def names(asked: str | Iterable[str]) -> list[str]:
 
 def label(name: str) -> str:
     """A benchmark's name in tables and folders: of a file its stem, of a dataset what follows its owner."""
-    if name in NAMES:
-        return name
-    return Path(name).name.replace(":", "-") if rows.is_dataset(name) else Path(name).stem
-
-
-def source(name: str, data_dir: str | None = None) -> Path | str:
-    """The benchmark's file on this machine, downloaded if it must be, or a dataset's id. Raises UserError."""
-    name = DATASETS.get(name, name)
-    return name if rows.is_dataset(name) else ARITHMETIC.get(name) or locate(name, data_dir)
+    path = Path(name)
+    return path.stem if path.suffix in rows.READERS else path.name.replace(":", "-")
 
 
 def read(name: str, data_dir: str | None = None, seed: int = 0) -> Iterator[rows.Placed]:
     """The benchmark's rows. The seed draws fresh_arithmetic's; the other sets are what they are."""
     if name == FRESH:
         return ((f"row {index}", row) for index, row in enumerate(fresh(seed)))
-    return read_data(source(name, data_dir))
+    return read_data(find(name).place, data_dir)
 
 
 def digest(name: str, data_dir: str | None = None, seed: int = 0) -> str:
     """sha256 of the file; of a dataset or of fresh calculations that of their rows."""
-    place = None if name == FRESH else source(name, data_dir)
-    content = place.read_bytes() if isinstance(place, Path) else repr(list(read(name, data_dir, seed))).encode()
+    place = find(name).place
+    if name == FRESH or rows.is_dataset(place):
+        content = repr(list(read(name, data_dir, seed))).encode()
+    else:
+        content = sources.find(place, data_dir).read_bytes()
     return hashlib.sha256(content).hexdigest()
 
 
@@ -116,37 +123,35 @@ def load(
     data_dir: str | None = None,
     limit: int | None = None,
     seed: int = 0,
+    longest: int | None = None,
+    allowed: float = 0.05,
 ) -> list[Problem]:
     """The benchmark's (first) problems as the model will see them. Raises UserError naming file and row.
 
-    All of the paper's rows count: a reference that no parser reads is right as the same text. A set of one's own is
-    read as training data is: rows that cannot be graded are left out, and it is said.
+    A row without prompt or answer, or with a prompt of more than `longest` tokens, is left out, and it is said; more
+    than the share `allowed` are an error. A reference that no parser reads stays: it is right as the same text.
     """
-    if name not in (*PAPER_PROTOCOL, FRESH):
-        return read_problems(source(name, data_dir), tokenizer, prompt, limit=limit)[0]
-    problems, bad = make_problems(islice(read(name, data_dir, seed), limit), tokenizer, prompt)
-    check_share(name, len(problems), bad, allowed=0)
+    problems, bad = make_problems(islice(read(name, data_dir, seed), limit), tokenizer, prompt, longest)
+    check_share(name, len(problems), bad, allowed)
     return list(problems.values())
 
 
-def beginnings(
-    problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, share: float
-) -> tuple[list[Problem], dict[int, str]]:
-    """Each question's first `share` of tokens as a prompt of plain text, and by row number what was cut off."""
-    cut, rests = [], {}
+def beginnings(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, share: float) -> list[Problem]:
+    """Each question's first `share` of tokens as a prompt of plain text; what was cut off is its extra "rest"."""
+    cut = []
     for problem in problems:
         ids = tokenizer(problem.question)["input_ids"]
         first, rest = ids[: int(share * len(ids))], ids[int(share * len(ids)) :]
-        cut.append(replace(problem, prompt=tokenizer.decode(first), prompt_ids=tuple(first)))
-        rests[problem.index] = tokenizer.decode(rest, skip_special_tokens=True)
-    return cut, rests
+        extra = {"rest": tokenizer.decode(rest, skip_special_tokens=True)}
+        cut.append(replace(problem, prompt=tokenizer.decode(first), prompt_ids=tuple(first), extra=extra))
+    return cut
 
 
 def fresh(seed: int) -> list[dict[str, str]]:
     """Calculations with numbers of two to four digits, drawn from the seed: no model has seen them as a set."""
     draw = random.Random(f"{FRESH} {seed}")
     found = []
-    for _ in range(FRESH_ROWS):
+    for _ in range(BENCHMARKS[FRESH].size):
         a, b, c = (draw.randrange(10 ** (digits - 1), 10**digits) for digits in draw.choices((2, 3, 4), k=3))
         text, value = draw.choice(
             [
@@ -175,6 +180,12 @@ class HeldOut:
         self.sets = {label(name): self._load(name) for name in names(config.eval.data)}
         self.test_problems = self._load(config.eval.test) if config.eval.test else []
 
+    def _load(self, name: str) -> list[Problem]:
+        """The set's problems, without those whose prompt the sampler has no room for."""
+        config = self.config
+        longest = config.rollout.max_prompt_tokens
+        return load(name, self.tokenizer, config.prompt, config.data_dir, config.eval.limit, longest=longest, allowed=1)
+
     def validation(self, engine: Engine, step: int) -> dict[str, float]:
         """`eval/*` where step is one to evaluate: 0, every `eval.every` and the last; else nothing.
 
@@ -194,20 +205,6 @@ class HeldOut:
     def test(self, engine: Engine) -> dict[str, float]:
         return self._measure(engine, self.test_problems)
 
-    def _load(self, name: str) -> list[Problem]:
-        """The set's problems; those whose prompt the sampler has no room for are left out, and the run says so."""
-        config, longest = self.config, self.config.rollout.max_prompt_tokens
-        problems = load(name, self.tokenizer, config.prompt, config.data_dir, config.eval.limit)
-        kept = [problem for problem in problems if len(problem.prompt_ids) <= longest]
-        if not kept:
-            raise UserError(f"{name}: every prompt is longer than rollout.max_prompt_tokens {longest}; raise the limit")
-        if left_out := len(problems) - len(kept):
-            say(
-                f"{name}: {left_out} of {len(problems)} problems are left out of the held-out figures: their prompts "
-                f"are longer than rollout.max_prompt_tokens {longest}"
-            )
-        return kept
-
     def _measure(self, engine: Engine, problems: list[Problem]) -> dict[str, float]:
         """The accuracy of each way of sampling, and the other shares of the first of them."""
         if not problems:
@@ -215,8 +212,7 @@ class HeldOut:
         config, shares = self.config, {}
         ways = {"sampled": config.rollout.temperature} if config.eval.sampling == "both" else {}
         for way, temperature in (ways | {"greedy": 0.0}).items():
-            sampling = Sampling(config.rollout.max_new_tokens, temperature)
-            groups = ask(engine, problems, 1, sampling, config.seed)
+            groups = ask(engine, problems, 1, Sampling(config.rollout.max_new_tokens, temperature), config.seed)
             texts = [self.tokenizer.decode(group[0].ids, skip_special_tokens=True) for group in groups]
             shares[way] = summarise(self.judge.score_batch(texts, [problem.ground_truth for problem in problems]))
         accuracy = {f"{way}_accuracy": found.pop("accuracy") for way, found in shares.items()}

@@ -9,38 +9,35 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
 from grpo.errors import UserError
-from grpo.evaluation.benchmarks import PAPER_PROTOCOL, Protocol
+from grpo.evaluation.benchmarks import Protocol
 from grpo.evaluation.scores import COLUMNS, by_problem, grade, paired_difference, score_rows
 from grpo.packages import versions_of
 from grpo.run import files
 from rewards import Verifier
 
 OUTPUTS, SETTINGS, SCORES = "outputs.jsonl", "settings.json", "scores.json"
-PAPER = "Wang et al. 2025 (arXiv:2504.20571), Qwen2.5-Math-1.5B"
-PAPER_SCORES = {"math500": (36.0, 73.6), "average": (17.6, 35.7)}
-"""Percent: base, and after 1-shot RLVR on pi1. The paper's own figures, from its abstract; not measured here."""
+PAPER_SCORES = (
+    "The paper's own figures, not ours (Wang et al. 2025, arXiv:2504.20571, Qwen2.5-Math-1.5B): math500 36.0 base, "
+    "73.6 after pi1; average of its six 17.6 base, 35.7 after pi1"
+)
 
 
 class EvalFolder:
     """Rows are on the disk before the next are asked for; whoever opens the folder again finds them."""
 
     def __init__(self, path: str | Path) -> None:
-        """An existing one. UserError where something is missing or damaged."""
+        """An existing one. UserError where it is none."""
         self.path, self.outputs = Path(path), Path(path) / OUTPUTS
-        for name in (OUTPUTS, SETTINGS):
-            if not (self.path / name).is_file():
-                raise UserError(f"{path} is no evaluation: it has no {name} (evals/<model>/<bench>-<hash> has)")
         try:
-            self.settings = json.loads((self.path / SETTINGS).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{path}/{SETTINGS} is damaged ({error}); delete it and evaluate again") from None
+            self.settings = json.loads((self.path / SETTINGS).read_bytes())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} is no evaluation (evals/<model>/<bench>-<hash> is one): {error}") from None
 
     @classmethod
     def create(cls, root: Path, model: str, settings: dict) -> EvalFolder:
@@ -49,22 +46,17 @@ class EvalFolder:
         path = root / model / f"{settings['bench']}-{digest[:10]}"
         with files.writing(path):
             path.mkdir(parents=True, exist_ok=True)
-            (path / OUTPUTS).touch()
             files.write(path / SETTINGS, _json(settings))
         return cls(path)
 
     def rows(self) -> list[dict]:
-        """The finished rows, by problem and sample, each once. A line that is cut or damaged is not a row."""
-        rows = {(row["problem"], row["sample"]): row for row in files.read_rows(self.outputs)}
-        return [rows[key] for key in sorted(rows)]
+        """The rows of the problems that have all their samples, by problem and sample, each once.
 
-    def keep_whole_problems(self) -> list[dict]:
-        """The rows of problems that have all their samples; the rest is dropped from the file, to be made again."""
-        rows = self.rows()
-        count = Counter(row["problem"] for row in rows)
-        whole = [row for row in rows if count[row["problem"]] == self.settings["samples"]]
-        self.replace(whole)
-        return whole
+        A line that is cut or damaged is not a row: its problem is to be asked again.
+        """
+        rows = {(row["problem"], row["sample"]): row for row in files.read_rows(self.outputs)}
+        groups = by_problem([rows[key] for key in sorted(rows)]).values()
+        return [row for group in groups if len(group) == self.settings["samples"] for row in group]
 
     def append(self, rows: Sequence[dict]) -> None:
         """On the disk before it returns. A full disk costs at most these rows."""
@@ -95,7 +87,7 @@ def _lines(rows: Sequence[dict]) -> str:
 def regrade(folder: EvalFolder, verifier: Verifier) -> tuple[Line, int]:
     """Grades the saved completions anew, without a model. The line, and how many rows changed."""
     with files.lock(folder.path):
-        rows = folder.keep_whole_problems()
+        rows = folder.rows()
         if not rows:
             raise UserError(f"{folder.path} holds no finished problem")
         anew = grade(rows, verifier)
@@ -138,60 +130,41 @@ class Line(NamedTuple):
 
 def table(lines: Sequence[Line]) -> str:
     """The scores in percent with 95% intervals; what several samples and sets add; the paper's figures, marked."""
-    header = ("model", "benchmark", "prompt", "n x k", "sampling", "strict", "flexible", "cut", "no box")
-    rows = [
+    shares = [*COLUMNS, *(["continued"] if all("continued" in line.scores for line in lines) else [])]
+    rows = [("model", "benchmark", "prompt", "n x k", "sampling", *shares, "cut", "no box")]
+    rows += [
         (
             line.model,
             line.bench,
             line.settings["prompt"],
             f"{line.scores['problems']} x {line.scores['samples']}",
             str(Protocol(1, line.settings["temperature"])),
-            *(_percent(line.scores[column]) for column in COLUMNS),
-            *(f"{100 * line.scores[share]:.1f}%" for share in ("truncated", "no_box")),
+            *(_percent(line.scores[share]) for share in shares),
+            *(f"{line.scores[share]:.1%}" for share in ("truncated", "no_box")),
         )
         for line in lines
     ]
-    notes = [
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    text = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    text.append(
         "strict: last complete box. flexible: the paper's rule (without a box what follows 'answer is', else the last "
         "number). In brackets: 95%, Wilson's interval for one sample a problem, else the bootstrap over problems."
-    ]
+    )
+    if "continued" in shares:
+        text.append(
+            "continued: the model wrote the rest of the question word for word. Who never saw a text does not; a right "
+            "answer to a question that was cut can be a guess."
+        )
     if any(line.settings["limit"] is not None for line in lines):
-        notes.append("*: only the first rows (--limit): a smoke figure, not the benchmark's score.")
-    asked = {line.settings["bench"] for line in lines}
-    asked |= {"average"} if set(PAPER_PROTOCOL) <= asked else set()
-    figures = [f"{key} {base} base, {after} after pi1" for key, (base, after) in PAPER_SCORES.items() if key in asked]
-    if figures:
-        notes.append(f"The paper's own figures, not ours ({PAPER}): {'; '.join(figures)}")
+        text.append("*: only the first rows (--limit): a smoke figure, not the benchmark's score.")
+    if any(line.settings["bench"] == "math500" for line in lines):
+        text.append(PAPER_SCORES)
     for line in lines:
-        notes += [_several_samples(line, column) for column in COLUMNS if "pass" in line.scores[column]]
+        text += [_several_samples(line, column) for column in COLUMNS if "pass" in line.scores[column]]
     for model, group in groupby(sorted(lines, key=lambda line: line.asked), lambda line: line.asked):
         if len(group := list(group)) > 1:
-            notes.append(f"{model}  average of {len(group)}: {_means(group)}")
-    return "\n".join([_columns([header, *rows]), *notes])
-
-
-def audit_table(lines: Sequence[Line]) -> str:
-    """How much of a benchmark's text a model knows, in percent with 95% intervals."""
-    header = ("model", "benchmark", "n", "continued word for word", "right answer")
-    rows = [
-        (
-            line.model,
-            line.settings["bench"],
-            str(line.scores["problems"]),
-            *(_percent(line.scores[share]) for share in ("continued", "flexible")),
-        )
-        for line in lines
-    ]
-    note = (
-        "Each question was cut after 60% of its tokens, and the model went on greedily. Who never saw a text does not "
-        "write the rest of it word for word; a right answer can be a guess."
-    )
-    return f"{_columns([header, *rows])}\n{note}"
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+            text.append(f"{model}  average of {len(group)}: {_means(group)}")
+    return "\n".join(text)
 
 
 def _percent(figure: dict) -> str:
@@ -225,16 +198,11 @@ def last_and_best(lines: Sequence[Line]) -> str:
 
 def plot(lines: Sequence[Line], title: str, path: Path) -> Path:
     """Accuracy over steps with 95% intervals, one panel a benchmark, both columns."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     benches = list(dict.fromkeys(line.bench for line in lines))
-    drawing, panels = plt.subplots(
-        1, len(benches), figsize=(4 * len(benches), 3.6), squeeze=False, layout="constrained"
-    )
-    for panel, bench in zip(panels[0], benches, strict=True):
+    drawing = Figure(figsize=(4 * len(benches), 3.6), layout="constrained")
+    for panel, bench in zip(drawing.subplots(1, len(benches), squeeze=False)[0], benches, strict=True):
         points = [line for line in lines if line.bench == bench]
         steps = [line.step for line in points]
         for column, style in zip(COLUMNS, ("o-", "s--"), strict=True):
@@ -246,5 +214,4 @@ def plot(lines: Sequence[Line], title: str, path: Path) -> Path:
         panel.legend()
     drawing.suptitle(f"{title}, 95% intervals", fontsize="medium")
     drawing.savefig(path, dpi=120)
-    plt.close(drawing)
     return path

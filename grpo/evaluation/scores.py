@@ -20,7 +20,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from rewards import Verifier
+from rewards import Verifier, last_box
 from rewards.signals import read
 
 COLUMNS = {"strict": "answer", "flexible": "flexible_answer"}
@@ -80,12 +80,8 @@ def _after_last_boxed(text: str) -> str:
     rest = text.rpartition("boxed")[2]
     if not rest.startswith("{"):
         return rest.partition("$")[0].strip()
-    depth = 0
-    for place, char in enumerate(rest):
-        depth += (char == "{") - (char == "}")
-        if depth == 0:
-            return rest[1:place]
-    return rest[1:]
+    inside = last_box("\\boxed" + rest)
+    return rest[1:] if inside is None else inside
 
 
 def close_numbers(answer: str, truth: str) -> bool:
@@ -188,6 +184,7 @@ def score_rows(rows: Sequence[dict]) -> dict:
     """The figures of one benchmark. Both columns as {"mean", "low", "high"} of avg@k; pass@k for powers of two.
 
     truncated: share of completions cut by the length limit; no_box: share without a complete box (strict: wrong).
+    continued, in an audit: share of completions that begin with the words that were cut off the question.
     """
     groups = list(by_problem(rows).values())
     samples = len(groups[0])
@@ -199,6 +196,8 @@ def score_rows(rows: Sequence[dict]) -> dict:
         "tokens_mean": sum(row["tokens"] for row in rows) / len(rows),
         "outcomes": dict(Counter(row["outcome"] for row in rows)),
     }
+    if "rest" in rows[0]:  # of an audit
+        result["continued"] = figure([float(_begins(row["completion"], row["rest"])) for row in rows])
     for column, answer in COLUMNS.items():
         result[column] = figure([_share(group, column) for group in groups])
         if samples > 1:
@@ -208,3 +207,9 @@ def score_rows(rows: Sequence[dict]) -> dict:
             result[column]["pass"] = {str(k): figure([pass_at_k(flags, k) for flags in correct]) for k in powers}
             result[column]["maj"] = figure(list(map(majority, answers, correct)))
     return result
+
+
+def _begins(completion: str, rest: str) -> bool:
+    """Whether the completion goes on with exactly these words, however they are spaced."""
+    words = rest.split()
+    return completion.split()[: len(words)] == words

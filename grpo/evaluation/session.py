@@ -22,7 +22,7 @@ from grpo.errors import UserError, printable
 from grpo.evaluation import benchmarks
 from grpo.evaluation.benchmarks import Protocol, ask
 from grpo.evaluation.results import EvalFolder, Line
-from grpo.evaluation.scores import figure, grade
+from grpo.evaluation.scores import grade
 from grpo.packages import versions_of
 from grpo.problems import prompt_text
 from grpo.rollout import Engine, Sampling, engine_name, make_engine
@@ -45,35 +45,32 @@ class Evaluation(NamedTuple):
     prompt: str
     protocol: Protocol
     problems: list[Problem]
-    rests: dict[int, str]
-    """Of an audit: what was cut off each question"""
 
 
-def evaluations(args: argparse.Namespace, targets: Sequence[Target], names: Sequence[str]) -> list[Evaluation]:
+def evaluations(args: argparse.Namespace, targets: Sequence[Target]) -> list[Evaluation]:
     """All that the command means. Raises UserError for what will not work, before anything big is loaded."""
     found = []
     for target in targets:
         tokenizer = tokenizer_of(target)
-        for name in names:
+        for name in args.names:
             protocol = choose_protocol(name, args)
-            plain = args.audit_contamination or name in (*benchmarks.ARITHMETIC, benchmarks.FRESH)
+            plain = args.audit_contamination or name in (*benchmarks.SETS["arithmetic"], benchmarks.FRESH)
             for prompt in args.prompts or [target.prompt or ("plain" if plain else "qwen25-math-cot")]:
-                problems, rests = benchmarks.load(name, tokenizer, prompt, args.data_dir, args.limit, args.seed), {}
+                problems = benchmarks.load(name, tokenizer, prompt, args.data_dir, args.limit, args.seed)
                 if args.audit_contamination:
-                    problems, rests = benchmarks.beginnings(problems, tokenizer, AUDITED)
-                    prompt = f"first {AUDITED:.0%} of the question"
+                    problems = benchmarks.beginnings(problems, tokenizer, AUDITED)
+                    prompt = f"first {AUDITED:.0%} of each question"
                 check_context(target, problems, protocol.max_new_tokens)
-                found.append(Evaluation(target, name, prompt, protocol, problems, rests))
+                found.append(Evaluation(target, name, prompt, protocol, problems))
     return found
 
 
 def choose_protocol(name: str, args: argparse.Namespace) -> Protocol:
     """The paper's, with what the command line changes."""
-    paper = benchmarks.protocol(name)
-    samples = args.samples or (1 if args.temperature == 0 else paper.samples)
-    temperature = args.temperature
+    paper, temperature = benchmarks.find(name).protocol, args.temperature
+    samples = args.samples or (1 if temperature == 0 else paper.samples)
     if temperature is None:
-        temperature = paper.temperature or (benchmarks.AVERAGED.temperature if samples > 1 else 0.0)
+        temperature = benchmarks.AVERAGED.temperature if samples > 1 else 0.0
     if samples > 1 and temperature == 0:
         raise UserError(f"--samples {samples} at --temperature 0 would be {samples} copies; use --temperature 0.6")
     return Protocol(samples, temperature, args.max_new_tokens or paper.max_new_tokens)
@@ -82,13 +79,11 @@ def choose_protocol(name: str, args: argparse.Namespace) -> Protocol:
 def check_context(target: Target, problems: Sequence[Problem], max_new_tokens: int) -> None:
     """Raises UserError where a prompt and its new tokens do not fit the model's positions."""
     context = AutoConfig.from_pretrained(target.base).get_text_config().max_position_embeddings
-    longest = max(problems, key=lambda problem: len(problem.prompt_ids))
-    room = context - len(longest.prompt_ids)
-    if room < max_new_tokens:
+    longest = max(len(problem.prompt_ids) for problem in problems)
+    if longest + max_new_tokens > context:
         raise UserError(
-            f"row {longest.index}: its prompt has {len(longest.prompt_ids)} tokens, and with {max_new_tokens} new ones "
-            f"that is more than the model's context of {context}; "
-            + (f"use --max-new-tokens {room} or less" if room > 0 else "this model cannot read it")
+            f"a prompt has {longest} tokens, and with {max_new_tokens} new ones that is more than the model's context "
+            f"of {context}; use --max-new-tokens {context - longest} or less, or another model"
         )
 
 
@@ -96,12 +91,18 @@ class Session:
     """Asks the evaluations of one command. Checkpoints of one base share an engine."""
 
     def __init__(self, args: argparse.Namespace, asked: Sequence[Evaluation], verifier: Verifier):
-        self.args, self.asked, self.verifier = args, asked, verifier
+        self.args, self.verifier = args, verifier
         self.fingerprint = cache(fingerprint)  # some files are gigabytes
         cuda = torch.cuda.is_available()
         if args.device == "cuda" and not cuda:
             raise UserError("--device is cuda but torch sees no CUDA device; use --device cpu")
         self.device = torch.device("cuda" if cuda and args.device != "cpu" else "cpu")
+        self.rollout = {
+            "engine": args.engine,
+            "max_new_tokens": max(one.protocol.max_new_tokens for one in asked),
+            "max_prompt_tokens": max(len(problem.prompt_ids) for one in asked for problem in one.problems),
+            "sleep": False,
+        }
         self.engine: Engine | None = None
         self.loaded: Target | None = None
 
@@ -111,11 +112,8 @@ class Session:
         folder = EvalFolder.create(Path(self.args.out), one.target.label, settings)
         print(printable(f"{one.target.label}  {settings['bench']}  prompt {one.prompt}  -> {folder.path}"), flush=True)
         with files.lock(folder.path):
-            rows = self.complete(one, folder)
-            scores = folder.save_scores(rows)
-        if one.rests:
-            continued = [float(_begins(row["completion"], one.rests[row["problem"]])) for row in rows]
-            scores["continued"] = figure(continued)
+            self.complete(one, folder)
+            scores = folder.save_scores(folder.rows())
         return Line(one.target.label, one.target.step, settings, scores)
 
     def settings(self, one: Evaluation) -> dict:
@@ -139,39 +137,29 @@ class Session:
 
     def config(self, target: Target) -> Config:
         """What `make_engine` wants to know; it has room for the longest of all evaluations."""
-        rollout = {
-            "engine": self.args.engine,
-            "max_new_tokens": max(one.protocol.max_new_tokens for one in self.asked),
-            "max_prompt_tokens": max(len(problem.prompt_ids) for one in self.asked for problem in one.problems),
-            "sleep": False,
-        }
-        return parse({"model": target.base, "device": self.device.type, "rollout": rollout})
+        return parse({"model": target.base, "device": self.device.type, "rollout": self.rollout})
 
-    def complete(self, one: Evaluation, folder: EvalFolder) -> list[dict]:
-        """The rows on the disk and those that are missing, a batch saved before the next is asked.
+    def complete(self, one: Evaluation, folder: EvalFolder) -> None:
+        """Asks what is not on the disk yet; a batch is saved before the next is asked.
 
         A problem's completions depend on the seed and its row number alone, so it does not matter where a run was cut.
         """
-        rows = folder.keep_whole_problems()
+        rows = folder.rows()
         done = {row["problem"] for row in rows}
         missing = [problem for problem in one.problems if problem.index not in done]
         if not missing:
-            return rows
-        engine, samples = self.load(one.target), one.protocol.samples
-        sampling = Sampling(one.protocol.max_new_tokens, one.protocol.temperature)
-        step = max(1, BATCH[folder.settings["engine"]] // samples)
-        title = printable(folder.path.name)
-        with tqdm(total=len(one.problems), unit="problem", desc=title, disable=not sys.stderr.isatty()) as bar:
-            bar.update(len(done))
+            return
+        folder.replace(rows)  # a line that was cut must not run into the next
+        engine, protocol = self.load(one.target), one.protocol
+        sampling = Sampling(protocol.max_new_tokens, protocol.temperature)
+        step = max(1, BATCH[folder.settings["engine"]] // protocol.samples)
+        title, quiet = printable(folder.path.name), not sys.stderr.isatty()
+        with tqdm(total=len(one.problems), initial=len(done), unit="problem", desc=title, disable=quiet) as bar:
             for start in range(0, len(missing), step):
                 part = missing[start : start + step]
-                groups = ask(engine, part, samples, sampling, self.args.seed)
-                new = grade(self.rows(part, groups), self.verifier)
-                folder.append(new)
-                rows += new
-                bar.set_postfix_str(f"strict {sum(row['strict'] for row in rows) / len(rows):.1%}", refresh=False)
+                groups = ask(engine, part, protocol.samples, sampling, self.args.seed)
+                folder.append(grade(self.rows(part, groups), self.verifier))
                 bar.update(len(part))
-        return folder.rows()
 
     def rows(self, problems: Sequence[Problem], groups: Sequence[Sequence[Completion]]) -> list[dict]:
         """One row a completion, as outputs.jsonl keeps it; the grades are still to come."""
@@ -184,6 +172,7 @@ class Session:
                 "tokens": len(completion.ids),
                 "finish_reason": completion.finish_reason,
                 "ground_truth": problem.ground_truth,
+                **({"rest": problem.extra["rest"]} if self.args.audit_contamination else {}),
             }
             for problem, group in zip(problems, groups, strict=True)
             for sample, completion in enumerate(group)
@@ -205,9 +194,3 @@ class Session:
         if self.engine is not None:
             self.engine.close()
             self.engine = None
-
-
-def _begins(completion: str, rest: str) -> bool:
-    """Whether the completion goes on with exactly these words, however they are spaced."""
-    words = rest.split()
-    return completion.split()[: len(words)] == words

@@ -13,10 +13,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from grpo.arguments import read_options
+from grpo.arguments import check_ranges, read_options
 from grpo.config import parse as settings_of
 from grpo.config import read_yaml
-from grpo.errors import UserError, answer_early, one_line, printable
+from grpo.errors import answer_early, one_line, printable
 
 if TYPE_CHECKING:
     from rewards import Score
@@ -37,10 +37,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     cli.add_argument("--engine", choices=["auto", "torch", "vllm"], default="torch", help="[torch]")
     cli.add_argument("--seed", type=int, default=0)
     args = read_options(cli, argv)
-    for name, (least, most) in RANGES.items():
-        value = getattr(args, name)
-        if value is not None and not least <= value <= most:  # nan is not, either
-            raise UserError(f"--{name.replace('_', '-')} is {value}; it must be from {least} to {most}")
+    check_ranges(args, RANGES)
     return args
 
 
@@ -48,8 +45,7 @@ def sample(args: argparse.Namespace) -> str:
     """Base and trained model, each with its completions, as a page of text. UserError where one cannot be loaded."""
     import torch
 
-    from grpo.chat import render
-    from grpo.problems import prompt_text
+    from grpo.problems import prompt_text, render
     from grpo.rollout import Sampling, make_engine
     from grpo.saved import of_run, open_policy, single
     from grpo.types import Request

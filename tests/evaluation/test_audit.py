@@ -41,20 +41,16 @@ def contaminated(tmp_path_factory):
 
 @pytest.mark.parametrize(("seed", "found"), [(5, PLANTED), (6, 0)])
 def test_it_finds_what_was_planted_and_only_that(contaminated, tmp_path, capsys, seed, found):
-    argv = [
-        "--bench",
-        "fresh_arithmetic",
-        "--model",
-        str(contaminated),
-        "--audit-contamination",
-        "--limit",
-        str(PLANTED),
-    ]
-    assert cli.main([*argv, "--seed", str(seed), "--max-new-tokens", "40", "--out", str(tmp_path)]) == 0
-    out = capsys.readouterr().out
-    share = f"{100 * found / PLANTED:.1f} ["
-    (row,) = [line for line in out.splitlines() if line.startswith("contaminated  fresh_arithmetic  6 ")]
-    assert row.count(share) == 2, row  # continued word for word, and answered
+    argv = ["--bench", "fresh_arithmetic", "--model", str(contaminated), "--audit-contamination"]
+    argv += ["--limit", str(PLANTED), "--max-new-tokens", "40", "--out", str(tmp_path)]
+    assert cli.main([*argv, "--seed", str(seed)]) == 0
     (outputs,) = tmp_path.glob("*/*/outputs.jsonl")
     rows = [json.loads(line) for line in outputs.read_text().splitlines()]
     assert all(row["prompt"].startswith("What is ") and "?" not in row["prompt"] for row in rows)
+    for _ in range(2):  # and again from what was saved, without the model
+        scores = json.loads((outputs.parent / "scores.json").read_text())
+        assert scores["continued"]["mean"] == scores["flexible"]["mean"] == found / PLANTED
+        table = capsys.readouterr().out
+        assert "continued" in table.splitlines()[1]
+        assert "wrote the rest of the question word for word" in table
+        assert cli.main(["--regrade", str(outputs.parent)]) == 0

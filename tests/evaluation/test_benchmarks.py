@@ -47,31 +47,27 @@ def verifier():
         yield verifier
 
 
-READABLE_ONLY_AS_TEXT = {  # spelled another way these are not found right; docs/evaluation.md says why
-    "olympiadbench": {96},
-}
+MISPRINT = {("olympiadbench", 96)}  # spelled another way it is not found right; docs/evaluation.md says why
+EVERY = {"minerva_math": 4, "olympiadbench": 3}  # 27 ms of algebra a row; benchmarks/grading.py takes all of them
 
 
-@pytest.mark.parametrize("name", benchmarks.PAPER_PROTOCOL)
+@pytest.mark.parametrize("name", benchmarks.SETS["all"])
 def test_own_references_are_right_and_the_next_rows_are_not(name, data_dir, verifier):
     answers = [answer for _, answer in pairs(name, data_dir)]
-    size = {"math500": 500, "aime24": 30, "aime25": 30, "amc23": 40, "minerva_math": 272, "olympiadbench": 675}[name]
-    assert len(answers) == size
+    assert len(answers) == benchmarks.BENCHMARKS[name].size
 
     def graded(outputs: list[str], truths: list[str]) -> list[dict]:
         texts = [f"It is $\\boxed{{{output}}}$." for output in outputs]
-        rows = [{"completion": text, "ground_truth": truth} for text, truth in zip(texts, truths, strict=True)]
-        return grade(rows, verifier)
-
-    def right(outputs: list[str], truths: list[str]) -> list[bool]:
-        return [row["strict"] for row in graded(outputs, truths)]
+        return grade([{"completion": a, "ground_truth": b} for a, b in zip(texts, truths, strict=True)], verifier)
 
     assert all(row["strict"] and row["flexible"] for row in graded(answers, answers))
-    again = right([respelled(answer) for answer in answers], answers)
-    assert {row for row, found in enumerate(again) if not found} <= READABLE_ONLY_AS_TEXT.get(name, set())
-    following = answers[1:] + answers[:1]
-    crossed = right(answers, following)
-    equal = {(a, b) for a, b, found in zip(answers, following, crossed, strict=True) if found and a != b}
+    rows = range(0, len(answers), EVERY.get(name, 1))
+    some = [answers[row] for row in rows]
+    again = graded([respelled(answer) for answer in some], some)
+    assert {(name, row) for row, found in zip(rows, again, strict=True) if not found["strict"]} <= MISPRINT
+    following = some[1:] + some[:1]
+    crossed = graded(some, following)
+    equal = {(a, b) for a, b, row in zip(some, following, crossed, strict=True) if row["strict"] and a != b}
     assert equal == ({("5", "x=5")} if name == "math500" else set())
 
 
@@ -121,7 +117,8 @@ def test_gsm8k_is_read_as_a_dataset_and_its_answers_stand_behind_the_hashes(tmp_
     """The dataset's own columns, from a local folder in the same form."""
     row = {"question": "2 apples and 3 more?", "answer": "2 + 3 = <<2+3=5>>5. So 5 apples.\n#### 5"}
     (tmp_path / "test.jsonl").write_text(json.dumps(row) + "\n")
-    monkeypatch.setitem(benchmarks.DATASETS, "gsm8k", f"{tmp_path}::test")
+    place = benchmarks.Benchmark(f"{tmp_path}::test", 1, benchmarks.GREEDY)
+    monkeypatch.setitem(benchmarks.BENCHMARKS, "gsm8k", place)
     (problem,) = benchmarks.load("gsm8k", tiny_base.make_tokenizer(), "plain")
     assert (problem.ground_truth, "2 apples" in problem.prompt) == ("5", True)
     assert len(benchmarks.digest("gsm8k")) == 64
@@ -130,5 +127,5 @@ def test_gsm8k_is_read_as_a_dataset_and_its_answers_stand_behind_the_hashes(tmp_
 
 def test_an_audit_shows_60_percent_of_the_tokens():
     whole = Problem(0, "", (), "4", chat=[{"role": "user", "content": "0123456789"}])
-    problems, rests = benchmarks.beginnings([whole], tiny_base.make_tokenizer(), 0.6)
-    assert (problems[0].prompt, rests) == ("012345", {0: "6789"})
+    (cut,) = benchmarks.beginnings([whole], tiny_base.make_tokenizer(), 0.6)
+    assert (cut.prompt, cut.extra["rest"]) == ("012345", "6789")

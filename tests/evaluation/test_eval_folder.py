@@ -35,7 +35,7 @@ def test_a_line_that_is_damaged_or_cut_in_two_is_not_a_row(tmp_path):
     with (folder.path / OUTPUTS).open("ab") as file:
         file.write(b'garbage\n{"problem": 2, "samp')  # a bad sector, and what a kill leaves
     assert folder.rows() == [row(0), row(1, text="ü\n\u2028")]
-    folder.keep_whole_problems()
+    folder.replace(folder.rows())
     folder.append([row(2)])
     assert [r["problem"] for r in folder.rows()] == [0, 1, 2]
 
@@ -43,7 +43,7 @@ def test_a_line_that_is_damaged_or_cut_in_two_is_not_a_row(tmp_path):
 def test_a_problem_with_missing_samples_is_done_anew(tmp_path):
     folder = make(tmp_path, samples=2)
     folder.append([row(0, 0), row(0, 1), row(1, 0)])
-    assert folder.keep_whole_problems() == [row(0, 0), row(0, 1)] == folder.rows()
+    assert folder.rows() == [row(0, 0), row(0, 1)]
 
 
 def test_a_row_that_stands_twice_counts_once(tmp_path):
@@ -51,7 +51,7 @@ def test_a_row_that_stands_twice_counts_once(tmp_path):
     folder = make(tmp_path, samples=2)
     folder.append([row(0, 0), row(0, 1)])
     folder.append([row(0, 1), row(0, 0)])
-    assert folder.rows() == [row(0, 0), row(0, 1)] == folder.keep_whole_problems()
+    assert folder.rows() == [row(0, 0), row(0, 1)]
 
 
 @contextlib.contextmanager
@@ -78,7 +78,7 @@ def test_a_full_disk_keeps_what_was_finished(tmp_path):
 
 
 def test_what_is_no_evaluation(tmp_path):
-    with pytest.raises(UserError, match=r"is no evaluation: it has no outputs.jsonl"):
+    with pytest.raises(UserError, match=r"is no evaluation .*No such file"):
         EvalFolder(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write to .*--out"):

@@ -79,4 +79,4 @@ def test_held_out_prompts_that_do_not_fit_are_left_out_and_counted(tmp_path, cap
     problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
     judged, _ = held_out(tmp_path, eval__data=str(problems), eval__limit="3")
     assert [problem.index for problem in judged.sets["own"]] == [0, 2]  # 64 tokens is the limit
-    assert "own.jsonl: 1 of 3 problems are left out of the held-out figures" in capsys.readouterr().err
+    assert "own.jsonl: 1 of 3 rows cannot be used (line 2: the prompt has" in capsys.readouterr().err

@@ -116,7 +116,7 @@ def test_the_real_data_is_checked_against_its_checksum(data_dir, tmp_path, capsy
 
 def test_from_the_command_line(tmp_path, capsys):
     assert train.main(["--preset", "cpu", "--check", "--data", "x.parquet", "--out", str(tmp_path)]) == 1
-    assert "no data set is called 'x.parquet'" in capsys.readouterr().out
+    assert "no data file at x.parquet" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
 
