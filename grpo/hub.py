@@ -6,13 +6,12 @@ Asked once and before anything is loaded. Left to itself, Hugging Face's client 
 from __future__ import annotations
 
 import os
-import socket
 import sys
-import threading
 import urllib.request
 from collections.abc import Iterable
+from http.client import HTTPException
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.error import HTTPError
 
 from data import sources
 from grpo.errors import UserError
@@ -33,23 +32,22 @@ def missing(models: Iterable[str], sets: Iterable[str] = (), data_dir: str | Non
 
     Without a network, cached models are used and Hugging Face's client is told not to ask for newer ones.
     """
-    models = list(models)
-    if nowhere := [model for model in models if not is_id(model) and not Path(model).exists()]:
+    elsewhere = [model for model in models if not Path(model).exists()]
+    if nowhere := [name for name in elsewhere if name.startswith((".", "/")) or name.count("/") > 1]:
         return f"there is no folder {nowhere[0]}; give one that holds a model, or a Hugging Face id as owner/name"
-    models = [model for model in models if is_id(model)]
-    if not models or reachable():
+    if not elsewhere or reachable():
         return ""
     told = _told_offline()
     reason = f"{told} is set" if told else f"{_endpoint()} cannot be reached"
     go_offline()
-    models = [model for model in models if not is_cached(model)]
-    if not models:
+    elsewhere = [model for model in elsewhere if not is_cached(model)]
+    if not elsewhere:
         return ""
     sets = [name for name in dict.fromkeys(sets) if _to_be_fetched(name, data_dir)]
-    commands = [f"hf download {model}" for model in models]
+    commands = [f"hf download {model}" for model in elsewhere]
     commands += [f"python -m data fetch {' '.join(sets)}"] if sets else []
     return (
-        f"not on this machine: {', '.join([*models, *sets])}, and {reason}. Where there is a network, "
+        f"not on this machine: {', '.join([*elsewhere, *sets])}, and {reason}. Where there is a network, "
         f"{' && '.join(commands)}; then copy here what these say they wrote, or name a model's folder by --model"
     )
 
@@ -63,11 +61,6 @@ def go_offline() -> None:
         sys.modules["datasets"].config.HF_HUB_OFFLINE = True
 
 
-def is_id(model: str) -> bool:
-    """A Hugging Face id, as opposed to a folder (there or not)."""
-    return not Path(model).exists() and not model.startswith((".", "/")) and model.count("/") <= 1
-
-
 def is_cached(model: str) -> bool:
     """Whether the hub's copy of this model is on this machine, weights and all."""
     from huggingface_hub import try_to_load_from_cache
@@ -76,14 +69,16 @@ def is_cached(model: str) -> bool:
 
 
 def reachable() -> bool:
-    """Whether the hub, or the proxy on the way to it, takes a connection within three seconds."""
+    """Whether the hub answers within three seconds, through the proxy where the environment names one."""
     if _told_offline():
         return False
-    answers: list[bool] = []
-    thread = threading.Thread(target=lambda: answers.append(_connects()), daemon=True)
-    thread.start()
-    thread.join(PATIENCE_S)  # the timeout of a connection does not cover a name server that never answers
-    return answers == [True]
+    try:
+        urllib.request.urlopen(urllib.request.Request(_endpoint(), method="HEAD"), timeout=PATIENCE_S).close()
+    except HTTPError:
+        return True  # whatever it answered
+    except (OSError, HTTPException, ValueError):
+        return False
+    return True
 
 
 def _told_offline() -> str:
@@ -91,21 +86,11 @@ def _told_offline() -> str:
     return next((name for name in OFFLINE if os.environ.get(name, "0").lower() not in ("", "0", "false", "no")), "")
 
 
-def _connects() -> bool:
-    proxy = urllib.request.getproxies().get("https")
-    address = urlsplit(proxy if proxy and "//" in proxy else _endpoint())
-    try:
-        socket.create_connection((address.hostname, address.port or 443), PATIENCE_S).close()
-    except OSError:
-        return False
-    return True
-
-
 def _endpoint() -> str:
     return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
 
 
 def _to_be_fetched(name: str, data_dir: str | None) -> bool:
-    """A published set by its bare name, not here yet, for which no folder was named that should hold it."""
+    """A published set by its bare name that is not on this machine yet."""
     known = sources.SOURCES.get(Path(name).stem)
     return known is not None and not Path(name).exists() and sources.locate(known, data_dir) is None

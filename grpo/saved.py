@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -43,13 +43,9 @@ def single(path: str) -> Target:
     """`--model`. A checkpoint inside a run's folder brings that run's prompt."""
     folder = Path(path).resolve()
     settings = folder.parent.parent / "config.yaml"
-    if Path(path).is_dir():
-        if folder.parent.name == "checkpoints" and settings.is_file():
-            return Target(f"{settings.parent.name}--{folder.name}", path, read_yaml(settings)["prompt"])
-        return Target(folder.name, path)
-    if Path(path).exists() or path.startswith((".", "/")):
-        raise UserError(f"there is no such folder: {path} (a Hugging Face id looks like Qwen/Qwen2.5-Math-1.5B)")
-    return Target(path.replace("/", "--"), path)
+    if folder.parent.name == "checkpoints" and settings.is_file():
+        return Target(f"{settings.parent.name}--{folder.name}", path, read_yaml(settings)["prompt"])
+    return Target(folder.name if folder.is_dir() else path.replace("/", "--"), path)
 
 
 def of_run(folder: str) -> list[Target]:
@@ -60,9 +56,9 @@ def of_run(folder: str) -> list[Target]:
     checkpoints = sorted(path for path in run.glob("checkpoints/step_*") if path.name[5:].isdecimal())
     if not checkpoints:
         raise UserError(f"{run} has no checkpoint yet: checkpoints/ is empty")
-    config, label = read_yaml(run / "config.yaml"), run.resolve().name
-    found = [Target(f"{label}--{path.name}", str(path), config["prompt"], int(path.name[5:])) for path in checkpoints]
-    return [Target(f"{label}--base", config["model"], config["prompt"], 0), *found]
+    config = read_yaml(run / "config.yaml")
+    base = Target(f"{run.resolve().name}--base", config["model"], config["prompt"], step=0)
+    return [base, *(replace(single(str(path)), step=int(path.name[5:])) for path in checkpoints)]
 
 
 def adapter_base(path: str) -> str | None:
@@ -81,11 +77,10 @@ def fingerprint(path: str) -> str:
 
     Two trainings into the same folder differ here, so their outputs never mix. An adapter includes its base.
     """
-    folder = Path(path)
-    if not folder.is_dir():
+    if not Path(path).is_dir():
         return f"{path}@{getattr(AutoConfig.from_pretrained(path), '_commit_hash', None)}"
     total = hashlib.sha256()
-    for file in sorted(file for file in folder.iterdir() if file.suffix in WEIGHTS and file.is_file()):
+    for file in sorted(file for file in Path(path).iterdir() if file.suffix in WEIGHTS):
         with file.open("rb") as content:
             total.update(file.name.encode() + hashlib.file_digest(content, "sha256").digest())
     base = adapter_base(path)

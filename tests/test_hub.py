@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import socket
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -15,15 +17,18 @@ MODEL = "nobody/no-such-model"
 
 @pytest.fixture
 def endpoint(monkeypatch):
-    """A port of this machine that takes connections. (Closed, it is a hub that cannot be reached.)"""
+    """A hub on this machine. (Closed, it is one that cannot be reached.)"""
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.setenv(name, "0")
     for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
-        yield server
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:  # answers 501: that is an answer
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        yield SimpleNamespace(close=lambda: (server.shutdown(), server.server_close()))
+        server.shutdown()
 
 
 def test_with_a_network_nothing_is_missing(endpoint):

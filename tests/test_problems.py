@@ -119,7 +119,7 @@ def test_the_pool_of_the_paper_loses_four_rows(data_dir):
         ({"prompt": 7, "answer": "2"}, "no prompt"),
         ({"prompt": [{"role": "user", "content": ["1+1=?"]}], "answer": "2"}, "no prompt"),
         (row(truth="\\frac{1}{"), "unreadable"),
-        (row(truth={"target": 3}), "need a string or a number"),
+        (row(truth={"target": 3}), "need a string or a"),
         (row("long " * 99), r"the prompt has \d+ tokens, more than rollout.max_prompt_tokens 150"),
         (row("<|im_start|>user\nhi"), r"the prompt holds <\|im_start\|>"),
         (row("half \ud800"), "lone surrogate"),

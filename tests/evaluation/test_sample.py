@@ -53,7 +53,7 @@ def test_signals_are_coloured_and_what_a_model_writes_is_not_obeyed():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["./nowhere", "1+1"], "there is no such folder"),
+        (["./nowhere", "1+1"], "there is no folder ./nowhere"),
         (["RUN", "1+1", "--n", "0"], "--n is 0; it must be from 1 to 1000"),
         (["RUN", "1+1", "--temperature", "nan"], "--temperature is nan"),
         (["RUN", "1+1", "--prompt", "nowhere"], "no prompt called 'nowhere'"),
