@@ -9,17 +9,18 @@ from __future__ import annotations
 import difflib
 import os
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import cache
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from grpo.errors import UserError
-from grpo.settings import Config, Section
+from grpo.settings import Config
 from rewards import weights_from_env
 
 PRESETS = Path(__file__).resolve().parent.parent / "configs"
@@ -38,10 +39,6 @@ MODES = {
     "full": {},
 }
 """What a mode leaves of a preset, at most."""
-
-SHOWN = reprlib.Repr()
-SHOWN.maxstring, SHOWN.maxother, SHOWN.maxlevel = 200, 200, 2
-"""How a wrong value is shown: whole where it is short, and never endlessly."""
 
 
 # ---- layers
@@ -106,15 +103,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """A YAML file of named values; UserError with one line for anything else. A byte order mark is read over."""
     try:
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text; save it as UTF-8") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        what = getattr(error, "problem", None) or str(error).partition("\n")[0]
-        raise UserError(f"{path}{where} is not YAML: {what}") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # a ValueError: not UTF-8, or no date
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict) or not tree:
         raise UserError(f"{path} holds no settings; write them as in configs/cpu.yaml, one a line: steps: 60")
     return tree
@@ -130,34 +122,56 @@ def parse(settings: dict[str, Any]) -> Config:
     for name, value in dotted(settings).items():
         if name not in known:
             raise UserError(unknown("setting", name, known))
+        if value == "none" and known[name].default in (None, ()):
+            value = known[name].default
         section, _, leaf = name.rpartition(".")
-        none = value == "none" and known[name].default is None
-        (tree.setdefault(section, {}) if section else tree)[leaf] = None if none else value
+        (tree.setdefault(section, {}) if section else tree)[leaf] = value
     try:
-        return Config.model_validate(tree)
+        config = Config.model_validate(tree)
     except ValidationError as error:
         raise UserError(_one_line(error)) from None
+    for conflict in conflicts(config):
+        raise UserError(conflict)
+    return config
+
+
+def conflicts(config: Config) -> Iterator[str]:
+    """A line for each pair of settings that are good by themselves and exclude each other."""
+    r, o, p = config.rollout, config.learner, config.policy
+    if r.top_p != 1 or r.top_k != 0:
+        yield f"rollout.top_p is {r.top_p}, rollout.top_k {r.top_k}: leave them at 1 and 0; the loss assumes that"
+    if r.problems % o.minibatches_per_rollout:
+        parts = f"learner.minibatches_per_rollout {o.minibatches_per_rollout}"
+        yield f"rollout.problems {r.problems} does not divide into {parts} equal parts; change one of them"
+    if p.quant != "none" and p.lora_rank == 0:
+        yield f"policy.quant is {p.quant}, but 4-bit weights have no gradient; set policy.lora_rank 64 or quant none"
+    if o.skip_zero_variance and (o.kl_coef or o.entropy_coef):
+        terms = f"kl_coef {o.kl_coef} and entropy_coef {o.entropy_coef}"
+        yield f"learner.skip_zero_variance drops groups that {terms} act on; set both to 0 or do not skip"
+    if config.eval.every and not config.eval.data:
+        yield f"eval.every is {config.eval.every} but eval.data names no file"
 
 
 def dotted(settings: dict[str, Any]) -> dict[str, Any]:
     """{"learner": {"lr": 1}} -> {"learner.lr": 1}"""
     leaves: dict[str, Any] = {}
     for key, value in settings.items():
-        leaves |= (
-            {f"{key}.{leaf}": one for leaf, one in value.items()} if isinstance(value, dict) else {str(key): value}
-        )
-    return leaves
-
-
-def fields(model: type[BaseModel] = Config, prefix: str = "") -> dict[str, FieldInfo]:
-    """Dotted name -> pydantic field, for every leaf."""
-    leaves = {}
-    for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            leaves |= fields(field.annotation, f"{prefix}{name}.")
+        if isinstance(value, dict):
+            leaves |= {f"{key}.{leaf}": one for leaf, one in value.items()}
         else:
-            leaves[prefix + name] = field
+            leaves[str(key)] = value
     return leaves
+
+
+@cache
+def fields() -> dict[str, FieldInfo]:
+    """Dotted name -> pydantic field, for every leaf."""
+    return dotted(
+        {
+            name: getattr(field.annotation, "model_fields", field)  # a section has fields of its own
+            for name, field in Config.model_fields.items()
+        }
+    )
 
 
 def flat(config: Config) -> dict[str, Any]:
@@ -187,8 +201,6 @@ def unknown(kind: str, word: str, known: Iterable[str]) -> str:
     dashes, leaf = "--" * word.startswith("--"), word.lstrip("-").rpartition(".")[2]
     if leaf in RENAMED:
         return f"{word} is now called {dashes}{RENAMED[leaf]}; use that name"
-    if any(name.startswith(f"{word}.") for name in known):
-        return f"{word} is a section; write its settings below it, one a line, indented"
     same_leaf = [name for name in known if name.rpartition(".")[2] == leaf]  # --lr: --learner.lr
     return f"unknown {kind} {word}{nearest(word, same_leaf, cutoff=0) or nearest(word, known)}"
 
@@ -201,9 +213,7 @@ def nearest(word: str, words: Iterable[str], cutoff: float = 0.4) -> str:
 def _one_line(error: ValidationError) -> str:
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"])
-    if not name:  # a cross-field check, whose message names its fields
-        return first["msg"].removeprefix("Value error, ")
-    message = f"{name} is {SHOWN.repr(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    message = f"{name} is {reprlib.repr(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}"
     if first["type"] == "literal_error":
         message += nearest(str(first["input"]), get_args(fields()[name].annotation))
     return message

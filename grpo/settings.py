@@ -1,14 +1,14 @@
 """What can be set, and to what: one typed tree, frozen once it is checked.
 
 The docstring under a field is its `--help` text; a field that is not here cannot be set anywhere. config.py fills the
-tree from the presets and the command line.
+tree from the presets and the command line, and checks what must fit together.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 
 class Section(BaseModel):
@@ -170,9 +170,7 @@ class EvalConfig(Section):
     @field_validator("data", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        """A text is one name, or several with commas between; none is no set."""
-        if value in (None, "none"):
-            return ()
+        """A text is one name, or several with commas between."""
         return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
 
 
@@ -238,28 +236,3 @@ class Config(Section):
     learner: LearnerConfig = LearnerConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Config:
-        r, o, p = self.rollout, self.learner, self.policy
-        problems = [
-            (r.top_p != 1 or r.top_k != 0)
-            and f"rollout.top_p is {r.top_p} and rollout.top_k {r.top_k}: training must sample the distribution that "
-            "the loss differentiates; leave them at 1 and 0, and use temperature",
-            r.problems % o.minibatches_per_rollout
-            and f"rollout.problems {r.problems} does not divide into learner.minibatches_per_rollout "
-            f"{o.minibatches_per_rollout} equal parts; change one of them",
-            p.quant != "none"
-            and p.lora_rank == 0
-            and f"policy.quant is {p.quant} but all weights are trained (policy.lora_rank 0): 4-bit weights have no "
-            "gradient; set policy.lora_rank 64 or policy.quant none",
-            o.skip_zero_variance
-            and (o.kl_coef or o.entropy_coef)
-            and f"learner.skip_zero_variance drops groups that kl_coef {o.kl_coef} and entropy_coef {o.entropy_coef} "
-            "still act on; set both to 0 or do not skip",
-            self.eval.every and not self.eval.data and f"eval.every is {self.eval.every} but eval.data names no file",
-        ]
-        for message in problems:
-            if message:
-                raise ValueError(message)
-        return self
