@@ -18,11 +18,9 @@ from rewards.controls import CONTROL_WEIGHTS, FunctionReward, RandomReward
 from rewards.equivalence.plain import ground_truth_text
 from rewards.score import (
     DEFAULT_WEIGHTS,
-    OUTCOMES,
     UNVERIFIED,
     Reward,
     Score,
-    check_weights,
     summarize,
     weight_warnings,
     weights_from_env,
@@ -31,8 +29,6 @@ from rewards.signals import AnswerFrom, MultiSignalMathReward, last_box
 from rewards.verifier import Verifier, check_ground_truths, self_test, verify
 
 __all__ = [
-    "NAMES",
-    "OUTCOMES",
     "UNVERIFIED",
     "MultiSignalMathReward",
     "Reward",
@@ -60,7 +56,6 @@ def make_reward(
     seed: int = 0,
     workers: int = 1,
     timeout_s: float = 2.0,
-    memory_limit_mb: int = 1024,
     random_needs_box: bool = False,
     call_limit_s: float | None = None,
     model: str | None = None,
@@ -73,18 +68,12 @@ def make_reward(
     completion's answer is: its last box, its last number, or its last `<answer>` block.
     ValueError for an unknown name or option.
     """
-    limits = {
-        "answer_from": verifier,
-        "workers": workers,
-        "timeout_s": timeout_s,
-        "memory_limit_mb": memory_limit_mb,
-    }
+    limits = {"answer_from": verifier, "workers": workers, "timeout_s": timeout_s}
     if options and name != "hybrid":
         raise ValueError(f"reward {name!r} takes no options {sorted(options)}")
-    if name == "multi_signal":
-        return MultiSignalMathReward(*check_weights(weights), **limits)
-    if name in CONTROL_WEIGHTS:
-        return MultiSignalMathReward(*CONTROL_WEIGHTS[name], **limits)
+    paid = {"multi_signal": weights} | CONTROL_WEIGHTS
+    if name in paid:
+        return MultiSignalMathReward(*paid[name], **limits)
     if name == "random":
         return RandomReward(seed, random_needs_box, **limits)
     if name == "hybrid":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import math
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -66,58 +65,49 @@ class FunctionReward(Reward):
     def __init__(self, name: str, limit_s: float | None = None) -> None:
         self.name, self.limit_s = name, limit_s
         self.function = load_function(name)
-        signals = self._call("the completion", "", "0")  # a model may well write nothing
-        self.weights = dict.fromkeys(signals, 1.0)
+        self.weights = dict.fromkeys(self._signals("the completion", "", "0"), 1.0)  # a model may well write nothing
 
     def score_batch(
         self, completions: Sequence[str], ground_truths: Sequence[Any], questions: Sequence[str] | None = None
     ) -> list[Score]:
-        rows = enumerate(zip(completions, ground_truths, strict=True))
-        return [self._score(f"completion {index}", *row) for index, row in rows]
+        scores = []
+        for index, (completion, ground_truth) in enumerate(zip(completions, ground_truths, strict=True)):
+            signals = self._signals(f"completion {index}", completion, ground_truth)
+            if signals.keys() != self.weights.keys():
+                raise ValueError(
+                    f"{self.name}: signals {sorted(signals)} for completion {index}, {sorted(self.weights)} before"
+                )
+            scores.append(Score(sum(signals.values()), signals, None, None, UNVERIFIED))
+        return scores
 
-    def _score(self, which: str, completion: str, ground_truth: Any) -> Score:
-        signals = self._call(which, completion, ground_truth)
-        if signals.keys() != self.weights.keys():
-            raise ValueError(f"{self.name}: signals {sorted(signals)} for {which}, {sorted(self.weights)} before")
-        return Score(sum(signals.values()), signals, None, None, UNVERIFIED)
-
-    def _call(self, which: str, completion: str, ground_truth: Any) -> dict[str, float]:
+    def _signals(self, which: str, completion: str, ground_truth: Any) -> dict[str, float]:
         """The signals of one completion; ValueError names the completion if the function fails in any way."""
-        where = (
-            f"reward {self.name}, {which} {json.dumps(completion[:60])} with ground truth {str(ground_truth)[:60]!r}"
-        )
         notice = threading.Timer(NOTICE_S, print, [f"still in {self.name}, {which}"], {"file": sys.stderr})
         notice.daemon = True
         notice.start()
         try:
-            if self.limit_s is None:
-                returned = self.function(completion, ground_truth)
-            else:
-                returned = within(self.limit_s, self.function, completion, ground_truth)
+            return _checked(within(self.limit_s, self.function, completion, ground_truth))
         except (Exception, SystemExit) as error:
-            raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
+            where = f"{which} {json.dumps(completion[:60])} with ground truth {str(ground_truth)[:60]!r}"
+            raise ValueError(f"reward {self.name}, {where}: {type(error).__name__}: {error}") from error
         finally:
             notice.cancel()
-        if not isinstance(returned, dict) or not returned or not all(isinstance(key, str) for key in returned):
-            raise ValueError(
-                f"{where}: returned {returned!r} of type {type(returned).__name__}, need a dict of signals, "
-                'for example {"verify": 1.0}'
-            )
-        return {name: self._number(value, f"{where}: signal {name!r}") for name, value in returned.items()}
-
-    def _number(self, value: Any, what: str) -> float:
-        """Numbers, bools and the scalars of NumPy and torch."""
-        try:
-            number = math.nan if isinstance(value, str | bytes) else float(value)
-        except (TypeError, ValueError, OverflowError, RuntimeError):
-            number = math.nan
-        if not abs(number) <= MAX_SIGNAL:
-            raise ValueError(f"{what} is {value!r}, need a finite number, at most {MAX_SIGNAL:g} in size")
-        return number
 
 
-def within(limit_s: float, function: Callable[..., Any], *arguments: Any) -> Any:
+def _checked(returned: Any) -> dict[str, float]:
+    """The signals as floats: numbers, bools and the scalars of NumPy and torch are; ValueError for anything else."""
+    if not isinstance(returned, dict) or not returned:
+        raise ValueError(f'returned {returned!r}, need a dict of signals, for example {{"verify": 1.0}}')
+    for name, value in returned.items():
+        if isinstance(value, str) or not abs(float(value)) <= MAX_SIGNAL:
+            raise ValueError(f"signal {name!r} is {value!r}, need a finite number, at most {MAX_SIGNAL:g} in size")
+    return {name: float(value) for name, value in returned.items()}
+
+
+def within(limit_s: float | None, function: Callable[..., Any], *arguments: Any) -> Any:
     """What the function returns or raises; TimeoutError after `limit_s` seconds, while it goes on in its thread."""
+    if limit_s is None:
+        return function(*arguments)
     future: Future = Future()
 
     def call() -> None:
@@ -136,9 +126,6 @@ def within(limit_s: float, function: Callable[..., Any], *arguments: Any) -> Any
 def load_function(name: str) -> Callable[[str, Any], dict[str, float]]:
     """The function named `package.module:function`; ValueError that says which part of the name leads nowhere."""
     module_name, _, function_name = name.partition(":")
-    if module_name.endswith(".py"):
-        module = module_name.removesuffix(".py").strip("./").replace("/", ".")
-        raise ValueError(f"reward {name!r} names a file; a module is wanted: {module}:{function_name}")
     try:
         module = importlib.import_module(module_name)
     except Exception as error:

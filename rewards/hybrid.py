@@ -17,6 +17,10 @@ from rewards.score import Score
 from rewards.signals import MultiSignalMathReward
 
 DEFAULT_MODEL = "nvidia/AceMath-7B-RM"
+BATCH = 8
+"""Completions read at once"""
+MAX_TOKENS = 4096
+"""Of question and completion together; what is longer loses its beginning"""
 
 
 class RewardModel:
@@ -25,31 +29,24 @@ class RewardModel:
     `offload` keeps the weights in main memory and brings them to the device for the time of one call.
     """
 
-    def __init__(
-        self, name: str, device: str | None = None, offload: bool = False, batch_size: int = 8, max_tokens: int = 4096
-    ) -> None:
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.offload, self.batch_size, self.max_tokens = offload, batch_size, max_tokens
+    def __init__(self, name: str, offload: bool = False) -> None:
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.offload = offload
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(name, padding_side="right", truncation_side="left")
-            model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=1, dtype=torch.bfloat16)
+            self.model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=1, dtype=torch.bfloat16)
         except OSError as error:
             raise ValueError(
                 f"cannot read the reward model {name}: {str(error).splitlines()[0]}; give a folder with model and "
                 "tokenizer, or a Hugging Face id and a network"
             ) from error
-        self.model = model.eval()
+        self.model.eval()
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.model.config.pad_token_id = self.tokenizer.pad_token_id
-        if not offload:
-            self.model.to(self.device)
 
     def conversation(self, question: str, completion: str) -> str:
         """The question and its answer in the reward model's own chat template, as it was trained to read them."""
-        question, completion = (
-            text.encode("utf-8", "replace").decode() for text in (question, completion)
-        )  # surrogates
         if self.tokenizer.chat_template is None:
             return f"{question}\n\n{completion}{self.tokenizer.eos_token or ''}"
         turns = [{"role": "user", "content": question}, {"role": "assistant", "content": completion}]
@@ -59,17 +56,18 @@ class RewardModel:
     def score(self, questions: Sequence[str], completions: Sequence[str]) -> list[float]:
         """One number for each completion, read as the assistant's whole turn after the question."""
         texts = [self.conversation(*pair) for pair in zip(questions, completions, strict=True)]
+        texts = [text.encode("utf-8", "replace").decode() for text in texts]  # no tokenizer takes a lone surrogate
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))  # alike lengths, little padding
         scores = [0.0] * len(texts)
         self.model.to(self.device)
-        for start in range(0, len(order), self.batch_size):
-            rows = order[start : start + self.batch_size]
+        for start in range(0, len(order), BATCH):
+            rows = order[start : start + BATCH]
             batch = self.tokenizer(
                 [texts[row] for row in rows],
                 add_special_tokens=False,  # the template has them
                 padding=True,
                 truncation=True,
-                max_length=self.max_tokens,
+                max_length=MAX_TOKENS,
                 return_tensors="pt",
             ).to(self.device)
             logits = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
@@ -95,10 +93,7 @@ class HybridReward(MultiSignalMathReward):
         b: float = 0.5,
         eps: float = 0.01,
         warmup: int = 1024,
-        device: str | None = None,
         offload: bool = False,
-        batch_size: int = 8,
-        max_tokens: int = 4096,
         **verifier_options: Any,
     ) -> None:
         if not (a >= 0 and b >= 0 and eps > 0 and a + b <= 1 and warmup > 0):
@@ -111,7 +106,7 @@ class HybridReward(MultiSignalMathReward):
         self.a, self.b, self.eps, self.warmup = a, b, eps, warmup
         self.name = model
         self.seen, self.min, self.max = 0, float("inf"), float("-inf")
-        self.model = RewardModel(model, device, offload, batch_size, max_tokens)
+        self.model = RewardModel(model, offload)
 
     def score_batch(
         self, completions: Sequence[str], ground_truths: Sequence[Any], questions: Sequence[str] | None = None
@@ -142,8 +137,7 @@ class HybridReward(MultiSignalMathReward):
     def _weighed(self, score: Score, opinion: float) -> Score:
         s = min(max((opinion - self.min) / (self.max - self.min + self.eps), 0.0), 1.0)
         total = (1 - self.b) + 2 * self.b * s if score.verify else -self.a + 2 * self.a * s
-        signals = {"hybrid": total, "verify": score.verify, "model": s}
-        return replace(score, total=total, signals=signals)
+        return replace(score, total=total, signals={"hybrid": total, "verify": score.verify, "model": s})
 
     def state_dict(self) -> dict[str, Any]:
         return {"model": self.name, "seen": self.seen, "min": self.min, "max": self.max}

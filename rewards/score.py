@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 OUTCOMES = ("correct", "wrong", "no_answer", "unparsed", "timeout")
@@ -34,14 +33,6 @@ class Score:
     @property
     def verify(self) -> float:
         return self.signals["verify"]
-
-    @property
-    def format(self) -> float:
-        return self.signals["format"]
-
-    @property
-    def reflect(self) -> float:
-        return self.signals["reflect"]
 
 
 class Reward:
@@ -70,9 +61,7 @@ class Reward:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state:
-            raise ValueError(
-                f"this reward keeps no state, but the checkpoint holds {sorted(state)}: another reward's run?"
-            )
+            raise ValueError(f"this reward keeps no state, but the checkpoint holds {sorted(state)}")
 
     def close(self) -> None:
         if self.verifier:
@@ -86,25 +75,21 @@ DEFAULT_WEIGHTS = (1.0, 0.5, 0.5)
 
 
 def check_weights(weights: Sequence[float]) -> tuple[float, ...]:
-    """The weights as floats; ValueError unless they are three numbers from 0 to MAX_WEIGHT."""
-    try:
-        numbers = tuple(float(weight) for weight in weights)
-    except (TypeError, ValueError):
-        numbers = ()
-    if len(numbers) != 3 or not all(0 <= number <= MAX_WEIGHT for number in numbers):
+    """The same; ValueError unless they are three numbers from 0 to MAX_WEIGHT."""
+    if len(weights) != 3 or not all(0 <= weight <= MAX_WEIGHT for weight in weights):
         raise ValueError(
-            f"reward weights {weights!r}: need three finite numbers >= 0, at most {MAX_WEIGHT:g} (alpha, beta, gamma)"
+            f"reward weights {weights}: need three finite numbers >= 0, at most {MAX_WEIGHT:g} (alpha, beta, gamma)"
         )
-    return numbers
+    return tuple(weights)
 
 
-def weights_from_env(default: Sequence[float] = DEFAULT_WEIGHTS) -> tuple[float, ...]:
+def weights_from_env() -> tuple[float, ...]:
     """`REWARD_WEIGHTS="alpha,beta,gamma"` where it is set, else the default; ValueError for anything else."""
     text = os.environ.get("REWARD_WEIGHTS")
     if text is None:
-        return check_weights(default)
+        return DEFAULT_WEIGHTS
     try:
-        return check_weights(text.replace("_", "?").split(","))  # float() would read "1_0" as ten
+        return check_weights([float(weight) for weight in text.split(",")])
     except ValueError:
         raise ValueError(
             f'REWARD_WEIGHTS={text!r}: need three finite numbers >= 0 as "alpha,beta,gamma", for example "1.0,0.5,0.5"'
@@ -131,48 +116,38 @@ def weight_warnings(weights: dict[str, float]) -> list[str]:
 
 
 def summarize(groups: Sequence[Sequence[Score]]) -> dict[str, float]:
-    """Metrics of one step; `groups[g]` are the scores of problem g's completions. ValueError when there are none.
+    """Metrics of one step; `groups[g]` are the scores of problem g's completions.
 
     Standard deviations divide by n - 1, as the advantage does; a group of one has 0. `*_group_std` is the mean over
-    groups. Groups of equal totals are exactly flat, whatever float dust a weighted sum leaves.
+    groups. `statistics.stdev` computes in fractions, so equal totals are exactly flat.
     """
     scores = [score for group in groups for score in group]
-    if not scores:
-        raise ValueError("no scores to summarise")
-    totals = [[score.total for score in group] for group in groups if group]
     metrics = {
         "reward/mean": fmean(score.total for score in scores),
         "reward/std": _std([score.total for score in scores]),
-        "reward/group_std": fmean(map(_std, totals)),
+        "reward/group_std": fmean(_std([score.total for score in group]) for group in groups),
     }
     for name in scores[0].signals:
         metrics[f"signal/{name}"] = fmean(score.signals[name] for score in scores)
-        metrics[f"signal/{name}_group_std"] = fmean(
-            _std([score.signals[name] for score in group]) for group in groups if group
-        )
+        metrics[f"signal/{name}_group_std"] = fmean(_std([score.signals[name] for score in group]) for group in groups)
     outcomes = Counter(score.outcome for score in scores)
     metrics |= {f"outcome/{name}": outcomes[name] / len(scores) for name in OUTCOMES}
     return metrics | _verdicts(scores)
 
 
+def _std(values: Sequence[float]) -> float:
+    return stdev(values) if len(values) > 1 else 0.0
+
+
 def _verdicts(scores: Sequence[Score]) -> dict[str, float]:
     """The 2 x 2 table of verdict and truth, and the share of the larger verdict among those that gave one."""
     table = Counter((score.outcome == "correct", score.verdict) for score in scores)
-    says = {verdict: table[True, verdict] + table[False, verdict] for verdict in ("correct", "wrong", None)}
-    given = says["correct"] + says["wrong"]
-    shares = {
-        "verdict/right_says_correct": table[True, "correct"],
-        "verdict/right_says_wrong": table[True, "wrong"],
-        "verdict/wrong_says_correct": table[False, "correct"],
-        "verdict/wrong_says_wrong": table[False, "wrong"],
-        "verdict/none": says[None],
+    given = Counter(score.verdict for score in scores if score.verdict)
+    metrics = {
+        "verdict/none": (len(scores) - given.total()) / len(scores),
+        "verdict/larger_share": max(given.values(), default=0) / max(given.total(), 1),
     }
-    larger = max(says["correct"], says["wrong"]) / given if given else 0.0
-    return {name: count / len(scores) for name, count in shares.items()} | {"verdict/larger_share": larger}
-
-
-def _std(values: Sequence[float]) -> float:
-    if len(values) < 2 or max(values) == min(values):
-        return 0.0
-    mean = fmean(values)
-    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    for word in ("correct", "wrong"):
+        metrics[f"verdict/right_says_{word}"] = table[True, word] / len(scores)
+        metrics[f"verdict/wrong_says_{word}"] = table[False, word] / len(scores)
+    return metrics

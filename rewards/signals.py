@@ -1,7 +1,7 @@
 """The three signals: where the answer stands, whether it is laid out as asked, and what the reflection says of it.
 
 The layout is `<think>...</think>`, then `\\boxed{...}`, then `<reflection>...</reflection>`. Every
-pattern here is linear in the text, and MAX_TAGS and BOX_WINDOW bound what ten megabytes of braces can cost.
+pattern here is linear in the text, and BOX_WINDOW bounds what ten megabytes of braces can cost.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Literal
 
 from rewards.score import SIGNALS, Reward, Score, check_weights
@@ -19,13 +18,11 @@ Verdict = Literal["correct", "wrong"]
 AnswerFrom = Literal["box", "last_number", "answer_tag"]
 """What counts as the answer: the last box, the last number written in digits, or the last `<answer>` block"""
 
-_TAG = re.compile(r"</?(?:think|reflection)>")
+_THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 _WHOLE = r"[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+"
 _DIGITS = re.compile(rf"(?<![\w.])(?:(?<![\w)\]}}])-)?(?:{_WHOLE}|(?=\.[0-9]))(?:\.[0-9]+)?(?:/[0-9]+)?")
 _BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 
-MAX_TAGS = 1000
-"""A completion with more tags than this has no answer, no format and no verdict."""
 BOX_WINDOW = 100_000
 """Characters at the end of the text in which boxes are looked for; no answer is nearly that long."""
 MAX_REFLECTION = 20_000
@@ -44,65 +41,42 @@ class Layout:
 def read(text: str, answer_from: AnswerFrom = "box") -> Layout:
     """Answer, format and verdict of one completion; any string is legal."""
     find, laid_out = _ANSWERS[answer_from]
-    tags = [(match.group(), match.start(), match.end()) for match in islice(_TAG.finditer(text), MAX_TAGS + 1)]
-    if len(tags) > MAX_TAGS:
-        return Layout(None, False, None)
-    segments = answer_segments(text, tags)
-    answer = next((found for segment in reversed(segments) if (found := find(segment)) is not None), None)
-    return Layout(answer, laid_out(text), verdict((_around(text, "reflection") or ["", ""])[1]))
+    answer = next((found for part in reversed(answer_parts(text)) if (found := find(part)) is not None), None)
+    reflection = _around(text, "reflection")
+    return Layout(answer, laid_out(text), verdict(reflection[1]) if reflection else None)
 
 
-def last_box(text: str) -> str | None:
-    r"""Content of the last complete `\boxed{...}`: the one whose closing brace comes last, or None."""
-    found = boxes(text)
-    return found[-1] if found else None
-
-
-def boxes(text: str) -> list[str]:
-    r"""Contents of the outermost complete `\boxed{...}`, in order. Printed braces `\{` and `\}` close nothing."""
-    if "\\boxed" not in text:
-        return []
-    text = text[-BOX_WINDOW:]
-    found, opened = [], []  # opened: start of the content for a box, None for any other brace
-    for match in _BRACES.finditer(text):
-        token = match.group()
-        if token == "{":
-            opened.append(None)
-        elif token == "}":
-            start = opened.pop() if opened else None
-            if start is not None:
-                while found and found[-1][0] > start:  # boxes in this box
-                    found.pop()
-                found.append((start, match.start()))
-        elif token.startswith("\\boxed"):
-            opened.append(match.end())
-    return [text[start:end] for start, end in found]
-
-
-def answer_segments(text: str, tags: list[tuple[str, int, int]]) -> list[str]:
-    """The answer part: what stands before the first `<reflection>` and outside `<think>`.
+def answer_parts(text: str) -> list[str]:
+    """What stands before the first `<reflection>` and outside `<think>`, in order.
 
     A think block that never closes hides the rest; what stands before a `</think>` that nothing opened is thought too
     (some chat templates write the opening tag themselves).
     """
-    segments, start, thinking = [], 0, False
-    for tag, begin, end in tags:
-        if tag == "<reflection>":
-            return segments if thinking else [*segments, text[start:begin]]
-        if tag == "<think>" and not thinking:
-            segments.append(text[start:begin])
-            thinking = True
-        elif tag == "</think>":
-            if not thinking:
-                segments.clear()
-            start, thinking = end, False
-    return segments if thinking else [*segments, text[start:]]
+    parts = _THOUGHT.split(text.partition("<reflection>")[0])
+    for place in reversed(range(len(parts))):
+        if "</think>" in parts[place]:
+            return [parts[place].rpartition("</think>")[2], *parts[place + 1 :]]
+    return parts
+
+
+def last_box(text: str) -> str | None:
+    r"""Content of the complete `\boxed{...}` whose brace closes last, or None. Printed braces `\}` close nothing."""
+    text = text[-BOX_WINDOW:]
+    opened, box = [], None  # opened: where the content of a box starts, None for any other brace
+    for match in _BRACES.finditer(text):
+        token = match.group()
+        if token == "{":
+            opened.append(None)
+        elif token.startswith("\\boxed"):
+            opened.append(match.end())
+        elif token == "}" and opened and (start := opened.pop()) is not None:
+            box = (start, match.start())
+    return text[slice(*box)] if box else None
 
 
 def one_box(text: str) -> bool:
     r"""Exactly one `\boxed`, complete and not empty."""
-    found = boxes(text)
-    return text.count("\\boxed") == 1 and len(found) == 1 and bool(found[0].strip())
+    return text.count("\\boxed") == 1 and bool((last_box(text) or "").strip())
 
 
 def think_box_reflection(text: str) -> bool:
@@ -123,10 +97,9 @@ def think_answer(text: str) -> bool:
 
 def _around(text: str, *names: str) -> list[str] | None:
     """The pieces around <a>, </a>, <b>, </b>, ...; None unless each of these tags stands there once, in this order."""
-    tags = re.compile(f"</?(?:{'|'.join(names)})>")
-    if tags.findall(text) != [tag for name in names for tag in (f"<{name}>", f"</{name}>")]:
-        return None
-    return tags.split(text)
+    wanted = [tag for name in names for tag in (f"<{name}>", f"</{name}>")]
+    pieces = re.split(f"({'|'.join(wanted)})", text, maxsplit=len(wanted) + 1)
+    return pieces[::2] if pieces[1::2] == wanted else None
 
 
 def last_number(text: str) -> str | None:
@@ -195,12 +168,6 @@ def verdict(reflection: str) -> Verdict | None:
     return said
 
 
-def check_answer_from(name: str) -> AnswerFrom:
-    if name not in _ANSWERS:
-        raise ValueError(f"reward verifier {name!r}: one of {', '.join(_ANSWERS)}")
-    return name
-
-
 class MultiSignalMathReward(Reward):
     """Scores one completion by three signals, each 0 or 1.
 
@@ -219,7 +186,7 @@ class MultiSignalMathReward(Reward):
         **verifier_options: Any,
     ) -> None:
         self.weights = dict(zip(SIGNALS, check_weights((alpha, beta, gamma)), strict=True))
-        self.answer_from, self.verifier = check_answer_from(answer_from), Verifier(**verifier_options)
+        self.answer_from, self.verifier = answer_from, Verifier(**verifier_options)
 
     def score_batch(
         self, completions: Sequence[str], ground_truths: Sequence[Any], questions: Sequence[str] | None = None

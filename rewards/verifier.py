@@ -55,7 +55,7 @@ class Verifier:
         self._owner = 0  # the process that started the server
 
     def check_batch(self, pairs: Sequence[tuple[str | None, Any]]) -> list[str]:
-        """An outcome of `rewards.OUTCOMES` for each (answer, ground truth); an answer None is "no_answer"."""
+        """An outcome of `rewards.score.OUTCOMES` for each (answer, ground truth); an answer None is "no_answer"."""
         wanted = [[(answer, text) for text in alternatives(truth)] if answer else [] for answer, truth in pairs]
         asked = [pair for options in wanted for pair in options]
         different = dict.fromkeys(asked)

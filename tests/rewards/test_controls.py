@@ -7,7 +7,7 @@ import textwrap
 
 import pytest
 
-from rewards import NAMES, Reward, Score, make_reward, self_test
+from rewards import Reward, Score, make_reward, self_test
 
 RIGHT = r"<think>a</think>\boxed{5}<reflection>correct</reflection>"
 WRONG = r"<think>a</think>\boxed{6}<reflection>wrong</reflection>"
@@ -106,14 +106,13 @@ def test_a_function_of_the_users_own(module):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("my_rewards:number", "returned 1.0 of type float, need a dict"),
+        ("my_rewards:number", "returned 1.0, need a dict"),
         ("my_rewards:nothing", "need a dict"),
         ("my_rewards:text", "signal 'a' is '1', need a finite number"),
         ("my_rewards:infinite", "need a finite number"),
         ("my_rewards:huge", "signal 'a' is 1e\\+300, need a finite number, at most 1e\\+06"),
         ("my_rewards:leaving", 'the completion "" .* SystemExit: 3'),
-        ("my_rewards.py:length", "names a file; a module is wanted: my_rewards:length"),
-        ("./my_rewards.py:length", "a module is wanted: my_rewards:length"),
+        ("my_rewards.py:length", "cannot import 'my_rewards.py'"),
         ("my_rewards:crashing", 'the completion "" with ground truth .* ZeroDivisionError'),
         ("no_python:f", "cannot import 'no_python': SyntaxError"),
         ("my_rewards:missing", "has no function 'missing'"),
@@ -138,7 +137,7 @@ def test_the_completion_that_failed_is_named(module, monkeypatch, capsys):
     reward = make_reward(f"{module}:slow")
     assert [score.total for score in reward.score_batch(["a", "slow"], ["5"] * 2)] == [1.0, 1.0]
     assert capsys.readouterr().err == "still in my_rewards:slow, completion 1\n"
-    with pytest.raises(ValueError, match="completion 2 \"nan\" with ground truth '6': signal 'a' is nan"):
+    with pytest.raises(ValueError, match="completion 2 \"nan\" with ground truth '6': ValueError: signal 'a' is nan"):
         reward.score_batch(["a", "a", "nan"], ["5", "5", "6"])
 
 
@@ -163,7 +162,7 @@ def test_signals_may_not_change_on_the_way(module):
 
 
 def test_every_name_is_built_and_unknown_options_are_refused():
-    for name in set(NAMES) - {"hybrid"}:
+    for name in ("multi_signal", "verify_only", "format_only", "random"):
         reward = make_reward(name)
         assert isinstance(reward, Reward)
         reward.load_state_dict(reward.state_dict())

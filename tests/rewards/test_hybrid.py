@@ -37,7 +37,7 @@ def model(tmp_path_factory) -> str:
 
 def test_the_formula(model):
     """correct: (1 - b) + 2b s, wrong: -a + 2a s, s = (rm - min) / (max - min + eps)."""
-    reward = HybridReward(model, a=0.3, b=0.4, eps=0.01, device="cpu")
+    reward = HybridReward(model, a=0.3, b=0.4, eps=0.01)
     completions, prompts = [RIGHT, WRONG, RIGHT, "a"], ["a", "b", "c?", "a b c"]
     scores = reward.score_batch(completions, ["5"] * 4, prompts)
     opinions = reward.model.score(prompts, completions)
@@ -53,7 +53,7 @@ def test_the_formula(model):
 
 def test_a_wrong_answer_never_outranks_a_right_one(model):
     """After a warm-up that saw a single score every other one lies outside: clipped, wrong <= 0.5 <= right."""
-    reward = HybridReward(model, warmup=1, device="cpu")
+    reward = HybridReward(model, warmup=1)
     reward.score_batch([RIGHT], ["5"], ["a"])
     prompts = [" ".join(WORDS[3 + i : 6 + i]) for i in range(9)]
     right = reward.score_batch([RIGHT] * 9, ["5"] * 9, prompts)
@@ -63,12 +63,12 @@ def test_a_wrong_answer_never_outranks_a_right_one(model):
 
 
 def test_the_scale_is_calibrated_saved_and_restored(model):
-    reward = HybridReward(model, warmup=2, device="cpu")
+    reward = HybridReward(model, warmup=2)
     reward.score_batch([RIGHT, WRONG], ["5", "5"], ["a", "b"])
     scale = (reward.min, reward.max)
     reward.score_batch([RIGHT, "a"], ["5", "5"], ["c c c", "?"])
     assert (reward.min, reward.max) == scale, "the warm-up is over"
-    resumed = HybridReward(model, warmup=2, device="cpu")
+    resumed = HybridReward(model, warmup=2)
     resumed.load_state_dict(reward.state_dict())
     batch = ([RIGHT, WRONG, "b"], ["5"] * 3, ["a a", "b b", "c"])
     assert resumed.score_batch(*batch) == reward.score_batch(*batch)
@@ -122,37 +122,36 @@ def test_the_settings_reach_the_reward(model):
 
 
 def test_the_reward_model_reads_its_own_chat_template(model):
-    judge = RewardModel(model, "cpu")
+    judge = RewardModel(model)
     assert judge.conversation("so?", "5") == "so?\n\n5<eos>"
     plain = judge.score(["a"], ["b"])
     judge.tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
-    assert judge.conversation("so?", "\ud800") == "[user]so?[assistant]?"
+    assert judge.conversation("so?", "5") == "[user]so?[assistant]5"
+    assert judge.score(["so?"], ["\ud800"]) == judge.score(["so?"], ["?"])
     assert judge.score(["a"], ["b"]) != plain
 
 
-def test_batches_order_and_offload_do_not_change_scores(model):
+def test_batches_order_and_offload_do_not_change_scores(model, monkeypatch):
     prompts = [" ".join(WORDS[3 : 4 + i]) for i in range(7)]
     texts = ["a b c"] * 7
-    one_by_one = RewardModel(model, "cpu", batch_size=1).score(prompts, texts)
-    batched = RewardModel(model, "cpu", offload=True, batch_size=3).score(prompts, texts)
+    monkeypatch.setattr("rewards.hybrid.BATCH", 1)
+    one_by_one = RewardModel(model).score(prompts, texts)
+    monkeypatch.setattr("rewards.hybrid.BATCH", 3)
+    batched = RewardModel(model, offload=True).score(prompts, texts)
     assert len(set(one_by_one)) > 1
     # bf16 keeps 8 bits: padding changes the order of sums, not more
     assert batched == pytest.approx(one_by_one, rel=0.05, abs=0.05)
-    assert RewardModel(model, "cpu").model.dtype == torch.bfloat16
+    assert RewardModel(model).model.dtype == torch.bfloat16
 
 
 def test_by_name_with_its_options_and_any_text(model):
-    reward = make_reward("hybrid", model=model, warmup=4, device="cpu")
+    reward = make_reward("hybrid", model=model, warmup=4)
     texts = ["", "\ud800", "a " * 6000, RIGHT]
     scores = reward.score_batch(texts, ["5"] * 4, ["a"] * 4)
     assert [score.outcome for score in scores] == ["no_answer"] * 3 + ["correct"]
     self_test(reward)
     reward.close()
-    assert (
-        make_reward("hybrid", model=model, device="cpu", verifier="last_number")
-        .score_batch(["5"], ["5"], ["a"])[0]
-        .verify
-    )
+    assert make_reward("hybrid", model=model, verifier="last_number").score_batch(["5"], ["5"], ["a"])[0].verify
 
 
 def test_a_model_that_is_not_there_is_one_clear_error(tmp_path):
@@ -161,7 +160,7 @@ def test_a_model_that_is_not_there_is_one_clear_error(tmp_path):
 
 
 def test_prompts_are_needed_and_impossible_settings_refused(model):
-    reward = HybridReward(model, device="cpu")
+    reward = HybridReward(model)
     with pytest.raises(ValueError, match="pass the questions"):
         reward.score_batch([RIGHT], ["5"])
     with pytest.raises(ValueError, match="could outrank"):
