@@ -29,8 +29,8 @@ from grpo.advantage import compute_advantages
 from grpo.evaluation.benchmarks import HeldOut
 from grpo.learner import Learner
 from grpo.packing import samples
+from grpo.plan import planned_and_measured
 from grpo.plan.check import check, plan_run
-from grpo.plan.text import planned_and_measured
 from grpo.policy import load_policy
 from grpo.problems import training_problems
 from grpo.rollout import Sampling, decode, draw, load_reward, make_engine, request_seed, rollout, score, warm_up

@@ -1,20 +1,21 @@
 """What a run will take, in bytes and hours, from the model's configuration alone: before anything is loaded.
 
-`Plan` sums the parts of memory.py and duration.py; text.py puts it in words; check.py looks for what would make the run
-fail around it.
+`Plan` sums the parts of memory.py and duration.py and puts them in words; check.py looks for what would make the run
+fail.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import mean
 
-from grpo.config import Config, changed, flat, typed
-from grpo.errors import UserError
+from grpo.config import Config, changed, typed
 from grpo.plan import memory
-from grpo.plan.duration import Card, expected, step_seconds
-from grpo.plan.memory import GIB, Shape, shape_of
+from grpo.plan.duration import START, Card, learning_flops, step_seconds
+from grpo.plan.memory import GIB, Shape, expected, shape_of
 from grpo.rollout import engine_name
 
 USABLE = 0.93
@@ -23,8 +24,7 @@ LEAST_SEQUENCES = 4
 """A KV cache that holds fewer full-length sequences is no rollout engine."""
 CPU_KV = GIB
 """vLLM's CPU build touches all of its KV cache at the start."""
-COMPRESSED_TOKEN = 1.3
-"""bytes of a token in the run folder: about four letters, compressed"""
+HOUR = 3600
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,10 @@ class Plan:
     shape: Shape
     engine: str
     """vllm or torch"""
+
+    def but(self, options: dict[str, object]) -> Plan:
+        """The plan of the same run with other settings (dotted name -> value); not of another model or engine."""
+        return replace(self, config=changed(self.config, options))
 
     @property
     def usable(self) -> float:
@@ -45,8 +49,16 @@ class Plan:
         dtype = self.config.policy.dtype
         return 2 if dtype == "bfloat16" or (dtype == "auto" and not self.card.is_cpu) else 4
 
-    def phases(self, token_budget: int | None = None) -> dict[str, dict[str, float]]:
-        """learn, rollout -> part -> bytes, vLLM's KV cache left out: it takes what remains."""
+    @property
+    def sleeps(self) -> bool:
+        """Whether vLLM gives its weights and its KV cache back while the learner works. Its CPU build cannot."""
+        return self.config.rollout.sleep and not self.card.is_cpu
+
+    def needs(self, phase: str) -> float:
+        """Bytes of `learn` or `rollout` without vLLM's KV cache, which takes what remains."""
+        return sum(self._parts()[phase].values())
+
+    def _parts(self) -> dict[str, dict[str, float]]:
         config, cpu = self.config, self.card.is_cpu
         stay = memory.policy_parts(config, self.shape, self.element)
         if cpu:
@@ -54,57 +66,49 @@ class Plan:
         elif not self.card.here:  # what is free on a card of this machine is without the context already
             stay["CUDA context"] = memory.CUDA_CONTEXT
         sampler = memory.sampler_parts(config, self.shape, self.engine, cpu, self.element)
-        budget = token_budget or config.learner.token_budget
-        learn = memory.learning_parts(config, self.shape, self.element, budget)
         if config.reward.name == "hybrid":
             sampler["reward model"] = memory.reward_model_bytes(config)
         leave = {"vLLM activations", "sampler's logits", "KV cache"}
-        leave |= {"vLLM weights"} if config.rollout.sleep and not cpu else set()
+        leave |= {"vLLM weights"} if self.sleeps else set()
         leave |= {"reward model"} if config.reward.hybrid_offload else set()
         kept = {name: value for name, value in sampler.items() if name not in leave}
-        return {"learn": stay | learn | kept, "rollout": stay | sampler}
-
-    def needs(self, phase: str, token_budget: int | None = None) -> float:
-        """Bytes of `learn` or `rollout` without vLLM's KV cache."""
-        return sum(self.phases(token_budget)[phase].values())
+        return {
+            "learn": stay | memory.learning_parts(config, self.shape, self.element) | kept,
+            "rollout": stay | sampler,
+        }
 
     @property
     def kv_bytes(self) -> float:
         """vLLM's KV cache: as asked for, else what the phases leave, up to what all running sequences can fill."""
-        if self.config.rollout.kv_gib is not None:
-            return self.config.rollout.kv_gib * GIB
-        taken = self.needs("rollout")
-        if not self.config.rollout.sleep or self.card.is_cpu:
-            taken = max(taken, self.needs("learn"))
-        every = self.config.rollout.running_sequences * self.sequence_bytes
-        room = self.usable - taken
-        return max(0.0, min(every, room, CPU_KV) if self.card.is_cpu else min(every, room))
+        rollout = self.config.rollout
+        if rollout.kv_gib is not None:
+            return rollout.kv_gib * GIB
+        taken = self.needs("rollout") if self.sleeps else max(self.needs("rollout"), self.needs("learn"))
+        most = min(self.usable - taken, rollout.running_sequences * rollout.longest_sequence * self.shape.kv_bytes)
+        return max(0.0, min(most, CPU_KV) if self.card.is_cpu else most)
 
     @property
-    def sequence_bytes(self) -> int:
-        """Of the KV cache, for a sequence of full length."""
-        return self.config.rollout.longest_sequence * self.shape.kv_bytes
+    def kv_sequences(self) -> int:
+        """Full-length sequences that the KV cache holds."""
+        return int(self.kv_bytes // (self.config.rollout.longest_sequence * self.shape.kv_bytes))
 
     @property
     def engine_config(self) -> Config:
         """The settings with the size of vLLM's KV cache decided. A CPU's engine decides for itself."""
         if self.engine == "torch" or self.card.is_cpu or self.config.rollout.kv_gib is not None:
             return self.config
-        return changed(self.config, {"rollout.kv_gib": round(self.kv_bytes / GIB, 2)})
+        return changed(self.config, {"rollout.kv_gib": max(1, math.floor(100 * self.kv_bytes / GIB)) / 100})
 
-    @property
-    def kv_sequences(self) -> int:
-        """Full-length sequences that the KV cache holds."""
-        return int(self.kv_bytes // self.sequence_bytes)
-
-    def totals(self, token_budget: int | None = None) -> dict[str, float]:
-        """learn, rollout -> bytes, vLLM's KV cache included wherever it is."""
-        totals = {phase: sum(parts.values()) for phase, parts in self.phases(token_budget).items()}
+    def phases(self) -> dict[str, dict[str, float]]:
+        """learn, rollout -> part -> bytes, vLLM's KV cache wherever it is."""
+        phases = self._parts()
         if self.engine == "vllm":
-            totals["rollout"] += self.kv_bytes
-            if not self.config.rollout.sleep or self.card.is_cpu:
-                totals["learn"] += self.kv_bytes
-        return totals
+            phases["rollout"]["vLLM KV cache"] = self.kv_bytes
+            phases["learn"]["vLLM KV cache"] = 0.0 if self.sleeps else self.kv_bytes
+        return phases
+
+    def totals(self) -> dict[str, float]:
+        return {phase: sum(parts.values()) for phase, parts in self.phases().items()}
 
     @property
     def fits(self) -> bool:
@@ -114,21 +118,17 @@ class Plan:
 
     @property
     def largest_token_budget(self) -> int:
-        """The most tokens in a micro-batch, a multiple of 1024, that learning fits with; 0 if not even one sequence."""
-        kept = self.kv_bytes if self.engine == "vllm" and not self.config.rollout.sleep else 0
-
-        def too_large(budget: int) -> bool:
-            return self.needs("learn", budget) + kept > self.usable
-
+        """The most tokens in a micro-batch, a multiple of 1024, that fit beside this plan's KV cache; 0 where not even
+        one sequence does."""
+        fixed = replace(self, config=self.engine_config)
         least = -(-self.config.rollout.longest_sequence // 1024)
         budgets = range(1024 * least, 2**22, 1024)
-        fitting = bisect(budgets, False, key=too_large)
+        fitting = bisect(budgets, False, key=lambda budget: not fixed.but({"learner.token_budget": budget}).fits)
         return budgets[fitting - 1] if fitting else 0
 
     def seconds(self, completion_tokens: float | None = None) -> dict[str, float]:
         """Phase -> seconds of a step, with completions of so many tokens or of the expected number."""
-        tokens = completion_tokens or expected(self.config.rollout.max_new_tokens)
-        return step_seconds(self.config, self.shape, self.card, self.engine, self.kv_bytes, tokens)
+        return step_seconds(self, completion_tokens or expected(self.config.rollout.max_new_tokens))
 
     @property
     def step_seconds(self) -> float:
@@ -138,94 +138,111 @@ class Plan:
 def make_plan(config: Config, card: Card) -> Plan:
     """The plan for this card. Raises UserError where the model's configuration cannot be found."""
     other = "vllm" if config.rollout.engine == "auto" and not card.here else None  # what a GPU machine would have
-    engine = other or engine_name(config)
-    return Plan(config, card, shape_of(config.model, config.policy.trust_remote_code), engine)
+    return Plan(config, card, shape_of(config.model, config.policy.trust_remote_code), other or engine_name(config))
 
 
 def decide(config: Config, card: Card) -> tuple[Plan, list[str]]:
     """The plan with what was left to it decided (policy.quant auto, policy.gradient_checkpointing auto), and a line on
     each."""
-    notes = []
+    plan, notes = make_plan(config, card), []
     if config.policy.quant == "auto":
-        plan = make_plan(changed(config, {"policy.quant": "none"}), card)
-        need = max(plan.needs("learn"), plan.needs("rollout")) / GIB
-        of = f"{need:.1f} of {plan.usable / GIB:.1f} GiB on {card.name}"
-        if plan.fits:
-            notes.append(f"quant auto: the base is not quantised, which fits ({of} without the KV cache)")
-        else:
-            notes.append(f"quant auto: the base in NF4, because without it needs {of}")
-        config = changed(config, {"policy.quant": "none" if plan.fits else "nf4"})
-    if config.policy.gradient_checkpointing != "auto":
-        return make_plan(config, card), notes
-    on, off = (make_plan(changed(config, {"policy.gradient_checkpointing": x}), card) for x in (True, False))
-    keep = off.fits and off.step_seconds < on.step_seconds
-    need = f"{max(off.totals().values()) / GIB:.1f} of {off.usable / GIB:.1f} GiB"
-    why = f"it is faster without and fits ({need})" if keep else f"without it needs {need}"
-    notes.append(f"gradient_checkpointing auto: {'off' if keep else 'on'}, because {why}")
-    return (off if keep else on), notes
+        whole = plan.but({"policy.quant": "none"})
+        plan = whole if whole.fits else plan.but({"policy.quant": "nf4"})
+        notes.append(f"policy.quant auto: {plan.config.policy.quant}; none needs {_beside_kv(whole)}")
+    if config.policy.gradient_checkpointing == "auto":
+        on, off = (plan.but({"policy.gradient_checkpointing": choice}) for choice in (True, False))
+        plan = off if off.fits and off.step_seconds < on.step_seconds else on
+        chosen = typed(plan.config.policy.gradient_checkpointing)
+        notes.append(f"policy.gradient_checkpointing auto: {chosen}; false needs {_beside_kv(off)}")
+    return plan, notes
 
 
-def disk_parts(plan: Plan) -> tuple[float, float, float]:
-    """Bytes of one checkpoint, of the weights kept of older evaluated steps, and of all completions, compressed."""
-    config, lora = plan.config, plan.config.policy.lora_rank
-    parts = memory.policy_parts(config, plan.shape, plan.element)
-    weights = parts["adapter"] if lora else parts["weights"]
-    masters = parts["float32 masters"] or weights  # float32 weights are their own, and are written with the rest again
-    both = math.lcm(config.eval.every, config.checkpoint.every)  # 0: one of them never happens
-    older = max(0, config.steps // both - config.checkpoint.keep) if both else 0
-    completions = config.steps * config.rollout.problems * config.rollout.group
-    text = completions * expected(config.rollout.max_new_tokens) * COMPRESSED_TOKEN
-    return weights + masters + parts["optimiser moments"], older * weights, text
+# ---- in words
 
 
-# What may be changed to make a run fit, the mildest first: memory and speed, then precision, then what is trained.
-REMEDIES: tuple[dict[str, object], ...] = (
-    {"rollout.kv_gib": None},
-    {"policy.gradient_checkpointing": True},
-    {"learner.token_budget": 4096},
-    {"learner.logit_chunk": 256},
-    {"rollout.sleep": True},
-    {"rollout.max_sequences": 32},
-    {"policy.lora_rank": 64, "learner.lr": 1e-5},
-    {"policy.quant": "nf4"},
-)
+def describe(plan: Plan) -> str:
+    """A table of memory by phase, the time of a step and of the run, and what the run folder grows to."""
+    shape, card, rank = plan.shape, plan.card, plan.config.policy.lora_rank
+    trained = f"LoRA rank {rank}, {_count(shape.adapter(rank))} trained" if rank else "all weights trained"
+    base = ", NF4 base" if plan.config.policy.quant == "nf4" else ""
+    first = (
+        f"plan: {plan.config.model} ({_count(shape.parameters)} parameters, {trained}{base}) on {card.name}, "
+        f"{_gib(card.memory)} GiB{' free' * card.here}; {length(plan.step_seconds)} a step"
+    )
+    return "\n".join([first, *_memory(plan), *(_time(plan) if plan.fits else [])])
 
 
-def remedy(plan: Plan) -> dict[str, object]:
-    """The mildest of REMEDIES that makes the plan fit, else all together, else nothing."""
-    now = flat(plan.config)
-
-    def of_use(name: str, value: object) -> bool:
-        if name == "policy.quant":
-            return now[name] != value and bool(now["policy.lora_rank"])
-        if name == "policy.lora_rank":
-            return not now[name]
-        return now[name] > value if type(value) is int else now[name] != value
-
-    helpful = [options for options in REMEDIES if of_use(*next(iter(options.items())))]
-    together = {name: value for options in helpful for name, value in options.items()}
-    for options in (*helpful, together):
-        if make_plan(changed(plan.config, options), plan.card).fits:
-            return options
-    return {}
-
-
-def as_options(options: dict[str, object]) -> str:
-    return " ".join(f"--{name} {typed(value)}" for name, value in options.items())
-
-
-def check_fits(plan: Plan) -> None:
-    """Raises UserError with what would make it fit."""
-    if plan.fits:
-        return
-    used = f"{plan.usable / GIB:.1f} of {plan.card.memory / GIB:.1f} GiB may be used"
-    phase, need = max(plan.totals().items(), key=lambda item: item[1])
-    if need > plan.usable:
-        problem = f"{phase} needs {need / GIB:.1f} GiB"
-    else:
-        problem = (
-            f"the KV cache would hold {plan.kv_sequences} sequences of {plan.config.rollout.longest_sequence} tokens"
+def _memory(plan: Plan) -> list[str]:
+    phases, totals, rollout = plan.phases(), plan.totals(), plan.config.rollout
+    lines = [f"{'memory, GiB':24}{'learn':>9}{'rollout':>9}"]
+    for name in dict.fromkeys([*phases["learn"], *phases["rollout"]]):
+        learn, sample = phases["learn"].get(name, 0.0), phases["rollout"].get(name, 0.0)
+        if max(learn, sample) >= 0.005 * GIB:
+            lines.append(f"  {name:22}{_gib(learn, 2):>9}{_gib(sample, 2):>9}")
+    sums = f"{_gib(totals['learn'], 2):>9}{_gib(totals['rollout'], 2):>9}"
+    lines.append(f"  {'total':22}{sums}   of {_gib(plan.usable)} that may be used")
+    if plan.engine == "vllm":
+        lines.append(
+            f"KV cache of {_gib(plan.kv_bytes)} GiB: {plan.kv_sequences} sequences of {rollout.longest_sequence} "
+            f"tokens at once, of {rollout.running_sequences} that may run"
         )
-    change = as_options(remedy(plan))
-    advice = f"It fits with: {change}" if change else "Use a smaller --model, or a larger card"
-    raise UserError(f"does not fit {plan.card.name}: {problem}, and {used}. {advice}")
+    return lines
+
+
+def _time(plan: Plan) -> list[str]:
+    config, seconds, step = plan.config, plan.seconds(), plan.step_seconds
+    shares = ", ".join(f"{phase} {value / step:.0%}" for phase, value in seconds.items())
+    longest = config.rollout.max_new_tokens
+    start = "" if plan.card.is_cpu else f", after about {length(START[plan.engine])} of start-up"
+    hour = f" (an hour holds {int(HOUR / step)}; see --mode)" if step * config.steps > HOUR else ""
+    checkpoint, weights, completions = memory.disk_parts(config, plan.shape, plan.element)
+    return [
+        f"largest learner.token_budget that fits: {plan.largest_token_budget}",
+        f"time, planned and not measured: {length(step)} a step ({shares}) with {expected(longest):.0f} tokens a "
+        f"completion, {length(sum(plan.seconds(longest).values()))} if all run to {longest}; "
+        f"{length(step * config.steps)} for {config.steps} steps{hour}{start}",
+        f"disk: {config.checkpoint.keep} x {_gib(checkpoint, 2)} GiB of checkpoints, {_gib(weights)} GiB of older "
+        f"evaluated weights as far as there is room, {_gib(completions, 2)} GiB of completions",
+    ]
+
+
+def planned_and_measured(plan: Plan, rows: Sequence[dict[str, float]]) -> str:
+    """Planned beside the means of the run's `rows`, its first step (which warms up) left out; of memory the peak.
+
+    The last line is how much of the card's data sheet learning used, counted with the mean length of a completion.
+    """
+    seconds = plan.seconds()
+    planned = {f"time/{phase}": seconds[phase] for phase in ("rollout", "learn", "sync")} | {
+        "time/step": plan.step_seconds,
+        "completion/tokens_mean": expected(plan.config.rollout.max_new_tokens),
+        "memory/peak_gib": max(plan.totals().values()) / GIB,
+    }
+    steps = [row for row in rows if row["step"] > 1] or [row for row in rows if row["step"] == 1]
+    measured = {name: mean(row[name] for row in steps) for name in planned}
+    measured["memory/peak_gib"] = max(row["memory/peak_gib"] for row in steps)
+    for numbers in (planned, measured):
+        work = learning_flops(plan.config, plan.shape, numbers["completion/tokens_mean"])
+        numbers["utilisation"] = work / (numbers["time/learn"] * plan.card.flops)
+    lines = [f"{name:24}{planned[name]:>10.4g}{measured[name]:>10.4g}" for name in planned]
+    return "\n".join([f"{'':24}{'planned':>10}{'measured':>10}", *lines])
+
+
+def length(seconds: float) -> str:
+    """Seconds in the unit that a person would use."""
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def _beside_kv(plan: Plan) -> str:
+    most = max(plan.needs("learn"), plan.needs("rollout"))
+    return f"{_gib(most)} GiB beside the KV cache, of {_gib(plan.usable)} that may be used"
+
+
+def _gib(value: float, digits: int = 1) -> str:
+    return f"{value / GIB:.{digits}f}"
+
+
+def _count(parameters: float) -> str:
+    return f"{parameters / 1e9:.3f} B" if parameters >= 1e9 else f"{parameters / 1e6:.3g} M"

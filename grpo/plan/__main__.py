@@ -9,10 +9,11 @@ from collections.abc import Sequence
 import torch
 
 from grpo.arguments import parse_args
-from grpo.errors import one_line
-from grpo.plan import check_fits, decide
+from grpo.config import short
+from grpo.errors import UserError, one_line
+from grpo.plan import decide, describe
+from grpo.plan.check import misfit
 from grpo.plan.duration import card_named, this_card
-from grpo.plan.text import describe
 
 
 @one_line
@@ -21,12 +22,12 @@ def main(argv: Sequence[str]) -> int:
     own = argparse.ArgumentParser(prog="python -m grpo.plan", add_help=False, allow_abbrev=False)
     own.add_argument("--gpu")
     given, rest = own.parse_known_args(argv)
-    config = parse_args(rest, "l4").config
-    device = torch.device("cuda" if torch.cuda.is_available() and config.device != "cpu" else "cpu")
-    card = card_named(given.gpu) if given.gpu else this_card(device)
-    plan, notes = decide(config, card)
-    print("\n".join([describe(plan), *notes]))
-    check_fits(plan)
+    here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    card = card_named(given.gpu) if given.gpu else this_card(here)
+    plan, notes = decide(parse_args(rest, "l4").config, card)
+    print("\n".join([short(plan.config), describe(plan), *notes]))
+    if line := misfit(plan):
+        raise UserError(line)
     return 0
 
 

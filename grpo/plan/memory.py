@@ -8,6 +8,7 @@ every live byte against these sums.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 
@@ -42,6 +43,8 @@ LOGIT_BYTES = {2: 8 + 2 + 2, 4: 8}
 HOST_TOKEN_BYTES = 120
 """of the host's memory for a completion's token: its id and log-probability as Python numbers, and its place in a
 packed batch"""
+COMPRESSED_TOKEN = 1.3
+"""bytes of a token in the run folder: about four letters, compressed"""
 SAMPLER_BYTES = {"vllm": 16, "torch": 36}
 """per logit of the running sequences: float32 copies; the torch engine's cumulative sums are in float64"""
 
@@ -90,9 +93,8 @@ def shape_of(name: str, trust_remote_code: bool = False) -> Shape:
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     head = model.get_output_embeddings()
     linear = (m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head)
-    return Shape(
-        config, sum(p.numel() for p in model.parameters()), tuple((m.in_features, m.out_features) for m in linear)
-    )
+    parameters = sum(p.numel() for p in model.parameters())
+    return Shape(config, parameters, tuple((m.in_features, m.out_features) for m in linear))
 
 
 def model_config(name: str, trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -131,10 +133,10 @@ def policy_parts(config: Config, shape: Shape, element: int) -> dict[str, float]
     }
 
 
-def learning_parts(config: Config, shape: Shape, element: int, token_budget: int) -> dict[str, float]:
+def learning_parts(config: Config, shape: Shape, element: int) -> dict[str, float]:
     """Bytes that only learning needs, at their joint peak: gradients, activations, logits."""
     c, lora = shape.text, config.policy.lora_rank
-    tokens = max(token_budget, config.rollout.longest_sequence)
+    tokens = max(config.learner.token_budget, config.rollout.longest_sequence)
     layer, transient = _layer_bytes(shape, element, lora)
     # What is saved beside the layers: inputs of the embedding and the final norm, and the rows that the head reads.
     saved = c.hidden_size * (2 * element + 4 + (0 if lora else element))
@@ -192,6 +194,24 @@ def reward_model_bytes(config: Config) -> float:
 def host_bytes(config: Config) -> float:
     """Of the host's memory for one rollout's completions, all of them at their longest."""
     return config.rollout.problems * config.rollout.group * config.rollout.longest_sequence * HOST_TOKEN_BYTES
+
+
+def disk_parts(config: Config, shape: Shape, element: int) -> tuple[float, float, float]:
+    """Bytes of one checkpoint, of the weights kept of older evaluated steps, and of all completions, compressed."""
+    parts = policy_parts(config, shape, element)
+    weights = parts["adapter"] or parts["weights"]
+    masters = parts["float32 masters"] or weights  # float32 weights are their own, and are written with the rest again
+    both = math.lcm(config.eval.every, config.checkpoint.every)  # 0: one of them never happens
+    older = max(0, config.steps // both - config.checkpoint.keep) if both else 0
+    completions = config.steps * config.rollout.problems * config.rollout.group
+    text = completions * expected(config.rollout.max_new_tokens) * COMPRESSED_TOKEN
+    return weights + masters + parts["optimiser moments"], older * weights, text
+
+
+def expected(limit: int) -> float:
+    """Tokens that prompts or completions are taken to have before any has been seen: a quarter of a long limit, all
+    of a short one."""
+    return min(limit, max(48, limit / 4))
 
 
 # ---- operations: a product of an [n, a] with an [a, b] matrix takes 2 n a b

@@ -223,6 +223,6 @@ def test_learning_memory_is_what_the_learner_uses(case, tmp_path, monkeypatch):
     element = 4 if config.policy.dtype == "float32" else 2
     stay, peak = live_peak(config, shape, monkeypatch)
     planned_stay = sum(policy_parts(config, shape, element).values())
-    planned = planned_stay + sum(learning_parts(config, shape, element, config.learner.token_budget).values())
+    planned = planned_stay + sum(learning_parts(config, shape, element).values())
     assert planned_stay == pytest.approx(stay, rel=0.01), f"{planned_stay / GIB:.3f} planned, {stay / GIB:.3f} used"
     assert 0.97 * peak < planned < 1.1 * peak, f"{planned / GIB:.3f} planned, {peak / GIB:.3f} used"

@@ -13,10 +13,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 import train
-from grpo.config import PRESETS, build, flat
-from grpo.plan import check, check_fits, decide, make_plan
+from grpo.config import PRESETS, build, flat, short
+from grpo.plan import check, decide, make_plan
 from grpo.plan.duration import card_named
-from grpo.plan.text import describe
 from grpo.run.files import read_completions
 from grpo.settings import Config
 from rewards import check_ground_truths
@@ -101,7 +100,7 @@ CARDS_OF = {
 @pytest.mark.parametrize(("preset", "card"), CARDS_OF.items())
 def test_it_fits_its_card_and_its_model(preset, card):
     plan, _ = decide(build(preset, {}), card_named(card))
-    check_fits(plan)
+    assert plan.fits
     assert plan.config.rollout.longest_sequence <= plan.shape.context
 
 
@@ -109,7 +108,7 @@ def test_speedrun_is_under_an_hour_on_an_h100_and_fits_24_gb_with_lora():
     fast = make_plan(build("speedrun", {}), card_named("h100"))
     assert fast.step_seconds * fast.config.steps < 3600
     lora = {"policy.lora_rank": "64", "learner.lr": "1e-5", "rollout.sleep": "true", "learner.token_budget": "8192"}
-    check_fits(make_plan(build("speedrun", lora), card_named("l4")))
+    assert make_plan(build("speedrun", lora), card_named("l4")).fits
 
 
 @pytest.mark.parametrize("mode", ["ultra-quick", "quick", "dry-run"])
@@ -119,7 +118,8 @@ def test_a_mode_is_a_part_of_every_preset_and_the_plan_shows_it(preset, mode):
     longest = {"ultra-quick": 1, "quick": 15, "dry-run": 58}[mode]
     assert part.config.steps == min(whole.config.steps, longest)
     assert all(part.seconds()[phase] <= whole.seconds()[phase] for phase in ("rollout", "learn"))
-    assert f"mode {mode}: at most --steps {longest} " in describe(part)
+    assert f"--mode {mode} " in short(part.config)
+    assert part.config.steps == whole.config.steps or f"--steps {longest} " in short(part.config)
 
 
 # What a CPU cannot do in a test, or not in seconds. Everything else is as in the preset.
