@@ -1,4 +1,4 @@
-"""python -m data list | fetch: the paper's data sets without a trainer."""
+"""python -m data list | fetch | verify: the paper's data sets without a trainer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from data.sources import COMMIT, LICENCE, REPOSITORY, SOURCES, locate, obtain
 @command
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m data", description=__doc__)
-    parser.add_argument("what", choices=["list", "fetch"], help="fetch downloads what is missing and verifies the rest")
+    parser.add_argument(
+        "what", choices=["list", "fetch", "verify"], help="fetch downloads what is missing and verifies"
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help="data sets; all of them when none is named")
     parser.add_argument("--data-dir", "--data_dir", help="a folder that holds the files already [$GRPO_DATA_DIR]")
     args = parser.parse_args(argv)
@@ -21,12 +23,15 @@ def main(argv: list[str] | None = None) -> None:
     if args.what == "list":
         print(f"from github.com/{REPOSITORY} at {COMMIT[:12]}, licence {LICENCE}")
     for source in (SOURCES[name] for name in args.names or SOURCES):
-        if args.what == "fetch":
+        found = locate(source, args.data_dir)
+        if args.what == "list":
+            size = f"{source.rows:5} rows {source.size / 1000:8.1f} kB"
+            print(f"{source.name:14} {source.use:5} {size}  {source.about:42} {found or 'not here yet'}")
+            print(f"{'':14} {source.path}  sha256 {source.sha256}")
+        elif args.what == "verify" and found is None:
+            raise ValueError(f"{source.name} is not here; get it by: python -m data fetch {source.name}")
+        else:
             print(f"ok    {source.name:14} {obtain(source, args.data_dir)}")
-            continue
-        about = f"{source.name:14} {source.use:5} {source.rows:5} rows {source.size / 1000:8.1f} kB  {source.about:42}"
-        found = locate(source, args.data_dir) or "not here yet"
-        print(f"{about} {found}\n{'':14} {source.path}  sha256 {source.sha256}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """The paper's data sets: where each file comes from, its checksum, and how it gets onto this machine.
 
 Nothing of these files is kept in the repository. `obtain` looks in a folder of the user's own (`--data-dir` or
-`$GRPO_DATA_DIR`) where one is named, else in the cache, else downloads. Whatever it returns has the table's sha256.
+`$GRPO_DATA_DIR`) where one is named, else in the cache, and downloads what is not there. Whatever it returns has the
+table's sha256.
 """
 
 from __future__ import annotations
@@ -67,14 +68,9 @@ def find(name: str | Path, data_dir: str | Path | None = None) -> Path:
 
 def obtain(source: Source, data_dir: str | Path | None = None) -> Path:
     """Path of a verified copy, downloaded if need be. Raises ValueError with one line that says what to do."""
-    folder, found = _folder(data_dir), locate(source, data_dir)
-    if found is None and _named(data_dir):
-        raise ValueError(
-            f"{source.name}: neither {source.local} nor {source.path} is in {folder}; "
-            f"put {source.url} there, or name no data folder to have it downloaded"
-        )
+    found = locate(source, data_dir)
     if found is None:
-        return download(source, folder / source.local)
+        return download(source, _folder(data_dir) / source.local)
     _check(source, found.read_bytes(), f"{found} is damaged or another version; delete it and fetch {source.url} again")
     return found
 
@@ -85,14 +81,10 @@ def locate(source: Source, data_dir: str | Path | None = None) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def _named(data_dir: str | Path | None) -> str | Path | None:
-    return data_dir or os.environ.get("GRPO_DATA_DIR")
-
-
 def _folder(data_dir: str | Path | None) -> Path:
     """The user's own, else the cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(_named(data_dir) or cache / "one-shot-grpo")
+    return Path(data_dir or os.environ.get("GRPO_DATA_DIR") or cache / "one-shot-grpo")
 
 
 def _check(source: Source, content: bytes, problem: str) -> None:

@@ -158,7 +158,10 @@ class Session:
             for start in range(0, len(missing), step):
                 part = missing[start : start + step]
                 groups = ask(engine, part, protocol.samples, sampling, self.args.seed)
-                folder.append(grade(self.rows(part, groups), self.verifier))
+                new = grade(self.rows(part, groups), self.verifier)
+                folder.append(new)
+                rows += new
+                bar.set_postfix_str(f"strict {sum(row['strict'] for row in rows) / len(rows):.1%}", refresh=False)
                 bar.update(len(part))
 
     def rows(self, problems: Sequence[Problem], groups: Sequence[Sequence[Completion]]) -> list[dict]:
