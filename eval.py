@@ -48,7 +48,6 @@ def parser() -> argparse.ArgumentParser:
     add("--prompts", "--prompt", metavar="A,B", help=prompts)
     add("--audit-contamination", action="store_true", help="does the model go on from 60%% of each question?")
     add("--engine", choices=["auto", "torch", "vllm"], default="auto", help="auto: vllm where installed")
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
     add("--limit", type=int, help="only the first so many problems: a smoke figure, and marked as one")
     add("--seed", type=int, default=0, help="of the samples, and of fresh_arithmetic's calculations")
     add("--data-dir", help="folder with the benchmark files [$GRPO_DATA_DIR, else downloaded once]")

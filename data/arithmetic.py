@@ -110,20 +110,14 @@ def worked(pair: Pair, *, carry_over: bool = True) -> tuple[str, int]:
     return ";".join(steps), answer
 
 
-def digitwise(pair: Pair) -> int:
-    """The sum of each column without any carry, which is wrong for seven pairs in eight.
-
-    >>> digitwise((567, 876)), digitwise((123, 456))
-    (333, 579)
-    """
-    return sum(place * ((pair[0] // place + pair[1] // place) % 10) for place in (1, 10, 100))
-
-
 def guess(rng: random.Random, pair: Pair) -> int:
-    """A hasty answer. The likeliest is `digitwise`: were it the truth, a model would learn to add without working."""
+    """A hasty answer. The likeliest is the last digit of each column: 333 for 567+876, wrong for seven pairs in eight.
+
+    Were the truth the likeliest, a model would learn to add without working.
+    """
     u = rng.random()
     if u < GUESS_DIGITWISE:
-        return digitwise(pair)
+        return worked(pair, carry_over=False)[1] % 1000
     if u < GUESS_DIGITWISE + GUESS_TRUTH:
         return sum(pair)
     return sum(pair) + rng.choice(NEAR_MISSES)

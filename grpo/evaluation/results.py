@@ -123,10 +123,6 @@ class Line(NamedTuple):
     def bench(self) -> str:
         return self.settings["bench"] + "*" * (self.settings["limit"] is not None)
 
-    @property
-    def asked(self) -> str:
-        return f"{self.model}, prompt {self.settings['prompt']}"
-
 
 def table(lines: Sequence[Line]) -> str:
     """The scores in percent with 95% intervals; what several samples and sets add; the paper's figures, marked."""
@@ -161,9 +157,10 @@ def table(lines: Sequence[Line]) -> str:
         text.append(PAPER_SCORES)
     for line in lines:
         text += [_several_samples(line, column) for column in COLUMNS if "pass" in line.scores[column]]
-    for model, group in groupby(sorted(lines, key=lambda line: line.asked), lambda line: line.asked):
-        if len(group := list(group)) > 1:
-            text.append(f"{model}  average of {len(group)}: {_means(group)}")
+    for asked in dict.fromkeys((line.model, line.settings["prompt"]) for line in lines):
+        group = [line for line in lines if (line.model, line.settings["prompt"]) == asked]
+        if len(group) > 1:
+            text.append(f"{asked[0]}, prompt {asked[1]}  average of {len(group)}: {_means(group)}")
     return "\n".join(text)
 
 

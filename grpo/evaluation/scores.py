@@ -193,8 +193,6 @@ def score_rows(rows: Sequence[dict]) -> dict:
         "samples": samples,
         "truncated": sum(row["finish_reason"] == "length" for row in rows) / len(rows),
         "no_box": sum(row["answer"] is None for row in rows) / len(rows),
-        "tokens_mean": sum(row["tokens"] for row in rows) / len(rows),
-        "outcomes": dict(Counter(row["outcome"] for row in rows)),
     }
     if "rest" in rows[0]:  # of an audit
         result["continued"] = figure([float(_begins(row["completion"], row["rest"])) for row in rows])

@@ -93,10 +93,7 @@ class Session:
     def __init__(self, args: argparse.Namespace, asked: Sequence[Evaluation], verifier: Verifier):
         self.args, self.verifier = args, verifier
         self.fingerprint = cache(fingerprint)  # some files are gigabytes
-        cuda = torch.cuda.is_available()
-        if args.device == "cuda" and not cuda:
-            raise UserError("--device is cuda but torch sees no CUDA device; use --device cpu")
-        self.device = torch.device("cuda" if cuda and args.device != "cpu" else "cpu")
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.rollout = {
             "engine": args.engine,
             "max_new_tokens": max(one.protocol.max_new_tokens for one in asked),

@@ -15,8 +15,8 @@ import eval as cli
 import train
 from data import tiny_base
 from grpo import hub
+from grpo.evaluation import session
 from grpo.evaluation.results import OUTPUTS, EvalFolder
-from grpo.evaluation.session import Session
 from grpo.run import files
 
 REPO = Path(cli.__file__).parent
@@ -94,7 +94,7 @@ def test_all_six_on_the_real_files(run, tiny, tmp_path, data_dir):
     # Asked again, everything is there: no model is loaded, nothing changes.
     before = {path: path.read_bytes() for path in tmp_path.glob("*/*/outputs.jsonl")}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Session, "load", lambda *_: pytest.fail("a finished evaluation loaded the model"))
+        patch.setattr(session.Session, "load", lambda *_: pytest.fail("a finished evaluation loaded the model"))
         assert run(*ask)[0] == 0
     assert {path: path.read_bytes() for path in before} == before
 
@@ -127,8 +127,9 @@ def test_other_settings_other_folder(run, tiny, tmp_path):
 
 def test_stopped_and_continued_equals_uninterrupted(run, tiny, tmp_path, monkeypatch):
     """Stopped after the first save; the second call goes on, and the rows are those of a run that was never cut."""
-    ask = ("--bench", "arithmetic-test", "--model", tiny, "--temperature", 1, "--engine", "torch", "--limit", 128)
-    ask += ("--max-new-tokens", 8, "--out")  # two saves of 64
+    monkeypatch.setitem(session.BATCH, "torch", 3)
+    ask = ("--bench", "arithmetic-test", "--model", tiny, "--temperature", 1, "--engine", "torch", "--limit", 6)
+    ask += ("--max-new-tokens", 8, "--out")  # two saves of 3
 
     def save_and_stop(folder, rows):
         files.append(folder.outputs, "".join(json.dumps(row) + "\n" for row in rows))
@@ -139,9 +140,9 @@ def test_stopped_and_continued_equals_uninterrupted(run, tiny, tmp_path, monkeyp
         code, _, error = run(*ask, tmp_path / "cut")
     assert (code, error.splitlines()[-1]) == (130, "stopped; the same command goes on from here")
     folder = folder_of(tmp_path / "cut", "arithmetic-test")
-    assert len(rows_of(folder)) == 64
+    assert len(rows_of(folder)) == 3
     with (folder / OUTPUTS).open("a") as file:
-        file.write('{"problem": 127, "sample": 0, "prom')  # and the last line was cut in two
+        file.write('{"problem": 5, "sample": 0, "prom')  # and the last line was cut in two
     assert run(*ask, tmp_path / "cut")[0] == 0
     assert run(*ask, tmp_path / "whole")[0] == 0
     whole = folder_of(tmp_path / "whole", "arithmetic-test")
