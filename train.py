@@ -18,7 +18,7 @@ from pathlib import Path
 
 from grpo.arguments import default_preset, parse_args
 from grpo.config import Config
-from grpo.errors import TrainingStopped, UserError, answer_early, printable
+from grpo.errors import TrainingStopped, UserError, answer_early, one_line, printable
 
 if __name__ == "__main__":  # --help and wrong arguments are answered here, before torch and transformers are imported
     answer_early(parse_args, sys.argv[1:])
@@ -93,7 +93,6 @@ def train(config: Config, resumed: Path | None = None) -> Run:
             run.log(held_out.validation(engine, step))
 
         outcome = run.finish(after=held_out.test(engine))
-    plot_run(run.folder)
     print(outcome)
     if device.type == "cuda":
         print(planned_and_measured(plan, read_rows(run.folder / "metrics.jsonl")))
@@ -104,47 +103,43 @@ def choose_device(config: Config, driver: Path = Path("/proc/driver/nvidia/versi
     """Where to train. Raises UserError where there is an NVIDIA `driver` that this torch cannot use."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    if config.device != "cpu" and config.preset != "cpu" and driver.exists() and not torch.cuda.is_available():
-        built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs alone"
-        raise UserError(
-            f"this machine has an NVIDIA driver ({driver.read_text().splitlines()[0].strip()}), but torch "
-            f"{torch.__version__}, built for {built}, sees no CUDA device: the driver is too old for it, or the device "
-            "hidden. Update the driver (CUDA 13 needs 580), install a torch built for the driver's CUDA, or use "
-            "--device cpu"
-        )
-    if config.device == "cuda" and not torch.cuda.is_available():
+    usable = torch.cuda.is_available()
+    if config.device == "cuda" and not usable:
         raise UserError(
             "device is cuda but torch sees no CUDA device; use --device cpu, or --preset cpu for the built-in model"
         )
-    return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+    if config.device != "cpu" and config.preset != "cpu" and driver.exists() and not usable:
+        raise UserError(
+            f"this machine has an NVIDIA driver ({driver.read_text().splitlines()[0].strip()}), but torch "
+            f"{torch.__version__} (CUDA {torch.version.cuda}) sees no CUDA device: the driver is too old for it, or "
+            "the device hidden. Update the driver (CUDA 13 needs 580), install a torch built for it, or use --device cpu"
+        )
+    return torch.device("cuda" if config.device != "cpu" and usable else "cpu")
 
 
+@one_line
 def main(argv: list[str]) -> int:
     try:
         with interruptible():
             preset, why = default_preset()
             command = parse_args(argv, preset)
-            config, resumed = settle(command, preset)
-            if command.preset is None and resumed is None:
+            config, folder = settle(command, preset)
+            if command.preset is None and folder is None:
                 print(f"no --preset given: {preset}, {why}")
             if command.check:
-                return check(config, choose_device(config), resumed)
-            if resumed and is_finished(resumed, config):
-                print(printable(f"{resumed} is finished: {config.steps} steps"))
-                plot_run(resumed)
-                print(printable(next_commands(resumed, config.steps)))
-                return 0
-            run = train(config, resumed)
-    except UserError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 2
+                return check(config, choose_device(config), folder)
+            if folder and is_finished(folder, config):
+                print(printable(f"{folder} is finished: {config.steps} steps"))
+            else:
+                folder = train(config, folder).folder
+            plot_run(folder)
     except TrainingStopped as error:
         print(f"stopped: {printable(str(error))}", file=sys.stderr)
         return 1
     except Interrupted as interruption:
         print(f"ended by {interruption}", file=sys.stderr)
         return interruption.code
-    print(printable(f"run folder {run.folder}\n{next_commands(run.folder, run.step)}"))
+    print(printable(f"run folder {folder}\n{next_commands(folder, config.steps)}"))
     return 0
 
 

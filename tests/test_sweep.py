@@ -45,7 +45,7 @@ def test_a_sweep_runs_each_cell_with_each_seed_once_and_goes_on_after_a_failure(
     table = capsys.readouterr().out
     assert "| works | 2 |" in table
     assert "| fails | 0 |" in table
-    assert "failed: fails, seed 1: error: " in table
+    assert f"failed: {out / 'fails-seed1'}: error: " in table
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     assert not (out / "fails-seed0").exists(), "a run that could not start leaves no folder"
     (out / "works-seed1" / "summary.json").unlink()  # as if it had been killed before its end
@@ -84,8 +84,9 @@ def test_a_wrong_sweep_is_one_line_before_anything_runs(tmp_path: Path, capsys, 
 
 def test_a_grid_is_every_combination_of_its_values(tmp_path: Path):
     found = sweep.read_sweep(written(tmp_path, grid={"learner.lr": [0.1, 0.2], "rollout.group": [4, 8, 16]}))
-    assert len(found.cells) == 2 * 3
-    assert found.cells[-1] == ("lr 0.2, group 16", {"learner.lr": 0.2, "rollout.group": 16})
+    assert len(found.runs()) == 2 * 3
+    settings = {"learner.lr": "0.2", "rollout.group": "16", "seed": "0"}
+    assert found.runs()[-1] == ("lr 0.2, group 16", Path("runs/lr-0.2-group-16-seed0"), settings)
 
 
 def test_a_file_that_is_not_there_is_one_line():
@@ -95,4 +96,4 @@ def test_a_file_that_is_not_there_is_one_line():
 
 @pytest.mark.parametrize("path", sorted((REPO / "configs" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_sweeps_that_are_shipped_can_start(path: Path):
-    assert sweep.read_sweep(path).cells
+    assert sweep.read_sweep(path).runs()

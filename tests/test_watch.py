@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from grpo.run.files import read_rows
 from grpo.watch import __main__ as watch
 
 
@@ -14,7 +15,7 @@ def write(folder: Path, steps: int) -> Path:
     folder.mkdir()
     (folder / "config.yaml").write_text("steps: 40\n")
     rows = [{"step": n, "time": 1000.0 + 30 * n, "time/step": 30.0, "reward/mean": n / 10} for n in range(steps + 1)]
-    rows[0]["eval/greedy_accuracy"] = 0.25
+    rows[10]["eval/greedy_accuracy"] = 0.5
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 11, "rew')
     return folder
 
@@ -24,21 +25,21 @@ def test_it_says_where_a_run_stands(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert watch.main([str(folder), "--every", "0"]) == 0
     out = capsys.readouterr().out
     assert "step 10 of 40, 30.0 s a step, 15.0 min to go" in out  # 30 steps of half a minute
-    assert "reward/mean              0 -> 0.6 0.7 0.8 0.9 1" in out
-    assert "eval/greedy_accuracy     0.25 -> 0.25" in out
+    assert "  step 9  reward 0.9\n  step 10  greedy 0.5  reward 1\n" in out
 
 
 def test_a_run_that_stopped_is_told_from_one_that_works(tmp_path: Path):
-    planned, rows = watch.read(write(tmp_path / "run", 10))
-    assert "it has stopped" not in watch.describe(planned, rows, now=1300.0 + 100)
-    assert "it has stopped" in watch.describe(planned, rows, now=1300.0 + 151)  # more than five steps ago
+    rows = read_rows(write(tmp_path / "run", 10) / "metrics.jsonl")
+    assert "it has stopped" not in watch.describe(40, rows, now=1300.0 + 100)
+    assert "it has stopped" in watch.describe(40, rows, now=1300.0 + 151)  # more than five steps ago
 
 
 def test_a_folder_of_something_else_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture):
     assert watch.main([str(tmp_path)]) == 2
-    assert "no config.yaml" in capsys.readouterr().err
+    assert "config.yaml: No such file" in capsys.readouterr().err
 
 
-def test_a_run_that_has_only_begun(tmp_path: Path):
+def test_a_run_that_has_only_begun(tmp_path: Path, capsys: pytest.CaptureFixture):
     (tmp_path / "config.yaml").write_text("steps: 3\n")
-    assert watch.describe(*watch.read(tmp_path), now=0) == "no step is finished yet"
+    assert watch.main([str(tmp_path), "--every", "0"]) == 0
+    assert "no step is finished yet" in capsys.readouterr().out

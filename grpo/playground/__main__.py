@@ -11,7 +11,8 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import groupby, islice, pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from grpo.settings import LearnerConfig
 HERE = Path(__file__).resolve().parent
 MAX_SIZE, MAX_GROUPS = 400_000, 4
 """Characters of data in the page, and groups of a step; the steps in between are left out where a run has more."""
+COPIED = ("signals", "reward", "advantage", "tokens")
 OWN_WEIGHTS = {"verify": "alpha", "format": "beta", "reflect": "gamma"}
 
 
@@ -35,23 +37,19 @@ def page_data(run: Run) -> dict[str, Any]:
     if not run.completions:
         raise UserError(f"{run.folder} has no completions yet; wait for its first step")
     cut = token_cutter(run.folder)
-    by_step: dict[int, dict[int, list[dict]]] = {}
-    for row in run.completions:
-        by_step.setdefault(row["step"], {}).setdefault(row["group"], []).append(row)
-    steps, size = sorted(by_step), 0
+    by_step = {step: list(rows) for step, rows in groupby(run.completions, itemgetter("step"))}
+    steps, size = list(by_step), 0
     kept: dict[int, list[dict]] = {}
     for index in newest_first_then_spread(len(steps)):
-        groups = list(by_step[steps[index]].items())[:MAX_GROUPS]
-        shown = [{"group": name, "prompt": run.prompts[rows[0]["prompt"]]} for name, rows in groups]
-        for group, (_, rows) in zip(shown, groups, strict=True):
-            group["completions"] = [
-                {key: row[key] for key in ("signals", "reward", "advantage", "tokens")} | {"pieces": cut(row["text"])}
-                for row in rows
-            ]
-        size += len(json.dumps(shown))
+        groups = []
+        for name, members in islice(groupby(by_step[steps[index]], itemgetter("group")), MAX_GROUPS):
+            rows = list(members)
+            completions = [{key: row[key] for key in COPIED} | {"pieces": cut(row["text"])} for row in rows]
+            groups.append({"group": name, "prompt": run.prompts[rows[0]["prompt"]], "completions": completions})
+        size += len(json.dumps(groups))
         if kept and size > MAX_SIZE:
             break
-        kept[steps[index]] = shown
+        kept[steps[index]] = groups
     learner = LearnerConfig().model_dump() | run.config.get("learner", {})
     return {
         "name": run.name,

@@ -53,9 +53,12 @@ T_95 = (math.nan, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 """Two-sided 95% quantiles of Student's t with 0, 1, 2, ... degrees of freedom; beyond, 1.96."""
 
 
-class Cell(NamedTuple):
-    label: str
-    settings: dict[str, Any]
+class Run(NamedTuple):
+    """One cell with one seed."""
+
+    cell: str
+    folder: Path
+    settings: dict[str, str]
 
 
 class Sweep(BaseModel):
@@ -65,18 +68,21 @@ class Sweep(BaseModel):
     preset: str = "cpu"
     out: Path = Path("runs")
     seeds: list[StrictInt] = Field([0], min_length=1)
-    named: dict[str, dict[str, Any]] = Field({}, alias="cells")
+    cells: dict[str, dict[str, Any]] = {}
     grid: dict[str, Annotated[list, Field(min_length=1)]] = {}
 
-    @property
-    def cells(self) -> list[Cell]:
-        """Those with a name, then every combination of the grid's values."""
-        cells = [Cell(label, settings) for label, settings in self.named.items()]
+    def runs(self) -> list[Run]:
+        """The cells that have a name, then every combination of the grid's values; each with every seed."""
+        cells = dict(self.cells)
         for values in itertools.product(*self.grid.values()) if self.grid else ():
             settings = dict(zip(self.grid, values, strict=True))
-            label = ", ".join(f"{name.rpartition('.')[2]} {typed(value)}" for name, value in settings.items())
-            cells.append(Cell(label, settings))
-        return cells
+            cells[", ".join(f"{name.rpartition('.')[2]} {typed(value)}" for name, value in settings.items())] = settings
+        found = []
+        for (cell, changes), seed in itertools.product(cells.items(), self.seeds):
+            name = re.sub(r"[^A-Za-z0-9.]+", "-", cell).strip("-.")
+            settings = {key: typed(value) for key, value in changes.items()} | {"seed": str(seed)}
+            found.append(Run(cell, self.out / f"{name}-seed{seed}", settings))
+        return found
 
 
 def read_sweep(path: str | Path) -> Sweep:
@@ -86,43 +92,32 @@ def read_sweep(path: str | Path) -> Sweep:
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; see {EXAMPLE}") from None
-    if not sweep.cells:
+    runs = sweep.runs()
+    if not runs:
         raise UserError(f"{path}: an empty grid; give cells, or grid with at least one setting and value")
-    for cell, seed in itertools.product(sweep.cells, sweep.seeds):
-        build(sweep.preset, _overrides(cell, seed))
-    if len({folder(sweep, cell, 0) for cell in sweep.cells}) < len(sweep.cells):
+    for run in runs:
+        build(sweep.preset, run.settings)
+    if len({run.folder for run in runs}) < len(runs):
         raise UserError(f"{path}: two cells would share a run folder; give them names that differ in letters or digits")
     return sweep
 
 
-def _overrides(cell: Cell, seed: int) -> dict[str, str]:
-    return {key: typed(value) for key, value in cell.settings.items()} | {"seed": str(seed)}
-
-
-def folder(sweep: Sweep, cell: Cell, seed: int) -> Path:
-    return sweep.out / f"{re.sub(r'[^A-Za-z0-9.]+', '-', cell.label).strip('-.')}-seed{seed}"
-
-
-def run(sweep: Sweep, cell: Cell, seed: int) -> str | None:
-    """Trains the run, or what is missing of it. The last line of its errors when it fails."""
-    where = folder(sweep, cell, seed)
-    if (where / "summary.json").is_file():
+def train(run: Run, preset: str) -> str | None:
+    """Trains what is missing of the run. The last line of its errors when it fails."""
+    if (run.folder / "summary.json").is_file():
         return None
-    command = [sys.executable, str(TRAIN), "--preset", sweep.preset, "--quiet"]
-    if (where / "config.yaml").is_file():
-        command += ["--resume", str(where)]
-    else:
-        command += ["--out", str(sweep.out), "--name", where.name]
-    for key, value in _overrides(cell, seed).items():
-        command += [f"--{key}", value]
+    settings = {"preset": preset, "resume": "auto", "out": run.folder.parent, "name": run.folder.name} | run.settings
+    command = [sys.executable, str(TRAIN), "--quiet"]
+    for name, value in settings.items():
+        command += [f"--{name}", str(value)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return None if done.returncode == 0 else (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
 
 
-def figures(where: Path) -> dict[str, float]:
+def figures(folder: Path) -> dict[str, float]:
     """Column -> figure of a finished run, shares in percent. What the run did not measure is left out."""
-    after = json.loads((where / "summary.json").read_text())["after"]
-    last = [row for row in read_rows(where / "metrics.jsonl") if row["step"] > 0][-LAST_STEPS:]
+    after = json.loads((folder / "summary.json").read_text())["after"]
+    last = [row for row in read_rows(folder / "metrics.jsonl") if row["step"] > 0][-LAST_STEPS:]
     found = {}
     for column, (name, factor) in COLUMNS.items():
         values = [after[name]] if name in after else [row[name] for row in last if row.get(name) is not None]
@@ -144,18 +139,18 @@ def interval(values: Sequence[float]) -> str:
     return f"{mean(values):.1f} ± {t * stdev(values) / math.sqrt(len(values)):.1f}"
 
 
-def table(sweep: Sweep, failed: dict[tuple[str, int], str]) -> str:
+def table(runs: Sequence[Run], failed: dict[Path, str]) -> str:
     """A row a cell; failures below it."""
-    results = {
-        cell.label: [figures(folder(sweep, cell, seed)) for seed in sweep.seeds if (cell.label, seed) not in failed]
-        for cell in sweep.cells
-    }
-    columns = list(dict.fromkeys(name for runs in results.values() for one in runs for name in one))
+    results: dict[str, list[dict[str, float]]] = {run.cell: [] for run in runs}
+    for run in runs:
+        if run.folder not in failed:
+            results[run.cell].append(figures(run.folder))
+    columns = list(dict.fromkeys(name for found in results.values() for one in found for name in one))
     lines = [f"| cell | runs | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
-    for label, runs in results.items():
-        cells = [interval([one[name] for one in runs if name in one]) for name in columns]
-        lines.append(f"| {label} | {len(runs)} | {' | '.join(cells)} |")
-    return "\n".join([*lines, *(f"failed: {label}, seed {seed}: {why}" for (label, seed), why in failed.items())])
+    for cell, found in results.items():
+        shown = [interval([one[name] for one in found if name in one]) for name in columns]
+        lines.append(f"| {cell} | {len(found)} | {' | '.join(shown)} |")
+    return "\n".join([*lines, *(f"failed: {folder}: {why}" for folder, why in failed.items())])
 
 
 @one_line
@@ -165,11 +160,11 @@ def main(argv: Sequence[str]) -> int:
     )
     cli.add_argument("file", metavar="FILE.yaml")
     sweep, failed = read_sweep(cli.parse_args(argv).file), {}
-    for cell, seed in itertools.product(sweep.cells, sweep.seeds):
-        print(f"{cell.label}, seed {seed}: {folder(sweep, cell, seed)}", file=sys.stderr, flush=True)
-        if why := run(sweep, cell, seed):
-            failed[cell.label, seed] = why
-    print(table(sweep, failed))
+    for run in sweep.runs():
+        print(run.folder, file=sys.stderr, flush=True)
+        if why := train(run, sweep.preset):
+            failed[run.folder] = why
+    print(table(sweep.runs(), failed))
     print(f"the curves: python -m grpo.report {sweep.out}/*", file=sys.stderr)
     return 1 if failed else 0
 

@@ -17,19 +17,13 @@ from pathlib import Path
 from statistics import median
 
 from grpo.config import read_yaml
-from grpo.errors import UserError, one_line
+from grpo.errors import one_line
 from grpo.run.files import read_rows
+from grpo.run.terminal import figures
 
-RECENT = 10
-SHOWN = ("reward/mean", "signal/verify", "completion/tokens_mean", "groups/zero_variance", "mismatch/mean")
+RECENT, SHOWN = 10, 5
+"""Steps whose time counts, and steps that are shown."""
 GPU = "utilization.gpu,memory.used,memory.total,temperature.gpu"
-
-
-def read(folder: Path) -> tuple[int, list[dict]]:
-    """Steps planned, and the rows of metrics.jsonl that are whole. UserError where it is no run's folder."""
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"{folder} is no run folder: it has no config.yaml; a run writes runs/NAME")
-    return int(read_yaml(folder / "config.yaml").get("steps", 0)), read_rows(folder / "metrics.jsonl")
 
 
 def describe(planned: int, rows: list[dict], now: float) -> str:
@@ -39,16 +33,10 @@ def describe(planned: int, rows: list[dict], now: float) -> str:
     done, age = rows[-1]["step"], now - rows[-1]["time"]
     seconds = [row["time/step"] for row in rows if row["step"]][-RECENT:] or [rows[-1]["time/step"]]
     left = (planned - done) * median(seconds) / 60
-    head = (
-        f"step {done} of {planned}, {median(seconds):.1f} s a step, {left:.1f} min to go; last written {age:.0f} s ago"
-    )
     slow = ": it has stopped, or this step is very slow" if left and age > 5 * max(seconds) else ""
-    lines = [head + slow]
-    held_out = sorted({name for row in rows for name in row if name.startswith("eval/") and name.endswith("accuracy")})
-    for name in (*SHOWN, *held_out):
-        if values := [f"{row[name]:.4g}" for row in rows if row.get(name) is not None]:
-            lines.append(f"  {name:<24} {values[0]} -> {' '.join(values[-5:])}")  # to see which way it goes
-    return "\n".join(lines)
+    head = f"step {done} of {planned}, {median(seconds):.1f} s a step, {left:.1f} min to go"
+    steps = [f"  step {row['step']}  {'  '.join(figures(row))}" for row in rows[-SHOWN:]]
+    return "\n".join([f"{head}; last written {age:.0f} s ago{slow}", *steps])
 
 
 def gpu() -> str:
@@ -67,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     args = cli.parse_args(argv)
     with suppress(KeyboardInterrupt):
         while True:
-            planned, rows = read(args.run)
+            planned, rows = read_yaml(args.run / "config.yaml").get("steps", 0), read_rows(args.run / "metrics.jsonl")
             print(time.strftime("%H:%M:%S ") + describe(planned, rows, time.time()) + gpu(), flush=True)
             if not args.every or (rows and rows[-1]["step"] >= planned):
                 break
