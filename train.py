@@ -112,7 +112,7 @@ def choose_device(config: Config, driver: Path = Path("/proc/driver/nvidia/versi
         raise UserError(
             f"this machine has an NVIDIA driver ({driver.read_text().splitlines()[0].strip()}), but torch "
             f"{torch.__version__} (CUDA {torch.version.cuda}) sees no CUDA device: the driver is too old for it, or "
-            "the device hidden. Update the driver (CUDA 13 needs 580), install a torch built for it, or use --device cpu"
+            "the device hidden. Update the driver (CUDA 13 needs 580), install a torch built for it, or --device cpu"
         )
     return torch.device("cuda" if config.device != "cpu" and usable else "cpu")
 

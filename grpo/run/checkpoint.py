@@ -48,14 +48,10 @@ class TrainingState:
     def __init__(self, policy: Policy, learner: Learner, reward: Reward, problems: Sequence[Problem]):
         self.policy, self.learner, self.reward = policy, learner, reward
         self.identity = {"base": digest_weights(policy), "data": digest_problems(problems), "run": "", "settings": {}}
-        """What a checkpoint must have been written with to be read."""
+        """What a checkpoint must have been written with to be read; the run adds its own name and settings."""
         self.notes: dict = {}
         """What the run itself remembers, such as the test figures before training."""
         self.complete(0, {"step": 0})
-
-    def bind(self, run: str, settings: dict[str, str]) -> None:
-        """Of which run the checkpoints are, and with which settings."""
-        self.identity |= {"run": run, "settings": settings}
 
     def complete(self, step: int, row: dict[str, float]) -> None:
         self.step, self.row = step, row
@@ -85,12 +81,11 @@ class TrainingState:
             step, row, notes, (bad_steps, token_budget), reward = (
                 saved[name] for name in ("step", "row", "notes", "learner", "reward")
             )
-            identity = {name: saved[name] for name in self.identity}
+            if shapes != [master.shape for master in self.learner.optimizer.masters]:
+                raise ValueError("it has other trained weights than this run")
+            check_identity(folder, saved, self.identity)
         except (torch.serialization.pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
             raise ValueError(f"{TRAINER} is none: {str(error).splitlines()[0]}") from error
-        if shapes != [master.shape for master in self.learner.optimizer.masters]:
-            raise ValueError("it has other trained weights than this run")
-        check_identity(folder, identity, self.identity)
         self.learner.optimizer.load_state_dict(saved["optimizer"])
         self.learner.bad_steps, self.learner.token_budget = bad_steps, token_budget
         self.reward.load_state_dict(reward)

@@ -44,37 +44,36 @@ def settle(command: Command, default_preset: str) -> tuple[Config, Path | None]:
     """
     if command.resume is None:
         return command.config, None
-    fresh = build(command.preset or default_preset, command.overrides) if command.resume == "auto" else None
-    folder = find_run(command.resume, fresh)
-    if folder is None:
-        say(f"--resume auto: no run in {fresh.out} yet; starting one")
-        return fresh, None
+    folder: Path | None = Path(command.resume)
+    if command.resume == "auto":
+        fresh = build(command.preset or default_preset, command.overrides)
+        folder = newest_run(fresh)
+        if folder is None:
+            say(f"--resume auto: no run in {fresh.out} yet; starting one")
+            return fresh, None
     saved = read_config(folder)
     wanted = overridden(saved, command.overrides)
     if command.preset:  # its settings must be the run's; how long the run goes on is the run's own, unless asked for
         wanted = build(command.preset, {"steps": str(saved.steps)} | command.overrides)
     trusted = command.overrides.get("policy.trust_remote_code", "false")  # never because a folder says so
-    if saved.policy.trust_remote_code and trusted == "false":
-        say("the run was started with --policy.trust_remote_code true, which has to be given again")
     kept = {"name": saved.name, "out": str(folder.parent), "preset": saved.preset, "policy.trust_remote_code": trusted}
-    wanted = changed(wanted, kept)
     for name in ("policy.quant", "policy.gradient_checkpointing"):
         if flat(wanted)[name] == "auto":  # decided at the start of the run
-            wanted = changed(wanted, {name: flat(saved)[name]})
+            kept[name] = flat(saved)[name]
+    wanted = changed(wanted, kept)
     check_same(saved, wanted, folder)
     return relocated(wanted, folder), folder
 
 
-def find_run(resume: str, fresh: Config | None) -> Path | None:
-    """The folder that `--resume` means. auto: the named run, else the one written to last; None where there is none."""
-    if resume != "auto":
-        if not (Path(resume) / "config.yaml").is_file():
-            raise UserError(
-                f"{resume} is no run folder: it has no config.yaml; a run is resumed with --resume runs/NAME"
-            )
-        return Path(resume)
-    runs = [path.parent for path in Path(fresh.out).glob(f"{fresh.name or '[!.]*'}/config.yaml")]
-    return max(runs, key=_last_written, default=None)
+def newest_run(config: Config) -> Path | None:
+    """The named run, else the one written to last; None where there is none."""
+    runs = [path.parent for path in Path(config.out).glob(f"{config.name or '[!.]*'}/config.yaml")]
+
+    def last_written(folder: Path) -> float:  # by the run itself: a report or a note in its folder does not count
+        own = [folder / "config.yaml", folder / "metrics.jsonl", *numbered(folder / "checkpoints").values()]
+        return max(path.stat().st_mtime for path in own if path.exists())
+
+    return max(runs, key=last_written, default=None)
 
 
 def read_config(folder: Path) -> Config:
@@ -126,12 +125,6 @@ def check_same(saved: Config, wanted: Config, folder: Path) -> None:
     before, after = flat(saved), flat(wanted)
     if inexact := sorted(name for name in ROUNDING if before[name] != after[name]):
         say(f"{', '.join(inexact)} differs from the start of the run: it goes on, but not bit for bit the same")
-
-
-def _last_written(folder: Path) -> float:
-    """When the run itself last wrote: a report or a note in its folder does not make it the newest."""
-    own = [folder / "config.yaml", folder / "metrics.jsonl", *numbered(folder / "checkpoints").values()]
-    return max(path.stat().st_mtime for path in own if path.exists())
 
 
 # ---- back to the last whole step

@@ -70,7 +70,7 @@ class Run:
         with files.writing(self.folder):
             if not self.resumed:
                 self._lock = files.create(self.folder, self.config)
-            state.bind(files.run_id(self.folder), decisive(self.config))
+            state.identity |= {"run": files.run_id(self.folder), "settings": decisive(self.config)}
             if self.resumed:
                 self._restore()
             if self.bad_rows:

@@ -27,27 +27,13 @@ LONGEST = 1200
 
 
 def say(message: str) -> None:
-    """One line on stderr, above the progress where there is one; on a terminal broken between words."""
-    text = printable(message)
-    tqdm.write(wrapped(text) if sys.stderr.isatty() else text, file=sys.stderr)
-
-
-def columns() -> int:
-    """Of the terminal behind stderr, where all but the results goes; 80 where it tells no width."""
-    try:
-        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
-    except OSError:
-        return 80
-
-
-def wrapped(text: str) -> str:
-    width = columns()
-    return "\n".join(textwrap.fill(line, width) if len(line) > width else line for line in text.split("\n"))
+    """One line on stderr, above the progress where there is one."""
+    tqdm.write(printable(message), file=sys.stderr)
 
 
 def fitted(parts: Sequence[str]) -> str:
-    """As many of them, from the first on, as fit on the terminal's line behind the step and the times."""
-    room = columns() - BEFORE_FIGURES
+    """As many of them, from the first on, as fit behind the step and the times on a line of stderr's terminal."""
+    room = (os.get_terminal_size(sys.stderr.fileno()).columns or 80) - BEFORE_FIGURES
     while len("  ".join(parts)) > room and parts:
         parts = parts[:-1]
     return "  ".join(parts)
@@ -100,7 +86,7 @@ def good_and_bad(rows: Sequence[dict], truths: Sequence[str]) -> str:
             half = LONGEST // 2
             text = f"{text[:half]} ... [{len(text) - 2 * half} characters] ... {text[-half:]}"
         blocks += [textwrap.shorten(head, 300), text]
-    return wrapped(printable("\n".join(blocks)))
+    return printable("\n".join(blocks))
 
 
 PHASES = ("rollout", "reward", "learn", "sync", "eval")
@@ -176,31 +162,21 @@ def diseases(first: dict[str, float], now: dict[str, float], best: float) -> Ite
     """Name, and what to say. `best` is the highest mean reward of any window before."""
     right, reward = now["outcome/correct"], now["reward/mean"]
     if now["groups/zero_variance"] == 1 and right <= 0.95:
-        yield (
-            "flat",
-            f"for {WINDOW} steps no group had completions with different rewards: every advantage was 0, nothing "
-            "was learned. See outcome/* for what the completions have in common",
-        )
+        yield "flat", f"for {WINDOW} steps all rewards of each group were equal: nothing was learned; see outcome/*"
     if best >= 0.05 and abs(reward) <= 0.01 * best:
-        lower = "lower learner.lr, or go back to a checkpoint"
-        yield "fallen", f"the reward fell to 0 after a mean of {best:.2g}: {lower}"
-    tokens, tokens_before = now["completion/tokens_mean"], first["completion/tokens_mean"]
-    if tokens <= tokens_before / 4 and right <= first["outcome/correct"] + 0.05:
-        shrank = f"completions shrank from {tokens_before:.0f} to {tokens:.0f} tokens"
+        yield "fallen", f"the reward fell to 0 after a mean of {best:.2g}: lower learner.lr, or go back to a checkpoint"
+    tokens, before = now["completion/tokens_mean"], first["completion/tokens_mean"]
+    if tokens <= before / 4 and right <= first["outcome/correct"] + 0.05:
+        shrank = f"completions shrank from {before:.0f} to {tokens:.0f} tokens"
         yield "shrunk", f"{shrank} and are right no more often: read a few"
     # The reflection signal: shares of the completions, by what is true and what the reflection says.
     right_correct, right_wrong, wrong_correct, wrong_wrong = (now[name] for name in VERDICTS)
     of_right, of_wrong = right_correct + right_wrong, wrong_correct + wrong_wrong
-    completions = WINDOW * now["completion/tokens"] / tokens
-    if completions * min(of_right, of_wrong) >= ENOUGH:
-        says_correct = (right_correct + wrong_correct) / (of_right + of_wrong)
-        after_right, after_wrong = right_correct / of_right, wrong_correct / of_wrong
-        if not 0.05 < says_correct < 0.95 and abs(after_right - after_wrong) <= 0.05:
-            yield (
-                "same verdict",
-                f"the reflection says 'correct' of {after_right:.0%} of the right and of {after_wrong:.0%} of the "
-                "wrong answers: the reflection signal is dead",
-            )
+    if WINDOW * now["completion/tokens"] / tokens * min(of_right, of_wrong) >= ENOUGH:
+        all_correct, rates = right_correct + wrong_correct, (right_correct / of_right, wrong_correct / of_wrong)
+        if not 0.05 < all_correct / (of_right + of_wrong) < 0.95 and abs(rates[0] - rates[1]) <= 0.05:
+            said = f"'correct' of {rates[0]:.0%} of the right and of {rates[1]:.0%} of the wrong answers"
+            yield "same verdict", f"the reflection says {said}: the reflection signal is dead"
 
 
 # ---- stopping

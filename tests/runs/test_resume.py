@@ -209,7 +209,7 @@ def test_an_old_name_in_a_run_folder_is_named(copied, capsys):
 
 def test_no_run_folder(tmp_path, capsys):
     assert train.main(["--resume", str(tmp_path / "nothing")]) == 2
-    assert "has no config.yaml" in capsys.readouterr().err
+    assert "config.yaml: No such file" in capsys.readouterr().err
     (tmp_path / "config.yaml").write_text("- a list")
     assert train.main(["--resume", str(tmp_path)]) == 2
     assert "holds no settings" in capsys.readouterr().err
@@ -334,12 +334,11 @@ def test_what_a_damaged_versions_file_says_is_needed_by_nobody(copied, capsys):
     assert f"torch None -> {torch.__version__}" in capsys.readouterr().err
 
 
-def test_code_of_a_model_is_trusted_on_the_command_line_only(copied, capsys):
+def test_code_of_a_model_is_trusted_on_the_command_line_only(copied):
     edit(copied, **{"policy.trust_remote_code": True})
     asked = settle(Command(Config(), str(copied), False, {"policy.trust_remote_code": "true"}), "cpu")[0]
     not_asked = settle(Command(Config(), str(copied), False, {}), "cpu")[0]
     assert (asked.policy.trust_remote_code, not_asked.policy.trust_remote_code) == (True, False)
-    assert "has to be given again" in capsys.readouterr().err
 
 
 def test_files_named_from_the_folder_of_the_start_are_found_from_another(tmp_path, monkeypatch):

@@ -182,7 +182,7 @@ def alarms(*steps: dict) -> list[str]:
 @pytest.mark.parametrize(
     ("disease", "said"),
     [
-        ({"groups/zero_variance": 1.0}, "no group had completions with different rewards"),
+        ({"groups/zero_variance": 1.0}, "all rewards of each group were equal"),
         ({"reward/mean": 0.0}, "fell to 0 after a mean of 1"),
         ({"completion/tokens_mean": 7.0, "completion/tokens": 700.0}, "shrank from 30 to 7 tokens"),
         (
