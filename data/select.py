@@ -44,36 +44,35 @@ def main(argv: list[str] | None = None) -> None:
     add("--where", help="keep rows for which this holds, such as: level <= 3 and subject == Algebra")
     add("--out", type=Path, required=True, help="the .parquet or .jsonl file to write")
     args = parser.parse_args(argv)
-    chosen = select(args.accuracies, args.data, args.data_dir, args.rank, args.where)
+    chosen = select(args)
     write(chosen, args.out)
     print(f"{args.out}: {len(chosen)} rows")
 
 
-def select(
-    accuracies: Path | None, data: str | None, data_dir: str | None, rank: str | None, where: str | None
-) -> list[Row]:
+def select(args: argparse.Namespace) -> list[Row]:
     """The rows of those ranks, best first, for which the condition holds. ValueError with one line."""
-    if (rank is None) != (accuracies is None):
+    run, data = args.accuracies, args.data
+    if (args.rank is None) != (run is None):
         raise ValueError("--rank goes with accuracies: python -m data.select RUN_OR_JSON --rank 1 --out FILE")
-    if data is None and accuracies is not None and accuracies.is_dir():
-        data = yaml.safe_load((accuracies / "config.yaml").read_text(encoding="utf-8"))["data"]
+    if data is None and run is not None and run.is_dir():
+        data = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["data"]
     if data is None:
         raise ValueError("no data is named; add --data FILE")
     rows = []
-    for place, row in read(data, data_dir):
+    for place, row in read(data, args.data_dir):
         if isinstance(row, str):
             raise ValueError(f"{data}, {place}: {row}")
         rows.append(row)
-    if rank is not None:
-        history = read_history(accuracies)
+    if run is not None:
+        history = read_history(run)
         if not history.keys() <= set(range(len(rows))):
-            raise ValueError(f"{accuracies} is about other data: it has row {max(history)}, {data} {len(rows)} rows")
+            raise ValueError(f"{run} is about other data: it has row {max(history)}, {data} only {len(rows)} rows")
         order = ranking(history)
-        rows = [rows[order[place - 1]] for place in places(rank, len(order))]
-    if where is not None:
-        rows = [row for row in rows if holds(row, where)]
-    if not rows:
-        raise ValueError(f"no row of {data} has {where}")
+        rows = [rows[order[place - 1]] for place in places(args.rank, len(order))]
+    if args.where is not None:
+        rows = [row for row in rows if holds(row, args.where)]
+        if not rows:
+            raise ValueError(f"no row of {data} has {args.where}")
     return rows
 
 
