@@ -9,14 +9,20 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils.logging import disable_progress_bar
 
 from grpo import attention, hub, lora
 from grpo.config import Config
 from grpo.errors import UserError
 from grpo.logprob import token_logprobs
-from grpo.packages import installed
 from grpo.packing import Batch
 from grpo.settings import PolicyConfig
 
@@ -72,24 +78,23 @@ class Policy:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def logprobs(
-        self, batch: Batch, temperature: float, with_entropy: bool = True
+        self, batch: Batch, temperature: float, with_entropy: bool = True, network: PreTrainedModel | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """[N] log-probability of each completion token at `temperature`, [N] entropy in nats (else None)."""
-        return self._logprobs(self.network, batch, temperature, with_entropy)
+        network = network or self.network
+        hidden, head = self.hidden(network, batch), network.get_output_embeddings().weight
+        return token_logprobs(hidden, head, batch.targets, temperature, self.logit_chunk, with_entropy)
 
     @torch.no_grad()
     def ref_logprobs(self, batch: Batch, temperature: float) -> torch.Tensor:
-        """[N] the same under the reference: the weights that training started from."""
+        """[N] the same under the reference, the weights that training started from: LoRA's base, or the copy of all
+        weights that `keep_reference` asks for."""
         if self.lora:
             with self.model.disable_adapter():
-                return self._logprobs(self.network, batch, temperature, False)[0]
+                return self.logprobs(batch, temperature, False)[0]
         if self._reference is None:
             raise RuntimeError("no reference was kept; build the policy with keep_reference=True")
-        return self._logprobs(self._reference, batch, temperature, False)[0]
-
-    def _logprobs(self, network, batch: Batch, temperature: float, with_entropy: bool):
-        hidden, head = self.hidden(network, batch), network.get_output_embeddings().weight
-        return token_logprobs(hidden, head, batch.targets, temperature, self.logit_chunk, with_entropy)
+        return self.logprobs(batch, temperature, False, self._reference)[0]
 
     def hidden(self, network: PreTrainedModel, batch: Batch) -> torch.Tensor:
         """[N, H] what the head reads: the last hidden state where each completion token is predicted."""
@@ -163,33 +168,16 @@ def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
 def load_model(
     name: str, dtype: torch.dtype, device: torch.device, config: PolicyConfig
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    remote = config.trust_remote_code
-    tokenizer = load_tokenizer(name, remote)
-    quantization = _nf4(dtype) if config.quant == "nf4" else None
+    tokenizer = load_tokenizer(name, config.trust_remote_code)
+    options = {"dtype": dtype, "trust_remote_code": config.trust_remote_code}
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            name,
-            dtype=dtype,
-            device_map={"": device} if quantization else None,
-            quantization_config=quantization,
-            trust_remote_code=remote,
-        )
-    except (OSError, ValueError) as error:
+        if config.quant == "nf4":
+            nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype, "bnb_4bit_use_double_quant": True}
+            options |= {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, **nf4), "device_map": {"": device}}
+        model = AutoModelForCausalLM.from_pretrained(name, **options)
+    except (OSError, ValueError, ImportError) as error:  # ImportError: bitsandbytes is missing
         raise UserError(f"cannot load the model {name}: {_first_line(error)}") from error
-    return (model if quantization else model.to(device)), tokenizer
-
-
-def _nf4(dtype: torch.dtype):
-    if not installed("bitsandbytes"):
-        raise UserError(
-            "policy.quant nf4 needs bitsandbytes, which is not installed: pip install 'bitsandbytes>=0.50', or "
-            "--quant none (the base in bfloat16)"
-        )
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype, bnb_4bit_use_double_quant=True
-    )
+    return (model if config.quant == "nf4" else model.to(device)), tokenizer
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

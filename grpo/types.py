@@ -28,11 +28,6 @@ class Problem:
     chat: list[dict[str, str]] = field(default_factory=list, compare=False)
     """The messages that `prompt` was rendered from, the system message included"""
 
-    @property
-    def question(self) -> str:
-        """The last message as it stands in the data set: what a reward model reads."""
-        return self.chat[-1]["content"] if self.chat else self.prompt
-
 
 @dataclass(frozen=True, slots=True)
 class Request:

@@ -14,7 +14,7 @@ from data import rows, sources
 from grpo.config import Config, nearest
 from grpo.errors import UserError
 from grpo.problems import check_share, make_problems, read_data
-from grpo.rollout import Engine, Sampling, request_seed
+from grpo.rollout import Engine, Sampling, question, request_seed
 from grpo.run.terminal import Clock
 from grpo.types import Completion, Problem, Request
 from rewards import Score, make_reward
@@ -140,7 +140,7 @@ def beginnings(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, 
     """Each question's first `share` of tokens as a prompt of plain text; what was cut off is its extra "rest"."""
     cut = []
     for problem in problems:
-        ids = tokenizer(problem.question)["input_ids"]
+        ids = tokenizer(question(problem))["input_ids"]
         first, rest = ids[: int(share * len(ids))], ids[int(share * len(ids)) :]
         extra = {"rest": tokenizer.decode(rest, skip_special_tokens=True)}
         cut.append(replace(problem, prompt=tokenizer.decode(first), prompt_ids=tuple(first), extra=extra))

@@ -112,12 +112,17 @@ def score(reward: Reward, groups: Sequence[Group], texts: Sequence[Sequence[str]
         flat = reward.score_batch(
             [text for group in texts for text in group],
             [group.problem.ground_truth for group in groups for _ in group.completions],
-            [group.problem.question for group in groups for _ in group.completions],  # read by a reward model alone
+            [question(group.problem) for group in groups for _ in group.completions],  # read by a reward model alone
         )
     except ValueError as error:  # a user's own reward that returned something else than it did when it was checked
         raise UserError(str(error)) from error
     scores = iter(flat)
     return [[next(scores) for _ in group.completions] for group in groups]
+
+
+def question(problem: Problem) -> str:
+    """The last message as it stands in the data set."""
+    return problem.chat[-1]["content"] if problem.chat else problem.prompt
 
 
 def load_reward(config: Config) -> Reward:
@@ -145,8 +150,9 @@ def warm_up(
     first = problems[: math.ceil(wanted / config.rollout.group)]
     sampling = Sampling(config.rollout.max_new_tokens, config.rollout.temperature)
     groups = rollout(engine, first, math.ceil(wanted / len(first)), sampling, config.seed, step=0)
-    pairs = [(g.problem, text) for g, texts in zip(groups, decode(tokenizer, groups), strict=True) for text in texts]
-    reward.warm_up([problem.question for problem, _ in pairs], [text for _, text in pairs])
+    texts = decode(tokenizer, groups)
+    questions = [question(group.problem) for group in groups for _ in group.completions]
+    reward.warm_up(questions, [text for group in texts for text in group])
 
 
 def request_seed(*key: int) -> int:

@@ -14,11 +14,12 @@ from data import tiny_base
 from grpo.errors import UserError
 from grpo.evaluation import benchmarks
 from grpo.evaluation.scores import grade, new_verifier
+from grpo.rollout import question
 from grpo.types import Problem
 
 
 def pairs(name: str, data_dir) -> list[tuple[str, str]]:
-    return [(p.question, p.ground_truth) for p in benchmarks.load(name, None, "plain", str(data_dir))]
+    return [(question(p), p.ground_truth) for p in benchmarks.load(name, None, "plain", str(data_dir))]
 
 
 @pytest.mark.parametrize(
