@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import roofline
 import torch
 from tiny_model import since_torch_2_13
 from torch.utils.flop_counter import FlopCounterMode
@@ -16,7 +17,7 @@ from transformers import Qwen2ForCausalLM
 REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO))
 
-from benchmarks import common, exact, gpu, roofline, versus_trl  # noqa: E402
+from benchmarks import common, exact, gpu, versus_trl  # noqa: E402
 from grpo.packages import installed  # noqa: E402
 from grpo.plan import make_plan  # noqa: E402
 from grpo.plan import memory as flops  # noqa: E402

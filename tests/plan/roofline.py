@@ -1,11 +1,12 @@
 """What the learner asks of a card, counted without one: bytes, operations and the time they take at the least.
 
-    python benchmarks/roofline.py [--preset l4 h100] [--top 12]
+    python tests/plan/roofline.py [--preset l4 h100] [--top 12]
 
 The preset's real policy and learner run on torch's meta device, where a tensor has a shape and no content, and every
 operator is counted: the bytes of what it reads and writes, and the operations of matrix products. An operator takes
 the longer of operations / rate and bytes / (85% of the bandwidth); the sum over operators is the roofline. One full
-micro-batch for each optimiser step. The optimiser is left out: its share depends on how many tokens a step has.
+micro-batch for each optimiser step. The optimiser's own work is left out: its share depends on how many tokens a step
+has. tests/plan/test_speed.py holds the figures.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -109,6 +110,18 @@ class FusedNorm(torch.autograd.Function):
         return torch.empty_like(x), torch.empty_like(weight), None
 
 
+class FusedAdamW(torch.optim.Optimizer):
+    """Has the moments that fused AdamW has, and does nothing: meta tensors have no fused kernels."""
+
+    def __init__(self, masters: list[torch.nn.Parameter]):
+        super().__init__(masters, {})
+        for master in masters:
+            self.state[master] = {name: torch.zeros_like(master) for name in ("exp_avg", "exp_avg_sq")}
+
+    def step(self):
+        pass
+
+
 @contextmanager
 def meta_kernels(counter: Count) -> Iterator[None]:
     """What the meta device has not: attention and norms in one kernel each, fused AdamW, and numbers to read."""
@@ -122,7 +135,7 @@ def meta_kernels(counter: Count) -> Iterator[None]:
     with (
         patch.object(attention, "_run_by_run", attend),
         patch.object(policy, "_rms_norm", lambda norm, x: FusedNorm.apply(x, norm.weight, counter)),
-        patch.object(optim, "_adamw", lambda masters, *_, **__: torch.optim.SGD(masters)),
+        patch.object(optim, "_adamw", lambda masters, *_, **__: FusedAdamW(masters)),
         patch.object(torch.Tensor, "tolist", lambda tensor: [0.0] * tensor.numel()),
         torch.device("meta"),
     ):
@@ -143,7 +156,6 @@ def count(config: Config, layers: int | None = None) -> tuple[Count, int]:
             policy.fuse_norms(network)  # as the policy does on a GPU
         whole.arrived = lambda: 1.0  # a value, which meta tensors have not
         learner = common.make_learner(whole, config)
-        learner.optimizer.step = lambda: None
         groups = full_batches(config.learner.minibatches_per_rollout, config.learner.token_budget)
         with counter:
             learner.update(groups)
