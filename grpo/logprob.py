@@ -56,7 +56,7 @@ class _TokenLogprobs(torch.autograd.Function):
     def backward(ctx, grad_logprobs, grad_entropy):
         hidden, head, targets, entropy = ctx.saved_tensors
         buffers = _buffers(hidden, head, ctx.chunk)
-        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        grad_hidden = torch.empty_like(hidden)
         grad_head = torch.zeros_like(head, dtype=buffers[0].dtype) if ctx.needs_input_grad[1] else None
         if grad_logprobs is None:
             grad_logprobs = torch.zeros_like(grad_entropy)
@@ -70,8 +70,7 @@ class _TokenLogprobs(torch.autograd.Function):
                 dh = grad_entropy[part, None] / ctx.temperature
                 factor = torch.addcmul(-(g + dh * entropy[part, None]), logp, -dh, out=logp)
             grad = _logit_gradient(p, factor, g, targets[part, None], hidden.dtype)
-            if grad_hidden is not None:
-                torch.mm(grad, head, out=grad_hidden[part])
+            torch.mm(grad, head, out=grad_hidden[part])
             if grad_head is not None:
                 addmm(grad_head, grad.T, hidden[part])
         return grad_hidden, None if grad_head is None else grad_head.to(head.dtype), None, None, None, None

@@ -14,18 +14,8 @@ from pathlib import Path
 
 import psutil
 
-PACKAGES = (
-    "torch",
-    "transformers",
-    "peft",
-    "math-verify",
-    "latex2sympy2_extended",
-    "sympy",
-    "numpy",
-    "vllm",
-    "flash-attn",
-    "bitsandbytes",
-)
+PACKAGES = ("torch", "transformers", "peft", "math-verify", "latex2sympy2_extended", "sympy", "numpy")
+PACKAGES += ("vllm", "flash-attn", "bitsandbytes")
 
 
 def versions() -> dict[str, str | int | float]:

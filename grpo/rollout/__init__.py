@@ -37,13 +37,11 @@ VLLM_MISSING = (
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are drawn. The defaults are the model's own distribution: what training assumes."""
+    """How tokens are drawn: from the model's whole distribution, because that is what the loss differentiates."""
 
     max_new_tokens: int
     temperature: float = 1.0
     """0 means greedy: the likeliest token, the lowest id on a tie"""
-    top_p: float = 1.0
-    """Below 1 only for evaluation: a truncated distribution is not the one the loss differentiates"""
     ignore_eos: bool = False
     """Run every completion to `max_new_tokens`; for benchmarks"""
 

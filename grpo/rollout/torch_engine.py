@@ -134,13 +134,9 @@ def _pick(policy: Policy, hidden: torch.Tensor, u: np.ndarray, sampling: Samplin
     head = policy.network.get_output_embeddings().weight
     logits = hidden.new_empty(len(hidden), len(head), dtype=torch.promote_types(hidden.dtype, torch.float32))
     addmm(logits, hidden, head.T, beta=0)  # in float32, as the trainer's
-    logp = torch.log_softmax(logits.div_(sampling.temperature or 1.0), -1)
-    if sampling.temperature == 0:
-        tokens = logits.argmax(-1)
-    else:
-        if sampling.top_p < 1:
-            logp = _nucleus(logp, sampling.top_p)
-        tokens = draw(logp, torch.from_numpy(u).to(logp.device))
+    greedy = sampling.temperature == 0
+    logp = torch.log_softmax(logits if greedy else logits.div_(sampling.temperature), -1)
+    tokens = logits.argmax(-1) if greedy else draw(logp, torch.from_numpy(u).to(logp.device))
     return tokens, logp.gather(-1, tokens[:, None])[:, 0]
 
 
@@ -155,14 +151,6 @@ def draw(logp: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     # Rounding may take u * total up to the total, which no token exceeds: then the last possible token is drawn.
     target = torch.minimum(u[:, None] * total, total.nextafter(torch.zeros_like(total)))
     return torch.searchsorted(cumulative, target, right=True)[:, 0]
-
-
-def _nucleus(logp: torch.Tensor, top_p: float) -> torch.Tensor:
-    """The smallest set of likeliest tokens that holds `top_p` of the probability, renormalised."""
-    ordered, order = logp.sort(-1, descending=True)
-    before = ordered.exp().cumsum(-1) - ordered.exp()
-    dropped = torch.zeros_like(logp, dtype=torch.bool).scatter(-1, order, before >= top_p)
-    return torch.log_softmax(logp.masked_fill(dropped, -torch.inf), -1)
 
 
 def uniforms(seeds: np.ndarray, position: int) -> np.ndarray:

@@ -67,7 +67,7 @@ class VLLMEngine:
         with _trainer_undisturbed(self.device):
             outputs = self._llm.generate(prompts, params, use_tqdm=False)
         groups = [[_completion(one) for one in output.outputs] for output in outputs]
-        if sampling.temperature == 0:  # one was drawn: every greedy completion of a prompt is the same
+        if sampling.temperature == 0:
             return [group * request.n for group, request in zip(groups, requests, strict=True)]
         return groups
 
@@ -121,11 +121,9 @@ def checkpoint_names(model: torch.nn.Module) -> frozenset[str]:
 def _sampling_params(request: Request, sampling: Sampling, stop_ids: list[int]) -> Any:
     from vllm import SamplingParams
 
-    greedy = sampling.temperature == 0
     return SamplingParams(
-        n=1 if greedy else request.n,
+        n=request.n if sampling.temperature > 0 else 1,  # every greedy completion of a prompt is the same
         temperature=sampling.temperature,
-        top_p=1.0 if greedy else sampling.top_p,
         max_tokens=sampling.max_new_tokens,
         seed=request.seed,  # completion i is drawn with seed + i
         stop_token_ids=[] if sampling.ignore_eos else stop_ids,
