@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
@@ -90,68 +90,46 @@ def constant(runs: Sequence[Run], chart: Chart) -> str | None:
 
 
 def overview(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """The table at the top: (row title, one cell a run). A row that no run can fill is left out."""
-    tested = [name for run in runs for name in run.summary.get("after", ())]
-    rows: dict[str, Callable[[Run], str]] = {
-        "State": state,
-        "Last step written": last_written,
-        "Time, evaluations included": duration,
-        f"Reward, first step → mean of last {RECENT}": lambda run: over_time(run, "reward/mean", "{0:.3f} → {3:.3f}"),
-    }
+    """The table at the top: (row title, one cell a run)."""
+    columns = [facts(run) for run in runs]
+    titles = dict.fromkeys(title for column in columns for title in column)
+    return [(title, [column.get(title, "") for column in columns]) for title in titles]
+
+
+def facts(run: Run) -> dict[str, str]:
+    """Row title -> what the table at the top says of this run; what was not measured is left out."""
+    done, planned = max(run.steps, default=0), run.config.get("steps", "?")
+    found = {"State": f"{'finished' if run.finished else 'going or stopped'}, {done} of {planned} steps"}
+    if times := values(run, "time"):
+        found["Last step written"] = datetime.fromtimestamp(max(times), UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    if steps := values(run, "time/step"):  # not the clock, whose pauses would count
+        found["Time, evaluations included"] = str(timedelta(seconds=round(sum(steps))))
+    if reward := values(run, "reward/mean"):
+        title = f"Reward, first step → mean of last {RECENT}"
+        found[title] = f"{reward[0]:.3f} → {fmean(reward[-RECENT:]):.3f}"
     for way in ("sampled", "greedy"):
-        rows[f"Held-out {way} accuracy, first → best → last"] = lambda run, way=way: over_time(
-            run, f"eval/{way}_accuracy", "{0:.1%} → {1:.1%} → {2:.1%}"
-        )
-    for name in dict.fromkeys(tested):
+        if curve := values(run, f"eval/{way}_accuracy"):
+            title = f"Held-out {way} accuracy, first → best → last"
+            found[title] = f"{curve[0]:.1%} → {max(curve):.1%} → {curve[-1]:.1%}"
+    for name, after in run.summary["after"].items():
+        before = run.summary["before"].get(name)
         title = f"Test half, {name.replace('_', ' ')}, before → after"
-        rows[title] = lambda run, name=name: before_after(run, name)
-    rows["Tokens/s, median"] = lambda run: over_time(run, "speed/tokens_per_second", "{4:,.0f}")
-    table = [(title, [cell(run) for run in runs]) for title, cell in rows.items()]
-    return [(title, cells) for title, cells in table if any(cells)]
-
-
-def state(run: Run) -> str:
-    planned = run.config.get("steps")
-    done = max(run.steps, default=0)
-    of = f"{done} of {planned} steps" if isinstance(planned, int) else f"{done} steps"
-    return f"finished, {of}" if run.finished else f"going or stopped, {of}"
-
-
-def last_written(run: Run) -> str:
-    times = values(run, "time")
-    return datetime.fromtimestamp(max(times), UTC).strftime("%Y-%m-%d %H:%M:%S UTC") if times else ""
-
-
-def duration(run: Run) -> str:
-    """Sum of the steps, not of the clock: an interrupted run's pauses do not count."""
-    seconds = round(sum(values(run, "time/step")))
-    return str(timedelta(seconds=seconds)) if seconds else ""
+        found[title] = f"{'?' if before is None else f'{before:.1%}'} → {after:.1%}"
+    if rates := values(run, "speed/tokens_per_second"):
+        found["Tokens/s, median"] = f"{median(rates):,.0f}"
+    return found
 
 
 def values(run: Run, metric: str) -> list[float]:
     return [value for value in run.metrics.get(metric, []) if value is not None]
 
 
-def over_time(run: Run, metric: str, form: str) -> str:
-    """`form` filled with the first value, the best, the last, the mean of the last RECENT, and the median."""
-    found = values(run, metric)
-    return form.format(found[0], max(found), found[-1], fmean(found[-RECENT:]), median(found)) if found else ""
-
-
-def before_after(run: Run, name: str) -> str:
-    """The figure of summary.json that was taken before and after training."""
-    halves = [run.summary.get(half, {}) for half in ("before", "after")]
-    found = [f"{half[name]:.1%}" if name in half else "?" for half in halves]
-    return " → ".join(found) if name in halves[1] else ""
-
-
 def verdict_table(run: Run) -> dict[str, str]:
     """Cell -> share over the last steps; empty where the reward gives no verdicts."""
     cells = ("right_says_correct", "right_says_wrong", "wrong_says_correct", "wrong_says_wrong", "none")
     recent = {cell: values(run, f"verdict/{cell}")[-RECENT:] for cell in cells}
-    return (
-        {cell: f"{fmean(found):.1%}" if found else "" for cell, found in recent.items()} if any(recent.values()) else {}
-    )
+    table = {cell: f"{fmean(found):.1%}" if found else "" for cell, found in recent.items()}
+    return table if any(table.values()) else {}
 
 
 def config_differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:

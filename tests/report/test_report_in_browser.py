@@ -18,7 +18,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_run(folder / name, steps=6 + seed, seed=seed, lr=1e-4 * (1 + seed)) for seed, name in enumerate("ABC")
     )
     (b / "summary.json").unlink()
-    append(b / "metrics.jsonl", '{"step": 8, "rew')
+    append(b / "metrics.jsonl", '{"step": 8, "rew\n')
     report(a, b, c, out=folder / "three.html")
     edit_completion(
         a, 6, 0, completion=EVIL, answer=EVIL, outcome=EVIL, prompt=EVIL, signals={"verify": 1.0, "format": 0.25}
@@ -55,8 +55,7 @@ def test_the_browser_would_report_errors_and_requests(browser: Browser, tmp_path
     assert (tmp_path / "other.png").as_uri() in browser.requests
 
 
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("name", ["one.html", "three.html"])
+@pytest.mark.parametrize(("name", "dark"), [("one.html", True), ("three.html", False)])
 def test_every_chart_is_drawn_and_nothing_is_fetched(browser: Browser, pages: Path, name: str, dark: bool) -> None:
     browser.open(pages / name, dark=dark)
     assert clean(browser, pages / name)
@@ -99,7 +98,7 @@ def test_several_runs_share_a_chart_with_a_legend(browser: Browser, pages: Path)
     assert "learner.lr" in differences
     assert "learner.clip_low" not in differences
     notes = browser.run("document.querySelector('.notes').textContent")
-    assert "B: metrics.jsonl: the last line (9) is incomplete" in notes
+    assert "B: metrics.jsonl: 1 unreadable lines left out" in notes
 
 
 def test_the_filters_filter(browser: Browser, pages: Path) -> None:
@@ -194,17 +193,16 @@ def test_the_policy_of_the_page_stops_an_injected_script_and_any_request(browser
     assert browser.run("typeof window.hacked") == "undefined"
 
 
-@pytest.mark.parametrize("state", ["only begun", "only the first evaluation", "one step"])
+@pytest.mark.parametrize("state", ["only begun", "only the first evaluation"])
 def test_a_young_run_opens(browser: Browser, tmp_path: Path, state: str) -> None:
     folder = write_run(tmp_path / "A", steps=1, finished=False)
-    if state != "one step":
-        (folder / "completions" / "step_000001.jsonl.gz").unlink()
-        (folder / "metrics.jsonl").write_text('{"step": 0, "eval/sampled_accuracy": 0.5}\n')
+    (folder / "completions" / "step_000001.jsonl.gz").unlink()
+    (folder / "metrics.jsonl").write_text('{"step": 0, "eval/sampled_accuracy": 0.5}\n')
     if state == "only begun":
         (folder / "metrics.jsonl").unlink()
     path = report(folder)
     browser.open(path)
     assert clean(browser, path)
-    assert choose(browser) == (8 if state == "one step" else 0)
+    assert choose(browser) == 0
     charts = browser.run("document.querySelectorAll('.chart .point').length")
     assert (charts > 0) == (state != "only begun")
