@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
 from data import rows, sources
@@ -225,16 +226,12 @@ def summarise(scores: Sequence[Score]) -> dict[str, float]:
     accuracy: the answer is right. format_rate: the format signal. verdict_accuracy: there is an answer and a true
     verdict on it. wrong_verdict_rate: the verdict says "wrong", whatever the truth.
     """
-    counts = {
-        "accuracy": sum(score.outcome == "correct" for score in scores),
-        "format_rate": sum(score.signals["format"] for score in scores),
-        "verdict_accuracy": sum(
-            score.verdict == ("correct" if score.outcome == "correct" else "wrong") and score.outcome != "no_answer"
-            for score in scores
-        ),
-        "wrong_verdict_rate": sum(score.verdict == "wrong" for score in scores),
+    return {
+        "accuracy": fmean(score.signals["verify"] for score in scores),
+        "format_rate": fmean(score.signals["format"] for score in scores),
+        "verdict_accuracy": fmean(score.signals["reflect"] for score in scores),
+        "wrong_verdict_rate": fmean(score.verdict == "wrong" for score in scores),
     }
-    return {name: count / len(scores) for name, count in counts.items()}
 
 
 def ask(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from types import SimpleNamespace
 
 import pytest
@@ -15,21 +16,21 @@ from grpo.rollout import Sampling, load_reward, request_seed
 from grpo.rollout.torch_engine import TorchEngine
 from grpo.run.terminal import Clock
 from grpo.types import Problem
-
-
-def score(outcome: str, verdict: str | None = None, **signals: float) -> SimpleNamespace:
-    return SimpleNamespace(signals=signals, verdict=verdict, outcome=outcome)
+from rewards import make_reward
 
 
 def test_shares_by_hand():
-    rows = [
-        score("correct", "correct", format=1.0),  # verdict right
-        score("wrong", "wrong", format=1.0),  # verdict right, says wrong
-        score("wrong", "correct", format=0.0),  # verdict wrong
-        score("wrong", None, format=0.0),  # silent: never counted as accurate, though it did not say "correct"
-        score("no_answer", "wrong", format=0.0),  # no answer, so there is nothing to be right about
+    form = "<think>1+1</think>\\boxed{{{}}}<reflection>{}</reflection>"
+    texts = [
+        form.format(2, "correct"),  # verdict right
+        form.format(3, "wrong"),  # verdict right, says wrong
+        r"\boxed{3}<reflection>correct</reflection>",  # verdict wrong
+        r"\boxed{3}",  # silent: never counted as accurate, though it did not say "correct"
+        "<reflection>wrong</reflection>",  # no answer, so there is nothing to be right about
     ]
-    assert summarise(rows) == pytest.approx(
+    with closing(make_reward("multi_signal")) as reward:
+        scores = reward.score_batch(texts, ["2"] * 5)
+    assert summarise(scores) == pytest.approx(
         {"accuracy": 1 / 5, "format_rate": 2 / 5, "verdict_accuracy": 2 / 5, "wrong_verdict_rate": 2 / 5}
     )
 
@@ -45,7 +46,7 @@ def test_the_seed_of_a_row_is_its_own_wherever_it_stands():
 @pytest.mark.parametrize(("verifier", "verify"), [("box", 0.0), ("last_number", 1.0)])
 def test_training_and_held_out_figures_read_the_same_answer(verifier, verify):
     """ "It is 5." has no box; its last number is right."""
-    config = build("cpu", {"reward.verifier": verifier, "eval.data": None, "eval.every": 0, "eval.test": None})
+    config = build("cpu", {"reward.verifier": verifier, "eval.data": "none", "eval.every": 0, "eval.test": "none"})
     held_out = HeldOut(config, SimpleNamespace(tokenizer=None), clock=None)
     trained = load_reward(config)
     for judge in (held_out.judge, trained):
