@@ -37,13 +37,6 @@ def installed(package: str) -> bool:
     return found is not None and found.origin is not None
 
 
-def differences(before: dict, now: dict) -> list[str]:
-    """What is no longer as it was, as "torch 2.13.0 -> 2.14.0"."""
-    return [
-        f"{name} {before.get(name)} -> {now.get(name)}" for name in before | now if before.get(name) != now.get(name)
-    ]
-
-
 def _commit() -> dict[str, str]:
     """The commit of this code, "-dirty" where files differ from it; nothing where there is no git."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

@@ -226,7 +226,7 @@ def create(folder: Path, config: Config) -> IO:
         (beside / "completions").mkdir(parents=True)
         held = lock(beside)
         write_config(beside, config, secrets.token_hex(8))
-        write(beside / "versions.json", json.dumps(versions(), indent=2))
+        write_versions(beside, "versions.json")
         beside.rename(folder)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
@@ -241,6 +241,11 @@ def run_id(folder: Path) -> str | None:
     """What checkpoints name their run by: the last line of config.yaml. None where the file was cut off."""
     found = LAST_LINE.search((folder / "config.yaml").read_text(errors="replace"))
     return found and found[1]
+
+
+def write_versions(folder: Path, name: str) -> None:
+    """What the results depend on besides the settings: kept at the start, and anew each time that the run goes on."""
+    write(folder / name, json.dumps(versions(), indent=2))
 
 
 def write_config(folder: Path, config: Config, run: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,6 @@ import torch
 from grpo.arguments import Command
 from grpo.config import Config, build, changed, flat, overridden, parse, read_yaml, typed
 from grpo.errors import UserError
-from grpo.packages import differences, versions
 from grpo.policy import Policy
 from grpo.run.files import append, lines, numbered, read_rows, run_id, write
 from grpo.run.terminal import say
@@ -153,19 +151,6 @@ def set_back(folder: Path, step: int, pending: bool) -> tuple[list[dict], list[s
     for leftover in (*folder.glob(".*.partial"), *folder.glob("completions/.*.partial"), folder / "summary.json"):
         leftover.unlink(missing_ok=True)
     return rows, notes
-
-
-def changed_versions(folder: Path, step: int) -> list[str]:
-    """What is not as it was at the start of the run, as one line; then the new versions are kept beside the old."""
-    now = versions()
-    try:
-        before = json.loads((folder / "versions.json").read_text())
-    except (OSError, ValueError):  # needed by nobody: everything counts as changed
-        before = {}
-    if not (changes := differences(before, now)):
-        return []
-    write(folder / f"versions_after_{step:06d}.json", json.dumps(now, indent=2))
-    return [f"not all is as at the start of the run: {', '.join(changes)}"]
 
 
 # ---- what a checkpoint was written with

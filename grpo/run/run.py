@@ -22,7 +22,7 @@ from grpo.config import Config
 from grpo.problems import BadRow
 from grpo.run import files, terminal
 from grpo.run.checkpoint import Checkpoints, TrainingState
-from grpo.run.resume import changed_versions, decisive, set_back
+from grpo.run.resume import decisive, set_back
 from grpo.run.terminal import BAR, Alarms, Clock, before_and_after, figures, fitted, good_and_bad, say
 from grpo.run.trackers import TrackerProcess
 from grpo.types import Group
@@ -95,7 +95,8 @@ class Run:
         self._known = {row["problem"] for row in files.read_rows(self.folder / "problems.jsonl")}
         self.checkpoints.prune(self.accuracy)
         files.write_config(self.folder, self.config, self.state.identity["run"])
-        for note in (*notes, *changed_versions(self.folder, self.step)):
+        files.write_versions(self.folder, f"versions_after_{self.step:06d}.json")
+        for note in notes:
             say(note)
 
     @property

@@ -77,20 +77,20 @@ def stopped(copied) -> Path:
 @pytest.mark.parametrize(
     "settings", [EVALUATED, LORA, HARD], ids=["full, eval", "lora, lots", "bf16, 2 updates, random"]
 )
-def test_three_and_three_are_six(tmp_path, settings):
+def test_two_and_two_are_four(tmp_path, settings):
     """rows, texts, weights, moments and masters, bit for bit; also where a reward draws lots"""
-    assert train.main(arguments(tmp_path, "six", **settings)) == 0
+    assert train.main(arguments(tmp_path, "four", **settings, steps=4)) == 0
     random.seed(), np.random.seed(), torch.seed()  # another process would start with other random states
-    assert train.main(arguments(tmp_path, "both", **settings, steps=3, checkpoint__every=2)) == 0
+    assert train.main(arguments(tmp_path, "both", **settings, steps=2, checkpoint__every=1)) == 0
     random.seed(), np.random.seed(), torch.seed()
-    assert train.main(["--resume", str(tmp_path / "both"), "--steps", "6"]) == 0
-    same_run(tmp_path / "six", tmp_path / "both", 6)
+    assert train.main(["--resume", str(tmp_path / "both"), "--steps", "4"]) == 0
+    same_run(tmp_path / "four", tmp_path / "both", 4)
     kept = sorted((tmp_path / "both" / "checkpoints").iterdir())
     start, end = weights(kept[0]), weights(kept[-1])
     assert not all(torch.equal(start[name], end[name]) for name in start)  # or equality would say nothing
-    summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("six", "both")]
+    summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("four", "both")]
     assert summaries[0] | {"seconds": 0} == summaries[1] | {"seconds": 0}
-    assert yaml.safe_load((tmp_path / "both" / "config.yaml").read_text())["steps"] == 6
+    assert yaml.safe_load((tmp_path / "both" / "config.yaml").read_text())["steps"] == 4
 
 
 def test_what_was_written_after_the_checkpoint_is_done_again(three, tmp_path):
@@ -326,12 +326,6 @@ def test_rows_that_were_damaged_are_kept_aside_and_named(tmp_path, stopped, caps
     assert (stopped / "damaged_metrics.jsonl").read_bytes() == b"".join(damaged)
     assert [row["step"] for row in rows(stopped)] == [0, 3, 4]
     assert path.read_bytes().splitlines(keepends=True)[:2] == [found[0], found[3]]
-
-
-def test_what_a_damaged_versions_file_says_is_needed_by_nobody(copied, capsys):
-    (copied / "versions.json").write_text("{")
-    assert train.main(["--resume", str(copied), "--steps", "4"]) == 0
-    assert f"torch None -> {torch.__version__}" in capsys.readouterr().err
 
 
 def test_code_of_a_model_is_trusted_on_the_command_line_only(copied):

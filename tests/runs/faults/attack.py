@@ -82,11 +82,6 @@ def config(run: Path, chance: random.Random) -> str:
     return "error: "
 
 
-def versions(run: Path, chance: random.Random) -> str:
-    (run / "versions.json").write_text((run / "versions.json").read_text()[: chance.randrange(100)])
-    return "not all is as at the start of the run"
-
-
 def strangers(run: Path, chance: random.Random) -> None:
     """Copies and notes of a careful user, and links of somebody else."""
     for name in ("step_000005_keep", "step_000005.bak", f"copy_{chance.random()}"):
@@ -97,7 +92,7 @@ def strangers(run: Path, chance: random.Random) -> None:
     (run / "completions" / ".step_000002.jsonl.gz.partial").symlink_to(run.parent / "target")
 
 
-DAMAGES = (checkpoint, checkpoint, foreign_state, row_of_metrics, row_of_metrics, config, versions, strangers)
+DAMAGES = (checkpoint, checkpoint, foreign_state, row_of_metrics, row_of_metrics, config, strangers)
 
 
 def hurt(path: Path, chance: random.Random, whole: bool = False) -> None:
