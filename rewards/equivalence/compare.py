@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from fractions import Fraction
 
-from rewards.equivalence.algebra import between, equal, same_equations, same_points
+import sympy
+
+from rewards.equivalence.algebra import equal, same_equations, same_points
 from rewards.equivalence.grammar import NotModelled, expression
 from rewards.equivalence.leaf import numeral, split_unit, strip_bare_unit, strip_leading_text, word
 from rewards.equivalence.plain import Unreadable, check_limits, decide, number
 from rewards.equivalence.shape import Node, assignment, parse
 from rewards.equivalence.text import clean, squeeze
-
-WRONG = ("7919", "7907")
-"""No ground truth equals both"""
 
 
 def judge(answer: str, truth: str) -> str:
@@ -52,7 +51,7 @@ def why_ungradable(truth: str) -> str:
             _read(leaf)
     except Unreadable as error:
         return str(error)
-    return "every number counts as right" if all(judge(wrong, truth) == "correct" for wrong in WRONG) else ""
+    return ""
 
 
 def _leaves(node: Node) -> Iterator[str]:
@@ -67,7 +66,7 @@ def _leaves(node: Node) -> Iterator[str]:
 def _read(leaf: str) -> None:
     """Raises Unreadable for what is neither number nor word nor mathematics."""
     value = split_unit(leaf)[0]
-    if number(value) is None and numeral(value) is None and word(value) is None:
+    if word(value) is None:
         with suppress(NotModelled):  # compared as text
             expression(value)
 
@@ -76,16 +75,15 @@ def same(truth: Node, answer: Node) -> bool:
     """Whether the answer is the ground truth. Not symmetric: the ground truth says how the answer is to be read."""
     truth_named, answer_named = assignment(truth), assignment(answer)
     if truth_named and answer_named:
-        if truth_named[0] != answer_named[0]:
-            return _same_relation(truth, answer)
-        return same(truth_named[1], answer_named[1])
-    if answer_named and truth.kind != "relation":
+        if truth_named[0] == answer_named[0]:
+            return same(truth_named[1], answer_named[1])
+    elif answer_named and truth.kind != "relation":
         return same(truth, answer_named[1])
-    if truth_named and answer.kind != "relation":
+    elif truth_named and answer.kind != "relation":
         return same(truth_named[1], answer)
-    if answer.kind == "relation" and truth.kind != "relation" and (value := _one_value(answer)):
+    elif answer.kind == "relation" and truth.kind != "relation" and (value := _one_value(answer)):
         return same(truth, value)
-    return _SAME[truth.kind](truth, answer)
+    return _same_shape(truth, answer) or (_may_be_points(truth, answer) and same_points(truth, answer))
 
 
 def _one_value(node: Node) -> Node | None:
@@ -101,125 +99,56 @@ def _is_rounding(exact: Node, decimal: Node) -> bool:
     given, digits = number(decimal.text), decimal.text.partition(".")[2]
     if given is None or not re.fullmatch(r"[0-9]*", digits):
         return False
-    half = Fraction(1, 2 * 10 ** len(digits))
-    return between(given - half, exact.text, given + half)
-
-
-def _same_leaf(truth: Node, answer: Node) -> bool:
-    if answer.kind in ("set", "list") and len(answer.parts) == 1:
-        return same(truth, answer.parts[0])
-    if answer.kind in ("union", "tuple", "relation") and "\\mathbb" in truth.text:
-        return same_points(truth, answer)
-    return answer.kind == "leaf" and same_text(truth.text, answer.text)
-
-
-def same_text(truth: str, answer: str) -> bool:
-    """Whether two cleaned texts without structure are equal: as numbers, numerals or words, else by algebra."""
-    if truth == answer:
-        return truth != ""
-    (wanted, wanted_unit), (given, unit) = split_unit(truth), split_unit(answer)
-    percents = (wanted_unit, unit).count("%")
-    if wanted_unit and unit and wanted_unit != unit and not percents:
-        return False
-    readings = [strip_leading_text(given)]
-    if not re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", wanted)):
-        readings.append(strip_bare_unit(readings[0]))
-    factors = [Fraction(1)]  # 50\% is 0.5, and 50 too: the sign may be left away
-    if percents == 1:
-        factors.append(Fraction(1, 100) if wanted_unit else Fraction(100))
-
-    expected, value = number(wanted), next(filter(None.__ne__, map(number, readings)), None)
-    if expected is not None and value is not None:
-        return any(expected * factor == value for factor in factors)
-    if (base := numeral(wanted)) or numeral(given):
-        return _same_numeral(base or (expected, 10), numeral(given) or (value, 10), base is not None)
-    if wanted == given and given:
-        return True
-    words = word(truth), word(answer)
-    if any(words):
-        plain = [re.sub(r"\\text\{([^{}]*)\}|[()]", r"\1", text).strip().lower() for text in (truth, answer)]
-        return words[0] in (words[1], plain[1]) if words[0] else words[1] == plain[0]
-    return _same_expression(wanted, readings, factors)
-
-
-def _same_numeral(truth: tuple[Fraction | None, int], answer: tuple[Fraction | None, int], based: bool) -> bool:
-    """A ground truth in base b wants an answer in base b: 42 restates the question whose answer is 52_8."""
-    return truth[0] is not None and truth[0] == answer[0] and (not based or truth[1] == answer[1])
-
-
-def _same_expression(truth: str, readings: list[str], factors: list[Fraction]) -> bool:
-    try:
-        expected = expression(truth)
-    except NotModelled:
-        return squeeze(truth) == squeeze(readings[0])
-    except Unreadable:
-        return False
-    for reading, allowed in zip(readings, (factors, factors[:1]), strict=False):  # no percent beside another unit
-        with suppress(Unreadable):
-            given = expression(reading)
-            if any(equal(expected * factor if factor != 1 else expected, given) for factor in allowed):
-                return True
+    with suppress(Unreadable, TypeError):  # TypeError: symbols and complex numbers have no order
+        error = expression(exact.text) - sympy.Rational(given)
+        return bool(abs(error) <= sympy.Rational(1, 2 * 10 ** len(digits)))
     return False
 
 
-def _same_list(truth: Node, answer: Node) -> bool:
-    """Order does not matter, except where the answer wrote a tuple."""
-    if answer.kind == "leaf" and "," in answer.text:
-        answer = parse(answer.text, as_list=True)
-    if answer.kind == "tuple":
-        return answer.marks == ("(", ")") and _in_order(truth.parts, answer.parts)
-    if "set" in (truth.kind, answer.kind) and answer.kind in ("list", "set"):
-        return _all_in(truth.parts, answer.parts) and _all_in(answer.parts, truth.parts)
-    if answer.kind == "list":
-        return _any_order(truth.parts, answer.parts)
-    if "or" in " ".join(truth.marks) and answer.kind in ("union", "tuple"):
-        return same_points(truth, answer)
-    return all(same(part, answer) for part in truth.parts)  # a truth written in several ways
+def _same_shape(truth: Node, answer: Node) -> bool:
+    """Part by part, where both have such parts. The order counts in tuples, and where the answer wrote a tuple."""
+    match truth.kind, answer.kind:
+        case "leaf", "leaf":
+            return same_text(truth.text, answer.text)
+        case "leaf", "list" | "set":
+            return len(answer.parts) == 1 and same(truth, answer.parts[0])
+        case "list" | "set", "leaf" if (split := parse(answer.text, as_list=True)).kind == "list":
+            return same(truth, split)
+        case "list", "list":
+            return _any_order(truth.parts, answer.parts)
+        case "list" | "set", "list" | "set":
+            return _all_in(truth.parts, answer.parts) and _all_in(answer.parts, truth.parts)
+        case "list" | "set", "tuple":
+            return answer.marks == ("(", ")") and _in_order(truth.parts, answer.parts)
+        case "list" | "set", _:
+            return all(same(part, answer) for part in truth.parts)  # a truth written in several ways
+        case "tuple", "tuple":  # with two entries the brackets may make it an interval
+            return (truth.marks == answer.marks or len(truth.parts) > 2) and _in_order(truth.parts, answer.parts)
+        case "tuple", "list":
+            plain = not any(part.kind == "relation" for part in answer.parts)
+            return plain and truth.marks == ("(", ")") and _in_order(truth.parts, answer.parts)
+        case "matrix", "matrix":
+            return _in_order(truth.parts, answer.parts)
+        case "relation", "relation":
+            orders = (answer.parts, answer.parts[::-1]) if set(answer.marks) == {"="} else (answer.parts,)
+            written = truth.marks == answer.marks and any(_in_order(truth.parts, parts) for parts in orders)
+            return written or same_equations(truth, answer)
+    return False
 
 
-def _same_tuple(truth: Node, answer: Node) -> bool:
-    """Order matters; for two entries so do the brackets, which may make it an interval."""
-    if answer.kind == "tuple":
-        same_brackets = truth.marks == answer.marks or len(truth.parts) > 2
-        return same_brackets and _in_order(truth.parts, answer.parts)
-    if answer.kind == "list" and not any(part.kind == "relation" for part in answer.parts):
-        return truth.marks == ("(", ")") and _in_order(truth.parts, answer.parts)
-    return _may_be_point_set(answer) and same_points(truth, answer)
-
-
-def _same_union(truth: Node, answer: Node) -> bool:
-    return _may_be_point_set(answer) and same_points(truth, answer)
-
-
-def _may_be_point_set(node: Node) -> bool:
-    return node.kind != "matrix" and (node.kind != "leaf" or "\\mathbb" in node.text)
-
-
-def _same_matrix(truth: Node, answer: Node) -> bool:
-    return (
-        answer.kind == "matrix"
-        and len(truth.parts) == len(answer.parts)
-        and all(_in_order(a.parts, b.parts) for a, b in zip(truth.parts, answer.parts, strict=True))
-    )
-
-
-_TURNED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le", "=": "=", "\\ne": "\\ne"}
-
-
-def _same_relation(truth: Node, answer: Node) -> bool:
-    """Side by side, also from the other side; else as equations and inequalities."""
-    if answer.kind == "relation":
-        turned = tuple(_TURNED.get(mark, mark) for mark in reversed(answer.marks))
-        return (
-            (truth.marks == answer.marks and _in_order(truth.parts, answer.parts))
-            or (truth.marks == turned and _in_order(truth.parts, answer.parts[::-1]))
-            or same_equations(truth, answer)
-        )
-    return answer.kind in ("tuple", "union", "list", "set") and same_points(truth, answer)
+def _may_be_points(truth: Node, answer: Node) -> bool:
+    """Whether both may describe sets of reals in different ways. An equation as an answer restates the question."""
+    if truth.kind == answer.kind and truth.kind not in ("union", "relation"):
+        return False
+    if answer.kind == "relation" and "=" in answer.marks:
+        return False
+    asked = truth.kind in ("union", "relation", "tuple") or truth.says("or") or "\\mathbb" in truth.text
+    given = answer.kind in ("union", "relation", "tuple", "list", "set") or "\\mathbb" in answer.text
+    return asked and given
 
 
 def _in_order(truth: Sequence[Node], answer: Sequence[Node]) -> bool:
-    return len(truth) == len(answer) and all(same(a, b) for a, b in zip(truth, answer, strict=True))
+    return len(truth) == len(answer) and all(map(same, truth, answer))
 
 
 def _all_in(some: Sequence[Node], others: Sequence[Node]) -> bool:
@@ -230,22 +159,49 @@ def _all_in(some: Sequence[Node], others: Sequence[Node]) -> bool:
 def _any_order(truth: Sequence[Node], answer: Sequence[Node]) -> bool:
     """One to one. Equality is transitive, so the first match is as good as any other."""
     left = list(answer)
-    if len(truth) != len(left):
-        return False
     for wanted in truth:
-        match = next((index for index, given in enumerate(left) if same(wanted, given)), None)
+        match = next((given for given in left if same(wanted, given)), None)
         if match is None:
             return False
-        left.pop(match)
-    return True
+        left.remove(match)
+    return not left
 
 
-_SAME: dict[str, Callable[[Node, Node], bool]] = {
-    "leaf": _same_leaf,
-    "list": _same_list,
-    "set": _same_list,
-    "tuple": _same_tuple,
-    "union": _same_union,
-    "matrix": _same_matrix,
-    "relation": _same_relation,
-}
+def same_text(truth: str, answer: str) -> bool:
+    """Whether two cleaned texts without structure are equal: as numerals or words, else by algebra."""
+    if truth == answer:
+        return truth != ""
+    (wanted, wanted_unit), (given, unit) = split_unit(truth), split_unit(answer)
+    percents = (wanted_unit, unit).count("%")
+    if wanted_unit and unit and wanted_unit != unit and not percents:
+        return False
+    if base := numeral(wanted):  # 42 restates the question whose answer is 52_8
+        return base == numeral(given)
+    given = strip_leading_text(given)
+    if wanted == given:
+        return given != ""
+    words = word(truth), word(answer)
+    if any(words):
+        plain = [re.sub(r"\\text\{([^{}]*)\}|[()]", r"\1", text).strip().lower() for text in (truth, answer)]
+        return words[0] in (words[1], plain[1]) if words[0] else words[1] == plain[0]
+    readings = [(given, Fraction(1))]
+    if percents == 1:  # 50\% is 0.5, and 50 too: the sign may be left away
+        readings.append((given, Fraction(1, 100) if wanted_unit else Fraction(100)))
+    if not re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", wanted)):
+        readings.append((strip_bare_unit(given), Fraction(1)))
+    return _same_expression(wanted, readings)
+
+
+def _same_expression(truth: str, readings: Sequence[tuple[str, Fraction]]) -> bool:
+    """Whether one of the readings is the ground truth times its factor."""
+    try:
+        expected = expression(truth)
+    except NotModelled:
+        return squeeze(truth) == squeeze(readings[0][0])
+    except Unreadable:
+        return False
+    for reading, factor in readings:
+        with suppress(Unreadable):
+            if equal(expected if factor == 1 else expected * sympy.Rational(factor), expression(reading)):
+                return True
+    return False

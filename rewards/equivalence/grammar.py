@@ -7,7 +7,6 @@ a mixed number, a product in brackets or an error, never a sum. Model text goes 
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from fractions import Fraction
 from functools import lru_cache
@@ -18,13 +17,11 @@ from latex2sympy2_extended.math_normalization import NormalizationConfig, normal
 from sympy.core.function import AppliedUndef
 
 from rewards.equivalence.leaf import numeral
-from rewards.equivalence.plain import Unreadable
+from rewards.equivalence.plain import Unreadable, number
 
-MAX_DIGITS = 20_000
-"""Decimal digits that a number written in an answer may have when it is worked out."""
 _NORMALIZATION = NormalizationConfig(basic_latex=True, malformed_operators=True, boxed="none")
 _CONVERSION = ConversionConfig(lowercase_symbols=False)
-_REFUSED = re.compile(r"\.\.|'|\\text\{[^{}]{2,}\}|\?")
+_REFUSED = re.compile(r"\.\.|'|\\text\{[^{}]{2,}\}|\?|[0-9]\}?\)?_")
 _GREEK = (
     r"\\(?:alpha|beta|gamma|delta|(?:var)?epsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi|rho|sigma|tau|upsilon|phi|"
     r"varphi|chi|psi|omega|Gamma|Delta|Theta|Lambda|Xi|Sigma|Phi|Psi|Omega|ell|hbar)(?![A-Za-z])"
@@ -71,14 +68,6 @@ class _Exact(_Latex2Sympy):
     def parse_number(self, text: str) -> sympy.Rational:
         return sympy.Rational(Fraction(text.replace(",", "")))
 
-    def convert_atom(self, atom):
-        if atom.number_subexpr() and atom.number_subexpr().subexpr():
-            based = numeral(atom.getText())
-            if based is None:
-                raise Unreadable(f"{atom.getText()} is no numeral")
-            return sympy.Integer(based[0])
-        return super().convert_atom(atom)
-
     def convert_postfix_list(self, arr, i=0):
         r"""Only 1\frac{1}{2} is a mixed number; 5(3) is fifteen and `5 6` is nothing."""
         if i + 1 < len(arr):
@@ -95,10 +84,14 @@ class _Exact(_Latex2Sympy):
 
 @lru_cache(maxsize=4096)
 def expression(text: str) -> sympy.Basic:
-    """The expression a cleaned leaf stands for; Unreadable if there is none, or if it is too large to work out.
+    """The expression a cleaned leaf stands for; Unreadable if there is none.
 
     NotModelled where sympy would drop a part of the text: such leaves are equal only as texts.
     """
+    if (value := number(text)) is not None:
+        return sympy.Rational(value)
+    if based := numeral(text):
+        return sympy.Integer(based[0])
     for pattern, replacement in _TIDY:
         text = pattern.sub(replacement, text)
     named = _NAME.sub(_symbol, text)
@@ -108,7 +101,6 @@ def expression(text: str) -> sympy.Basic:
     try:
         parsed = _Exact(is_real=True, config=_CONVERSION).parse(normalize_latex(named, _NORMALIZATION))
         if isinstance(parsed, sympy.Expr):
-            digits(parsed)
             parsed = parsed.xreplace({s: sympy.I for s in parsed.free_symbols if s.name == "i"}).doit()
     except (MemoryError, Unreadable):
         raise
@@ -148,20 +140,3 @@ def _lost(text: str, parsed: sympy.Basic) -> str:
     kept = {symbol.name for symbol in parsed.free_symbols} | {str(f.func) for f in parsed.atoms(AppliedUndef)}
     letters = set(re.findall(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", text))) - set("ie")
     return "".join(sorted(letters - set("".join(kept))))
-
-
-def digits(expr: sympy.Basic) -> float:
-    """An upper bound of the decimal digits of a number (symbols count as 1); Unreadable past MAX_DIGITS."""
-    if isinstance(expr, sympy.Rational):
-        size = max(abs(expr.p), expr.q).bit_length() * math.log10(2)
-    elif isinstance(expr, sympy.Pow):
-        size = max(digits(expr.base), 1.0) * 10 ** digits(expr.exp) if expr.exp.is_number else 1.0
-    elif isinstance(expr, sympy.factorial | sympy.gamma | sympy.factorial2 | sympy.binomial | sympy.exp):
-        size = max(digits(arg) * 10 ** digits(arg) if arg.is_number else 1.0 for arg in expr.args)
-    elif isinstance(expr, sympy.Mul):
-        size = sum(digits(arg) for arg in expr.args)
-    else:
-        size = max((digits(arg) for arg in expr.args if isinstance(arg, sympy.Basic)), default=0.0) + 0.5
-    if size > MAX_DIGITS:
-        raise Unreadable(f"a number of more than {MAX_DIGITS} digits")
-    return size

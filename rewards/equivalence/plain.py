@@ -9,9 +9,9 @@ import contextlib
 import json
 import math
 import re
-from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
+from itertools import accumulate
 from numbers import Real
 from typing import Any
 
@@ -78,54 +78,35 @@ def check_limits(text: str) -> None:
     """Raises Unreadable for what no parser should be asked to read."""
     if len(text) > MAX_CHARS:
         raise Unreadable(f"{len(text)} characters, the limit is {MAX_CHARS}")
-    depth = 0
-    for char in text:
-        depth += (char in "{([") - (char in "})]")
-        if depth > MAX_DEPTH:
-            raise Unreadable(f"brackets nested deeper than {MAX_DEPTH}")
+    if max(depths(text), default=0) > MAX_DEPTH:
+        raise Unreadable(f"brackets nested deeper than {MAX_DEPTH}")
+
+
+_OPENS = ("{", "(", "[", "\\begin")
+_NESTING = re.compile(r"\\begin|\\end|[{}()\[\]]")
+
+
+def depths(text: str) -> list[int]:
+    """How many brackets and environments are open behind each character; any bracket closes any other."""
+    steps = [0] * len(text)
+    for match in _NESTING.finditer(text):
+        steps[match.start()] = 1 if match.group() in _OPENS else -1
+    return list(accumulate(steps))
+
+
+def enclosed(text: str) -> bool:
+    """Whether the last character closes the bracket that the text begins with."""
+    depth = depths(text)
+    return text[:1] in ("{", "(", "[") and depth[-1] == 0 and 0 not in depth[:-1]
 
 
 _DECIMAL = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+"
 _PART = rf"(?:\{{([+-]?(?:{_DECIMAL}))\}}|([0-9]))"
 
 
-def _decimal(text: str) -> Fraction:
-    return Fraction(text.replace(",", ""))
-
-
-def _scaled(mantissa: str | None, braced: str | None, bare: str | None) -> Fraction:
-    exponent = int(braced or bare)
-    if abs(exponent) > MAX_EXPONENT:
-        raise Unreadable(f"exponent {exponent}, the limit is {MAX_EXPONENT}")
-    return _decimal(mantissa or "1") * Fraction(10) ** exponent
-
-
-def _ratio(above: str, below: str) -> Fraction | None:
-    return _decimal(above) / _decimal(below) if _decimal(below) else None
-
-
-def _fraction(whole: str | None, *parts: str | None) -> Fraction | None:
-    above, below = filter(None, parts)
-    value = _ratio(above, below)
-    if value is None or whole is None:
-        return value
-    mixed = all(part.denominator == 1 and part >= 0 for part in map(_decimal, (above, below)))
-    return int(whole) + value if mixed else None
-
-
-def _repeating(whole: str, fixed: str, period: str) -> Fraction:
-    nines = (10 ** len(period) - 1) * 10 ** len(fixed)
-    return Fraction(int((whole + fixed) or 0), 10 ** len(fixed)) + Fraction(int(period), nines)
-
-
-_FORMS: list[tuple[re.Pattern, Callable[..., Fraction | None]]] = [
-    (re.compile(f"({_DECIMAL})"), _decimal),
-    (re.compile(rf"(?:({_DECIMAL})\\times)?10\^(?:\{{([+-]?[0-9]+)\}}|([0-9]+))"), _scaled),
-    (re.compile(f"({_DECIMAL})/({_DECIMAL})"), _ratio),
-    (re.compile(rf"([0-9]+)?\\frac{_PART}{_PART}"), _fraction),
-    (re.compile(r"([0-9]*)\.([0-9]*)\\(?:overline|bar|dot)\{([0-9]+)\}"), _repeating),
-]
-_SIGNS = re.compile("[+-]*")
+_POWER_OF_TEN = re.compile(rf"(?:({_DECIMAL})\\times)?10\^(?:\{{([+-]?[0-9]+)\}}|([0-9]+))")
+_FRACTION = re.compile(rf"({_DECIMAL})/({_DECIMAL})|([0-9]+)?\\frac{_PART}{_PART}")
+_REPEATING = re.compile(r"([0-9]*)\.([0-9]*)\\(?:overline|bar|dot)\{([0-9]+)\}")
 
 
 def number(text: str) -> Fraction | None:
@@ -133,9 +114,32 @@ def number(text: str) -> Fraction | None:
 
     Read are 1,234 and -0.5, 1.2\times10^{-5}, 3/4 and \frac34, the mixed number 1\frac{1}{2}, and 0.\overline{3}.
     """
-    signs = _SIGNS.match(text)[0]
-    for form, value_of in _FORMS:
-        if match := form.fullmatch(text, len(signs)):
-            value = value_of(*match.groups())
-            return -value if value is not None and signs.count("-") % 2 else value
+    unsigned = text.lstrip("+-")
+    value = _unsigned(unsigned)
+    minus = text[: len(text) - len(unsigned)].count("-") % 2
+    return -value if value is not None and minus else value
+
+
+def _unsigned(text: str) -> Fraction | None:
+    if re.fullmatch(_DECIMAL, text):
+        return _decimal(text)
+    if match := _POWER_OF_TEN.fullmatch(text):
+        exponent = int(match[2] or match[3])
+        if abs(exponent) > MAX_EXPONENT:
+            raise Unreadable(f"exponent {exponent}, the limit is {MAX_EXPONENT}")
+        return _decimal(match[1] or "1") * Fraction(10) ** exponent
+    if match := _FRACTION.fullmatch(text):
+        above, below = (_decimal(part) for part in match.group(1, 2, 4, 5, 6, 7) if part)
+        if match[3] is None:
+            return above / below if below else None
+        mixed = below > 0 <= above and above.denominator == below.denominator == 1
+        return int(match[3]) + above / below if mixed else None
+    if match := _REPEATING.fullmatch(text):
+        whole, fixed, period = match.groups()
+        nines = (10 ** len(period) - 1) * 10 ** len(fixed)
+        return Fraction(int((whole + fixed) or 0), 10 ** len(fixed)) + Fraction(int(period), nines)
     return None
+
+
+def _decimal(text: str) -> Fraction:
+    return Fraction(text.replace(",", ""))

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rewards.equivalence.leaf import word
-from rewards.equivalence.plain import Unreadable, number
-from rewards.equivalence.text import closing, unwrap
+from rewards.equivalence.plain import Unreadable, depths, enclosed, number
+from rewards.equivalence.text import unwrap
 
 Kind = Literal["leaf", "list", "set", "tuple", "union", "matrix", "relation"]
 MAX_PARTS = 64
@@ -27,36 +27,29 @@ class Node:
     marks: tuple[str, ...] = ()
     """The two brackets of a tuple; the operators of a relation; the separator words of a list"""
 
+    def says(self, word: str) -> bool:
+        """Whether it is a list with this word between its parts."""
+        return self.kind == "list" and word in " ".join(self.marks)
+
 
 _LIST = re.compile(r",? ?\\text\{,?(?:or|and)\} ?|,? (?:or|and) |[,;]", re.IGNORECASE)
 _LIST_OF_THOUSANDS = re.compile(_LIST.pattern.replace("[,;]", r";|(?<![0-9]),|,(?![0-9]{3}(?![0-9]))"), re.IGNORECASE)
 _UNION = re.compile(r"\\cup(?![A-Za-z])")
 _RELATION = re.compile(r"[=<>]|\\(?:le|ge|ne|in|approx|equiv|sim)(?![A-Za-z])")
-_NESTING = re.compile(r"\\begin\{|\\end\{|[{(\[]|[})\]]")
 _SUCH_THAT = re.compile(r"[A-Za-z](?:\\in\\mathbb\{R\})? ?(?:\\mid(?![A-Za-z])|[|:])(.*)")
 _MATRIX = re.compile(r"([-+\w\\{}./]*?)\\begin\{([pbB]?matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{\2\}", re.DOTALL)
 _ROW, _CELL = re.compile(r"\\\\(?:\[[^\]]*\])?"), re.compile(r"&")
-_DEPTH = {"\\begin{": 2, "\\end{": 0} | dict.fromkeys("{([", 1) | dict.fromkeys("})]", -1)
-"""What a token adds to the depth; the brace of \\begin{ and \\end{ closes with a token of its own"""
 
 
 def split(text: str, separator: re.Pattern) -> tuple[list[str], list[str]]:
     """Pieces of the text between separators outside all brackets, and the separators."""
-    found = {match.start(): match for match in separator.finditer(text)}
-    if not found:
-        return [text.strip()], []
-    nesting = {match.start(): match.group() for match in _NESTING.finditer(text)}
-    pieces, marks, depth, start = [], [], 0, 0
-    for position in sorted(found.keys() | nesting.keys()):
-        if position in nesting:
-            depth += _DEPTH[nesting[position]]
-        elif depth == 0 and position >= start:
-            pieces.append(text[start:position].strip())
-            marks.append(found[position].group().strip())
-            start = found[position].end()
-    if len(pieces) >= MAX_PARTS:
+    depth = depths(text)
+    found = [match for match in separator.finditer(text) if depth[match.start()] == 0]
+    if len(found) >= MAX_PARTS:
         raise Unreadable(f"more than {MAX_PARTS} parts")
-    return [*pieces, text[start:].strip()], marks
+    starts, ends = [0, *(match.end() for match in found)], [*(match.start() for match in found), len(text)]
+    pieces = [text[start:end].strip() for start, end in zip(starts, ends, strict=True)]
+    return pieces, [match.group().strip() for match in found]
 
 
 def parse(text: str, as_list: bool = False) -> Node:
@@ -101,21 +94,19 @@ def _enclosed(text: str) -> Node | None:
     if match := _MATRIX.fullmatch(text):
         factor = {"": "", "-": "-"}.get(match[1], f"({match[1]})")
         rows = [split(row, _CELL)[0] for row in split(match[3], _ROW)[0] if row]
-        cells = [[f"{factor}({cell})" if factor else cell for cell in row] for row in rows]
-        return Node("matrix", text, tuple(Node("list", " ".join(row), tuple(map(parse, row))) for row in cells))
-    start = 1 if text.startswith("\\{") else 0
-    if not text or text[start : start + 1] not in ("{", "(", "[") or closing(text, start) != len(text) - 1:
+        cells = [[parse(f"{factor}({cell})" if factor else cell) for cell in row] for row in rows]
+        return Node("matrix", text, tuple(Node("tuple", text, tuple(row), ("(", ")")) for row in cells))
+    printed = text.startswith("\\{")
+    if not enclosed(text[printed:]):
         return None
-    inside = text[start + 1 : -1]
-    if start:
-        inside = inside.removesuffix("\\")
-        if condition := _condition(inside):
-            return condition
+    inside = text[printed + 1 : -1].removesuffix("\\" if printed else "")
+    if printed and (condition := _condition(inside)):
+        return condition
     if not inside.strip():
         return None
     pieces, marks = _split_list(inside, as_list=", " not in inside)
     parts = [parse(piece) for piece in (pieces if marks else [inside])]
-    if start:
+    if printed:
         return Node("set", text, _flat(parts))
     if marks:
         return Node("tuple", text, tuple(parts), (text[0], text[-1]))
@@ -130,7 +121,7 @@ def _condition(inside: str) -> Node | None:
     if match is None:
         return None
     node = parse(match[1].strip())
-    every = node.kind == "list" and "or" not in " ".join(node.marks)
+    every = node.kind == "list" and not node.says("or")
     return Node("list", node.text, node.parts, ("and",)) if every else node
 
 

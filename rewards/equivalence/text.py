@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from rewards.equivalence.plain import enclosed
+
 
 def squeeze(text: str) -> str:
     """What is compared where only text can be: no white space, and no braces that TeX does not need."""
@@ -104,23 +106,7 @@ def unwrap(text: str) -> str:
     r"""Takes off braces, `\boxed{}` and `\text{}` that enclose the whole text."""
     while text.endswith("}"):
         head = next((head for head in _WRAPPERS if text.startswith(head)), None)
-        if head is None or closing(text, len(head) - 1) != len(text) - 1:
+        if head is None or not enclosed(text[len(head) - 1 :]):
             break
         text = text[len(head) : -1].strip()
     return text
-
-
-_OPENING, _CLOSING = "{([", "})]"
-
-
-def closing(text: str, start: int) -> int:
-    r"""Position of what closes the bracket at `start`, or -1. Printed braces `\{ \}` count as brackets."""
-    depth = 0
-    for position in range(start, len(text)):
-        if text[position] in _OPENING:
-            depth += 1
-        elif text[position] in _CLOSING:
-            depth -= 1
-            if depth == 0:
-                return position
-    return -1
