@@ -10,12 +10,11 @@ Everything is float64: rewards are weighted sums such as 0.1 + 0.2, and their ro
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 
-if TYPE_CHECKING:
-    from rewards import Score
+from rewards import Score
 
 EPS = 1e-6
 ROUNDING = 1e-9

@@ -46,17 +46,9 @@ LOST = {
 
 
 def packed_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    segments: Segments | None = None,
-    packed_kernel: str = "sdpa",
-    **_: object,
+    module, query, key, value, attention_mask, scaling=None, segments: Segments | None = None, packed_kernel="sdpa", **_
 ) -> tuple[torch.Tensor, None]:
-    """[B, heads, T, D] queries and [B, kv_heads, K, D] keys and values -> [B, T, heads, D].
+    """[B, heads, T, D] queries and [B, kv_heads, K, D] keys and values -> [B, T, heads, D]. transformers calls it so.
 
     With `segments` B is 1 and every run attends causally to itself after its prefix. Without, `attention_mask` is a
     boolean [B, 1, T, K] or None: causal for a whole sequence, everything for the single query of a decoding step.

@@ -12,8 +12,6 @@ backward pass. The sum is made anew in every pass, which costs rank / tokens of 
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from functools import cache
 from types import MethodType
 
@@ -32,7 +30,7 @@ def add_lora(model: PreTrainedModel, rank: int, alpha: float) -> PeftModel:
     """`model` with an adapter on all linear layers but the head; B starts at 0."""
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
     wrapped = get_peft_model(model, config, autocast_adapter_dtype=True)
-    for layer in _layers(wrapped):
+    for layer in layers(wrapped):
         layer.forward, layer.frozen = MethodType(_forward, layer), None
     return wrapped
 
@@ -48,7 +46,7 @@ def merged(layer: LoraLayer) -> torch.Tensor:
 def arrived(model: torch.nn.Module) -> float:
     """The share of the adapter's change that is in the rounded weights: <W' - W, s B A> / |s B A|^2."""
     moved = wanted = 0.0
-    for layer in _layers(model):
+    for layer in layers(model):
         base = _base(layer)
         exact = _sum(layer, base)
         change, exact = rounded(exact, base.dtype) - base.to(exact.dtype), exact - base
@@ -91,20 +89,8 @@ def _sum(layer: LoraLayer, base: torch.Tensor) -> torch.Tensor:
     return torch.addmm(base.to(dtype), b.to(dtype), a.to(dtype), alpha=layer.scaling[ADAPTER])
 
 
-@contextlib.contextmanager
-def frozen(model: torch.nn.Module) -> Iterator[None]:
-    """While it lasts no weight moves: every layer's sum is made once. For sampling, a token at a time."""
-    layers = _layers(model)
-    for layer in layers:
-        layer.frozen = merged(layer)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.frozen = None
-
-
-def _layers(model: torch.nn.Module) -> list[LoraLayer]:
+def layers(model: torch.nn.Module) -> list[LoraLayer]:
+    """Those that have an adapter. `layer.frozen` is their sum where it was made once, for sampling, else None."""
     return [module for module in model.modules() if isinstance(module, LoraLayer)]
 
 

@@ -20,11 +20,7 @@ MAX_LOG_RATIO = 20.0
 
 
 def policy_loss(
-    logprobs: torch.Tensor,
-    old_logprobs: torch.Tensor,
-    advantages: torch.Tensor,
-    clip_low: float,
-    clip_high: float,
+    logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor, clip_low: float, clip_high: float
 ) -> torch.Tensor:
     """[N] clipped surrogate (PPO, arXiv 1707.06347, eq. 7), to be minimised; differentiable in `logprobs`.
 

@@ -114,9 +114,12 @@ class Policy:
         """For generating with the policy's own network: eval mode, and LoRA's sums made once."""
         self.network.eval()
         try:
-            with lora.frozen(self.network) if self.lora else contextlib.nullcontext():
-                yield
+            for layer in lora.layers(self.network):
+                layer.frozen = lora.merged(layer)
+            yield
         finally:
+            for layer in lora.layers(self.network):
+                layer.frozen = None
             self.network.train()
 
     def arrived(self) -> float:

@@ -75,18 +75,18 @@ class VLLMEngine:
         if self.config.sleep and not self._asleep:
             self._llm.sleep(level=2)
             self._asleep, self._ready = True, False
-            _empty_cache(self.device)
+            torch.cuda.empty_cache()
 
     def close(self) -> None:
         self._llm.llm_engine.engine_core.shutdown()
         del self._llm
         self._ready = False
         gc.collect()
-        _empty_cache(self.device)
+        torch.cuda.empty_cache()
 
     def _wake(self, tag: str) -> bool:
         """Whether all of the engine is awake."""
-        _empty_cache(self.device)  # the learner's freed blocks, which torch would keep for itself
+        torch.cuda.empty_cache()  # the learner's freed blocks, which torch would keep for itself
         return self._llm.wake_up(tags=[tag]) if self._asleep else True
 
     def _load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
@@ -209,11 +209,6 @@ def _kv_bytes(config: Config, token: int, device: torch.device) -> int:
     sequence = token * (config.rollout.longest_sequence + CPU_BLOCK)
     room = torch.cuda.mem_get_info()[0] / 2 if device.type == "cuda" else CPU_KV_GIB * GIB
     return int(max(sequence, min(sequence * config.rollout.running_sequences, room)))
-
-
-def _empty_cache(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 @contextlib.contextmanager
