@@ -11,9 +11,9 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from grpo.config import read_yaml
+from grpo.config import Config, read_yaml
 from grpo.errors import UserError
-from grpo.policy import Policy, load_model, load_tokenizer
+from grpo.policy import Policy, compute_dtype, load_model, load_tokenizer
 from grpo.settings import PolicyConfig
 
 ADAPTER = "adapter_config.json"
@@ -102,7 +102,7 @@ def open_policy(target: Target, device: torch.device) -> Policy:
     UserError for weights that are not finite: they would sample noise and score like a bad model.
     """
     disable_progress_bar()  # an evaluation has one of its own
-    model, _ = load_model(target.base, sampling_dtype(device), device, PolicyConfig())
+    model, _ = load_model(target.base, compute_dtype(Config(), device), device, PolicyConfig())
     if target.base != target.path:
         from peft import PeftModel
 
@@ -111,7 +111,3 @@ def open_policy(target: Target, device: torch.device) -> Policy:
         if not torch.isfinite(weight).all():
             raise UserError(f"{target.path}: the weights {name} hold NaN or infinity; evaluate an older checkpoint")
     return Policy(model.requires_grad_(False), tokenizer_of(target))
-
-
-def sampling_dtype(device: torch.device) -> torch.dtype:
-    return torch.bfloat16 if device.type == "cuda" else torch.float32

