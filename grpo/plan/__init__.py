@@ -163,10 +163,10 @@ def decide(config: Config, card: Card) -> tuple[Plan, list[str]]:
 def describe(plan: Plan) -> str:
     """A table of memory by phase, the time of a step and of the run, and what the run folder grows to."""
     shape, card, rank = plan.shape, plan.card, plan.config.policy.lora_rank
-    trained = f"LoRA rank {rank}, {_count(shape.adapter(rank))} trained" if rank else "all weights trained"
+    trained = f"LoRA rank {rank}, {shape.adapter(rank):,} trained" if rank else "all weights trained"
     base = ", NF4 base" if plan.config.policy.quant == "nf4" else ""
     first = (
-        f"plan: {plan.config.model} ({_count(shape.parameters)} parameters, {trained}{base}) on {card.name}, "
+        f"plan: {plan.config.model} ({shape.parameters:,} parameters, {trained}{base}) on {card.name}, "
         f"{_gib(card.memory)} GiB{' free' * card.here}; {length(plan.step_seconds)} a step"
     )
     return "\n".join([first, *_memory(plan), *(_time(plan) if plan.fits else [])])
@@ -242,7 +242,3 @@ def _beside_kv(plan: Plan) -> str:
 
 def _gib(value: float, digits: int = 1) -> str:
     return f"{value / GIB:.{digits}f}"
-
-
-def _count(parameters: float) -> str:
-    return f"{parameters / 1e9:.3f} B" if parameters >= 1e9 else f"{parameters / 1e6:.3g} M"

@@ -176,8 +176,6 @@ def problems(plan: Plan) -> Iterator[str]:
         yield from machine_problems(plan)
         models = [config.model, *([config.reward.model] if config.reward.name == "hybrid" else [])]
         yield from filter(None, [hub.missing(models, _data_names(config), config.data_dir)])
-    if damage := weights_problem(Path(config.model)):
-        yield damage
     there = existing_parent(Path(config.out))
     checkpoint, _, completions = disk_parts(config, plan.shape, plan.element)
     need = checkpoint * (config.checkpoint.keep + 1) + completions  # one is being written
@@ -188,8 +186,7 @@ def problems(plan: Plan) -> Iterator[str]:
             f"{there} has {free / GIB:.1f} GiB free, and {config.checkpoint.keep + 1} checkpoints with the completions "
             f"take {need / GIB:.1f}; use --out on another disk or --checkpoint.keep 1"
         )
-    if line := misfit(plan):
-        yield line
+    yield from filter(None, [weights_problem(Path(config.model)), misfit(plan)])
 
 
 def machine_problems(plan: Plan) -> Iterator[str]:

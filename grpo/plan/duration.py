@@ -20,7 +20,7 @@ from data.sources import SOURCES
 from grpo.config import Config, nearest
 from grpo.errors import UserError
 from grpo.evaluation.benchmarks import names, read
-from grpo.plan.memory import GIB, Shape, causal_pairs, expected, forward_flops, shape_of, training_flops
+from grpo.plan.memory import GIB, KNOWN, Shape, causal_pairs, expected, forward_flops, shape_of, training_flops
 
 if TYPE_CHECKING:
     from grpo.plan import Plan
@@ -30,14 +30,13 @@ if TYPE_CHECKING:
 class Card:
     name: str
     memory: float
-    """bytes: what torch reports as total, a little under the name's figure; on this machine, what is free"""
+    """bytes in all; on this machine, bytes that are free"""
     flops: float
     """dense bf16 operations per second with float32 sums, by the data sheet (CPU: fp32, a rough figure)"""
     bandwidth: float
     """bytes per second of the card's own memory"""
-    sustained: float = 0.7
-    """share of `flops` that matrix products keep up; measured on an H100 (649 of 989 over 3 s), else assumed: an L4 is
-    bound by its 72 W"""
+    sustained: float
+    """share of `flops` that matrix products keep up"""
     here: bool = False
     """in this machine, not only in the table"""
     bf16: bool = True
@@ -48,23 +47,9 @@ class Card:
         return self.name.startswith("CPU")
 
 
-def _gpu(name: str, gib: float, teraflops: float, gigabytes_per_second: float, sustained: float = 0.7) -> Card:
-    return Card(name, gib * GIB, teraflops * 1e12, gigabytes_per_second * 1e9, sustained)
-
-
 CARDS = {
-    "l4": _gpu("L4", 22.0, 121, 300, 0.5),
-    "a10": _gpu("A10", 22.0, 125, 600),
-    "a10g": _gpu("A10G", 22.0, 70, 600),
-    "l40s": _gpu("L40S", 44.4, 362, 864),
-    "3090": _gpu("3090", 23.6, 71, 936),
-    "4090": _gpu("4090", 23.5, 165, 1008),
-    "a1000": _gpu("A1000", 7.8, 27, 192),
-    "a100": _gpu("A100", 79.2, 312, 1935),
-    "h100": _gpu("H100", 79.1, 989, 3350, 0.66),
-    "h100-pcie": _gpu("H100 PCIe", 79.1, 756, 2000),
-    "h200": _gpu("H200", 139.8, 989, 4800, 0.66),
-    "b200": _gpu("B200", 178.0, 2250, 8000),
+    name: Card(card["name"], card["gib"] * GIB, card["teraflops"] * 1e12, card["gigabytes"] * 1e9, card["sustained"])
+    for name, card in KNOWN["cards"].items()
 }
 UNKNOWN = "a10"
 """whose speed a card is planned with that is not in the table"""

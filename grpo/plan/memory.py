@@ -11,8 +11,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import torch
+import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from grpo import hub
@@ -20,17 +22,8 @@ from grpo.config import Config
 from grpo.errors import UserError
 from grpo.rollout.vllm_engine import VLLM_BATCHED_TOKENS, kv_bytes
 
-FIELDS = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-          "intermediate_size", "max_position_embeddings", "vocab_size", "tie_word_embeddings")  # fmt: skip
-KNOWN = {
-    "Qwen/Qwen2.5-Math-1.5B": ("qwen2", 1536, 28, 12, 2, 8960, 4096, 151936, True),
-    "Qwen/Qwen2.5-0.5B": ("qwen2", 896, 24, 14, 2, 4864, 32768, 151936, True),
-    "HuggingFaceTB/SmolLM2-135M-Instruct": ("llama", 576, 30, 9, 3, 1536, 8192, 49152, True),
-    "TinyLlama/TinyLlama-1.1B-Chat-v1.0": ("llama", 2048, 22, 32, 4, 5632, 2048, 32000, False),
-    "meta-llama/Llama-3.1-8B-Instruct": ("llama", 4096, 32, 32, 8, 14336, 131072, 128256, False),
-    "nvidia/AceMath-7B-RM": ("qwen2", 3584, 28, 28, 4, 18944, 4096, 152064, False),
-}
-"""the models of the presets, for a plan without a network"""
+KNOWN = yaml.safe_load(Path(__file__).with_name("known.yaml").read_text(encoding="utf-8"))
+"""cards and models, for a plan without a GPU and a network"""
 GIB = 2**30
 CUDA_CONTEXT = int(0.6 * GIB)
 """context, cuBLAS workspaces and loaded kernels"""
@@ -98,12 +91,12 @@ def shape_of(name: str, trust_remote_code: bool = False) -> Shape:
 
 
 def model_config(name: str, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """From a folder, the cache, the table above, or the hub, in this order."""
+    """From a folder, the cache, known.yaml, or the hub, in this order."""
     try:
         return AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=trust_remote_code)
     except (OSError, ValueError):
-        if name in KNOWN:
-            return AutoConfig.for_model(**dict(zip(FIELDS, KNOWN[name], strict=True)))
+        if name in KNOWN["models"]:
+            return AutoConfig.for_model(**KNOWN["models"][name])
     hub.require([name])
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -239,7 +240,7 @@ def test_quant_auto_is_none_where_that_fits_and_nf4_where_it_does_not():
     assert line.startswith("policy.quant auto: none; ")
     # A card on which the four bits decide: 1.22 G linear weights save 1.2 x 1.31 x (2 - 0.516) = 1.8 GiB.
     between = max(need.needs("learn"), need.needs("rollout") + 0.4375 * GIB) / 0.93 - GIB
-    small = type(CARDS["l4"])("small", between, 1e12, 1e11)
+    small = replace(CARDS["l4"], name="small", memory=between)
     packed, [line] = decide(auto, small)
     assert packed.config.policy.quant == "nf4"
     assert line.startswith("policy.quant auto: nf4; ")
@@ -264,7 +265,7 @@ def test_checkpointing_auto_is_off_where_that_fits_and_is_faster():
 def test_from_the_command_line_without_a_gpu_or_a_network(capsys):
     assert main(["--preset", "h100", "--gpu", "h100"]) == 0
     out = capsys.readouterr().out
-    assert "Qwen/Qwen2.5-Math-1.5B (1.544 B parameters, all weights trained) on H100" in out
+    assert "Qwen/Qwen2.5-Math-1.5B (1,543,714,304 parameters, all weights trained) on H100" in out
     assert "KV cache of" in out
 
 
