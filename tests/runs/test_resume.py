@@ -40,7 +40,7 @@ HARD = {
     "reward.name": "random",
 }
 EVALUATED = {
-    "eval.every": 3,
+    "eval.every": 2,
     "eval.limit": 2,
     "eval.data": str(Path(SMALL["data"]).with_name("validation.parquet")),
     "eval.test": str(Path(SMALL["data"]).with_name("test.parquet")),
@@ -79,9 +79,9 @@ def stopped(copied) -> Path:
 )
 def test_two_and_two_are_four(tmp_path, settings):
     """rows, texts, weights, moments and masters, bit for bit; also where a reward draws lots"""
-    assert train.main(arguments(tmp_path, "four", **settings, steps=4)) == 0
+    assert train.main(arguments(tmp_path, "four", **settings, steps=4, checkpoint__every=2)) == 0
     random.seed(), np.random.seed(), torch.seed()  # another process would start with other random states
-    assert train.main(arguments(tmp_path, "both", **settings, steps=2, checkpoint__every=1)) == 0
+    assert train.main(arguments(tmp_path, "both", **settings, steps=2, checkpoint__every=2)) == 0
     random.seed(), np.random.seed(), torch.seed()
     assert train.main(["--resume", str(tmp_path / "both"), "--steps", "4"]) == 0
     same_run(tmp_path / "four", tmp_path / "both", 4)
