@@ -11,18 +11,21 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
-from transformers import PreTrainedTokenizerBase
 
-from grpo.config import Config
 from grpo.errors import UserError
 from grpo.packages import installed
-from grpo.policy import Policy
 from grpo.types import Completion, Group, Problem, Request
 from rewards import Reward, Score, make_reward, self_test
+
+if TYPE_CHECKING:  # eval.py answers --help and mistakes before torch is imported, which takes seconds
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+    from grpo.config import Config
+    from grpo.policy import Policy
 
 VLLM_MISSING = (
     "rollout.engine is vllm, which is not installed. With an NVIDIA GPU: pip install 'vllm==0.32.*'. Without one, its "
@@ -170,6 +173,8 @@ def sleeps(config: Config) -> bool:
 def make_engine(config: Config, device: torch.device) -> Engine:
     """The sampler that `rollout.engine` asks for. Raises UserError where it cannot run."""
     if device.type == "cuda" and not sleeps(config) and "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+        import torch
+
         # Segments that grow leave no gaps between what a step allocates. The pool of an engine that sleeps forbids it.
         torch.cuda.memory._set_allocator_settings("expandable_segments:True")
     if engine_name(config) == "torch":
