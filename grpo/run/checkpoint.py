@@ -146,21 +146,19 @@ class Checkpoints:
             say(f"{leftover}: was not finished when the run ended; removed")
             shutil.rmtree(leftover)
         for step in reversed(self.steps()):
-            path, damage = self.path(step), find_damage(self.path(step))
-            if damage is None and not (path / TRAINER).exists():  # weights alone
-                continue
+            path = self.path(step)
             try:
-                if damage is None:
+                check_whole(path)
+                if (path / TRAINER).exists():  # else it is weights alone
                     read(path)
                     return step
             except UserError:
                 raise
-            except ValueError as error:
-                damage = str(error)
-            aside = self.folder / f"damaged_{path.name}"
-            shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
-            say(f"checkpoint {path} is damaged ({damage}); moved to {aside.name}, using the one before it")
+            except ValueError as damage:
+                aside = self.folder / f"damaged_{path.name}"
+                shutil.rmtree(aside, ignore_errors=True)
+                path.rename(aside)
+                say(f"checkpoint {path} is damaged ({damage}); moved to {aside.name}, using the one before it")
         return None
 
     def best(self, accuracy: dict[int, float]) -> int | None:
@@ -203,21 +201,20 @@ def seal(folder: Path) -> None:
         files.sync(path)
 
 
-def find_damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint folder, or None: every file must be as it was written."""
+def check_whole(folder: Path) -> None:
+    """ValueError with what is wrong where a checkpoint's files are not as they were written."""
     try:
         manifest = {name: (int(size), str(digest)) for name, (size, digest) in read_manifest(folder).items()}
     except (OSError, ValueError, TypeError, AttributeError):
-        return f"no readable {MANIFEST}"
+        raise ValueError(f"no readable {MANIFEST}") from None
     for name, (size, digest) in manifest.items():
         if not (folder / name).is_file():
-            return f"{name} is missing"
+            raise ValueError(f"{name} is missing")
         found_size, found_digest = size_and_digest(folder / name)
         if found_size != size:
-            return f"{name} has {found_size} bytes instead of {size}"
+            raise ValueError(f"{name} has {found_size} bytes instead of {size}")
         if found_digest != digest:
-            return f"{name} has another checksum"
-    return None
+            raise ValueError(f"{name} has another checksum")
 
 
 def size_and_digest(path: Path) -> tuple[int, str]:

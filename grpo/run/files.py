@@ -1,7 +1,7 @@
 """A run's folder on disk: written so that a reader never sees half a file and a power cut loses nothing.
 
 runs/NAME/config.yaml  versions.json  metrics.jsonl  accuracy.jsonl  problems.jsonl  bad_rows.jsonl
-          completions/step_000001.jsonl.gz  checkpoints/  summary.json  plot.png
+          completions/step_000001.jsonl.gz  checkpoints/  bad_batches.jsonl  summary.json  plot.png
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ import json
 import os
 import re
 import secrets
-import shlex
 import shutil
-import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -202,16 +200,6 @@ def read_completions(folder: Path, step: int) -> list[dict]:
 # ---- the folder
 
 
-def new_folder(config: Config) -> Path:
-    """Where a new run goes. UserError where there is one: nothing of an earlier run is ever written over."""
-    name = config.name or f"{config.preset}-{Path(config.data).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = Path(config.out) / name
-    if folder.exists():
-        resume = f"--resume {shlex.quote(str(folder))}"
-        raise UserError(f"{folder} exists; choose another --name, or continue it with {resume}")
-    return folder
-
-
 def create(folder: Path, config: Config) -> IO:
     """Filled beside and renamed: a folder with the run's name can be resumed, whenever the process ends.
 
@@ -244,7 +232,7 @@ def run_id(folder: Path) -> str | None:
 
 
 def write_versions(folder: Path, name: str) -> None:
-    """What the results depend on besides the settings: kept at the start, and anew each time that the run goes on."""
+    """What results depend on besides the settings: kept at the start, and anew each time that the run goes on."""
     write(folder / name, json.dumps(versions(), indent=2))
 
 

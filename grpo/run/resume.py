@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,8 +33,8 @@ FREE = {"preset", "policy.trust_remote_code"} | WHERE | HOW_LONG | HOW_FAST | RO
 """May differ when a run is continued. The rest decides what is learned; so does what a preset stands for."""
 
 
-ROW_FILES = ("metrics.jsonl", "accuracy.jsonl", "problems.jsonl")
-"""One row a step, and of the last one a problem."""
+ROW_FILES = ("metrics.jsonl", "accuracy.jsonl", "bad_batches.jsonl", "problems.jsonl")
+"""Rows of steps, and of the last one of problems."""
 
 
 def settle(command: Command, default_preset: str) -> tuple[Config, Path | None]:
@@ -61,6 +63,16 @@ def settle(command: Command, default_preset: str) -> tuple[Config, Path | None]:
     wanted = changed(wanted, kept)
     check_same(saved, wanted, folder)
     return relocated(wanted, folder), folder
+
+
+def new_folder(config: Config) -> Path:
+    """Where a new run goes. UserError where there is one: nothing of an earlier run is ever written over."""
+    name = config.name or f"{config.preset}-{Path(config.data).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = Path(config.out) / name
+    if folder.exists():
+        resume = f"--resume {shlex.quote(str(folder))}"
+        raise UserError(f"{folder} exists; choose another --name, or continue it with {resume}")
+    return folder
 
 
 def newest_run(config: Config) -> Path | None:
@@ -144,10 +156,9 @@ def set_back(folder: Path, step: int, pending: bool) -> tuple[list[dict], list[s
     rows = read_rows(folder / "metrics.jsonl")
     if missing := sorted(set(range(step + (not pending))) - {row["step"] for row in rows}):
         notes.append(f"{folder / 'metrics.jsonl'} has no row of step {', '.join(map(str, missing))}")
-    for name, suffix in (("completions", r"\.jsonl\.gz"), ("bad_batches", r"_\d+\.json")):
-        for number, path in numbered(folder / name, suffix).items():
-            if number > step:
-                path.unlink()
+    for number, path in numbered(folder / "completions", r"\.jsonl\.gz").items():
+        if number > step:
+            path.unlink()
     for leftover in (*folder.glob(".*.partial"), *folder.glob("completions/.*.partial"), folder / "summary.json"):
         leftover.unlink(missing_ok=True)
     return rows, notes

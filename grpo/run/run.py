@@ -22,7 +22,7 @@ from grpo.config import Config
 from grpo.problems import BadRow
 from grpo.run import files, terminal
 from grpo.run.checkpoint import Checkpoints, TrainingState
-from grpo.run.resume import decisive, set_back
+from grpo.run.resume import decisive, new_folder, set_back
 from grpo.run.terminal import BAR, Alarms, Clock, before_and_after, figures, fitted, good_and_bad, say
 from grpo.run.trackers import TrackerProcess
 from grpo.types import Group
@@ -34,7 +34,7 @@ class Run:
 
     def __init__(self, config: Config, resumed: Path | None = None):
         """`resumed`: the folder to continue in. UserError where the folder cannot be used."""
-        self.config, self.folder, self.resumed = config, resumed or files.new_folder(config), resumed is not None
+        self.config, self.folder, self.resumed = config, resumed or new_folder(config), resumed is not None
         self.clock = Clock(memory_in_use_gib)
         self.checkpoints = Checkpoints(self.folder / "checkpoints", config.checkpoint.keep)
         self.bad_rows: Sequence[BadRow] = ()
@@ -182,12 +182,10 @@ class Run:
 
     def save_bad_batch(self, batch: dict) -> None:
         """The samples of a step that was skipped because its loss or gradient was not finite."""
-        folder, name = self.folder / "bad_batches", f"step_{self.step + 1:06d}"
+        step, path = self.step + 1, self.folder / "bad_batches.jsonl"
         with files.writing(self.folder):
-            folder.mkdir(exist_ok=True)
-            path = folder / f"{name}_{len(list(folder.glob(f'{name}_*')))}.json"
-            files.write(path, json.dumps(batch))
-        say(f"step {self.step + 1}: loss or gradient is not finite; weights left as they are, batch kept in {path}")
+            files.append(path, files.lines([{"step": step} | batch]))
+        say(f"step {step}: loss or gradient is not finite; weights left as they are, batch kept in {path}")
 
     # ---- the end
 

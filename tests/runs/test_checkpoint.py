@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from grpo.errors import UserError
 from grpo.learner import Learner
 from grpo.policy import Policy
-from grpo.run.checkpoint import MANIFEST, TRAINER, Checkpoints, TrainingState, find_damage
+from grpo.run.checkpoint import MANIFEST, TRAINER, Checkpoints, TrainingState, check_whole
 from grpo.settings import Config, LearnerConfig, PolicyConfig
 from grpo.types import Problem
 from rewards import make_reward
@@ -59,7 +59,8 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_a_damaged_checkpoint_is_recognised_and_the_one_before_is_used(tmp_path, damage, capsys):
     checkpoints = saved(tmp_path, [1, 2, 3])
-    assert all(find_damage(checkpoints.path(step)) is None for step in (1, 2, 3))
+    for step in (1, 2, 3):
+        check_whole(checkpoints.path(step))
     damage(checkpoints.path(3))
     assert checkpoints.restore(lambda path: None) == 2
     assert "step_000003 is damaged" in capsys.readouterr().err
@@ -100,7 +101,7 @@ def test_keeps_the_newest_whole_and_the_weights_of_evaluated_steps(tmp_path, acc
     assert checkpoints.steps() == kept
     assert checkpoints.best(accuracy) == best
     for step in kept:
-        assert find_damage(checkpoints.path(step)) is None
+        check_whole(checkpoints.path(step))
         assert (checkpoints.path(step) / TRAINER).exists() is (step >= 5)
     for step in (5, 6):
         flip(checkpoints.path(step) / "weights")

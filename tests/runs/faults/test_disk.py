@@ -13,7 +13,7 @@ from small_runs import arguments, same_run, start
 
 import train
 from grpo.rollout import decode
-from grpo.run.checkpoint import find_damage
+from grpo.run.checkpoint import check_whole
 
 MIB = 2**20
 
@@ -66,7 +66,7 @@ def test_too_little_space_is_seen_before_writing(tmp_path, disk, undisturbed):
     assert "Traceback" not in child.output()
     kept = list((disk.path / "run" / "checkpoints").iterdir())
     assert [path.name for path in kept] == ["step_000001"]
-    assert find_damage(kept[0]) is None
+    check_whole(kept[0])
     disk.resize(64)
     assert train.main(["--resume", str(disk.path / "run")]) == 0
     same_run(undisturbed, disk.path / "run", 3)
@@ -84,7 +84,7 @@ def test_the_disk_fills_up_in_the_middle_of_a_save(tmp_path, disk, undisturbed):
     assert f"error: cannot write to {disk.path / 'run' / 'checkpoints'}: " in child.output()
     kept = list((disk.path / "run" / "checkpoints").iterdir())
     assert [path.name for path in kept] == ["step_000001"]
-    assert find_damage(kept[0]) is None
+    check_whole(kept[0])
     disk.resize(64)
     assert train.main(["--resume", str(disk.path / "run")]) == 0
     same_run(undisturbed, disk.path / "run", 3)

@@ -18,7 +18,7 @@ from small_runs import arguments, rows, same_run, start, wait_until, weights
 import train
 from grpo.learner import Learner
 from grpo.rollout.torch_engine import TorchEngine
-from grpo.run.files import read_completions
+from grpo.run.files import read_completions, read_rows
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,8 @@ def test_a_step_that_is_not_finite_is_kept_for_study_and_skipped(tmp_path):
     one, two, three = (weights(tmp_path / "run" / "checkpoints" / f"step_{i:06d}") for i in (1, 2, 3))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert not all(torch.equal(two[name], three[name]) for name in two)
-    batch = json.loads((tmp_path / "run" / "bad_batches" / "step_000002_0.json").read_text())
+    (batch,) = read_rows(tmp_path / "run" / "bad_batches.jsonl")
+    assert batch["step"] == 2
     kept = read_completions(tmp_path / "run", 2)
     assert len(batch["samples"]) == len(kept) == 8
     assert [sample["advantage"] for sample in batch["samples"]] == [row["advantage"] for row in kept]
@@ -90,7 +91,7 @@ def test_too_many_in_a_row_stop_the_run(tmp_path):
     child = start(arguments(tmp_path, "run", learner__max_bad_steps=2), tmp_path / "log", always)
     assert child.wait() == 1
     assert "2 optimiser steps in a row had a non-finite loss" in child.output()
-    assert len(list((tmp_path / "run" / "bad_batches").iterdir())) == 2
+    assert [batch["step"] for batch in read_rows(tmp_path / "run" / "bad_batches.jsonl")] == [1, 2]
 
 
 LARGE = {
