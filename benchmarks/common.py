@@ -54,7 +54,7 @@ def make_policy(shape: Qwen2Config, config: Config, device: torch.device) -> Pol
     torch.manual_seed(0)
     with device:
         model = AutoModelForCausalLM.from_config(shape, dtype=compute_dtype(config, device))
-    return Policy(model, make_tokenizer(), config.policy, config.learner.logit_chunk, config.learner.kl_coef > 0)
+    return Policy(model, make_tokenizer(), config)
 
 
 def save_model(shape: Qwen2Config, folder: Path, dtype: torch.dtype, device: torch.device) -> str:

@@ -34,45 +34,28 @@ UNSUPPORTED = ("attn_logit_softcapping", "final_logit_softcapping", "logit_scale
 class Policy:
     """A causal language model with everything that makes its log-probabilities differ from the sampler's taken out."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        config: PolicyConfig | None = None,
-        logit_chunk: int = 1024,
-        keep_reference: bool = False,
-    ):
-        config = config or PolicyConfig()
-        self.tokenizer, self.logit_chunk = tokenizer, logit_chunk
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: Config | None = None):
+        config = config or Config()
+        settings = config.policy
         _check_supported(model)
         _no_dropout(model)
-        self.stop_ids = stop_ids(model, tokenizer)
-        self.lora = config.lora_rank > 0
+        self.network, self.tokenizer, self.stop_ids = model, tokenizer, stop_ids(model, tokenizer)
+        self.device, self.dtype, self.logit_chunk = model.device, model.dtype, config.learner.logit_chunk
+        self.lora = settings.lora_rank > 0
         # The reference of a LoRA policy is the policy with the adapter off; all weights need a frozen copy.
-        self._reference = copy.deepcopy(model).requires_grad_(False) if keep_reference and not self.lora else None
-        self.model = lora.add_lora(model, config.lora_rank, config.lora_alpha) if self.lora else model
+        copied = config.learner.kl_coef > 0 and not self.lora
+        self._reference = copy.deepcopy(model).requires_grad_(False) if copied else None
+        # What is trained: the network itself, or PEFT's wrapper around it.
+        self.model = lora.add_lora(model, settings.lora_rank, settings.lora_alpha) if self.lora else model
         self.model.train()
-        self.kernel = attention.kernel(self.device.type, self.dtype, config.attention)
+        self.kernel = attention.kernel(self.device.type, self.dtype, settings.attention)
         self.attention_note = attention.LOST.get(self.kernel) if self.device.type == "cuda" else None
-        for network in filter(None, (self.network, self._reference)):
+        for network in filter(None, (model, self._reference)):
             network.set_attn_implementation(attention.NAME)
             if self.device.type == "cuda" and self.dtype is torch.bfloat16:
                 fuse_norms(network)
-        if config.gradient_checkpointing:  # not reentrant: that one gives no gradient to LoRA's first layers
+        if settings.gradient_checkpointing:  # not reentrant: that one gives no gradient to LoRA's first layers
             model.gradient_checkpointing_enable({"use_reentrant": False})
-
-    @property
-    def network(self) -> PreTrainedModel:
-        """The causal language model itself, below PEFT's wrapper."""
-        return self.model.get_base_model() if self.lora else self.model
-
-    @property
-    def device(self) -> torch.device:
-        return self.network.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.network.dtype
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
@@ -88,12 +71,12 @@ class Policy:
     @torch.no_grad()
     def ref_logprobs(self, batch: Batch, temperature: float) -> torch.Tensor:
         """[N] the same under the reference, the weights that training started from: LoRA's base, or the copy of all
-        weights that `keep_reference` asks for."""
+        weights that is kept where learner.kl_coef is not 0."""
         if self.lora:
             with self.model.disable_adapter():
                 return self.logprobs(batch, temperature, False)[0]
         if self._reference is None:
-            raise RuntimeError("no reference was kept; build the policy with keep_reference=True")
+            raise RuntimeError("no reference was kept, because learner.kl_coef was 0 when the policy was made")
         return self.logprobs(batch, temperature, False, self._reference)[0]
 
     def hidden(self, network: PreTrainedModel, batch: Batch) -> torch.Tensor:
@@ -113,12 +96,13 @@ class Policy:
     def sampling(self) -> Iterator[None]:
         """For generating with the policy's own network: eval mode, and LoRA's sums made once."""
         self.network.eval()
+        adapted = lora.layers(self.network) if self.lora else []
         try:
-            for layer in lora.layers(self.network):
+            for layer in adapted:
                 layer.frozen = lora.merged(layer)
             yield
         finally:
-            for layer in lora.layers(self.network):
+            for layer in adapted:
                 layer.frozen = None
             self.network.train()
 
@@ -158,7 +142,7 @@ def load_policy(config: Config, device: torch.device) -> Policy:
     disable_progress_bar()  # the run has one of its own
     model, tokenizer = load_model(config.model, compute_dtype(config, device), device, config.policy)
     torch.manual_seed(config.seed)  # the adapter's initialisation
-    return Policy(model, tokenizer, config.policy, config.learner.logit_chunk, config.learner.kl_coef > 0)
+    return Policy(model, tokenizer, config)
 
 
 def compute_dtype(config: Config, device: torch.device) -> torch.dtype:

@@ -17,7 +17,7 @@ from tiny_model import make_tiny_model
 
 from grpo.learner import Learner, NonFiniteLoss, SamplerMismatch
 from grpo.policy import Policy
-from grpo.settings import Config, LearnerConfig, PolicyConfig, RolloutConfig
+from grpo.settings import Config, LearnerConfig, RolloutConfig
 from grpo.types import Sample
 
 PAD, EOS = 0, 1
@@ -37,14 +37,9 @@ class Tokenizer:
         return {}
 
 
-def make_policy(lora_rank: int = 0, reference: bool = True, **config) -> Policy:
-    policy = Policy(
-        make_tiny_model(),
-        Tokenizer(),
-        PolicyConfig(lora_rank=lora_rank, **config),
-        logit_chunk=3,
-        keep_reference=reference,
-    )
+def make_policy(lora_rank: int = 0, **config) -> Policy:
+    learner = {"logit_chunk": 3, "kl_coef": 1.0}  # so that a reference is kept
+    policy = Policy(make_tiny_model(), Tokenizer(), Config(policy={"lora_rank": lora_rank} | config, learner=learner))
     torch.manual_seed(1)
     with torch.no_grad():  # away from the reference, so that KL is not zero
         for p in policy.trainable().values():

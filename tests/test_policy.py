@@ -18,7 +18,6 @@ from grpo.config import Config, build, parse
 from grpo.errors import UserError
 from grpo.packing import Batch, pack
 from grpo.policy import Policy, compute_dtype, fuse_norms, load_policy
-from grpo.settings import PolicyConfig
 from grpo.types import Sample
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -151,7 +150,7 @@ def test_the_reference_stays_where_training_started(folder: Path, lora: dict):
 
 def test_no_reference_is_kept_that_nobody_asked_for(folder: Path):
     policy = load_policy(config(folder), CPU)
-    with pytest.raises(RuntimeError, match="keep_reference"):
+    with pytest.raises(RuntimeError, match="no reference was kept"):
         policy.ref_logprobs(batch(), 1.0)
 
 
@@ -175,7 +174,9 @@ def test_stop_ids_are_those_of_tokenizer_and_generation_config_and_qwens(folder:
 @pytest.mark.parametrize("lora", [0, 4], ids=["full", "lora"])
 def test_a_plain_model_with_the_sampler_weights_is_the_policy(tied: bool, lora: int):
     tokenizer = make_tokenizer()
-    policy = Policy(make_tiny_model(tied, torch.float32, 96), tokenizer, PolicyConfig(lora_rank=lora, lora_alpha=8))
+    policy = Policy(
+        make_tiny_model(tied, torch.float32, 96), tokenizer, Config(policy={"lora_rank": lora, "lora_alpha": 8})
+    )
     move(policy)
     before = {name: p.clone() for name, p in policy.model.named_parameters()}
     weights = dict(policy.sampler_weights())
@@ -229,7 +230,7 @@ def test_the_share_that_arrived_is_measured(folder: Path):
 
 def test_loras_gradient_is_that_of_the_sum(folder: Path):
     """Autograd through a plain model with the weights W + s B A; the layers' own backward pass is written by hand."""
-    policy = Policy(make_tiny_model(vocabulary=96), make_tokenizer(), PolicyConfig(**LORA))
+    policy = Policy(make_tiny_model(vocabulary=96), make_tokenizer(), Config(policy=LORA))
     move(policy)
     found = gradients(policy)
     plain = Policy(make_tiny_model(vocabulary=96), make_tokenizer())

@@ -141,7 +141,7 @@ def live_peak(config, shape: Shape) -> tuple[float, float]:
     ]
     with meta_kernels(Count()), live:
         model = AutoModelForCausalLM.from_config(shape.config, dtype=getattr(torch, config.policy.dtype))
-        policy = Policy(model, NoTokenizer(), config.policy, config.learner.logit_chunk, config.learner.kl_coef > 0)
+        policy = Policy(model, NoTokenizer(), config)
         optimizer = Optimizer(policy.trainable().values(), config.learner)
         batch = pack(samples, [1.0] * len(samples), 10**9)[0]
         for _ in range(2):

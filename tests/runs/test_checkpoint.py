@@ -16,7 +16,7 @@ from grpo.errors import UserError
 from grpo.learner import Learner
 from grpo.policy import Policy
 from grpo.run.checkpoint import MANIFEST, TRAINER, Checkpoints, TrainingState, check_whole
-from grpo.settings import Config, LearnerConfig, PolicyConfig
+from grpo.settings import Config, LearnerConfig
 from grpo.types import Problem
 from rewards import make_reward
 
@@ -161,7 +161,7 @@ def trainer(lora_rank: int = 0, dtype: torch.dtype = torch.float32, problems=PRO
     torch.manual_seed(5)
     model = make_tiny_model(tied=True, dtype=dtype, vocabulary=200)
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
-    policy = Policy(model, tokenizer, PolicyConfig(lora_rank=lora_rank, lora_alpha=8))
+    policy = Policy(model, tokenizer, Config(policy={"lora_rank": lora_rank, "lora_alpha": 8}))
     learner = Learner(policy, Config(steps=9, learner=LearnerConfig(lr=0.01)))
     return TrainingState(policy, learner, make_reward("random", seed=3), problems)
 
