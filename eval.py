@@ -61,7 +61,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     check_ranges(args, RANGES)
     if not (args.bench or args.list or args.regrade or args.compare):
         raise UserError("name what to ask: --bench math500 (--list has all; --help)")
-    args.names = benchmarks.names(args.bench) if args.bench else []
+    args.names = benchmarks.names(args.bench.split(",")) if args.bench else []
     args.prompts = args.prompts.split(",") if args.prompts else None
     if args.audit_contamination:
         if args.samples or args.temperature or args.prompts:

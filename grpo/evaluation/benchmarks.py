@@ -77,11 +77,11 @@ def find(name: str) -> Benchmark:
     return BENCHMARKS.get(name, Benchmark(name, 0, GREEDY))
 
 
-def names(asked: str | Iterable[str]) -> list[str]:
-    """What `--bench` and `eval.data` stand for: benchmarks, all, arithmetic, files or datasets; commas between."""
+def names(asked: Iterable[str]) -> list[str]:
+    """What `--bench` and `eval.data` stand for: benchmarks, all, arithmetic, files or datasets."""
     found: list[str] = []
     known = (*BENCHMARKS, *SETS)
-    for name in asked.split(",") if isinstance(asked, str) else asked:
+    for name in asked:
         if name not in known and Path(name).suffix not in rows.READERS and not rows.is_dataset(name):
             raise UserError(
                 f"{name!r} is no benchmark; there are {', '.join(known)}, "

@@ -16,7 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
-from statistics import NormalDist
+from statistics import NormalDist, fmean
 
 import numpy as np
 
@@ -158,7 +158,9 @@ def paired_difference(a: dict[int, list[dict]], b: dict[int, list[dict]], column
     The pairs are resampled together: what is common to both (hard problems are hard for both) cancels, so the interval
     is much narrower than the two scores' own.
     """
-    gains = {problem: _share(b[problem], column) - _share(a[problem], column) for problem in a}
+    gains = {
+        problem: fmean(row[column] for row in b[problem]) - fmean(row[column] for row in a[problem]) for problem in a
+    }
     differences = np.asarray(list(gains.values()))
     low, high = bootstrap(differences)
     return {
@@ -168,11 +170,6 @@ def paired_difference(a: dict[int, list[dict]], b: dict[int, list[dict]], column
         "gained": [problem for problem, gain in gains.items() if gain > 0],
         "lost": [problem for problem, gain in gains.items() if gain < 0],
     }
-
-
-def _share(rows: Sequence[dict], column: str) -> float:
-    """Of a problem's samples, those that are right."""
-    return sum(row[column] for row in rows) / len(rows)
 
 
 def by_problem(rows: Sequence[dict]) -> dict[int, list[dict]]:
@@ -191,13 +188,13 @@ def score_rows(rows: Sequence[dict]) -> dict:
     result = {
         "problems": len(groups),
         "samples": samples,
-        "truncated": sum(row["finish_reason"] == "length" for row in rows) / len(rows),
-        "no_box": sum(row["answer"] is None for row in rows) / len(rows),
+        "truncated": fmean(row["finish_reason"] == "length" for row in rows),
+        "no_box": fmean(row["answer"] is None for row in rows),
     }
     if "rest" in rows[0]:  # of an audit
         result["continued"] = figure([float(_begins(row["completion"], row["rest"])) for row in rows])
     for column, answer in COLUMNS.items():
-        result[column] = figure([_share(group, column) for group in groups])
+        result[column] = figure([fmean(row[column] for row in group) for group in groups])
         if samples > 1:
             correct = [[row[column] for row in group] for group in groups]
             answers = [[row[answer] or None for row in group] for group in groups]

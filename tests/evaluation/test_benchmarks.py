@@ -89,13 +89,13 @@ def test_the_prompt_is_rendered_once_and_the_limit_holds(data_dir):
 
 
 def test_what_bench_stands_for():
-    assert benchmarks.names("all") == ["math500", "aime24", "aime25", "amc23", "minerva_math", "olympiadbench"]
-    assert benchmarks.names("arithmetic") == ["arithmetic-validation", "arithmetic-test"]
-    assert benchmarks.names("amc23") == ["amc23"]
-    assert benchmarks.names("my/own.parquet") == ["my/own.parquet"]
+    assert benchmarks.names(["all"]) == ["math500", "aime24", "aime25", "amc23", "minerva_math", "olympiadbench"]
+    assert benchmarks.names(["arithmetic"]) == ["arithmetic-validation", "arithmetic-test"]
+    assert benchmarks.names(["amc23"]) == ["amc23"]
+    assert benchmarks.names(["my/own.parquet"]) == ["my/own.parquet"]
     assert benchmarks.label("my/own.parquet") == "own"
     with pytest.raises(UserError, match=r"'MATH500' is no benchmark"):
-        benchmarks.names("MATH500")
+        benchmarks.names(["MATH500"])
 
 
 def test_fresh_calculations_are_right_and_follow_from_the_seed():
