@@ -8,8 +8,8 @@ import operator
 from contextlib import closing
 
 import pytest
+from truths import respelled
 
-from benchmarks.grading import respelled
 from data import tiny_base
 from grpo.errors import UserError
 from grpo.evaluation import benchmarks
@@ -49,7 +49,7 @@ def verifier():
 
 
 MISPRINT = {("olympiadbench", 96)}  # spelled another way it is not found right; docs/evaluation.md says why
-EVERY = {"minerva_math": 8, "olympiadbench": 6}  # 27 ms of algebra a row; benchmarks/grading.py takes all of them
+EVERY = {"minerva_math": 8, "olympiadbench": 6}  # 27 ms of algebra a row; tests/truths.py takes all of them
 
 
 @pytest.mark.parametrize("name", benchmarks.SETS["all"])

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import truths
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from benchmarks import grading
 from rewards import check_ground_truths, ground_truth_text, last_box
 from rewards.equivalence.plain import alternatives
 from rewards.verifier import Verifier, verify
@@ -52,16 +52,16 @@ def test_a_truth_nobody_can_grade_has_a_reason_and_ends_nothing():
 
 
 def test_no_mutation_of_a_truth_is_right(data_dir, verifier):
-    """A sample of what `python -m benchmarks.grading truths` tries in full: a digit or a letter changed."""
-    pools = [truths for _, truths in grading.pools(str(data_dir))]
-    mutants = [(mutant, truth) for truths in pools for truth in truths for mutant in grading.mutations(truth)][::101]
+    """A sample of what `python tests/truths.py` tries in full: a digit or a letter changed."""
+    pools = [answers for _, answers in truths.pools(str(data_dir))]
+    mutants = [(mutant, truth) for answers in pools for truth in answers for mutant in truths.mutations(truth)][::101]
     assert len(mutants) > 100
     outcomes = verifier.check_batch(mutants)
     assert [pair for pair, outcome in zip(mutants, outcomes, strict=True) if outcome in ("correct", "timeout")] == []
 
 
 def test_math500_truths_are_graded_and_equal_the_box_of_their_solution_only(data_dir, verifier):
-    """Every tenth row; `python -m benchmarks.grading truths` reads all."""
+    """Every tenth row; `python tests/truths.py` reads all."""
     path = data_dir / "eval" / "math500" / "test.jsonl"
     if not path.is_file():
         pytest.skip("no MATH-500 in the data folder")
