@@ -98,9 +98,10 @@ def list_benchmarks() -> None:
 
 def regrade_all(path: Path) -> None:
     """One evaluation, or all of them under a folder."""
+    begun = sorted(found.parent for found in path.glob(f"**/{results.OUTPUTS}") if found.stat().st_size)
     lines = []
     with closing(new_verifier()) as verifier:
-        for place in sorted(found.parent for found in path.glob(f"**/{results.OUTPUTS}")) or [path]:
+        for place in begun or [path]:
             line, changed = results.regrade(results.EvalFolder(place), verifier)
             missing = line.settings["problems"] - line.scores["problems"]
             lines.append(line)
