@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jinja2 import Environment, StrictUndefined
 
+from grpo.arguments import read_options
 from grpo.config import Config, build, changed, flat, parse, read_yaml, typed
 from grpo.errors import UserError, one_line
 from grpo.problems import training_problems
@@ -96,15 +97,14 @@ def write(config: Config, out: Path, gpus: int, nodes: int) -> None:
 def main(argv: Sequence[str]) -> int:
     cli = argparse.ArgumentParser(prog="python -m grpo.export", description="A run's settings for another trainer.")
     cli.add_argument("target", choices=["verl"])
-    cli.add_argument("run", nargs="?", type=Path, metavar="RUN", help="run folder whose settings are exported")
-    cli.add_argument("--preset", help="or a preset's")
+    source = cli.add_mutually_exclusive_group(required=True)
+    source.add_argument("run", nargs="?", type=Path, metavar="RUN", help="run folder whose settings are exported")
+    source.add_argument("--preset", help="or a preset's")
     cli.add_argument("--gpus", type=int, default=8, help="on each node (%(default)s)")
     cli.add_argument("--nodes", type=int, default=1)
     cli.add_argument("--data-dir", help="folder with local copies of the published data sets")
     cli.add_argument("--out", type=Path, required=True, metavar="DIR")
-    args = cli.parse_args(argv)
-    if (args.run is None) == (args.preset is None):
-        raise UserError("name a run folder or a --preset, one of the two")
+    args = read_options(cli, argv)
     config = build(args.preset, {}) if args.preset else parse(read_yaml(args.run / "config.yaml"))
     if args.data_dir:
         config = changed(config, {"data_dir": args.data_dir})

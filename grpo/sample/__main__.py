@@ -19,6 +19,7 @@ from grpo.config import read_yaml
 from grpo.errors import answer_early, one_line, printable
 
 if TYPE_CHECKING:
+    from grpo.types import Completion
     from rewards import Score
 
 GREEN, RED, BOLD, PLAIN = "\x1b[32m", "\x1b[31m", "\x1b[1m", "\x1b[0m"
@@ -45,7 +46,7 @@ def sample(args: argparse.Namespace) -> str:
     """Base and trained model, each with its completions, as a page of text. UserError where one cannot be loaded."""
     import torch
 
-    from grpo.problems import prompt_text, render
+    from grpo.problems import check_share, make_problems
     from grpo.rollout import Sampling, make_engine
     from grpo.saved import of_run, open_policy, single
     from grpo.types import Request
@@ -55,55 +56,53 @@ def sample(args: argparse.Namespace) -> str:
     targets = of_run(args.run) if settings else [single(args.run)]
     targets = targets if len(targets) == 1 else [targets[0], targets[-1]]
     longest = args.max_new_tokens or settings.get("rollout", {}).get("max_new_tokens", 512)
-    system = prompt_text(args.prompt or targets[-1].prompt or "plain")
-    chat = [{"role": "system", "content": system}] if system else []
-    chat.append({"role": "user", "content": args.question})
+    prompt = args.prompt or targets[-1].prompt or "plain"
+    row = {"question": args.question, "answer": args.truth or "0"}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     verifier = settings.get("reward", {}).get("verifier", "box")
-    engine, blocks = None, []
+    engine, columns = None, []
     with closing(make_reward("multi_signal", verifier=verifier)) as reward:
         for target in targets:
             policy = open_policy(target, device)
-            tokenizer = policy.tokenizer
-            ids = tuple(tokenizer(render(tokenizer, chat), add_special_tokens=False)["input_ids"])
+            problems, bad = make_problems([("the question", row)], policy.tokenizer, prompt, graded=False)
+            check_share("the command line", len(problems), bad, allowed=0)
+            ids = problems["the question"].prompt_ids
             if engine is None:
                 rollout = {"engine": args.engine, "max_new_tokens": longest, "max_prompt_tokens": len(ids)}
                 engine = make_engine(settings_of({"model": target.base, "rollout": rollout}), device)
             engine.sync(policy)
             request = Request(ids, args.n if args.temperature else 1, args.seed)
             (completions,) = engine.generate([request], Sampling(longest, args.temperature))
-            texts = [tokenizer.decode(completion.ids, skip_special_tokens=True) for completion in completions]
-            scores = reward.score_batch(texts, [args.truth or "0"] * len(texts))
-            lengths = [(len(completion.ids), completion.finish_reason) for completion in completions]
-            blocks.append((target.label, list(zip(texts, scores, lengths, strict=True))))
+            texts = [policy.tokenizer.decode(completion.ids, skip_special_tokens=True) for completion in completions]
+            scores = reward.score_batch(texts, [row["answer"]] * len(texts))
+            columns.append((target.label, list(zip(texts, scores, completions, strict=True))))
         engine.close()
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")  # no-color.org
-    return side_by_side(blocks, args.truth is not None, shutil.get_terminal_size().columns, colour)
+    return side_by_side(columns, args.truth is not None, shutil.get_terminal_size().columns, colour)
 
 
 def side_by_side(
-    blocks: Sequence[tuple[str, Sequence[tuple[str, Score, tuple[int, str]]]]], graded: bool, width: int, colour: bool
+    columns: Sequence[tuple[str, Sequence[tuple[str, Score, Completion]]]], graded: bool, width: int, colour: bool
 ) -> str:
     """A column a model: its completions one below the other, each with its signals. Nothing in them is obeyed."""
-    width = max(30, (width - 3 * (len(blocks) - 1)) // len(blocks))
-    lines = [[_painted(label[:width].ljust(width), BOLD, colour) for label, _ in blocks]]
-    for row in zip(*(completions for _, completions in blocks), strict=True):
-        cells = [_cell(text, score, length, graded, width, colour) for text, score, length in row]
+    width = max(30, (width - 3 * (len(columns) - 1)) // len(columns))
+    lines = [[_painted(label[:width].ljust(width), BOLD, colour) for label, _ in columns]]
+    for row in zip(*(completions for _, completions in columns), strict=True):
+        cells = [_cell(text, score, completion, graded, width, colour) for text, score, completion in row]
         lines += [*zip_longest(*cells, fillvalue=" " * width), ()]
     return "\n".join(" | ".join(line).rstrip() for line in lines)
 
 
-def _cell(text: str, score: Score, length: tuple[int, str], graded: bool, width: int, colour: bool) -> list[str]:
+def _cell(text: str, score: Score, completion: Completion, graded: bool, width: int, colour: bool) -> list[str]:
     """The completion, how long it was, and its signals: green or red."""
     rows = printable(text).expandtabs(4).split("\n")
     lines = [line.ljust(width) for row in rows for line in textwrap.wrap(row, width, drop_whitespace=False) or [""]]
+    cut = ", cut" if completion.finish_reason == "length" else ""
+    lines.append(f"({len(completion.ids)} tokens{cut})".ljust(width))
     shown = score.signals if graded else {"format": score.signals["format"]}
     words = {f"{name} {value:g}": GREEN if value > 0 else RED for name, value in shown.items()}
     room = " " * (width - len(" ".join(words)))
-    tokens, ended = length
-    lines.append(f"({tokens} tokens{', cut' if ended == 'length' else ''})".ljust(width))
-    lines.append(" ".join(_painted(word, shade, colour) for word, shade in words.items()) + room)
-    return lines
+    return [*lines, " ".join(_painted(word, shade, colour) for word, shade in words.items()) + room]
 
 
 def _painted(text: str, shade: str, colour: bool) -> str:

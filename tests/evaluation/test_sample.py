@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from grpo.sample.__main__ import GREEN, RED, main, side_by_side
+from grpo.types import Completion
 from rewards import make_reward
 
 BASE = Path(__file__).resolve().parents[2] / "data" / "tiny-base"
@@ -38,7 +39,7 @@ def test_the_same_weights_say_the_same_on_both_sides(run, capsys):
 def test_signals_are_coloured_and_what_a_model_writes_is_not_obeyed():
     reward = make_reward("multi_signal")
     texts = ["\x1b[31mred\r", "<think>1</think>\\boxed{2}<reflection>correct</reflection>"]
-    rows = [(text, reward(text, "2"), (5, "length")) for text in texts]
+    rows = [(text, reward(text, "2"), Completion((1,) * 5, (0.0,) * 5, "length")) for text in texts]
     reward.close()
     page = side_by_side([("base", rows)], graded=True, width=40, colour=True)
     assert "\\x1b[31mred\\r" in page

@@ -44,7 +44,7 @@ def test_every_setting_is_carried_over_or_named(folder: Path):
     [
         (["--preset", "h100", "--gpus", "7"], "do not divide"),
         (["--preset", "tinyllama-hybrid"], "reward.name hybrid is not exported"),
-        ([], "one of the two"),
+        ([], "one of the arguments"),
         (["no/such/run"], "no/such/run"),
     ],
 )
