@@ -79,7 +79,9 @@ class Run:
         for warning in weight_warnings(state.reward.weights):
             say(warning)
         shown = not self.config.quiet and sys.stderr.isatty()
-        self.bar = tqdm(total=self.config.steps, initial=self.step, bar_format=BAR, disable=not shown)
+        self.bar = tqdm(
+            total=self.config.steps, initial=self.step, bar_format=BAR, dynamic_ncols=True, disable=not shown
+        )
         self._tracker = TrackerProcess(self.config.tracker, self.folder)
         self.clock.read()  # what loading took belongs to no step
 
@@ -174,7 +176,8 @@ class Run:
             print(f"step {step}/{self.config.steps}  {line}  {row['time/step']:.1f} s", flush=True)
         else:
             self._shown |= row
-            self.bar.set_postfix_str(fitted(figures(self._shown, limit)), refresh=False)
+            width = self.bar.format_dict["ncols"] or 80  # none where the terminal has gone
+            self.bar.set_postfix_str(fitted(figures(self._shown, limit), width), refresh=False)
             self.bar.update(int(step > 0))
 
     def save(self) -> None:

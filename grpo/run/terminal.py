@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import signal
 import sys
@@ -31,10 +30,9 @@ def say(message: str) -> None:
     tqdm.write(printable(message), file=sys.stderr)
 
 
-def fitted(parts: Sequence[str]) -> str:
-    """As many of them, from the first on, as fit behind the step and the times on a line of stderr's terminal."""
-    room = (os.get_terminal_size(sys.stderr.fileno()).columns or 80) - BEFORE_FIGURES
-    while len("  ".join(parts)) > room and parts:
+def fitted(parts: Sequence[str], width: int) -> str:
+    """As many of them, from the first on, as fit behind the step and the times on a line of that width."""
+    while len("  ".join(parts)) > width - BEFORE_FIGURES and parts:
         parts = parts[:-1]
     return "  ".join(parts)
 
