@@ -79,10 +79,9 @@ class RewardModel:
 
 
 class HybridReward(MultiSignalMathReward):
-    """Verifier and reward model. The scale is set by `warm_up`, or by the first `warmup` completions, and then stays.
+    """Verifier and reward model. The scale is set once: by `warm_up`, a checkpoint, or else the first batch.
 
-    Without `warm_up` a batch is scaled by what has been seen up to and including itself. Scores outside the
-    warm-up's range are clipped to it, or an outlier would lift a wrong answer above a right one.
+    Scores outside the scale's range are clipped to it, or an outlier would lift a wrong answer above a right one.
     """
 
     def __init__(
@@ -96,17 +95,25 @@ class HybridReward(MultiSignalMathReward):
         offload: bool = False,
         **verifier_options: Any,
     ) -> None:
-        if not (a >= 0 and b >= 0 and eps > 0 and a + b <= 1 and warmup > 0):
+        if not (a >= 0 and b >= 0 and a + b <= 1):
             raise ValueError(
-                f"hybrid reward: a={a}, b={b}, eps={eps}, warmup={warmup}: need a, b >= 0 with a + b <= 1 "
-                "(or a wrong answer could outrank a right one), eps > 0 and warmup > 0"
+                f"hybrid reward: a={a}, b={b}: need a, b >= 0 with a + b <= 1 "
+                "(or a wrong answer could outrank a right one)"
             )
         super().__init__(0.0, 0.0, 0.0, **verifier_options)
         self.weights = {"hybrid": 1.0, "verify": 0.0, "model": 0.0}
         self.a, self.b, self.eps, self.warmup = a, b, eps, warmup
-        self.name = model
-        self.seen, self.min, self.max = 0, float("inf"), float("-inf")
-        self.model = RewardModel(model, offload)
+        self.name, self.model = model, RewardModel(model, offload)
+        self.scale: tuple[float, float] | None = None
+
+    @property
+    def warmup_left(self) -> int:
+        """Completions that `warm_up` wants; 0 once the scale is set"""
+        return self.warmup if self.scale is None else 0
+
+    def warm_up(self, questions: Sequence[str], completions: Sequence[str]) -> None:
+        opinions = self.model.score(questions, completions)
+        self.scale = min(opinions), max(opinions)
 
     def score_batch(
         self, completions: Sequence[str], ground_truths: Sequence[Any], questions: Sequence[str] | None = None
@@ -116,35 +123,21 @@ class HybridReward(MultiSignalMathReward):
             raise ValueError("hybrid reward: pass the questions to score_batch, one for each completion")
         scores = super().score_batch(completions, ground_truths)
         opinions = self.model.score(questions, completions)
-        self._calibrate(opinions)
+        self.scale = self.scale or (min(opinions), max(opinions))
         return [self._weighed(*row) for row in zip(scores, opinions, strict=True)]
 
-    @property
-    def warmup_left(self) -> int:
-        """Completions that the scale still waits for"""
-        return max(0, self.warmup - self.seen)
-
-    def warm_up(self, questions: Sequence[str], completions: Sequence[str]) -> None:
-        """Sets the scale by these completions and ends the warm-up; `seen` is what a checkpoint keeps of it."""
-        self._calibrate(self.model.score(questions, completions))
-        self.seen = max(self.seen, self.warmup)
-
-    def _calibrate(self, opinions: Sequence[float]) -> None:
-        for opinion in opinions[: self.warmup_left]:
-            self.min, self.max = min(self.min, opinion), max(self.max, opinion)
-        self.seen += len(opinions)
-
     def _weighed(self, score: Score, opinion: float) -> Score:
-        s = min(max((opinion - self.min) / (self.max - self.min + self.eps), 0.0), 1.0)
+        low, high = self.scale
+        s = min(max((opinion - low) / (high - low + self.eps), 0.0), 1.0)
         total = (1 - self.b) + 2 * self.b * s if score.verify else -self.a + 2 * self.a * s
         return replace(score, total=total, signals={"hybrid": total, "verify": score.verify, "model": s})
 
     def state_dict(self) -> dict[str, Any]:
-        return {"model": self.name, "seen": self.seen, "min": self.min, "max": self.max}
+        return {"model": self.name, "scale": self.scale}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state.get("model") != self.name:
             raise ValueError(
                 f"hybrid reward: model {self.name!r}, but the checkpoint was made with {state.get('model')!r}"
             )
-        self.seen, self.min, self.max = state["seen"], state["min"], state["max"]
+        self.scale = state["scale"]

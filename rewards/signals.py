@@ -194,12 +194,11 @@ class MultiSignalMathReward(Reward):
         """Scores in order. The questions are never read: tags and boxes of a question earn nothing."""
         layouts = [read(completion, self.answer_from) for completion in completions]
         pairs = [(layout.answer, truth) for layout, truth in zip(layouts, ground_truths, strict=True)]
-        outcomes = self.verifier.check_batch(pairs)
-        return [self._score(layout, outcome) for layout, outcome in zip(layouts, outcomes, strict=True)]
-
-    def _score(self, layout: Layout, outcome: str) -> Score:
-        correct = outcome == "correct"
-        true_verdict = outcome != "no_answer" and layout.verdict == ("correct" if correct else "wrong")
-        signals = {"verify": float(correct), "format": float(layout.format), "reflect": float(true_verdict)}
-        total = sum(self.weights.get(name, 0.0) * value for name, value in signals.items())
-        return Score(total, signals, layout.answer, layout.verdict, outcome)
+        scores = []
+        for layout, outcome in zip(layouts, self.verifier.check_batch(pairs), strict=True):
+            correct = outcome == "correct"
+            true_verdict = outcome != "no_answer" and layout.verdict == ("correct" if correct else "wrong")
+            signals = {"verify": float(correct), "format": float(layout.format), "reflect": float(true_verdict)}
+            total = sum(self.weights.get(name, 0.0) * value for name, value in signals.items())
+            scores.append(Score(total, signals, layout.answer, layout.verdict, outcome))
+        return scores

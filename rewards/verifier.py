@@ -42,11 +42,6 @@ class Verifier:
     """
 
     def __init__(self, workers: int = 1, timeout_s: float = 2.0, memory_limit_mb: int = 1024) -> None:
-        if workers < 1 or timeout_s <= 0 or memory_limit_mb < 96:
-            raise ValueError(
-                f"workers={workers}, timeout_s={timeout_s}, memory_limit_mb={memory_limit_mb}: "
-                "need workers >= 1, timeout_s > 0 and memory_limit_mb >= 96 (sympy alone takes about 70)"
-            )
         self.limits = (workers, timeout_s, memory_limit_mb)
         self._cache: dict[tuple[str, str], str] = {}
         self._asked = self._known = 0
@@ -64,33 +59,18 @@ class Verifier:
         outcomes = {pair: self._cache.get(pair) or decide(*pair) for pair in different}
         hard = [pair for pair, outcome in outcomes.items() if outcome is None]
         outcomes.update(zip(hard, self.ask(hard), strict=True))
-        self._remember(outcomes)
+        for pair, outcome in outcomes.items():
+            if outcome != "timeout" and len(pair[0]) <= MAX_CHARS:  # a killed worker may know it the next time
+                self._cache[pair] = outcome
+        while len(self._cache) > CACHE_SIZE:
+            del self._cache[next(iter(self._cache))]
         return [_best([outcomes[pair] for pair in options]) for options in wanted]
-
-    def why_ungradable(self, truths: Sequence[str]) -> list[str]:
-        """For each different ground truth "", or why no answer can be graded against it."""
-        plain = ("correct", "wrong")  # what can be told from 0 without algebra is a number
-        hard = [truth for truth in truths if decide("0", truth) not in plain]
-        reasons = dict(zip(hard, self.ask([(None, truth) for truth in hard]), strict=True))
-        limits = "not read within {1:g} s and {2} MB".format(*self.limits)
-        return [
-            f"ground truth {truth[:200]!r} is unreadable: {limits if reason == 'timeout' else reason}" if reason else ""
-            for truth, reason in ((truth, reasons.get(truth)) for truth in truths)
-        ]
 
     def cache_hit_rate(self) -> float:
         """Share of answers already known, since the last call; 0 when nothing was asked."""
         rate = self._known / self._asked if self._asked else 0.0
         self._asked = self._known = 0
         return rate
-
-    def _remember(self, outcomes: dict[tuple[str, str], str]) -> None:
-        """Timeouts are not kept: another limit may decide them. What is too long to be read is not either."""
-        self._cache |= {
-            pair: outcome for pair, outcome in outcomes.items() if outcome != "timeout" and len(pair[0]) <= MAX_CHARS
-        }
-        while len(self._cache) > CACHE_SIZE:
-            del self._cache[next(iter(self._cache))]
 
     def ask(self, pairs: Sequence[tuple[str | None, str]]) -> list[str]:
         """The workers' outcome of each (answer, ground truth), in order; "timeout" past the limit of time or memory.
@@ -178,14 +158,18 @@ def check_ground_truths(
             rows.append(alternatives(value))
         except ValueError as error:
             rows.append(str(error))
-    texts = list(dict.fromkeys(text for row in rows if isinstance(row, tuple) for text in row))
+    texts = dict.fromkeys(text for row in rows if isinstance(row, tuple) for text in row)
+    hard = [text for text in texts if decide("0", text) not in ("correct", "wrong")]  # the others are numbers
     reasons: dict[str, str] = {}
     with contextlib.closing(Verifier(workers, timeout_s)) as verifier:
-        for start in range(0, len(texts), CHUNK):
+        for start in range(0, len(hard), CHUNK):
             if progress:
-                progress(start, len(texts))
-            chunk = texts[start : start + CHUNK]
-            reasons.update(zip(chunk, verifier.why_ungradable(chunk), strict=True))
+                progress(start, len(hard))
+            chunk = hard[start : start + CHUNK]
+            for text, reason in zip(chunk, verifier.ask([(None, text) for text in chunk]), strict=True):
+                if reason:
+                    reason = f"not read within {timeout_s:g} s" if reason == "timeout" else reason
+                    reasons[text] = f"ground truth {text[:200]!r} is unreadable: {reason}"
     return [row if isinstance(row, str) else next(filter(None, map(reasons.get, row)), None) for row in rows]
 
 

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import pyarrow.parquet
 
 from grpo.evaluation.benchmarks import SETS, load
-from rewards import Verifier
+from rewards import Verifier, check_ground_truths
 
 NOT_ONE_EXPRESSION = re.compile(
     r"[,=<>%$:\[]|\\(?:text|mbox|mathrm|circ|in|begin|cup|leq?|geq?|neq?|geqslant|angle)(?![a-z])|\d_|_\{?\d"
@@ -35,7 +35,7 @@ def truths(workers: int, data_dir: str | None) -> None:
     exceptions = []
     with closing(Verifier(workers, timeout_s=30)) as verifier:
         for name, answers in pools(data_dir):
-            reasons = verifier.why_ungradable(answers)
+            reasons = check_ground_truths(answers, timeout_s=30)
             exceptions += [f"{name}: {reason}" for reason in reasons if reason]
             graded = [answer for answer, reason in zip(answers, reasons, strict=True) if not reason]
             again = [(respelled(answer), answer) for answer in graded]

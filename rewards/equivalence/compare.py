@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from fractions import Fraction
 
@@ -30,7 +30,7 @@ def judge(answer: str, truth: str) -> str:
         if answer == truth or same(parse(truth), shape):
             return "correct"
         if shape.kind == "leaf":
-            _read(answer)
+            _read(shape)
         return "wrong"
     except Unreadable:
         return "unparsed"
@@ -47,26 +47,19 @@ def why_ungradable(truth: str) -> str:
         check_limits(truth)
         if not (cleaned := clean(truth)):
             return "empty"
-        for leaf in _leaves(parse(cleaned)):
-            _read(leaf)
+        _read(parse(cleaned))
     except Unreadable as error:
         return str(error)
     return ""
 
 
-def _leaves(node: Node) -> Iterator[str]:
-    r"""Texts without structure. In m_{\max}=5 the name is compared as text and not read."""
+def _read(node: Node) -> None:
+    r"""Raises Unreadable for a part that is neither number nor word nor mathematics. The name in m_{\max}=5 is none."""
     named = assignment(node)
     for part in [named[1]] if named else node.parts:
-        yield from _leaves(part)
-    if not node.parts:
-        yield node.text
-
-
-def _read(leaf: str) -> None:
-    """Raises Unreadable for what is neither number nor word nor mathematics."""
-    value = split_unit(leaf)[0]
-    if word(value) is None:
+        _read(part)
+    value = split_unit(node.text)[0]
+    if not node.parts and word(value) is None:
         with suppress(NotModelled):  # compared as text
             expression(value)
 
@@ -183,7 +176,7 @@ def same_text(truth: str, answer: str) -> bool:
     words = word(truth), word(answer)
     if any(words):
         plain = [re.sub(r"\\text\{([^{}]*)\}|[()]", r"\1", text).strip().lower() for text in (truth, answer)]
-        return words[0] in (words[1], plain[1]) if words[0] else words[1] == plain[0]
+        return words[0] == words[1] or plain[0] == plain[1]
     readings = [(given, Fraction(1))]
     if percents == 1:  # 50\% is 0.5, and 50 too: the sign may be left away
         readings.append((given, Fraction(1, 100) if wanted_unit else Fraction(100)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 
 _POWER = r"\^(?:\{[0-9]\}|[0-9])"
 _TEXT_UNIT = re.compile(rf"(.*[^/\\])((?:(?:/|\\cdot)?\\text\{{[^{{}}]*\}}(?:{_POWER})?)+)", re.DOTALL)
@@ -82,12 +83,9 @@ _BASE = re.compile(r"(?:\\text\{)?\(?([0-9A-Z]+)\)?\}?_(?:\{(?:\\text\{)?([0-9]{
 def numeral(text: str) -> tuple[int, int] | None:
     """Value and base of a numeral with its base as subscript (52_8, FF_{16}); None for a symbol with an index (a_1)."""
     match = _BASE.fullmatch(text)
-    if not match or (match[1].isalpha() and len(match[1]) == 1):
+    base = int(match[2] or match[3]) if match else 0
+    if not 2 <= base <= 36 or re.fullmatch("[A-Z]", match[1]):
         return None
-    base = int(match[2] or match[3])
-    if not 2 <= base <= 36:
-        return None
-    try:
+    with suppress(ValueError):  # a digit that the base does not have
         return int(match[1], base), base
-    except ValueError:
-        return None
+    return None

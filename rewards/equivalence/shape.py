@@ -7,16 +7,15 @@ and the order of a list is lost. compare.py then goes leaf by leaf.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from rewards.equivalence.leaf import word
-from rewards.equivalence.plain import Unreadable, depths, enclosed, number
+from rewards.equivalence.plain import depths, enclosed, number
 from rewards.equivalence.text import unwrap
 
 Kind = Literal["leaf", "list", "set", "tuple", "union", "matrix", "relation"]
-MAX_PARTS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +44,6 @@ def split(text: str, separator: re.Pattern) -> tuple[list[str], list[str]]:
     """Pieces of the text between separators outside all brackets, and the separators."""
     depth = depths(text)
     found = [match for match in separator.finditer(text) if depth[match.start()] == 0]
-    if len(found) >= MAX_PARTS:
-        raise Unreadable(f"more than {MAX_PARTS} parts")
     starts, ends = [0, *(match.end() for match in found)], [*(match.start() for match in found), len(text)]
     pieces = [text[start:end].strip() for start, end in zip(starts, ends, strict=True)]
     return pieces, [match.group().strip() for match in found]
@@ -69,11 +66,7 @@ def parse(text: str, as_list: bool = False) -> Node:
 
 def _split_list(text: str, as_list: bool) -> tuple[list[str], list[str]]:
     """List items; 1,000, 2,000 has two, because a comma with a space says which commas separate."""
-    pieces, marks = split(text, _LIST_OF_THOUSANDS if ", " in text and not as_list else _LIST)
-    while len(pieces) > 1 and not pieces[-1]:  # a trailing comma
-        pieces.pop()
-        marks.pop()
-    return pieces, marks
+    return split(text, _LIST_OF_THOUSANDS if ", " in text and not as_list else _LIST)
 
 
 def _list(text: str, pieces: list[str], marks: list[str]) -> Node:
@@ -85,7 +78,7 @@ def _list(text: str, pieces: list[str], marks: list[str]) -> Node:
     return Node("list", text, _flat(parts), tuple(marks))
 
 
-def _flat(parts: Sequence[Node]) -> tuple[Node, ...]:
+def _flat(parts: Iterable[Node]) -> tuple[Node, ...]:
     return tuple(inner for part in parts for inner in (part.parts if part.kind == "list" else (part,)))
 
 
@@ -102,17 +95,10 @@ def _enclosed(text: str) -> Node | None:
     inside = text[printed + 1 : -1].removesuffix("\\" if printed else "")
     if printed and (condition := _condition(inside)):
         return condition
-    if not inside.strip():
-        return None
     pieces, marks = _split_list(inside, as_list=", " not in inside)
-    parts = [parse(piece) for piece in (pieces if marks else [inside])]
     if printed:
-        return Node("set", text, _flat(parts))
-    if marks:
-        return Node("tuple", text, tuple(parts), (text[0], text[-1]))
-    if parts[0].kind == "list":
-        return Node("list", text, parts[0].parts)
-    return parts[0] if parts[0].kind == "leaf" and text[0] + text[-1] in ("()", "[]") else None
+        return Node("set", text, _flat(map(parse, pieces)))
+    return Node("tuple", text, tuple(map(parse, pieces)), (text[0], text[-1])) if marks else None
 
 
 def _condition(inside: str) -> Node | None:
@@ -146,12 +132,7 @@ def assignment(node: Node) -> tuple[str, Node] | None:
     r"""(name, value) of x=5, f(x)=x^2, (x,y)=(1,2), x=2+3=5 and x\in[0,1]; None for any other relation."""
     if node.kind != "relation" or not _NAME.fullmatch(node.parts[0].text):
         return None
-    if all(mark == "=" for mark in node.marks) or node.marks == ("\\in",):
-        return node.parts[0].text, (node.parts[-1] if len(node.parts) == 2 else _chain(node.parts[1:]))
-    if node.marks[0] == "=" and all(mark in ("=", "\\approx") for mark in node.marks):
-        return node.parts[0].text, Node("relation", node.text, node.parts[1:], node.marks[1:])
+    if node.marks == ("\\in",) or (node.marks[0] == "=" and set(node.marks) <= {"=", "\\approx"}):
+        rest = node.parts[1:]
+        return node.parts[0].text, rest[0] if len(rest) == 1 else Node("relation", node.text, rest, node.marks[1:])
     return None
-
-
-def _chain(parts: Sequence[Node]) -> Node:
-    return Node("relation", "=".join(part.text for part in parts), tuple(parts), ("=",) * (len(parts) - 1))

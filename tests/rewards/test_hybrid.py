@@ -53,8 +53,8 @@ def test_the_formula(model):
 
 def test_a_wrong_answer_never_outranks_a_right_one(model):
     """After a warm-up that saw a single score every other one lies outside: clipped, wrong <= 0.5 <= right."""
-    reward = HybridReward(model, warmup=1)
-    reward.score_batch([RIGHT], ["5"], ["a"])
+    reward = HybridReward(model)
+    reward.warm_up(["a"], [RIGHT])
     prompts = [" ".join(WORDS[3 + i : 6 + i]) for i in range(9)]
     right = reward.score_batch([RIGHT] * 9, ["5"] * 9, prompts)
     wrong = reward.score_batch([RIGHT] * 9, ["6"] * 9, prompts)
@@ -62,14 +62,16 @@ def test_a_wrong_answer_never_outranks_a_right_one(model):
     reward.close()
 
 
-def test_the_scale_is_calibrated_saved_and_restored(model):
+def test_the_scale_is_set_once_saved_and_restored(model):
     reward = HybridReward(model, warmup=2)
+    assert reward.warmup_left == 2
     reward.score_batch([RIGHT, WRONG], ["5", "5"], ["a", "b"])
-    scale = (reward.min, reward.max)
+    scale = reward.scale
     reward.score_batch([RIGHT, "a"], ["5", "5"], ["c c c", "?"])
-    assert (reward.min, reward.max) == scale, "the warm-up is over"
+    assert reward.scale == scale
     resumed = HybridReward(model, warmup=2)
     resumed.load_state_dict(reward.state_dict())
+    assert resumed.warmup_left == 0
     batch = ([RIGHT, WRONG, "b"], ["5"] * 3, ["a a", "b b", "c"])
     assert resumed.score_batch(*batch) == reward.score_batch(*batch)
     with pytest.raises(ValueError, match="checkpoint was made with"):
@@ -100,7 +102,7 @@ def test_a_pass_before_training_sets_the_scale(model):
     assert [(request.prompt_ids, request.n) for request in asked] == [((0,), 4), ((1,), 4), ((2,), 4)]
     texts = [WORDS[8 + index + i] if 8 + index + i < len(WORDS) else "" for index in range(3) for i in range(4)]
     opinions = reward.model.score([word for word in "abc" for _ in range(4)], texts)
-    assert (reward.min, reward.max) == (min(opinions), max(opinions))
+    assert reward.scale == (min(opinions), max(opinions))
     resumed = load_reward(config)
     resumed.load_state_dict(reward.state_dict())
     warm_up(resumed, None, None, problems, config)

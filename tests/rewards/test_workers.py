@@ -236,12 +236,6 @@ def test_ctrl_c_ends_the_workers_and_leaks_nothing_into_the_next_run(verifier):
     assert verifier.ask([HARD]) == ["correct"]
 
 
-@pytest.mark.parametrize("bad", [{"workers": 0}, {"timeout_s": 0}, {"memory_limit_mb": 10}])
-def test_impossible_limits_are_refused(bad):
-    with pytest.raises(ValueError, match="need workers"):
-        Verifier(**bad)
-
-
 def test_self_test_refuses_a_verifier_that_is_broken(monkeypatch, verifier):
     reward = MultiSignalMathReward()
     reward.verifier = verifier
