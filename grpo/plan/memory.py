@@ -165,7 +165,7 @@ def sampler_parts(config: Config, shape: Shape, engine: str, cpu: bool, element:
     """Bytes that only sampling needs, the vLLM engine's KV cache left out: that takes what remains."""
     c, running = shape.text, config.rollout.running_sequences
     logits = SAMPLER_BYTES[engine] * running * c.vocab_size
-    if engine == "torch":  # its cache grows by half when it is full: old and new exist together
+    if engine == "torch":  # its cache grows with every token, and the gaps that this leaves are as large again at most
         kv = 2 * running * config.rollout.longest_sequence * shape.kv_bytes * element / 2
         return {"sampler's logits": logits, "KV cache": kv}
     batch = VLLM_BATCHED_TOKENS * 3 * c.intermediate_size * element
