@@ -126,10 +126,10 @@ def load_reward(config: Config) -> Reward:
     """The reward that `reward.name` asks for, after its self-test. UserError where it cannot work."""
     options = config.reward.model_dump()
     weights = [options.pop(name) for name in ("alpha", "beta", "gamma")]
-    hybrid = {name.removeprefix("hybrid_"): options.pop(name) for name in list(options) if name.startswith("hybrid_")}
+    if options["name"] != "hybrid":
+        options = {name: value for name, value in options.items() if not name.startswith("hybrid_")}
+    options = {name.removeprefix("hybrid_"): value for name, value in options.items()}
     try:
-        if options["name"] == "hybrid":
-            options |= hybrid
         reward = make_reward(weights=weights, seed=config.seed, **options)
         self_test(reward)
     except ValueError as error:
