@@ -1,7 +1,8 @@
 r"""LaTeX to sympy, exactly: math-verify's grammar and normalisation, with three of its habits taken away.
 
-Decimals become fractions, so nothing is ever a float; a subscript of a number is its base; and numbers side by side are
-a mixed number, a product in brackets or an error, never a sum. Model text goes to the ANTLR grammar and nowhere else.
+Decimals become fractions, so nothing is ever a float; a number with a subscript is a numeral or an error; and numbers
+side by side are a mixed number, a product in brackets or an error, never a sum. Model text goes to the ANTLR grammar
+and nowhere else.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ _GREEK = (
 )
 _FUNCTION = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi"
 _MODELLED = re.compile(
-    rf"{_GREEK}|\\(?:{_FUNCTION}|frac|cdot|times|div|infty|binom|[lr]floor|[lr]ceil|[lr]?vert|max|min|gcd|sum|int|lim|"
-    r"to|mathbb|emptyset|cup|cap|setminus|text)"
+    rf"{_GREEK}|\\(?:{_FUNCTION}|frac|cdot|times|div|infty|binom|[lr]floor|[lr]ceil|[lr]?vert|max|min|gcd|"
+    r"mathbb|emptyset|cup|cap|setminus|text)"
 )
 _SCRIPT = r"_(?:\{(?:[^{}]|\{[^{}]*\})*\}|\\[A-Za-z]+|\w)"
 _NAME = re.compile(
@@ -37,7 +38,6 @@ _NAME = re.compile(
     rf"|{_GREEK}(?:{_SCRIPT}'*|'+)|\\gamma(?![A-Za-z])"
     rf"|(?P<command>\\[A-Za-z]+)|[A-Za-z](?:{_SCRIPT}'*|'+)|[IE]"
 )
-_BOUND = re.compile(r"\\(?:sum|int|lim)(?![A-Za-z])")
 _DROPPED = re.compile(r"\\frac\{d[^{}]*\}\{d ?[A-Za-z\\]|d\[?[A-Za-z]+\]?/d[a-z]|!!")
 _TIDY = [
     (re.compile(pattern), replacement)
@@ -97,7 +97,9 @@ def expression(text: str) -> sympy.Basic:
     named = _NAME.sub(_symbol, text)
     if _REFUSED.search(named):
         raise Unreadable(f"not a single expression: {text}")
-    _refuse_unmodelled(named, indexed=named != text)
+    unknown = [command for command in re.findall(r"\\[A-Za-z]+", named) if not _MODELLED.fullmatch(command)]
+    if unknown or _DROPPED.search(named) or ("\\infty" in named and named.strip("+-") != "\\infty"):
+        raise NotModelled(f"{', '.join(unknown) or 'a derivative, n!! or arithmetic with infinity'} in {text}")
     try:
         parsed = _Exact(is_real=True, config=_CONVERSION).parse(normalize_latex(named, _NORMALIZATION))
         if isinstance(parsed, sympy.Expr):
@@ -123,20 +125,8 @@ def _symbol(match: re.Match) -> str:
     return f" z_{{{int.from_bytes(hashlib.sha256(name.encode()).digest()[:5])}}}"
 
 
-def _refuse_unmodelled(text: str, indexed: bool) -> None:
-    unknown = [command for command in re.findall(r"\\[A-Za-z]+", text) if not _MODELLED.fullmatch(command)]
-    if unknown or _DROPPED.search(text):
-        raise NotModelled(f"{', '.join(unknown) or 'a derivative or a double factorial'} in {text}")
-    if "\\infty" in text and text.strip("+-") != "\\infty" and not _BOUND.search(text):
-        raise NotModelled(f"arithmetic with infinity in {text}")
-    if indexed and _BOUND.search(text):
-        raise NotModelled(f"an index may be bound in {text}")
-
-
 def _lost(text: str, parsed: sympy.Basic) -> str:
-    """Letters of the text that no name in the parsed expression has: 0 times x, x - x. Bound names may go."""
-    if _BOUND.search(text):
-        return ""
+    """Letters of the text that no name in the parsed expression has: 0 times x, x - x."""
     kept = {symbol.name for symbol in parsed.free_symbols} | {str(f.func) for f in parsed.atoms(AppliedUndef)}
     letters = set(re.findall(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", text))) - set("ie")
     return "".join(sorted(letters - set("".join(kept))))

@@ -19,7 +19,7 @@ from rewards import MultiSignalMathReward, Verifier, self_test
 
 REPO = Path(__file__).resolve().parents[2]
 HARD = (r"\frac{\sqrt{8}}{2}", r"\sqrt{2}")  # equal, and only algebra can tell
-HANG = (r"\int_0^\infty \int_0^\infty \frac{\sin(x^{y^x})}{\ln(x+e^y)} dx dy", r"\sqrt{2}")  # far over 25 s
+HANG = ("It is impossible to select 16 such numbers.", r"\sqrt{2}")  # keeps the grammar busy for minutes
 
 
 @pytest.fixture(scope="module")
