@@ -237,7 +237,7 @@ def test_a_step_of_the_other_presets(preset, tmp_path, capsys):
     if form := OTHERS[preset]:
         options["model"] = llama(tmp_path / "model", *form[:2])
         options["reward.model"] = llama(tmp_path / "rm", *form[:2], one_output=True)
-    options |= {"quiet": "true", "rollout.max_prompt_tokens": "1500"}
+    options |= {"quiet": "true", "rollout.max_prompt_tokens": "1500", "reward.hybrid_warmup": "16"}
     argv = ["--preset", preset, *(word for name, value in options.items() for word in (f"--{name}", value))]
     assert train.main(argv) == 0, capsys.readouterr().err
     rows = read_completions(tmp_path / "smoke", 1)
