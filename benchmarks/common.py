@@ -141,21 +141,16 @@ def sustained(device: torch.device, seconds: float) -> float:
 # ---- memory
 
 
-def peak_gib() -> float:
-    """The most memory held since `free`: the GPU's if there is one, else this process's since it began."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / GIB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+def memory() -> dict[str, float]:
+    """GiB of the GPU: in tensors now, the most in tensors and the most that torch's allocator held since `free`.
 
-
-def reserved_gib() -> float:
-    """The most that torch's allocator held of the GPU's memory since `free`."""
-    return torch.cuda.max_memory_reserved() / GIB if torch.cuda.is_available() else 0.0
-
-
-def held_gib() -> float:
-    """Of the GPU's memory, now."""
-    return torch.cuda.memory_allocated() / GIB if torch.cuda.is_available() else 0.0
+    Without a GPU all three are the most that this process ever held.
+    """
+    if not torch.cuda.is_available():
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        return dict.fromkeys(("now_gib", "peak_gib", "reserved_gib"), most)
+    found = torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+    return dict(zip(("now_gib", "peak_gib", "reserved_gib"), (x / GIB for x in found), strict=True))
 
 
 def free() -> None:

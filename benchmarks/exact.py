@@ -81,12 +81,12 @@ def oom(config: Config, policy: Policy, groups: list[list[Sample]]) -> dict[str,
     work = common.make_learner(policy, config)
     everything = common.packed_work(work, groups)[0]
     work.update(groups[:1])  # makes the moments
-    stays = common.held_gib()
+    stays = common.memory()["now_gib"]
 
     def update(budget: int) -> tuple[float, float]:
         common.free()
         work.token_budget = budget
-        return work.update(groups)["policy/grad_norm"], common.peak_gib()
+        return work.update(groups)["policy/grad_norm"], common.memory()["peak_gib"]
 
     (_, one), (plain, all_at_once) = update(1), update(everything)
     cap = stays + 1.5 * (one - stays)

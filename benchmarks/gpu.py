@@ -1,8 +1,7 @@
 """What the presets do on this GPU, by parts: how fast, how much memory, are the numbers right. No network is used.
 
-    python benchmarks/gpu.py --out gpu.json                                      # all parts, under 10 minutes
-    python benchmarks/gpu.py --out gpu.json --part matmul h100 l4 exact oom      # what matters most, about 3 minutes
-    python benchmarks/gpu.py --out tiny.json --size tiny                         # the same code on a CPU
+    python benchmarks/gpu.py --out gpu.json [--part matmul h100 ...]
+    python benchmarks/gpu.py --out tiny.json --size tiny      # the same code on a CPU
 
 The figures of a part are written to the file as soon as it ends, and a part that is in the file is not run again: after
 a time-out the same command goes on. The weights are random, of Qwen2.5-Math-1.5B's shape. Parts, with their seconds on
@@ -15,11 +14,12 @@ l4         60  the same for 64 completions, held to 22.5 GiB
 exact      10  a small model: packed, one by one and the chunked head against float64 on a CPU
 oom        20  the memory is capped until an update does not fit; it must start over and give the same gradient
 step-l4    60  train.py's second step at 8 x 8 x 256 tokens: every phase, memory, mismatch; plan beside measured
-step-h100  60  the same with all weights; step-nf4: l4's with its base in NF4 (needs bitsandbytes)
+step-h100  60  the same with all weights (40 GiB of disk must be free, as for a run)
+step-nf4   60  l4's with its base in NF4 (needs bitsandbytes)
 vllm      120  start-up, tokens/s beside bare vLLM, sync with proof, sleep, wake (needs vllm)
 
-Utilisation counts the work once: nothing for what checkpointing computes a second time. benchmarks/mismatch.py says
-how far vLLM and the trainer are apart on a real model in bf16.
+Utilisation counts the work once: nothing for what checkpointing computes again. For a real model in bf16 beside vLLM
+there is benchmarks/mismatch.py.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def learner(bench: Bench, preset: str, completions: int, cap_gib: float | None =
         bare_s = stopwatch(lambda: work.update(groups))["seconds"]
         work.config = config.learner
         preset_s = stopwatch(lambda: work.update(groups))["seconds"]
-        memory = {"allocated_gib": common.peak_gib(), "reserved_gib": common.reserved_gib()}
+        memory = common.memory()
         batches = work._micro_batches([sample for group in groups for sample in group])
         with torch.no_grad():
             scoring = stopwatch(lambda: [policy.logprobs(batch, 0.6) for batch in batches])

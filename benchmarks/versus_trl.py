@@ -94,7 +94,7 @@ class Ours:
 
     def step(self) -> dict[str, float]:
         self.steps += 1
-        return common.stopwatch(self.work) | {"peak_gib": common.peak_gib()}
+        return common.stopwatch(self.work) | {"peak_gib": common.memory()["peak_gib"]}
 
     def _whole_step(self) -> None:
         """train.py's step without what it records, all completions at full length."""
@@ -148,7 +148,7 @@ def trl(case: Case, model: str) -> None:
             spent = [time.perf_counter() - self.start, time.process_time() - self.cpu]
             if case.ragged:  # the learner alone
                 spent = [a - b for a, b in zip(spent, trainer.sampling, strict=True)]
-            row = {"seconds": spent[0], "cpu_seconds": spent[1], "peak_gib": common.peak_gib()}
+            row = {"seconds": spent[0], "cpu_seconds": spent[1], "peak_gib": common.memory()["peak_gib"]}
             print("#" + json.dumps(row), flush=True)
 
     with tempfile.TemporaryDirectory() as out:
