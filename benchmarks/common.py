@@ -27,7 +27,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 GIB = 2**30
 
 SIZES = {
-    "tiny": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 32},  # vLLM's least
+    "tiny": {"hidden_size": 128, "intermediate_size": 32, "num_hidden_layers": 2},  # heads of 32 are vLLM's least
     "1m": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 5},
     "vocabulary": {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "vocab_size": 151_936},
     "1.5b": {
