@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 GROWING = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
 """A link with the file's name, in a folder that somebody sent, is never written through."""
+STARTED = {"completions", ".lock", "versions.json"}
 CHECK = b', "check": "'
 LAST_LINE = re.compile(r"\n# run ([0-9a-f]{16})\n$")
 
@@ -201,25 +202,20 @@ def read_completions(folder: Path, step: int) -> list[dict]:
 
 
 def create(folder: Path, config: Config) -> IO:
-    """Filled beside and renamed: a folder with the run's name can be resumed, whenever the process ends.
+    """The new run's folder, and the lock that holds it. UserError when another run has taken the name just now.
 
-    Returns the lock that holds it. UserError when another run has made it in the meantime.
+    config.yaml comes last: with it the run can be resumed. A start that was killed before leaves STARTED, which the
+    next start of that name takes over.
     """
-    for leftover in folder.parent.glob(".*.starting-*"):  # of a start that was killed, not of one that still goes on
-        pid = leftover.name.rpartition("-")[2]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and not leftover.is_symlink():
-            shutil.rmtree(leftover, ignore_errors=True)
-    beside = folder.with_name(f".{folder.name[:100]}.starting-{os.getpid()}")
+    (folder / "completions").mkdir(parents=True, exist_ok=True)
+    held = lock(folder)
+    if (folder / "config.yaml").exists():
+        raise UserError(f"{folder} exists: another run has just taken the name; choose another --name")
     try:
-        (beside / "completions").mkdir(parents=True)
-        held = lock(beside)
-        write_config(beside, config, secrets.token_hex(8))
-        write_versions(beside, "versions.json")
-        beside.rename(folder)
+        write_versions(folder, "versions.json")
+        write_config(folder, config, secrets.token_hex(8))
     except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        if folder.exists():
-            raise UserError(f"{folder} exists: another run has just taken the name; choose another --name") from None
+        shutil.rmtree(folder, ignore_errors=True)
         raise
     sync(folder.parent)
     return held

@@ -15,7 +15,7 @@ from grpo.arguments import Command
 from grpo.config import Config, build, changed, flat, overridden, parse, read_yaml, typed
 from grpo.errors import UserError
 from grpo.policy import Policy
-from grpo.run.files import append, lines, numbered, read_rows, run_id, write
+from grpo.run.files import STARTED, append, lines, numbered, read_rows, run_id, write
 from grpo.run.terminal import say
 from grpo.types import Problem
 
@@ -69,7 +69,8 @@ def new_folder(config: Config) -> Path:
     """Where a new run goes. UserError where there is one: nothing of an earlier run is ever written over."""
     name = config.name or f"{config.preset}-{Path(config.data).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = Path(config.out) / name
-    if folder.exists():
+    inside = folder.iterdir() if folder.exists() else ()
+    if any(path.name not in STARTED and path.suffix != ".partial" for path in inside):
         resume = f"--resume {shlex.quote(str(folder))}"
         raise UserError(f"{folder} exists; choose another --name, or continue it with {resume}")
     return folder

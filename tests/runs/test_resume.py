@@ -231,7 +231,7 @@ def test_auto_means_the_named_run_else_the_newest_else_a_new_one(tmp_path, three
     shutil.copytree(three, out / "second")
     stamp = (out / "second" / "metrics.jsonl").stat().st_mtime + 100
     os.utime(out / "second" / "metrics.jsonl", (stamp, stamp))
-    (out / ".third.starting-1").mkdir()
+    (out / "third" / "completions").mkdir(parents=True)  # a start that was killed
     assert train.main(["--resume", "auto", "--out", str(out)]) == 0
     assert "second is finished" in capsys.readouterr().out
     assert train.main([*arguments(out, "first", steps=2), "--resume", "auto"]) == 0

@@ -262,13 +262,16 @@ def test_no_link_is_written_through(tmp_path):
     assert target.read_text() == "mine"
 
 
-def test_what_a_killed_start_left_goes_at_the_next_start(tmp_path):
-    gone, going = tmp_path / f".old.starting-{2**22 + 1}", tmp_path / f".other.starting-{os.getpid()}"
-    gone.mkdir()
-    going.mkdir()
+def test_what_a_killed_start_left_is_taken_over_and_nothing_else(tmp_path, capsys):
+    (tmp_path / "run" / "completions").mkdir(parents=True)
+    (tmp_path / "run" / "versions.json").write_text("{}")
+    (tmp_path / "run" / ".config.yaml.0123abcd.partial").write_text("half")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
     assert train.main(arguments(tmp_path, "run", steps=1)) == 0
-    assert not gone.exists()
-    assert going.exists()
+    assert train.main(arguments(tmp_path, "mine", steps=1)) == 2
+    assert "mine exists; choose another --name" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
 @pytest.mark.parametrize("name", ["..", "x" * 300, "a/b", ".hidden"])

@@ -198,7 +198,7 @@ def test_two_runs_in_one_folder(tmp_path, capsys):
         on_call(TorchEngine, "generate", 1, lambda original, *args: (time.sleep(1.5), original(*args))[1])
 
     child = start(arguments(tmp_path, "run", steps=2), tmp_path / "log", slow)
-    wait_until(lambda: (tmp_path / "run").exists(), child)
+    wait_until(lambda: (tmp_path / "run" / "config.yaml").exists(), child)
     assert train.main(["--resume", str(tmp_path / "run")]) == 2
     assert "another process is using" in capsys.readouterr().err
     assert train.main(arguments(tmp_path, "run", steps=2)) == 2
@@ -219,7 +219,7 @@ def test_the_lock_goes_with_the_process(tmp_path):
         on_call(TorchEngine, "generate", 1, lambda original, *args: time.sleep(60))
 
     child = start(arguments(tmp_path, "run", steps=1), tmp_path / "log", slow)
-    wait_until(lambda: (tmp_path / "run").exists(), child)
+    wait_until(lambda: (tmp_path / "run" / "config.yaml").exists(), child)
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
     assert train.main(["--resume", str(tmp_path / "run")]) == 0
