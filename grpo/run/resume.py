@@ -1,4 +1,7 @@
-"""`--resume`: which run, and whether settings, base model and problems are those it was started with."""
+"""Which folder a run has, new or continued; and for `--resume`, whether all is as at the start, and the way back.
+
+The way back leads to the last whole step: settings, base model and problems have to be those the run was started with.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +34,6 @@ ROUNDING = {
 """They change the order of sums: the same run, but no longer bit for bit."""
 FREE = {"preset", "policy.trust_remote_code"} | WHERE | HOW_LONG | HOW_FAST | ROUNDING
 """May differ when a run is continued. The rest decides what is learned; so does what a preset stands for."""
-
-
 ROW_FILES = ("metrics.jsonl", "accuracy.jsonl", "bad_batches.jsonl", "problems.jsonl")
 """Rows of steps, and of the last one of problems."""
 
