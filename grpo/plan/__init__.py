@@ -59,23 +59,17 @@ class Plan:
         return sum(self._parts()[phase].values())
 
     def _parts(self) -> dict[str, dict[str, float]]:
-        config, cpu = self.config, self.card.is_cpu
+        config = self.config
         stay = memory.policy_parts(config, self.shape, self.element)
-        if cpu:
+        if self.card.is_cpu:
             stay["completions"] = memory.host_bytes(config)
         elif not self.card.here:  # what is free on a card of this machine is without the context already
             stay["CUDA context"] = memory.CUDA_CONTEXT
-        sampler = memory.sampler_parts(config, self.shape, self.engine, cpu, self.element)
+        sampling, sampler = memory.sampler_parts(self)
         if config.reward.name == "hybrid":
-            sampler["reward model"] = memory.reward_model_bytes(config)
-        leave = {"vLLM activations", "sampler's logits", "KV cache"}
-        leave |= {"vLLM weights"} if self.sleeps else set()
-        leave |= {"reward model"} if config.reward.hybrid_offload else set()
-        kept = {name: value for name, value in sampler.items() if name not in leave}
-        return {
-            "learn": stay | memory.learning_parts(config, self.shape, self.element) | kept,
-            "rollout": stay | sampler,
-        }
+            (sampling if config.reward.hybrid_offload else sampler)["reward model"] = memory.reward_model_bytes(config)
+        learning = memory.learning_parts(config, self.shape, self.element)
+        return {"learn": stay | sampler | learning, "rollout": stay | sampler | sampling}
 
     @property
     def kv_bytes(self) -> float:

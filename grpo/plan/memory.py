@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import yaml
@@ -21,6 +22,9 @@ from grpo import hub
 from grpo.config import Config
 from grpo.errors import UserError
 from grpo.rollout.vllm_engine import VLLM_BATCHED_TOKENS, kv_bytes
+
+if TYPE_CHECKING:
+    from grpo.plan import Plan
 
 KNOWN = yaml.safe_load(Path(__file__).with_name("known.yaml").read_text(encoding="utf-8"))
 """cards and models, for a plan without a GPU and a network"""
@@ -161,20 +165,22 @@ def _layer_bytes(shape: Shape, element: int, lora: int) -> tuple[float, float]:
     return norms + attention + 4 * inner * element, 1.5 * inner * element
 
 
-def sampler_parts(config: Config, shape: Shape, engine: str, cpu: bool, element: int) -> dict[str, float]:
-    """Bytes that only sampling needs, the vLLM engine's KV cache left out: that takes what remains."""
-    c, running = shape.text, config.rollout.running_sequences
-    logits = SAMPLER_BYTES[engine] * running * c.vocab_size
-    if engine == "torch":  # its cache grows with every token, and the gaps that this leaves are as large again at most
-        kv = 2 * running * config.rollout.longest_sequence * shape.kv_bytes * element / 2
-        return {"sampler's logits": logits, "KV cache": kv}
-    batch = VLLM_BATCHED_TOKENS * 3 * c.intermediate_size * element
-    return {
-        "vLLM weights": shape.parameters * element,
-        "vLLM graphs": 0 if cpu else VLLM_GRAPHS,
-        "vLLM penalties": 4 * running * c.vocab_size,
-        "vLLM activations": logits + batch,
+def sampler_parts(plan: Plan) -> tuple[dict[str, float], dict[str, float]]:
+    """(bytes that only sampling needs, bytes of the sampler that stay while the learner works), without vLLM's KV
+    cache: it takes what remains."""
+    shape, rollout, running = plan.shape, plan.config.rollout, plan.config.rollout.running_sequences
+    logits = SAMPLER_BYTES[plan.engine] * running * shape.text.vocab_size
+    if plan.engine == "torch":  # its cache grows by half when it is full: old and new exist together
+        kv = 2 * running * rollout.longest_sequence * shape.kv_bytes * plan.element / 2
+        return {"sampler's logits": logits, "KV cache": kv}, {}
+    batch = VLLM_BATCHED_TOKENS * 3 * shape.text.intermediate_size * plan.element
+    only = {"vLLM activations": logits + batch}
+    stay = {
+        "vLLM graphs": 0 if plan.card.is_cpu else VLLM_GRAPHS,
+        "vLLM penalties": 4 * running * shape.text.vocab_size,
     }
+    weights = {"vLLM weights": shape.parameters * plan.element}
+    return (only | weights, stay) if plan.sleeps else (only, stay | weights)
 
 
 def reward_model_bytes(config: Config) -> float:
