@@ -27,6 +27,17 @@ class NonFiniteLoss(TrainingStopped):
     """Too many optimiser steps in a row without a finite loss and gradient."""
 
 
+def check_mismatch(mismatch: float, limit: float, of: str) -> None:
+    """Raises SamplerMismatch where mean |sampler logprob - trainer logprob| is over the limit."""
+    if not mismatch <= limit:  # a NaN is over every limit
+        raise SamplerMismatch(
+            f"mean |sampler logprob - trainer logprob| of {of} is {mismatch:.4f}, over rollout.mismatch_limit {limit}: "
+            "the sampler does not have the policy's weights. Likely causes: weights not synced after the last step, a "
+            "weight that did not arrive (a tied lm_head, an adapter), a temperature not applied on one side, another "
+            "model or precision"
+        )
+
+
 def answer_early(parse: Callable[[Sequence[str]], object], argv: Sequence[str]) -> None:
     """Prints the help, or the line about a wrong argument, and exits. Returns when the arguments are good.
 

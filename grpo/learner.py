@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from grpo.config import Config
-from grpo.errors import NonFiniteLoss, SamplerMismatch, UserError
+from grpo.errors import NonFiniteLoss, UserError, check_mismatch
 from grpo.loss import completion_weights, importance_ratio, kl_k3, policy_loss, token_weights
 from grpo.optim import Optimizer
 from grpo.packing import Batch, pack, sequence_length
@@ -74,7 +74,8 @@ class Learner:
         step = dict(zip(measured, values, strict=True)) | {"lr": self.optimizer.lr, "skipped": 0}
         learnt = {name: value for name, value in step.items() if not name.startswith("mismatch/")}
         if all(map(math.isfinite, learnt.values())):
-            self._check_sampler(step)
+            mismatch = step["mismatch/mean"] / max(step["tokens"], 1)
+            check_mismatch(mismatch, self.rollout.mismatch_limit, "the rollout")
             self.bad_steps = 0
             self.before_step()
             self.optimizer.step()
@@ -146,20 +147,11 @@ class Learner:
     @torch.no_grad()
     def _old_logprobs(self, samples: Sequence[Sample]) -> torch.Tensor:
         """[tokens] the trainer's logprobs at the weights that sampled, in the order of the samples."""
-        batches = self._micro_batches(samples)
-        if not batches:
-            return torch.empty(0, device=self.policy.device)
-        logprobs = [self.policy.logprobs(batch, self.rollout.temperature, with_entropy=False)[0] for batch in batches]
-        return torch.cat(logprobs)[torch.cat([batch.slots for batch in batches]).argsort()]
-
-    def _check_sampler(self, step: dict[str, float]) -> None:
-        mismatch, limit = step["mismatch/mean"] / max(step["tokens"], 1), self.rollout.mismatch_limit
-        if not mismatch <= limit:  # a NaN is over every limit
-            raise SamplerMismatch(
-                f"mean |sampler logprob - trainer logprob| is {mismatch:.4f}, over rollout.mismatch_limit {limit}: the "
-                "completions were not drawn from the policy being trained. Likely causes: weights not synced after the "
-                "last step, a temperature not applied on one side, different precisions"
-            )
+        dtype = torch.promote_types(self.policy.dtype, torch.float32)
+        found = torch.zeros(sum(len(s.completion_ids) for s in samples), dtype=dtype, device=self.policy.device)
+        for batch in self._micro_batches(samples):
+            found[batch.slots] = self.policy.logprobs(batch, self.rollout.temperature, with_entropy=False)[0]
+        return found
 
     def _within_memory(self, work: Callable[..., Any], samples: Sequence[Sample], *more: object) -> Any:
         """`work(samples, *more)`, started over with half the token budget when the memory does not suffice."""

@@ -53,7 +53,7 @@ BREAKS = (
           "test_learner.py formula"),
     Break("a non-finite step moves nothing", "learner.py", "if all(map(math.isfinite, learnt.values())):", "if True:",
           "test_learner.py non_finite"),
-    Break("NaN is over every limit", "learner.py", "if not mismatch <= limit:", "if mismatch > limit:",
+    Break("NaN is over every limit", "errors.py", "if not mismatch <= limit:", "if mismatch > limit:",
           "test_learner.py nan"),
     Break("a maximum keeps a NaN", "learner.py", "float(np.max([", "float(max([", "test_learner.py nan"),
     Break("a completion sees its own prompt", "packing.py", "runs.append((sample.completion_ids, prompt, completion))",

@@ -15,7 +15,8 @@ import pytest
 import torch
 from tiny_model import make_tiny_model
 
-from grpo.learner import Learner, NonFiniteLoss, SamplerMismatch
+from grpo.errors import NonFiniteLoss, SamplerMismatch
+from grpo.learner import Learner
 from grpo.policy import Policy
 from grpo.settings import Config, LearnerConfig, RolloutConfig
 from grpo.types import Sample
@@ -303,7 +304,7 @@ def test_a_sampler_with_other_weights_stops_the_run():
     groups = make_groups(policy, shift=0.3)
     learner = Learner(policy, whole(LearnerConfig(), mismatch_limit=0.2))
     before = {name: p.detach().clone() for name, p in policy.trainable().items()}
-    with pytest.raises(SamplerMismatch, match=r"0\.3000, over rollout.mismatch_limit 0\.2.*temperature"):
+    with pytest.raises(SamplerMismatch, match=r"the rollout is 0\.3000, over rollout.mismatch_limit 0\.2.*temperature"):
         learner.update(groups)
     for name, p in policy.trainable().items():
         assert torch.equal(p, before[name])

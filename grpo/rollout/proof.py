@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from grpo.errors import SamplerMismatch
+from grpo.errors import check_mismatch
 from grpo.packing import pack, sequence_length
 from grpo.policy import Policy
 from grpo.rollout import Engine, Sampling
@@ -25,13 +25,7 @@ def prove(engine: Engine, policy: Policy, temperature: float, limit: float) -> N
     sampling = Sampling(TOKENS, temperature, ignore_eos=True)
     completions = engine.generate([Request(prompt, SAMPLES, engine.version)], sampling)[0]
     gap = sampler_gap(policy, prompt, completions, temperature).mean().item()
-    if not gap <= limit:
-        raise SamplerMismatch(
-            f"after sync {engine.version} mean |sampler logprob - trainer logprob| of {SAMPLES * TOKENS} tokens is "
-            f"{gap:.4f}, over rollout.mismatch_limit {limit}: the sampler does not have the policy's weights. Likely "
-            f"causes: a weight that did not arrive (a tied lm_head, an adapter), another model or precision than "
-            f"{policy.dtype}, a temperature not applied on one side"
-        )
+    check_mismatch(gap, limit, f"{SAMPLES * TOKENS} tokens after sync {engine.version}")
 
 
 @torch.no_grad()

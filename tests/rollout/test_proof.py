@@ -32,7 +32,7 @@ def test_the_policys_own_weights_pass(engine: TorchEngine, policy: Policy):
 def test_other_weights_do_not(engine: TorchEngine):
     other = Policy(make_tiny_model(tied=False, vocabulary=96), make_tokenizer())
     with pytest.raises(
-        SamplerMismatch, match=r"after sync 1 .* 64 tokens .*over rollout.mismatch_limit 0.1.*tied lm_head"
+        SamplerMismatch, match=r"64 tokens after sync 1 is .*over rollout.mismatch_limit 0.1.*tied lm_head"
     ):
         prove(engine, other, temperature=0.6, limit=0.1)
 
