@@ -105,8 +105,8 @@ def _same_shape(truth: Node, answer: Node) -> bool:
             return same_text(truth.text, answer.text)
         case "leaf", "list" | "set":
             return len(answer.parts) == 1 and same(truth, answer.parts[0])
-        case "list" | "set", "leaf" if (split := parse(answer.text, as_list=True)).kind == "list":
-            return same(truth, split)
+        case "list" | "set", "leaf" if "," in answer.text and parse(answer.text, as_list=True).kind == "list":
+            return same(truth, parse(answer.text, as_list=True))
         case "list", "list":
             return _any_order(truth.parts, answer.parts)
         case "list" | "set", "list" | "set":
@@ -133,7 +133,7 @@ def _may_be_points(truth: Node, answer: Node) -> bool:
     """Whether both may describe sets of reals in different ways. An equation as an answer restates the question."""
     if truth.kind == answer.kind and truth.kind not in ("union", "relation"):
         return False
-    if answer.kind == "relation" and "=" in answer.marks:
+    if answer.kind == "relation" and ("=" in answer.marks or truth.kind == "list"):
         return False
     asked = truth.kind in ("union", "relation", "tuple") or truth.says("or") or "\\mathbb" in truth.text
     given = answer.kind in ("union", "relation", "tuple", "list", "set") or "\\mathbb" in answer.text
