@@ -6,8 +6,8 @@ A metric that no chart names still gets one, under "Everything else": nothing th
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -15,23 +15,11 @@ CHARTS = Path(__file__).with_name("charts.yaml")
 REST = "Everything else"
 NOT_DRAWN = {"time", "time/step", "reward/std"}
 """Logged: the clock, the sum of the phases, and the spread over all groups together."""
+PLAIN = {"caption": "", "kind": "lines", "unit": "", "log": False, "markers": False}
 
 
-@dataclass(frozen=True, slots=True)
-class Chart:
-    section: str
-    title: str
-    series: list[tuple[str, str]]
-    """(metric, label)"""
-    caption: str = ""
-    kind: str = "lines"
-    unit: str = ""
-    log: bool = False
-    markers: bool = False
-
-
-def charts_for(metrics: Collection[str]) -> list[Chart]:
-    """The charts that have something to show, by section, each reduced to the series that exist."""
+def charts_for(metrics: Collection[str]) -> list[dict[str, Any]]:
+    """The charts that have something to show, by section, each reduced to the series that exist: (metric, label)."""
     sections = yaml.safe_load(CHARTS.read_text(encoding="utf-8"))
     signals = sorted(
         m.removeprefix("signal/") for m in metrics if m.startswith("signal/") and not m.endswith("_group_std")
@@ -45,5 +33,6 @@ def charts_for(metrics: Collection[str]) -> list[Chart]:
                 series = [(metric, label) for metric, label in series if metric in metrics]
                 named |= {metric for metric, _ in series}
                 if series:
-                    charts.append(Chart(section, **entry | {"title": title, "series": series}))
-    return charts + [Chart(REST, metric, [(metric, metric)]) for metric in sorted(set(metrics) - named)]
+                    charts.append(PLAIN | entry | {"section": section, "title": title, "series": series})
+    rest = [{"section": REST, "title": m, "series": [(m, m)]} for m in sorted(set(metrics) - named)]
+    return charts + [PLAIN | chart for chart in rest]

@@ -11,11 +11,11 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean, median
+from typing import Any
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -24,7 +24,7 @@ from plotly.offline import get_plotlyjs
 
 from grpo.config import dotted
 from grpo.errors import UserError
-from grpo.report.charts import Chart, charts_for
+from grpo.report.charts import charts_for
 from grpo.report.read import Run
 from grpo.run import files
 
@@ -37,8 +37,9 @@ RECENT = 10
 
 def render(runs: Sequence[Run]) -> str:
     planned = charts_for({metric for run in runs for metric in run.metrics})
-    folded = {chart.title: value for chart in planned if (value := constant(runs, chart)) is not None}
-    charts = [{"id": f"chart-{n}", **asdict(c)} for n, c in enumerate(c for c in planned if c.title not in folded)]
+    folded = {chart["title"]: value for chart in planned if (value := constant(runs, chart)) is not None}
+    drawn = [chart for chart in planned if chart["title"] not in folded]
+    charts = [{"id": f"chart-{number}"} | chart for number, chart in enumerate(drawn)]
     scripts = [get_plotlyjs(), *((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)]
     return (
         environment(HERE)
@@ -79,9 +80,9 @@ def hashes(scripts: Sequence[str]) -> str:
     return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
 
 
-def constant(runs: Sequence[Run], chart: Chart) -> str | None:
+def constant(runs: Sequence[Run], chart: dict[str, Any]) -> str | None:
     """What a chart would show from beginning to end, where that is one value; "not measured" where there is none."""
-    columns = [column for run in runs for metric, _ in chart.series if (column := values(run, metric))]
+    columns = [column for run in runs for metric, _ in chart["series"] if (column := values(run, metric))]
     if not columns:
         return "not measured"
     distinct = list(dict.fromkeys(value for column in columns for value in column))

@@ -147,11 +147,11 @@ def test_a_figure_that_never_moves_is_a_line_and_no_chart(tmp_path: Path) -> Non
 def test_every_metric_is_drawn_once(tmp_path: Path) -> None:
     metrics = read.read_run(write_run(tmp_path / "A"), 1).metrics
     charts = charts_for([*metrics, "somebody/new"])
-    drawn = [metric for chart in charts for metric, _ in chart.series]
+    drawn = [metric for chart in charts for metric, _ in chart["series"]]
     assert len(drawn) == len(set(drawn))
     assert set(metrics) - set(drawn) == {"time", "time/step", "reward/std"}
-    assert [chart.title for chart in charts if chart.section == REST] == ["somebody/new"]
-    assert all(chart.caption for chart in charts if chart.section != REST)
+    assert [chart["title"] for chart in charts if chart["section"] == REST] == ["somebody/new"]
+    assert all(chart["caption"] for chart in charts if chart["section"] != REST)
 
 
 # ---- which completions ----
