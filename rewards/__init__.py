@@ -9,6 +9,8 @@ parsed) and `check_ground_truths(truths, workers=2, timeout_s=5.0, progress=None
 None or one line with the reason why no answer can be graded against it, parsed in workers that can be killed.
 """
 
+# ruff: noqa: F401 - what is imported here is what the package offers
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -16,34 +18,9 @@ from typing import Any
 
 from rewards.controls import CONTROL_WEIGHTS, FunctionReward, RandomReward
 from rewards.equivalence.plain import ground_truth_text
-from rewards.score import (
-    DEFAULT_WEIGHTS,
-    UNVERIFIED,
-    Reward,
-    Score,
-    summarize,
-    weight_warnings,
-    weights_from_env,
-)
+from rewards.score import DEFAULT_WEIGHTS, UNVERIFIED, Reward, Score, summarize, weight_warnings, weights_from_env
 from rewards.signals import AnswerFrom, MultiSignalMathReward, last_box
 from rewards.verifier import Verifier, check_ground_truths, self_test, verify
-
-__all__ = [
-    "UNVERIFIED",
-    "MultiSignalMathReward",
-    "Reward",
-    "Score",
-    "Verifier",
-    "check_ground_truths",
-    "ground_truth_text",
-    "last_box",
-    "make_reward",
-    "self_test",
-    "summarize",
-    "verify",
-    "weight_warnings",
-    "weights_from_env",
-]
 
 NAMES = ("multi_signal", "verify_only", "format_only", "random", "hybrid")
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
+import pkgutil
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -38,14 +38,14 @@ class RandomReward(MultiSignalMathReward):
     def score_batch(
         self, completions: Sequence[str], ground_truths: Sequence[Any], questions: Sequence[str] | None = None
     ) -> list[Score]:
-        scores = super().score_batch(completions, ground_truths)
-        return [self._toss(text, score) for text, score in zip(completions, scores, strict=True)]
-
-    def _toss(self, text: str, score: Score) -> Score:
-        toss = hashlib.sha256(f"{self.seed} {self.tossed} ".encode() + text.encode("utf-8", "surrogatepass")).digest()
-        self.tossed += 1
-        coin = float(toss[0] & 1 and (not self.needs_box or one_box(text)))
-        return replace(score, total=coin, signals={"random": coin, **score.signals})
+        scores = []
+        for text, score in zip(completions, super().score_batch(completions, ground_truths), strict=True):
+            drawn = f"{self.seed} {self.tossed} ".encode() + text.encode("utf-8", "surrogatepass")
+            self.tossed += 1
+            heads = hashlib.sha256(drawn).digest()[0] & 1
+            coin = float(heads and (not self.needs_box or one_box(text)))
+            scores.append(replace(score, total=coin, signals={"random": coin, **score.signals}))
+        return scores
 
     def state_dict(self) -> dict[str, Any]:
         return {"seed": self.seed, "tossed": self.tossed}
@@ -124,13 +124,11 @@ def within(limit_s: float | None, function: Callable[..., Any], *arguments: Any)
 
 
 def load_function(name: str) -> Callable[[str, Any], dict[str, float]]:
-    """The function named `package.module:function`; ValueError that says which part of the name leads nowhere."""
-    module_name, _, function_name = name.partition(":")
+    """The function named `package.module:function`; ValueError that says where the name leads nowhere."""
     try:
-        module = importlib.import_module(module_name)
+        function = pkgutil.resolve_name(name)
     except Exception as error:
-        raise ValueError(f"reward {name!r}: cannot import {module_name!r}: {type(error).__name__}: {error}") from error
-    function = getattr(module, function_name, None)
+        raise ValueError(f"reward {name!r} cannot be imported: {type(error).__name__}: {error}") from error
     if not callable(function):
-        raise ValueError(f"reward {name!r}: {module_name} has no function {function_name!r}")
+        raise ValueError(f"reward {name!r} is {function!r} and no function")
     return function

@@ -150,15 +150,10 @@ def check_ground_truths(
     """For each ground truth None, or one line that says why no answer can be graded against it.
 
     Each different text is read once, in workers, because some texts keep a parser busy for minutes.
-    `progress(done, all)` is called on the way.
+    `progress(done, all)` is called on the way. ValueError for what is neither text nor number.
     """
-    rows: list[tuple[str, ...] | str] = []  # for each ground truth its texts, or the reason
-    for value in truths:
-        try:
-            rows.append(alternatives(value))
-        except ValueError as error:
-            rows.append(str(error))
-    texts = dict.fromkeys(text for row in rows if isinstance(row, tuple) for text in row)
+    rows = [alternatives(truth) for truth in truths]
+    texts = dict.fromkeys(text for row in rows for text in row)
     hard = [text for text in texts if decide("0", text) not in ("correct", "wrong")]  # the others are numbers
     reasons: dict[str, str] = {}
     with contextlib.closing(Verifier(workers, timeout_s)) as verifier:
@@ -170,7 +165,7 @@ def check_ground_truths(
                 if reason:
                     reason = f"not read within {timeout_s:g} s" if reason == "timeout" else reason
                     reasons[text] = f"ground truth {text[:200]!r} is unreadable: {reason}"
-    return [row if isinstance(row, str) else next(filter(None, map(reasons.get, row)), None) for row in rows]
+    return [next(filter(None, map(reasons.get, row)), None) for row in rows]
 
 
 def self_test(reward: Reward) -> None:

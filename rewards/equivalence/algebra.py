@@ -6,6 +6,8 @@ something it raises what it likes, and `compare.judge` counts the answer as unpa
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import sympy
 
 from rewards.equivalence.grammar import expression
@@ -51,23 +53,20 @@ def _is_algebraic_zero(value: sympy.Expr) -> bool:
 
 def same_equations(truth: Node, answer: Node) -> bool:
     """Whether two equations, inequalities or chains of them say the same, side by side."""
-    try:
+    with suppress(Unreadable):
         expected, given = _sides(truth), _sides(answer)
-    except Unreadable:
-        return False
-    return len(expected) == len(given) and all(map(_same_relation, expected, given))
+        return len(expected) == len(given) and all(map(_same_relation, expected, given))
+    return False
 
 
 def same_points(truth: Node, answer: Node) -> bool:
     """Whether two intervals, unions or inequalities in one unknown describe the same set of real numbers."""
-    try:
+    with suppress(Unreadable):
         expected, given = point_set(truth), point_set(answer)
         asked, unknown = _unknowns(truth), _unknowns(answer)
-    except Unreadable:
-        return False
-    if len(unknown) > 1 or (unknown and asked and unknown != asked):
-        return False
-    return expected == given or expected.symmetric_difference(given) == sympy.S.EmptySet
+        same_unknown = len(unknown) <= 1 and (unknown == asked or not (unknown and asked))
+        return same_unknown and expected.symmetric_difference(given) == sympy.S.EmptySet
+    return False
 
 
 _TURNED = {">": "<", "\\ge": "\\le", "<": "<", "\\le": "\\le", "=": "=", "\\ne": "\\ne"}

@@ -42,10 +42,10 @@ def test_in_process_says_the_same():
 def test_a_truth_nobody_can_grade_has_a_reason_and_ends_nothing():
     """The sentence keeps the grammar busy for minutes; its worker is killed and the next truth is read."""
     hang = "It is impossible to select 16 such numbers."
-    truths = ["5", hang, r"\sqrt{2}", r"\frac{1}{", None, '["1", "2"]', ["5", ""], hang, r"\infty"]
+    truths = ["5", hang, r"\sqrt{2}", r"\frac{1}{", '["1", "2"]', ["5", ""], hang, r"\infty"]
     seen = []
     reasons = check_ground_truths(truths, timeout_s=1, progress=lambda *counts: seen.append(counts))
-    assert [bool(reason) for reason in reasons] == [False, True, False, True, True, False, True, True, False]
+    assert [bool(reason) for reason in reasons] == [False, True, False, True, False, True, True, False]
     assert "not read within 1 s" in reasons[1]
     assert reasons[3].startswith(r"ground truth '\\frac{1}{' is unreadable: ")
     assert seen == [(0, 5)], "five different texts that are no numbers"
@@ -161,9 +161,7 @@ def test_ground_truths_as_data_sets_have_them(value, expected):
 def test_what_cannot_be_a_ground_truth_has_a_reason():
     neither_text_nor_number = [None, True, float("nan"), float("inf"), [], {}, object(), b"5"]
     unreadable = ["", "  ", '[""]', r"\frac{1}{", "9" * 2000, "(" * 60]
-    for value, reason in zip(
-        neither_text_nor_number + unreadable, check_ground_truths(neither_text_nor_number + unreadable), strict=True
-    ):
+    for value, reason in zip(unreadable, check_ground_truths(unreadable), strict=True):
         assert reason.startswith("ground truth "), value
     for value in neither_text_nor_number:
         with pytest.raises(ValueError, match="ground truth"):
