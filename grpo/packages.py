@@ -12,8 +12,6 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-import psutil
-
 PACKAGES = ("torch", "transformers", "peft", "math-verify", "latex2sympy2_extended", "sympy", "numpy")
 PACKAGES += ("vllm", "flash-attn", "bitsandbytes")
 
@@ -54,11 +52,9 @@ def _hardware() -> dict[str, str | int | float]:
         "os": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_name(),
         "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
     }
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
-        found["gpu_memory_gib"] = round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1)
         found["cuda"] = torch.version.cuda
     return found
 

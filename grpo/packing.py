@@ -130,12 +130,11 @@ def _fill(samples: Sequence[Sample], order: Sequence[int], capacity: int) -> lis
         sample = samples[i]
         shared = batches and samples[batches[-1][-1]].prompt_ids == sample.prompt_ids
         cost = len(sample.completion_ids) if shared else sequence_length(sample)
-        if batches and used + cost <= capacity:
-            batches[-1].append(i)
-            used += cost
-        else:
-            batches.append([i])
-            used = sequence_length(sample)
+        if not batches or used + cost > capacity:
+            batches.append([])
+            used, cost = 0, sequence_length(sample)
+        batches[-1].append(i)
+        used += cost
     return batches
 
 

@@ -60,7 +60,7 @@ BREAKS = (
           "runs.append((sample.completion_ids, np.arange(len(prompt)), completion))", "test_learner.py formula"),
     Break("the first token is predicted by the prompt's last", "packing.py", "np.append(prompt[-1],",
           "np.append(prompt[-1] - 1,", "test_packing.py predicted"),
-    Break("the token budget", "packing.py", "used + cost <= capacity", "used + cost <= 2 * capacity",
+    Break("the token budget", "packing.py", "used + cost > capacity", "used + cost > 2 * capacity",
           "test_packing.py budget"),
     Break("float32 masters", "optim.py", "return torch.nn.Parameter(parameter.detach().float())", "return parameter",
           "test_optim.py"),

