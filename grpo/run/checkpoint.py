@@ -156,9 +156,9 @@ class Checkpoints:
                 raise
             except ValueError as damage:
                 aside = self.folder / f"damaged_{path.name}"
+                say(f"checkpoint {path} is damaged ({damage}): it becomes {aside.name}, the one before it is used")
                 shutil.rmtree(aside, ignore_errors=True)
                 path.rename(aside)
-                say(f"checkpoint {path} is damaged ({damage}); moved to {aside.name}, using the one before it")
         return None
 
     def best(self, accuracy: dict[int, float]) -> int | None:

@@ -142,28 +142,27 @@ def check_same(saved: Config, wanted: Config, folder: Path) -> None:
 # ---- back to the last whole step
 
 
-def set_back(folder: Path, step: int, pending: bool) -> tuple[list[dict], list[str]]:
+def set_back(folder: Path, step: int, pending: bool) -> list[dict]:
     """Removes what was written after `step`, which is done again. `pending`: the row of `step` was not written yet.
 
-    Returns the rows of metrics.jsonl that stay, and what is to be said: damaged lines are kept in a file of their own.
+    Returns the rows of metrics.jsonl that stay. Damaged lines are said, and kept in a file of their own.
     """
-    notes = []
     for path in (folder / name for name in ROW_FILES if (folder / name).exists()):
         damaged: list[bytes] = []
         kept = [row for row in read_rows(path, damaged) if step and row.get("step", 0) <= step]
         if damaged:
+            say(f"{path}: {len(damaged)} damaged lines moved to damaged_{path.name}")
             append(folder / f"damaged_{path.name}", b"".join(damaged).decode(errors="backslashreplace"))
-            notes.append(f"{path}: {len(damaged)} damaged lines moved to damaged_{path.name}")
         write(path, lines(kept))
     rows = read_rows(folder / "metrics.jsonl")
     if missing := sorted(set(range(step + (not pending))) - {row["step"] for row in rows}):
-        notes.append(f"{folder / 'metrics.jsonl'} has no row of step {', '.join(map(str, missing))}")
+        say(f"{folder / 'metrics.jsonl'} has no row of step {', '.join(map(str, missing))}")
     for number, path in numbered(folder / "completions", r"\.jsonl\.gz").items():
         if number > step:
             path.unlink()
     for leftover in (*folder.glob(".*.partial"), *folder.glob("completions/.*.partial"), folder / "summary.json"):
         leftover.unlink(missing_ok=True)
-    return rows, notes
+    return rows
 
 
 # ---- what a checkpoint was written with

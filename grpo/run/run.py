@@ -90,7 +90,7 @@ class Run:
             say(f"{self.folder} has no whole checkpoint: starting again from step 1")
         else:
             say(f"continuing {self.folder} after step {self.step}")
-        rows, notes = set_back(self.folder, self.step, pending=self.unlogged)
+        rows = set_back(self.folder, self.step, pending=self.unlogged)
         if rows and rows[-1]["step"] == self.step:
             self.state.row = None
         self.accuracy = {row["step"]: row[self.best_by] for row in rows if row.get(self.best_by) is not None}
@@ -98,8 +98,6 @@ class Run:
         self.checkpoints.prune(self.accuracy)
         files.write_config(self.folder, self.config, self.state.identity["run"])
         files.write_versions(self.folder, f"versions_after_{self.step:06d}.json")
-        for note in notes:
-            say(note)
 
     @property
     def step(self) -> int:

@@ -154,7 +154,7 @@ class Attack:
         So that there is something to kill, it is held back before the last steps. After a damage it is `patient`: it
         lives until it has said what it has to say.
         """
-        longest = 60.0 if ahead < 0 or patient else self.chance.uniform(0, 1.5 if ahead < 2 else 0.15)
+        longest = 600.0 if ahead < 0 or patient else self.chance.uniform(0, 1.5 if ahead < 2 else 0.15)
         deadline = time.monotonic() + longest
         while child.poll() is None and time.monotonic() < deadline:
             if newest(self.run) != before or (patient and re.search(r"^step \d+/", child.output(), re.MULTILINE)):
