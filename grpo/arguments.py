@@ -26,19 +26,19 @@ class Command(NamedTuple):
 
 
 def parse_args(argv: Sequence[str], otherwise: str | None = None) -> Command:
-    """The command line as a checked Config. `--data-dir` and `--data_dir` are the same option; --help prints and exits.
+    """Preset, file, environment and command line, each laid on the one before, as a checked Config.
 
-    `otherwise` is the preset where none is named (None: what fits this machine).
+    `--data-dir` and `--data_dir` are the same option; --help prints and exits. `otherwise` is the preset where none is
+    named (None: what fits this machine).
     """
     given = vars(read_options(parser(), argv))
     resume, check, preset, file = (given.pop(name, None) for name in ("resume", "check", "preset", "config"))
     if given.pop("help", False):
         print(parser(preset or otherwise or default_preset()[0]).format_help(), end="", flush=True)
         raise SystemExit(0)
-    if file is not None:
-        own = read_settings(file)
-        named = own.pop("preset", None)  # the settings of a run name the preset that they came from
-        preset, given = preset or named, own | env_weights() | given
+    own = read_settings(file) if file is not None else {}
+    named = own.pop("preset", None)  # the settings of a run name the preset that they came from
+    preset, given = preset or named, own | env_weights() | given
     # A run that is continued has its settings in its own folder.
     config = Config() if resume is not None else build(preset or otherwise or default_preset()[0], given)
     return Command(config, resume, bool(check), given, preset)

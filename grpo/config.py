@@ -45,16 +45,11 @@ MODES = {
 
 
 def build(preset: str | None, overrides: dict[str, Any]) -> Config:
-    """The preset's file, as much of it as the mode leaves, REWARD_WEIGHTS where it is set, the overrides; checked."""
+    """The preset's file, as much of it as the mode leaves, and the overrides on top; checked."""
     config = parse(_preset(preset)) if preset is not None else Config()
     values = flat(config)
     limits = MODES.get(overrides.get("mode", config.mode), {})  # of a mode that does not exist the check will tell
-    return overridden(config, {name: min(limit, values[name] or limit) for name, limit in limits.items()} | overrides)
-
-
-def overridden(config: Config, overrides: dict[str, Any]) -> Config:
-    """REWARD_WEIGHTS where it is set, and the overrides on top."""
-    return changed(config, env_weights() | overrides)
+    return changed(config, {name: min(limit, values[name] or limit) for name, limit in limits.items()} | overrides)
 
 
 def changed(config: Config, overrides: dict[str, Any]) -> Config:

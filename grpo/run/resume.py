@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from grpo.arguments import Command
-from grpo.config import Config, build, changed, flat, overridden, parse, read_yaml, typed
+from grpo.config import Config, build, changed, flat, parse, read_yaml, typed
 from grpo.errors import UserError
 from grpo.policy import Policy
 from grpo.run.files import STARTED, append, lines, numbered, read_rows, run_id, write
@@ -53,7 +53,7 @@ def settle(command: Command, default_preset: str) -> tuple[Config, Path | None]:
             say(f"--resume auto: no run in {fresh.out} yet; starting one")
             return fresh, None
     saved = read_config(folder)
-    wanted = overridden(saved, command.overrides)
+    wanted = changed(saved, command.overrides)
     if command.preset:  # its settings must be the run's; how long the run goes on is the run's own, unless asked for
         wanted = build(command.preset, {"steps": str(saved.steps)} | command.overrides)
     trusted = command.overrides.get("policy.trust_remote_code", "false")  # never because a folder says so
