@@ -33,8 +33,6 @@ UNFINISHED = ".unfinished_"
 TORCH_WRITER = "inline_container"
 """Names the part of torch that writes the file in the RuntimeError it raises when the disk refuses."""
 GIB = 2**30
-SMALL_FILES = 16 * 2**20
-"""Bytes: tokenizer, configuration, manifest."""
 
 
 class TrainingState:
@@ -92,12 +90,6 @@ class TrainingState:
         self.notes = notes
         self.complete(step, row)
 
-    def bytes(self) -> int:
-        """About what `write` takes: weights, and for what is trained two moments and the masters in float32."""
-        trained = self.policy.trainable().values()
-        saved = trained if self.policy.lora else self.policy.network.parameters()
-        return sum(p.numel() * p.element_size() for p in saved) + 12 * sum(p.numel() for p in trained) + SMALL_FILES
-
 
 class Checkpoints:
     """The checkpoints of one run: whole ones of the newest `keep` steps, weights of the best and the evaluated ones."""
@@ -112,8 +104,8 @@ class Checkpoints:
         """Oldest first."""
         return [step for step, path in files.numbered(self.folder).items() if path.is_dir() and not path.is_symlink()]
 
-    def save(self, step: int, write: Callable[[Path], None], needed: int, accuracy: dict[int, float]) -> None:
-        """`write(folder)` fills the new checkpoint; `needed` is about how many bytes it takes.
+    def save(self, step: int, write: Callable[[Path], None], accuracy: dict[int, float]) -> None:
+        """`write(folder)` fills the new checkpoint.
 
         Then removes what need not stay: `accuracy` maps the evaluated steps to held-out accuracy. UserError when the
         disk is full; the earlier checkpoints stay as they are.
@@ -121,7 +113,7 @@ class Checkpoints:
         unfinished = self.folder / f"{UNFINISHED}{step:06d}"
         with files.writing(self.folder):
             self.folder.mkdir(exist_ok=True)
-            self._make_room(needed, accuracy)
+            self._make_room(accuracy)
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir()
             try:
@@ -179,8 +171,10 @@ class Checkpoints:
         os.replace(self.path(step), away)
         shutil.rmtree(away)
 
-    def _make_room(self, needed: int, accuracy: dict[int, float]) -> None:
-        """Where the disk is short, the weights of the oldest steps go, never those of the best."""
+    def _make_room(self, accuracy: dict[int, float]) -> None:
+        """For one more of the newest one's size. Where the disk is short, the oldest weights go, never the best."""
+        newest = [self.path(step) for step in self.steps()[-1:]]
+        needed = sum(file.stat().st_size for path in newest for file in path.rglob("*"))
         while (free := shutil.disk_usage(self.folder).free) < needed:
             old = [step for step in self.steps()[: -self.keep] if step != self.best(accuracy)]
             if not old:

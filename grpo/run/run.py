@@ -179,7 +179,7 @@ class Run:
             self.bar.update(int(step > 0))
 
     def save(self) -> None:
-        self.checkpoints.save(self.step, self.state.write, self.state.bytes(), self.accuracy)
+        self.checkpoints.save(self.step, self.state.write, self.accuracy)
 
     def save_bad_batch(self, batch: dict) -> None:
         """The samples of a step that was skipped because its loss or gradient was not finite."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -57,17 +58,37 @@ def no_plot(monkeypatch):
     monkeypatch.setattr(train, "plot_run", lambda folder: None)
 
 
+def filled_in_step_2(disk: Disk, left: int) -> Callable[[], None]:
+    """Breaks into a child: somebody else fills the disk until `left` bytes are free."""
+
+    def install() -> None:
+        calls = []
+
+        def decode_and_fill(*args):
+            calls.append(1)
+            if len(calls) == 2:
+                with (disk.path / "filler").open("wb") as file, suppress(OSError):
+                    while shutil.disk_usage(disk.path).free > left:
+                        file.write(bytes(MIB // 4))
+                        file.flush()
+            return decode(*args)
+
+        train.decode = decode_and_fill
+
+    return install
+
+
 def test_too_little_space_is_seen_before_writing(tmp_path, disk, undisturbed):
-    """A checkpoint takes 5 MiB and asks for 21: there is room for the first, not for the second."""
-    disk.resize(24)
-    child = start(arguments(disk.path, "run", steps=3, checkpoint__every=1), tmp_path / "log")
+    """A checkpoint takes 5 MiB, as the first did: 3 are not enough for the second."""
+    filled = filled_in_step_2(disk, 3 * MIB)
+    child = start(arguments(disk.path, "run", steps=3, checkpoint__every=1), tmp_path / "log", filled)
     assert child.wait() == 2
-    assert "disk full: a checkpoint takes 0.02 GiB" in child.output()
+    assert "disk full: a checkpoint takes 0.0" in child.output()
     assert "Traceback" not in child.output()
     kept = list((disk.path / "run" / "checkpoints").iterdir())
     assert [path.name for path in kept] == ["step_000001"]
     check_whole(kept[0])
-    disk.resize(64)
+    (disk.path / "filler").unlink()
     assert train.main(["--resume", str(disk.path / "run")]) == 0
     same_run(undisturbed, disk.path / "run", 3)
 
@@ -91,24 +112,8 @@ def test_the_disk_fills_up_in_the_middle_of_a_save(tmp_path, disk, undisturbed):
 
 
 def test_the_disk_is_full_when_a_step_is_recorded(tmp_path, disk, undisturbed):
-    def fill() -> None:
-        calls = []
-
-        def decode_and_fill(*args):
-            calls.append(1)
-            if len(calls) == 2:
-                with (disk.path / "filler").open("wb") as file:
-                    try:
-                        while True:
-                            file.write(bytes(MIB))
-                            file.flush()
-                    except OSError:
-                        pass
-            return decode(*args)
-
-        train.decode = decode_and_fill
-
-    child = start(arguments(disk.path, "run", steps=3, checkpoint__every=1), tmp_path / "log", fill)
+    filled = filled_in_step_2(disk, 0)
+    child = start(arguments(disk.path, "run", steps=3, checkpoint__every=1), tmp_path / "log", filled)
     assert child.wait() == 2, child.output()
     assert "No space left on device" in child.output()
     assert "Traceback" not in child.output()
