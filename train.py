@@ -100,19 +100,15 @@ def train(config: Config, resumed: Path | None = None) -> Run:
 
 
 def choose_device(config: Config, driver: Path = Path("/proc/driver/nvidia/version")) -> torch.device:
-    """Where to train. Raises UserError where there is an NVIDIA `driver` that this torch cannot use."""
+    """Where to train. UserError where a GPU is asked for, or has an NVIDIA `driver`, and this torch cannot use it."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    usable = torch.cuda.is_available()
-    if config.device == "cuda" and not usable:
+    usable, automatic = torch.cuda.is_available(), config.device != "cpu" and config.preset != "cpu"
+    if not usable and (config.device == "cuda" or (automatic and driver.exists())):
+        found = driver.read_text().splitlines()[0].strip() if driver.exists() else "none is installed"
         raise UserError(
-            "device is cuda but torch sees no CUDA device; use --device cpu, or --preset cpu for the built-in model"
-        )
-    if config.device != "cpu" and config.preset != "cpu" and driver.exists() and not usable:
-        raise UserError(
-            f"this machine has an NVIDIA driver ({driver.read_text().splitlines()[0].strip()}), but torch "
-            f"{torch.__version__} (CUDA {torch.version.cuda}) sees no CUDA device: the driver is too old for it, or "
-            "the device hidden. Update the driver (CUDA 13 needs 580), install a torch built for it, or --device cpu"
+            f"torch {torch.__version__} (CUDA {torch.version.cuda}) sees no CUDA device: it is hidden, or its driver "
+            f"too old ({found}). Update the driver (CUDA 13 needs 580), install a torch for it, or use --device cpu"
         )
     return torch.device("cuda" if config.device != "cpu" and usable else "cpu")
 
