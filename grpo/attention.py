@@ -90,8 +90,6 @@ def _run_by_run(query, key, value, scaling, segments: Segments) -> torch.Tensor:
 
 def _causal(query, key, value, scaling) -> torch.Tensor:
     """The last query sees every key, each one before it one fewer."""
-    if query.shape[2] == key.shape[2]:
-        return _sdpa(query, key, value, scaling, is_causal=True)
     return _sdpa(query, key, value, scaling, attn_mask=causal_lower_right(query.shape[2], key.shape[2]))
 
 

@@ -286,12 +286,6 @@ def test_nf4_gradients_reach_the_adapter_through_checkpointing(folder: Path):
     assert all(gradient.abs().max() > 0 for gradient in gradients(policy).values())
 
 
-def test_four_bits_are_refused_where_all_weights_are_trained():
-    with pytest.raises(UserError, match="4-bit weights have no gradient"):
-        build("h100", {"policy.quant": "nf4"})
-    assert build("h100", {}).policy.quant == "none"
-
-
 # Attention kernels
 
 
