@@ -78,10 +78,8 @@ class Run:
                 files.write(self.folder / "bad_rows.jsonl", "".join(rows))
         for warning in weight_warnings(state.reward.weights):
             say(warning)
-        shown = not self.config.quiet and sys.stderr.isatty()
-        self.bar = tqdm(
-            total=self.config.steps, initial=self.step, bar_format=BAR, dynamic_ncols=True, disable=not shown
-        )
+        quiet, steps = self.config.quiet or not sys.stderr.isatty(), self.config.steps
+        self.bar = tqdm(total=steps, initial=self.step, bar_format=BAR, dynamic_ncols=True, disable=quiet)
         self._tracker = TrackerProcess(self.config.tracker, self.folder)
         self.clock.read()  # what loading took belongs to no step
 
