@@ -24,7 +24,6 @@ from grpo.config import Config
 from grpo.errors import UserError
 from grpo.logprob import token_logprobs
 from grpo.packing import Batch
-from grpo.settings import PolicyConfig
 
 END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 RMS_NORMS = ("LlamaRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
@@ -140,7 +139,7 @@ class Policy:
 def load_policy(config: Config, device: torch.device) -> Policy:
     """The policy that a run starts from. Raises UserError for a model that cannot be loaded."""
     disable_progress_bar()  # the run has one of its own
-    model, tokenizer = load_model(config.model, compute_dtype(config, device), device, config.policy)
+    model, tokenizer = load_model(config, device)
     torch.manual_seed(config.seed)  # the adapter's initialisation
     return Policy(model, tokenizer, config)
 
@@ -152,19 +151,18 @@ def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
     return getattr(torch, config.policy.dtype)
 
 
-def load_model(
-    name: str, dtype: torch.dtype, device: torch.device, config: PolicyConfig
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    tokenizer = load_tokenizer(name, config.trust_remote_code)
-    options = {"dtype": dtype, "trust_remote_code": config.trust_remote_code}
+def load_model(config: Config, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    dtype, quant, trusted = compute_dtype(config, device), config.policy.quant, config.policy.trust_remote_code
+    tokenizer = load_tokenizer(config.model, trusted)
+    options = {"dtype": dtype, "trust_remote_code": trusted}
     try:
-        if config.quant == "nf4":
+        if quant == "nf4":
             nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype, "bnb_4bit_use_double_quant": True}
             options |= {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, **nf4), "device_map": {"": device}}
-        model = AutoModelForCausalLM.from_pretrained(name, **options)
+        model = AutoModelForCausalLM.from_pretrained(config.model, **options)
     except (OSError, ValueError, ImportError) as error:  # ImportError: bitsandbytes is missing
-        raise UserError(f"cannot load the model {name}: {_first_line(error)}") from error
-    return (model if config.quant == "nf4" else model.to(device)), tokenizer
+        raise UserError(f"cannot load the model {config.model}: {_first_line(error)}") from error
+    return (model if quant == "nf4" else model.to(device)), tokenizer
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

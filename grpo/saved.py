@@ -13,8 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from grpo.config import Config, read_yaml
 from grpo.errors import UserError
-from grpo.policy import Policy, compute_dtype, load_model, load_tokenizer
-from grpo.settings import PolicyConfig
+from grpo.policy import Policy, load_model, load_tokenizer
 
 ADAPTER = "adapter_config.json"
 WEIGHTS = {".safetensors", ".bin", ".json", ".jinja", ".txt", ".model"}
@@ -102,7 +101,7 @@ def open_policy(target: Target, device: torch.device) -> Policy:
     UserError for weights that are not finite: they would sample noise and score like a bad model.
     """
     disable_progress_bar()  # an evaluation has one of its own
-    model, _ = load_model(target.base, compute_dtype(Config(), device), device, PolicyConfig())
+    model, _ = load_model(Config(model=target.base), device)
     if target.base != target.path:
         from peft import PeftModel
 
