@@ -106,6 +106,7 @@ def test_a_change_in_any_digit_is_a_wrong_answer(digits, place):
 @given(st.integers(-(10**9), 10**9), st.integers(0, 300))
 def test_notations_of_one_number_agree(mantissa, exponent):
     assert verify(f"{mantissa}e-{exponent}", rf"{mantissa} \times 10^{{-{exponent}}}")
+    assert verify(rf"{mantissa}*10^-{exponent}", f"{mantissa}e-{exponent}")
     assert verify(f"{mantissa}e{exponent}", str(mantissa * 10**exponent)) or exponent > 900
     assert not verify(f"{mantissa}1e-{exponent}", f"{mantissa}e-{exponent}") or mantissa == 0
 
