@@ -6,6 +6,7 @@ runs/NAME/config.yaml  versions.json  metrics.jsonl  accuracy.jsonl  problems.js
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import gzip
 import json
@@ -212,7 +213,7 @@ def create(folder: Path, config: Config) -> IO:
     if (folder / "config.yaml").exists():
         raise UserError(f"{folder} exists: another run has just taken the name; choose another --name")
     try:
-        write_versions(folder, "versions.json")
+        write_versions(folder)
         write_config(folder, config, secrets.token_hex(8))
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -227,9 +228,13 @@ def run_id(folder: Path) -> str | None:
     return found and found[1]
 
 
-def write_versions(folder: Path, name: str) -> None:
-    """What results depend on besides the settings: kept at the start, and anew each time that the run goes on."""
-    write(folder / name, json.dumps(versions(), indent=2))
+def write_versions(folder: Path, name: str = "versions.json") -> list[str]:
+    """Keeps what results depend on besides the settings. Returns what is other than at the start of the run."""
+    now, before = versions(), {}
+    with contextlib.suppress(OSError, ValueError, TypeError):  # damaged: nothing but this line needs it
+        before = dict(json.loads((folder / "versions.json").read_text()))
+    write(folder / name, json.dumps(now, indent=2))
+    return [f"{key} {was} -> {now.get(key)}" for key, was in before.items() if now.get(key) != was]
 
 
 def write_config(folder: Path, config: Config, run: str) -> None:

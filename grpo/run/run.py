@@ -95,7 +95,8 @@ class Run:
         self._known = {row["problem"] for row in files.read_rows(self.folder / "problems.jsonl")}
         self.checkpoints.prune(self.accuracy)
         files.write_config(self.folder, self.config, self.state.identity["run"])
-        files.write_versions(self.folder, f"versions_after_{self.step:06d}.json")
+        if other := files.write_versions(self.folder, f"versions_after_{self.step:06d}.json"):
+            say(f"other than at the start of the run, so figures may differ: {', '.join(other)}")
 
     @property
     def step(self) -> int:

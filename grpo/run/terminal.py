@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import signal
 import sys
 import textwrap
@@ -10,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
@@ -26,8 +28,13 @@ LONGEST = 1200
 
 
 def say(message: str) -> None:
-    """One line on stderr, above the progress where there is one."""
-    tqdm.write(printable(message), file=sys.stderr)
+    """One line on stderr, above the progress where there is one; on a terminal broken between words."""
+    text = printable(message)
+    if sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns
+        wrap = partial(textwrap.fill, width=width, break_long_words=False, break_on_hyphens=False)  # paths stay whole
+        text = "\n".join(map(wrap, text.splitlines()))
+    tqdm.write(text, file=sys.stderr)
 
 
 def fitted(parts: Sequence[str], width: int) -> str:

@@ -229,9 +229,12 @@ def test_an_existing_folder_is_never_written_over(folder, capsys):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-def test_the_versions_of_a_resume_are_kept_beside_those_of_the_start(folder):
+def test_the_versions_of_a_resume_are_kept_beside_those_of_the_start(folder, capsys):
     (folder / "versions.json").write_text('{"torch": "1.0"}')
     assert train.main(["--resume", str(folder), "--steps", "3"]) == 0
+    assert f"other than at the start of the run, so figures may differ: torch 1.0 -> {torch.__version__}" in (
+        capsys.readouterr().err
+    )
     assert (folder / "versions.json").read_text() == '{"torch": "1.0"}'
     assert json.loads((folder / "versions_after_000002.json").read_text()) == versions()
 
