@@ -82,7 +82,8 @@ def writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"cannot write to {folder}: {error.strerror or error}; free space, or choose another folder with --out"
+            f"cannot write to {folder}: {error.strerror or error}; make room there and go on with --resume, or choose "
+            "another folder with --out for a new run"
         ) from error
 
 

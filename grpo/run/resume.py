@@ -70,8 +70,7 @@ def new_folder(config: Config) -> Path:
     """Where a new run goes. UserError where there is one: nothing of an earlier run is ever written over."""
     name = config.name or f"{config.preset}-{Path(config.data).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = Path(config.out) / name
-    inside = folder.iterdir() if folder.exists() else ()
-    if any(path.name not in STARTED and path.suffix != ".partial" for path in inside):
+    if any(path.name not in STARTED and path.suffix != ".partial" for path in folder.rglob("*")):
         resume = f"--resume {shlex.quote(str(folder))}"
         raise UserError(f"{folder} exists; choose another --name, or continue it with {resume}")
     return folder

@@ -140,7 +140,10 @@ class Run:
     def _write_problems(self, groups: Sequence[Group]) -> None:
         """Each problem where it is drawn for the first time."""
         new = {group.problem.index: group.problem for group in groups if group.problem.index not in self._known}
-        rows = [{"problem": i, "prompt": p.prompt, "ground_truth": p.ground_truth} for i, p in new.items()]
+        rows = [
+            {"problem": index, "prompt": problem.prompt, "ground_truth": problem.ground_truth, "extra": problem.extra}
+            for index, problem in new.items()
+        ]
         files.append(self.folder / "problems.jsonl", files.lines(rows))
         self._known |= new.keys()
 

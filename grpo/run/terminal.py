@@ -228,14 +228,19 @@ def interruptible() -> Iterator[None]:
     """Within it, SIGNALS raise Interrupted in the main thread, the first one only; a second SIGINT ends the process."""
     global _held, _waiting
     _held, _waiting = False, None
+    received: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
         global _waiting
-        for other in SIGNALS:
-            signal.signal(other, signal.SIG_DFL if other == signal.SIGINT else signal.SIG_IGN)
-        if not _held:
+        received.append(number)
+        if len(received) > 1:
+            if number == signal.SIGINT:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+        elif _held:
+            _waiting = Interrupted(number)
+        else:
             raise Interrupted(number)
-        _waiting = Interrupted(number)
 
     caught = [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, handle) for number in caught}

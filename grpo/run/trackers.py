@@ -92,10 +92,14 @@ def main(tracker: str, folder: Path) -> None:
     config = yaml.safe_load((folder / "config.yaml").read_text())
     run = {"wandb": start_wandb, "trackio": start_trackio}[tracker](folder, config)
     sent = folder / "tracker_sent"  # a resumed run repeats steps, with the same result
-    last, ended = int(sent.read_text()) if sent.is_file() else -1, False
+    last, seen, ended = int(sent.read_text()) if sent.is_file() else -1, -1, False
+    metrics = folder / "metrics.jsonl"
     while not ended:
         ended = bool(select.select([sys.stdin], [], [], LOOK_EVERY_S)[0])
-        for row in files.read_rows(folder / "metrics.jsonl"):
+        size = metrics.stat().st_size if metrics.exists() else 0
+        rows = files.read_rows(metrics) if size != seen else []
+        seen = size
+        for row in rows:
             if row["step"] <= last:
                 continue
             last = row.pop("step")

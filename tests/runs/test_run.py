@@ -188,7 +188,7 @@ def test_figures_of_a_few_problems_are_marked():
 
 def test_bad_rows_are_in_the_folder_and_one_row_fills_a_step(tmp_path, capsys):
     """1 of 2 rows is left out; the other is drawn 4 times, each time with completions of its own."""
-    good = '{"question": "1+1=?", "answer": "2"}'
+    good = '{"question": "1+1=?", "answer": "2", "level": 3}'
     (tmp_path / "rows.jsonl").write_text(good + '\n{"question": "1+1=?"}\n')
     changes = {"data": tmp_path / "rows.jsonl", "rollout.problems": 4, "bad_rows.limit": 0.5, "steps": 1}
     args = arguments(tmp_path, "run", **{key.replace(".", "__"): value for key, value in changes.items()})
@@ -196,6 +196,7 @@ def test_bad_rows_are_in_the_folder_and_one_row_fills_a_step(tmp_path, capsys):
     assert "1 of 2 rows cannot be used (line 2: no ground truth" in capsys.readouterr().err
     (bad,) = map(json.loads, (tmp_path / "run" / "bad_rows.jsonl").read_text().splitlines())
     assert (bad["place"], bad["row"]) == ("line 2", {"question": "1+1=?"})
+    assert json.loads((tmp_path / "run" / "problems.jsonl").read_text())["extra"] == {"level": 3}
     groups = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert groups["completion/unique"] > 0.5  # were the groups copies, at most a quarter
 
@@ -269,12 +270,12 @@ def test_what_a_killed_start_left_is_taken_over_and_nothing_else(tmp_path, capsy
     (tmp_path / "run" / "completions").mkdir(parents=True)
     (tmp_path / "run" / "versions.json").write_text("{}")
     (tmp_path / "run" / ".config.yaml.0123abcd.partial").write_text("half")
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    (tmp_path / "mine" / "completions").mkdir(parents=True)
+    (tmp_path / "mine" / "completions" / "notes.txt").write_text("mine")
     assert train.main(arguments(tmp_path, "run", steps=1)) == 0
     assert train.main(arguments(tmp_path, "mine", steps=1)) == 2
     assert "mine exists; choose another --name" in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+    assert [path.name for path in (tmp_path / "mine").rglob("*")] == ["completions", "notes.txt"]
 
 
 @pytest.mark.parametrize("name", ["..", "x" * 300, "a/b", ".hidden"])

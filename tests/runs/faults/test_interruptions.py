@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from grpo.rollout.torch_engine import TorchEngine
 from grpo.run import files as run_files
 from grpo.run import run as run_module
 from grpo.run.checkpoint import TrainingState
+from grpo.run.terminal import Interrupted, interruptible
 
 EVALUATED = {
     "steps": 3,
@@ -123,6 +125,23 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path):
     child.signal(signal.SIGINT)
     assert child.wait(seconds=30) == -signal.SIGINT
     assert time.monotonic() - begun < 30
+
+
+def test_two_signals_in_one_moment_end_it_once(monkeypatch):
+    """A session that ends may send both while one long call of a library goes on."""
+    lost, both = [], {signal.SIGTERM, signal.SIGHUP}
+    monkeypatch.setattr(sys, "unraisablehook", lost.append)
+
+    def receive_both() -> None:
+        with interruptible():
+            signal.pthread_sigmask(signal.SIG_BLOCK, both)
+            for number in both:
+                signal.raise_signal(number)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, both)
+
+    with pytest.raises(Interrupted):
+        receive_both()
+    assert lost == []
 
 
 @pytest.mark.parametrize("point", [point for point in POINTS if "start-up" in point])
