@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import urllib.request
 from collections.abc import Iterable
 from http.client import HTTPException
 from pathlib import Path
+from ssl import SSLCertVerificationError
 from urllib.error import HTTPError
 
 from data import sources
@@ -43,7 +45,7 @@ def missing(models: Iterable[str], sets: Iterable[str] = (), data_dir: str | Non
     elsewhere = [model for model in elsewhere if not is_cached(model)]
     if not elsewhere:
         return ""
-    sets = [name for name in dict.fromkeys(sets) if _to_be_fetched(name, data_dir)]
+    sets = list(dict.fromkeys(Path(name).stem for name in sets if _to_be_fetched(name, data_dir)))
     commands = [f"hf download {model}" for model in elsewhere]
     commands += [f"python -m data fetch {' '.join(sets)}"] if sets else []
     return (
@@ -55,8 +57,8 @@ def missing(models: Iterable[str], sets: Iterable[str] = (), data_dir: str | Non
 def go_offline() -> None:
     """Tells Hugging Face's clients, `datasets` too, to use what is on this machine and to ask for nothing."""
     os.environ["HF_HUB_OFFLINE"] = "1"
-    if "huggingface_hub" in sys.modules:  # it has read the environment already
-        sys.modules["huggingface_hub"].constants.HF_HUB_OFFLINE = True
+    if "huggingface_hub.constants" in sys.modules:  # which have been read from the environment already
+        sys.modules["huggingface_hub.constants"].HF_HUB_OFFLINE = True
 
 
 def is_cached(model: str) -> bool:
@@ -70,12 +72,21 @@ def reachable() -> bool:
     """Whether the hub answers within three seconds, through the proxy where the environment names one."""
     if _told_offline():
         return False
+    found: list[bool] = []
+    thread = threading.Thread(target=lambda: found.append(_answers()), daemon=True)
+    thread.start()
+    thread.join(PATIENCE_S)  # urllib's timeout is for each address, and does not cover a name server that hangs
+    return found == [True]
+
+
+def _answers() -> bool:
+    """Whether the hub answers, with an error too, or with a certificate that Python's own list does not know."""
     try:
         urllib.request.urlopen(urllib.request.Request(_endpoint(), method="HEAD"), timeout=PATIENCE_S).close()
     except HTTPError:
-        return True  # whatever it answered
-    except (OSError, HTTPException, ValueError):
-        return False
+        return True
+    except (OSError, HTTPException, ValueError) as error:
+        return isinstance(getattr(error, "reason", None), SSLCertVerificationError)
     return True
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import socket
 import threading
+import urllib.request
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from ssl import SSLCertVerificationError
 from types import SimpleNamespace
+from urllib.error import URLError
 
-import huggingface_hub
+import huggingface_hub.constants
 import pytest
 
+from data.__main__ import main as data_command
 from grpo import hub
 from grpo.errors import UserError
 
@@ -39,11 +44,13 @@ def test_with_a_network_nothing_is_missing(endpoint):
 def test_without_one_the_line_names_all_that_is_missing_and_the_commands(endpoint, tmp_path):
     endpoint.close()
     with pytest.raises(UserError) as raised:
-        hub.require([MODEL, str(tmp_path)], ["math500", "own.jsonl"], data_dir=str(tmp_path))
+        hub.require([MODEL, str(tmp_path)], ["math500", "pi1_r128.parquet", "own.jsonl"], data_dir=str(tmp_path))
     line = str(raised.value)
     assert "\n" not in line
-    assert line.startswith(f"not on this machine: {MODEL}, math500, and http://127.0.0.1:")
-    assert f"hf download {MODEL} && python -m data fetch math500;" in line
+    assert line.startswith(f"not on this machine: {MODEL}, math500, pi1_r128, and http://127.0.0.1:")
+    names = line.partition(f"hf download {MODEL} && python -m data fetch ")[2].partition(";")[0].split()
+    assert names == ["math500", "pi1_r128"]
+    assert data_command(["list", *names]) == 0  # the command knows the names as they are printed
     assert huggingface_hub.is_offline_mode()  # what loads a cached model from here on does not wait for retries
 
 
@@ -58,3 +65,27 @@ def test_folders_ask_no_network(endpoint, tmp_path):
 def test_told_to_be_offline_it_says_so(monkeypatch, endpoint):
     monkeypatch.setenv("TRANSFORMERS_OFFLINE", "1")
     assert "and TRANSFORMERS_OFFLINE is set." in hub.missing([MODEL])
+
+
+def test_a_name_server_that_does_not_answer_is_not_waited_for(endpoint, monkeypatch):
+    """The hub would answer once its name is known, which takes longer than the patience."""
+    known, lookup = threading.Event(), socket.getaddrinfo
+
+    def slow(*args, **kwargs):
+        known.wait(5)
+        return lookup(*args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    monkeypatch.setattr(hub, "PATIENCE_S", 0.05)
+    assert hub.missing([MODEL]).startswith("not on this machine")
+    known.set()
+
+
+def test_a_certificate_that_python_does_not_know_is_an_answer(endpoint, monkeypatch):
+    """As behind a company's proxy: the hub's client has a list of certificates of its own."""
+
+    def refuse(*args, **kwargs):
+        raise URLError(SSLCertVerificationError("self-signed certificate in certificate chain"))
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    assert hub.reachable()
