@@ -125,7 +125,8 @@ def check_share(name: str, good: int, bad: Sequence[BadRow], allowed: float) -> 
     line = f"{name}: {len(bad)} of {total} rows cannot be used ({first})"
     if not good or len(bad) > allowed * total:
         raise UserError(
-            f"{line}. That is more than bad_rows.limit {allowed:g} allows; mend or remove them, or raise the limit"
+            f"{line}. The largest share that may be left out is {allowed:g} (of training data: bad_rows.limit); "
+            "mend or remove them"
         )
     if bad:
         print(f"{printable(line)}; they are left out", file=sys.stderr)

@@ -214,7 +214,7 @@ def test_more_bad_rows_than_allowed_are_an_error(tmp_path, tokenizer, capsys):
     assert (len(problems), len(bad)) == (19, 1)
     assert "1 of 20 rows cannot be used (line 20: no ground truth" in capsys.readouterr().err
     for strict in ("0.049", "error"):
-        with pytest.raises(UserError, match=r"1 of 20 rows cannot be used \(line 20: .*more than bad_rows.limit"):
+        with pytest.raises(UserError, match=r"1 of 20 rows cannot be used \(line 20: .*bad_rows.limit"):
             load(**{"bad_rows.limit": strict})
     with pytest.raises(UserError, match="1 of 1 rows cannot be used"):
         training_problems(build("cpu", {"data": str(write(tmp_path, [row(truth="")])), "bad_rows.limit": "0.9"}), None)

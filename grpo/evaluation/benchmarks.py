@@ -16,7 +16,7 @@ from grpo.config import Config, nearest
 from grpo.errors import UserError
 from grpo.problems import check_share, make_problems, read_data
 from grpo.rollout import Engine, Sampling, question, request_seed
-from grpo.run.terminal import Clock
+from grpo.run.terminal import Clock, say
 from grpo.types import Completion, Problem, Request
 from rewards import Score, make_reward
 
@@ -124,16 +124,14 @@ def load(
     data_dir: str | None = None,
     limit: int | None = None,
     seed: int = 0,
-    longest: int | None = None,
-    allowed: float = 0.05,
 ) -> list[Problem]:
     """The benchmark's (first) problems as the model will see them. Raises UserError naming file and row.
 
-    A row without prompt or answer, or with a prompt of more than `longest` tokens, is left out, and it is said; more
-    than the share `allowed` are an error. A reference that no parser reads stays: it is right as the same text.
+    All rows of a benchmark count. Of a set of one's own, rows without a prompt or an answer are left out, and it is
+    said; more than 5% of them are an error. A reference that no parser reads stays: it is right as the same text.
     """
-    problems, bad = make_problems(islice(read(name, data_dir, seed), limit), tokenizer, prompt, longest)
-    check_share(name, len(problems), bad, allowed)
+    problems, bad = make_problems(islice(read(name, data_dir, seed), limit), tokenizer, prompt)
+    check_share(name, len(problems), bad, allowed=0 if name in BENCHMARKS else 0.05)
     return list(problems.values())
 
 
@@ -182,10 +180,16 @@ class HeldOut:
         self.test_problems = self._load(config.eval.test) if config.eval.test else []
 
     def _load(self, name: str) -> list[Problem]:
-        """The set's problems, without those whose prompt the sampler has no room for."""
-        config = self.config
-        longest = config.rollout.max_prompt_tokens
-        return load(name, self.tokenizer, config.prompt, config.data_dir, config.eval.limit, longest=longest, allowed=1)
+        """The set's problems, without those whose prompt the sampler has no room for: the run says how many."""
+        config, longest = self.config, self.config.rollout.max_prompt_tokens
+        problems = load(name, self.tokenizer, config.prompt, config.data_dir, config.eval.limit)
+        kept = [problem for problem in problems if len(problem.prompt_ids) <= longest]
+        line = f"{name}: {len(problems) - len(kept)} of {len(problems)} prompts are longer than {longest} tokens"
+        if not kept:
+            raise UserError(f"{line}; raise rollout.max_prompt_tokens, or name another set by eval.data or eval.test")
+        if len(kept) < len(problems):
+            say(f"{line} (rollout.max_prompt_tokens); they are left out of the held-out figures")
+        return kept
 
     def validation(self, engine: Engine, step: int) -> dict[str, float]:
         """`eval/*` where step is one to evaluate: 0, every `eval.every` and the last; else nothing.

@@ -88,6 +88,15 @@ def test_the_prompt_is_rendered_once_and_the_limit_holds(data_dir):
     )
 
 
+def test_a_benchmark_counts_all_its_rows_and_a_file_of_ones_own_may_lose_one_in_twenty(tmp_path, monkeypatch):
+    file = tmp_path / "own.jsonl"
+    file.write_text('{"question": "1+1=?", "answer": "2"}\n' * 19 + '{"question": "1+2=?"}\n')
+    assert len(benchmarks.load(str(file), None, "plain")) == 19
+    monkeypatch.setitem(benchmarks.BENCHMARKS, "toy", benchmarks.Benchmark(str(file), 20, benchmarks.GREEDY))
+    with pytest.raises(UserError, match=r"toy: 1 of 20 rows cannot be used \(line 20: no ground truth"):
+        benchmarks.load("toy", None, "plain")
+
+
 def test_what_bench_stands_for():
     assert benchmarks.names(["all"]) == ["math500", "aime24", "aime25", "amc23", "minerva_math", "olympiadbench"]
     assert benchmarks.names(["arithmetic"]) == ["arithmetic-validation", "arithmetic-test"]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from grpo.config import build
+from grpo.errors import UserError
 from grpo.evaluation.benchmarks import HeldOut, ask, summarise
 from grpo.policy import load_policy
 from grpo.rollout import Sampling, load_reward, request_seed
@@ -80,4 +81,9 @@ def test_held_out_prompts_that_do_not_fit_are_left_out_and_counted(tmp_path, cap
     problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
     judged, _ = held_out(tmp_path, eval__data=str(problems), eval__limit="3")
     assert [problem.index for problem in judged.sets["own"]] == [0, 2]  # 64 tokens is the limit
-    assert "own.jsonl: 1 of 3 rows cannot be used (line 2: the prompt has" in capsys.readouterr().err
+    assert "own.jsonl: 1 of 3 prompts are longer than 64 tokens" in capsys.readouterr().err
+    with pytest.raises(UserError, match="3 of 3 prompts are longer than 1 tokens"):
+        held_out(tmp_path, eval__data=str(problems), eval__limit="3", rollout__max_prompt_tokens="1")
+    problems.write_text(problems.read_text() + '{"problem": "3"}\n')
+    with pytest.raises(UserError, match=r"own.jsonl: 1 of 4 rows cannot be used \(line 4: no ground truth"):
+        held_out(tmp_path, eval__data=str(problems), eval__limit="4")
