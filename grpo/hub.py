@@ -5,6 +5,7 @@ Asked once and before anything is loaded. Left to itself, Hugging Face's client 
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
@@ -14,6 +15,8 @@ from http.client import HTTPException
 from pathlib import Path
 from ssl import SSLCertVerificationError
 from urllib.error import HTTPError
+
+from safetensors import SafetensorError, safe_open
 
 from data import sources
 from grpo.errors import UserError
@@ -66,6 +69,23 @@ def is_cached(model: str) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
     return any(isinstance(try_to_load_from_cache(model, name), str) for name in WEIGHTS)
+
+
+def weights_problem(folder: Path) -> str | None:
+    """The first file of a model folder's weights that is missing or cut off, among those that transformers would read:
+    it takes safetensors first."""
+    whole, index, pickled = (folder / name for name in WEIGHTS)
+    if not folder.is_dir() or (pickled.is_file() and not whole.is_file() and not index.is_file()):
+        return None
+    names = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {whole.name}
+    for path in sorted(folder / name for name in names):
+        if not path.is_file():
+            return f"{folder} has no {path.name}: copy or download the model again"
+        try:
+            safe_open(path, "pt")  # reads the header, which says how long the file is
+        except SafetensorError as error:
+            return f"{path} is cut off or damaged ({error}): copy or download it again"
+    return None
 
 
 def reachable() -> bool:

@@ -5,7 +5,6 @@ Every run goes through `plan_run`; `train.py --check` also reads all data and tr
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,7 +13,6 @@ from pathlib import Path
 
 import psutil
 import torch
-from safetensors import SafetensorError, safe_open
 
 from data.sources import SOURCES
 from grpo import hub
@@ -24,7 +22,7 @@ from grpo.evaluation import benchmarks
 from grpo.packages import installed, versions, versions_of
 from grpo.plan import Plan, decide, describe
 from grpo.plan.duration import this_card
-from grpo.plan.memory import GIB, disk_parts, host_bytes
+from grpo.plan.memory import GIB, disk_parts, host_bytes, model_config
 from grpo.policy import load_tokenizer
 from grpo.problems import training_problems
 from grpo.rollout import VLLM_MISSING
@@ -174,8 +172,7 @@ def problems(plan: Plan) -> Iterator[str]:
         )
     if plan.card.here:
         yield from machine_problems(plan)
-        models = [config.model, *([config.reward.model] if config.reward.name == "hybrid" else [])]
-        yield from filter(None, [hub.missing(models, _data_names(config), config.data_dir)])
+        yield from model_problems(config)
     there = existing_parent(Path(config.out))
     checkpoint, _, completions = disk_parts(config, plan.shape, plan.element)
     need = checkpoint * (config.checkpoint.keep + 1) + completions  # one is being written
@@ -186,7 +183,21 @@ def problems(plan: Plan) -> Iterator[str]:
             f"{there} has {free / GIB:.1f} GiB free, and {config.checkpoint.keep + 1} checkpoints with the completions "
             f"take {need / GIB:.1f}; use --out on another disk or --checkpoint.keep 1"
         )
-    yield from filter(None, [weights_problem(Path(config.model)), misfit(plan)])
+    yield from filter(None, [hub.weights_problem(Path(config.model)), misfit(plan)])
+
+
+def model_problems(config: Config) -> Iterator[str]:
+    """Models, and data sets beside them, that are not on this machine and cannot be fetched."""
+    models = [config.model, *([config.reward.model] if config.reward.name == "hybrid" else [])]
+    if line := hub.missing(models, _data_names(config), config.data_dir):
+        yield line
+        return
+    for model in models:
+        if not Path(model).is_dir() and not hub.is_cached(model):
+            try:
+                model_config(model, config.policy.trust_remote_code, known=False)  # gated, or no such name
+            except UserError as error:
+                yield str(error)
 
 
 def machine_problems(plan: Plan) -> Iterator[str]:
@@ -210,23 +221,6 @@ def machine_problems(plan: Plan) -> Iterator[str]:
     for setting, value in (("policy.quant", "nf4"), ("learner.optimizer", "adamw_8bit")):
         if flat(config)[setting] == value and not installed("bitsandbytes"):
             yield f"{setting} {value} needs bitsandbytes: pip install 'bitsandbytes>=0.50'"
-
-
-def weights_problem(folder: Path) -> str | None:
-    """The first file of a model folder's weights that is missing or cut off."""
-    if not folder.is_dir() or (folder / "pytorch_model.bin").is_file():
-        return None
-    index, names = folder / "model.safetensors.index.json", {"model.safetensors"}
-    if index.is_file():
-        names = set(json.loads(index.read_text())["weight_map"].values())
-    for path in sorted(folder / name for name in names):
-        if not path.is_file():
-            return f"{folder} has no {path.name}: copy or download the model again"
-        try:
-            safe_open(path, "pt")  # reads the header, which says how long the file is
-        except SafetensorError as error:
-            return f"{path} is cut off or damaged ({error}): copy or download it again"
-    return None
 
 
 def warnings(plan: Plan) -> Iterator[str]:

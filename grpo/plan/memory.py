@@ -94,12 +94,12 @@ def shape_of(name: str, trust_remote_code: bool = False) -> Shape:
     return Shape(config, parameters, tuple((m.in_features, m.out_features) for m in linear))
 
 
-def model_config(name: str, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """From a folder, the cache, known.yaml, or the hub, in this order."""
+def model_config(name: str, trust_remote_code: bool = False, known: bool = True) -> PreTrainedConfig:
+    """From a folder, the cache, known.yaml (unless not `known`), or the hub, in this order."""
     try:
         return AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=trust_remote_code)
     except (OSError, ValueError):
-        if name in KNOWN["models"]:
+        if known and name in KNOWN["models"]:
             return AutoConfig.for_model(**KNOWN["models"][name])
     hub.require([name])
     try:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import train
+from grpo import hub
 from grpo.config import build
 from grpo.plan import Plan, make_plan
 from grpo.plan import check as traps
@@ -131,17 +132,36 @@ def test_a_name_that_is_taken_and_an_out_that_is_a_file(tmp_path, capsys, monkey
     assert "where nothing can be written" in capsys.readouterr().out
 
 
+def test_a_model_that_the_hub_does_not_give_out_is_found(monkeypatch, capsys):
+    """Its shape is in known.yaml, so the plan alone would pass."""
+    for slow in ("_data", "_reward"):
+        monkeypatch.setattr(traps, slow, lambda config: iter(()))
+    monkeypatch.setattr(hub, "reachable", lambda: True)
+    monkeypatch.setattr(hub, "is_cached", lambda model: False)
+
+    def gated(name, **options):
+        raise OSError("You are trying to access a gated repo.\nMore lines.")
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", gated)
+    assert check(build("laptop", {}), CPU) == 1
+    [line] = [line for line in capsys.readouterr().out.splitlines() if traps.PROBLEM in line]
+    assert "HuggingFaceTB/SmolLM2-135M-Instruct: You are trying to access a gated repo.; give" in line
+
+
 def test_weights_that_are_missing_or_cut_off(tmp_path):
     whole = (REPO / "data/tiny-base/model.safetensors").read_bytes()
-    assert "has no model.safetensors" in traps.weights_problem(tmp_path)
+    assert "has no model.safetensors" in hub.weights_problem(tmp_path)
     file = tmp_path / "model.safetensors"
     for content in (whole[:-1], whole[:100], whole[:4], b""):
         file.write_bytes(content)
-        assert "cut off or damaged" in traps.weights_problem(tmp_path)
+        assert "cut off or damaged" in hub.weights_problem(tmp_path)
     file.write_bytes(whole)
-    assert traps.weights_problem(tmp_path) is None
+    assert hub.weights_problem(tmp_path) is None
+    file.unlink()
+    (tmp_path / "pytorch_model.bin").touch()
+    assert hub.weights_problem(tmp_path) is None
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-2.safetensors"}}')
-    assert "has no model-2.safetensors" in traps.weights_problem(tmp_path)
+    assert "has no model-2.safetensors" in hub.weights_problem(tmp_path)
 
 
 # ---- the traps, one by one
