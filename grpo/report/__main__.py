@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from grpo.errors import UserError, one_line
+from grpo.errors import UserError, one_line, printable
 from grpo.report.page import render, write
 from grpo.report.read import read_run
 
@@ -24,7 +24,18 @@ def main(argv: Sequence[str]) -> int:
     if args.completions < 1:
         raise UserError(f"--completions {args.completions} must be at least 1")
     folders = list({folder.resolve(): folder for folder in args.runs}.values())
-    runs = [read_run(folder, args.completions) for folder in folders]
+    runs, strangers = [], []
+    for folder in folders:
+        try:
+            runs.append(read_run(folder, args.completions))
+        except UserError as error:  # runs/* also names what lies beside runs, such as a start that was killed
+            if not folder.exists():
+                raise
+            strangers.append(str(error))
+    if not runs:
+        raise UserError("; ".join(strangers))
+    for line in strangers:
+        print(f"left out: {printable(line)}", file=sys.stderr)
     names = [run.name for run in runs]
     for run in runs:  # runs/A and other/A are called by their paths
         run.name = str(run.folder) if names.count(run.name) > 1 else run.name

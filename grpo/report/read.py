@@ -50,7 +50,7 @@ def read_run(folder: Path, max_completions: int) -> Run:
     Raises:
         UserError: the folder does not exist or holds neither config.yaml nor metrics.jsonl.
     """
-    if not folder.is_dir():
+    if not folder.exists():
         raise UserError(f"no such run folder: {folder}; a run writes runs/NAME")
     if not any((folder / name).is_file() for name in ("config.yaml", "metrics.jsonl")):
         raise UserError(f"not a run folder: {folder} has neither config.yaml nor metrics.jsonl")
@@ -80,17 +80,9 @@ def read_mapping(run: Run, name: str) -> dict[str, Any]:
 
 def read_metrics(run: Run) -> None:
     """Rows -> columns. A step written twice (a resumed run repeats some) counts once, the later value wins."""
-    damaged: list[bytes] = []
-    rows = files.read_rows(run.folder / "metrics.jsonl", damaged)
-    if damaged:
-        run.notes.append(f"metrics.jsonl: {len(damaged)} unreadable lines left out")
-    stride = max(1, -(-len(rows) // MAX_STEPS))
-    if stride > 1:
-        run.notes.append(f"metrics.jsonl: one row in {stride} is shown, and those with held-out figures")
     by_step: dict[int, dict[str, Any]] = {}
-    for number, row in enumerate(rows):
-        kept = number % stride == 0 or any(name.startswith("eval/") for name in row)
-        if kept and type(row.get("step")) is int:
+    for row in shown_rows(run):
+        if type(row.get("step")) is int:
             by_step.setdefault(row.pop("step"), {}).update(row)
     run.steps = sorted(by_step)
     for name in sorted({name for row in by_step.values() for name, value in row.items() if is_number(value)}):
@@ -101,22 +93,48 @@ def read_metrics(run: Run) -> None:
             run.notes.append(f"{name} is NaN or infinite at {len(broken)} steps, the first is step {broken[0]}")
 
 
+def shown_rows(run: Run) -> list[dict[str, Any]]:
+    """The whole rows of metrics.jsonl, of a long file one in so many. Lines that are not shown are not parsed: 100,000
+    of them would take a gigabyte."""
+    path = run.folder / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    with path.open("rb") as file:
+        stride = max(1, -(-sum(1 for _ in file) // MAX_STEPS))
+        file.seek(0)
+        lines = [line for number, line in enumerate(file) if number % stride == 0 or b'"eval/' in line]
+    if stride > 1:
+        run.notes.append(f"metrics.jsonl: one row in {stride} is shown, and those with held-out figures")
+    checked = any(files.CHECK in line for line in lines)
+    rows = [files.row_of(line, checked) for line in lines if line.endswith(b"\n")]
+    if damaged := rows.count(None):
+        run.notes.append(f"metrics.jsonl: {damaged} unreadable lines left out")
+    return [row for row in rows if row is not None]
+
+
 def read_completions(run: Run, limit: int) -> None:
     """At most `limit` rows: the newest step, the first, then the middles of what lies between, until `limit` is met."""
     steps = list(files.numbered(run.folder / "completions", r"\.jsonl\.gz"))
     share = max(1, limit // min(max(1, len(steps)), MAX_STEPS_SHARE))
     seen: dict[str, int] = {}
+    left_out, in_part = 0, 0
     for index in newest_first_then_spread(len(steps)):
         room = min(share, limit - len(run.completions))
         if not room:
-            run.notes.append(f"the browser holds {limit} completions, newest step first; --completions N takes more")
-            break
+            left_out += 1
+            continue
         try:
-            rows = files.read_completions(run.folder, steps[index])[:room]
+            rows = files.read_completions(run.folder, steps[index])
         except ValueError as error:
             run.notes.append(str(error))
             continue
-        run.completions.extend(completion_row(row, seen) for row in rows)
+        run.completions.extend(completion_row(row, seen) for row in rows[:room])
+        in_part += len(rows) > room
+    if left_out or in_part:
+        run.notes.append(
+            f"the browser holds {len(run.completions)} completions, newest step first: of {len(steps)} steps {in_part} "
+            f"are shown in part and {left_out} not; --completions N takes more"
+        )
     run.completions.sort(key=lambda row: (row["step"], row["group"]))
     run.prompts = list(seen)
 

@@ -126,13 +126,16 @@ def test_nan_is_a_gap_and_is_said(tmp_path: Path) -> None:
     assert page.data["runs"][0]["completions"][0]["reward"] is None
 
 
-def test_a_long_run_is_thinned_but_keeps_its_held_out_figures(tmp_path: Path) -> None:
+def test_a_long_run_is_thinned_but_keeps_its_held_out_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_run(tmp_path / "A", steps=1)
     rows = (
         {"step": n, "reward/mean": n / 9} | ({"eval/greedy_accuracy": 0.5} if n == 5 else {}) for n in range(10_000)
     )
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    parsed = []
+    monkeypatch.setattr(read.files, "row_of", lambda line, checked: parsed.append(line) or json.loads(line))
     run = read.read_run(folder, 10)
+    assert len(parsed) == len(run.steps)  # what is not shown is not parsed
     assert len(run.steps) == 3334 + 1  # 10,000 rows, at most 4,000: one in three (0, 3, 6, ...), and step 5
     assert 5 in run.steps
     assert any("one row in 3 is shown" in note for note in run.notes)
@@ -170,8 +173,15 @@ def test_the_limit_keeps_the_newest_and_spreads_the_rest(tmp_path: Path) -> None
     assert len(run.completions) == 40
     # Newest and first; the middle; the quarters; of the eighths the first three.
     assert steps == [1, 5, 9, 13, 17, 21, 25, 33]
-    assert "holds 40 completions" in run.notes[0]
+    assert "holds 40 completions, newest step first: of 33 steps 8 are shown in part and 25 not" in run.notes[0]
     assert {row["step"] for row in read.read_run(folder, 1).completions} == {33}
+
+
+def test_steps_shown_in_part_are_said_where_every_step_is_shown(tmp_path: Path) -> None:
+    """Two steps of 8 completions; a limit of 10 has room for 5 of each."""
+    run = read.read_run(write_run(tmp_path / "A", steps=2), 10)
+    assert len(run.completions) == 10
+    assert "of 2 steps 2 are shown in part and 0 not" in run.notes[0]
 
 
 def test_every_step_comes_up_once() -> None:
@@ -233,6 +243,20 @@ def test_a_wrong_folder_is_one_line_and_exit_code_2(tmp_path: Path, capsys: pyte
         assert words in error
         assert error.count("\n") == 1
     assert not list(tmp_path.rglob("*.html"))
+
+
+def test_what_lies_beside_the_runs_is_left_out_and_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A start killed at once left `empty`; the report of a call before lies in the same folder."""
+    write_run(tmp_path / "A", steps=1)
+    write_run(tmp_path / "B", steps=1)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "report.html").touch()
+    assert main([str(path) for path in sorted(tmp_path.iterdir())]) == 0
+    assert [run["name"] for run in Page(tmp_path / "report.html").data["runs"]] == ["A", "B"]
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split(" has neither")[0] for line in said] == [
+        f"left out: not a run folder: {tmp_path / name}" for name in ("empty", "report.html")
+    ]
 
 
 def test_a_failed_write_leaves_the_old_page(tmp_path: Path) -> None:
