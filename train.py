@@ -18,7 +18,7 @@ from pathlib import Path
 
 from grpo.arguments import default_preset, parse_args
 from grpo.config import Config
-from grpo.errors import TrainingStopped, UserError, answer_early, one_line, printable
+from grpo.errors import TrainingStopped, UserError, answer_early, printable
 
 if __name__ == "__main__":  # --help and wrong arguments are answered here, before torch and transformers are imported
     answer_early(parse_args, sys.argv[1:])
@@ -113,7 +113,6 @@ def choose_device(config: Config, driver: Path = Path("/proc/driver/nvidia/versi
     return torch.device("cuda" if config.device != "cpu" and usable else "cpu")
 
 
-@one_line
 def main(argv: list[str]) -> int:
     try:
         with interruptible():
@@ -129,6 +128,9 @@ def main(argv: list[str]) -> int:
             else:
                 folder = train(config, folder).folder
             plot_run(folder)
+    except UserError as error:  # and no OSError: one from a reward or a compiler needs its traceback
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+        return 2
     except TrainingStopped as error:
         print(f"stopped: {printable(str(error))}", file=sys.stderr)
         return 1

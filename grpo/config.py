@@ -117,7 +117,7 @@ def parse(settings: dict[str, Any]) -> Config:
     for name, value in dotted(settings).items():
         if name not in known:
             raise UserError(unknown("setting", name, known))
-        if value == "none" and known[name].default in (None, ()):
+        if value in ("none", None) and known[name].default in (None, ()):
             value = known[name].default
         section, _, leaf = name.rpartition(".")
         (tree.setdefault(section, {}) if section else tree)[leaf] = value

@@ -79,6 +79,7 @@ def test_a_list_of_sets_is_written_with_commas():
         config("--eval.data", "a.jsonl").eval.data == parse({"eval": {"data": ["a.jsonl"]}}).eval.data == ("a.jsonl",)
     )
     assert config("--eval.data", "none", "--eval.every", "0").eval.data == ()
+    assert parse({"eval": {"data": None, "every": 0}}).eval.data == ()  # null in a YAML file
 
 
 def test_none_only_where_none_is_a_value():

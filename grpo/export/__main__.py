@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from jinja2 import Environment, StrictUndefined
 
 from grpo.arguments import read_options
-from grpo.config import Config, build, changed, flat, parse, read_yaml, typed
+from grpo.config import Config, build, changed, env_weights, flat, parse, read_yaml, typed
 from grpo.errors import UserError, one_line
 from grpo.problems import training_problems
 
@@ -105,7 +105,7 @@ def main(argv: Sequence[str]) -> int:
     cli.add_argument("--data-dir", help="folder with local copies of the published data sets")
     cli.add_argument("--out", type=Path, required=True, metavar="DIR")
     args = read_options(cli, argv)
-    config = build(args.preset, {}) if args.preset else parse(read_yaml(args.run / "config.yaml"))
+    config = build(args.preset, env_weights()) if args.preset else parse(read_yaml(args.run / "config.yaml"))
     if args.data_dir:
         config = changed(config, {"data_dir": args.data_dir})
     write(config, args.out, args.gpus, args.nodes)

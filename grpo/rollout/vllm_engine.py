@@ -94,6 +94,8 @@ class VLLMEngine:
 
         def noted() -> Iterator[tuple[str, torch.Tensor]]:
             for name, tensor in weights:
+                if name not in self._expected:  # vLLM drops an unknown bias without a word
+                    raise SamplerMismatch(f"the policy has a weight {name} that vLLM's model does not know")
                 pushed.add(name)
                 yield name, tensor
 

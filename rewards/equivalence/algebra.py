@@ -52,10 +52,11 @@ def _is_algebraic_zero(value: sympy.Expr) -> bool:
 
 
 def same_equations(truth: Node, answer: Node) -> bool:
-    """Whether two equations, inequalities or chains of them say the same, side by side."""
+    """Whether two equations, inequalities or chains of them say the same, side by side, from either end."""
     with suppress(Unreadable):
         expected, given = _sides(truth), _sides(answer)
-        return len(expected) == len(given) and all(map(_same_relation, expected, given))
+        if len(expected) == len(given):
+            return any(all(map(_same_relation, expected, order)) for order in (given, given[::-1]))
     return False
 
 

@@ -92,9 +92,9 @@ def _is_rounding(exact: Node, decimal: Node) -> bool:
     given, digits = number(decimal.text), decimal.text.partition(".")[2]
     if given is None or not re.fullmatch(r"[0-9]*", digits):
         return False
-    with suppress(Unreadable, TypeError):  # TypeError: symbols and complex numbers have no order
+    with suppress(Unreadable, TypeError):  # TypeError: symbols have no order
         error = expression(exact.text) - sympy.Rational(given)
-        return bool(abs(error) <= sympy.Rational(1, 2 * 10 ** len(digits)))
+        return bool(error.is_real and abs(error) <= sympy.Rational(1, 2 * 10 ** len(digits)))
     return False
 
 

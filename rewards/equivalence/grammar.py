@@ -8,6 +8,7 @@ and nowhere else.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from fractions import Fraction
 from functools import lru_cache
@@ -20,6 +21,8 @@ from sympy.core.function import AppliedUndef
 from rewards.equivalence.leaf import numeral
 from rewards.equivalence.plain import Unreadable, number
 
+MAX_DIGITS = 20_000
+"""A number with more is refused before it is computed: 9^{9^9} would cost the whole time limit."""
 _NORMALIZATION = NormalizationConfig(basic_latex=True, malformed_operators=True, boxed="none")
 _CONVERSION = ConversionConfig(lowercase_symbols=False)
 _REFUSED = re.compile(r"\.\.|'|\\text\{[^{}]{2,}\}|\?|[0-9]\}?\)?_")
@@ -103,6 +106,7 @@ def expression(text: str) -> sympy.Basic:
     try:
         parsed = _Exact(is_real=True, config=_CONVERSION).parse(normalize_latex(named, _NORMALIZATION))
         if isinstance(parsed, sympy.Expr):
+            digits(parsed)
             parsed = parsed.xreplace({s: sympy.I for s in parsed.free_symbols if s.name == "i"}).doit()
     except (MemoryError, Unreadable):
         raise
@@ -130,3 +134,18 @@ def _lost(text: str, parsed: sympy.Basic) -> str:
     kept = {symbol.name for symbol in parsed.free_symbols} | {str(f.func) for f in parsed.atoms(AppliedUndef)}
     letters = set(re.findall(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", text))) - set("ie")
     return "".join(sorted(letters - set("".join(kept))))
+
+
+def digits(expr: sympy.Basic) -> float:
+    """About how many decimal digits a number has (symbols count as 1); Unreadable past MAX_DIGITS."""
+    inner = [digits(arg) for arg in expr.args if isinstance(arg, sympy.Basic)]
+    if isinstance(expr, sympy.Rational):
+        size = max(abs(expr.p), expr.q).bit_length() * math.log10(2)
+    elif isinstance(expr, sympy.Pow | sympy.factorial | sympy.gamma | sympy.factorial2 | sympy.binomial | sympy.exp):
+        largest = expr.exp if isinstance(expr, sympy.Pow) else expr.args[0]
+        size = max(inner[0], 1.0) * 10 ** inner[-1] if largest.is_number else 1.0
+    else:
+        size = sum(inner) if isinstance(expr, sympy.Mul) else max(inner, default=0.0) + 0.5
+    if size > MAX_DIGITS:
+        raise Unreadable(f"a number of more than {MAX_DIGITS} digits")
+    return size

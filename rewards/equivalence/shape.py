@@ -98,7 +98,10 @@ def _enclosed(text: str) -> Node | None:
     pieces, marks = _split_list(inside, as_list=", " not in inside)
     if printed:
         return Node("set", text, _flat(map(parse, pieces)))
-    return Node("tuple", text, tuple(map(parse, pieces)), (text[0], text[-1])) if marks else None
+    if marks:
+        return Node("tuple", text, tuple(map(parse, pieces)), (text[0], text[-1]))
+    whole = parse(inside)  # brackets that only hold together: (30^\circ), [5\text{ cm}]
+    return whole if whole.kind == "leaf" and text[0] + text[-1] in ("()", "[]") else None
 
 
 def _condition(inside: str) -> Node | None:

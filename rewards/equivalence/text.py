@@ -59,6 +59,7 @@ _REWRITES = [
         (r"\*\*", "^"),
         (r"\\text\{\s*\}|\s+", " "),
         (r" ?([-+*/=<>|()\[\]{}^_&]) ?", r"\1"),
+        (r"\\text\{([ie])\}", r"\1"),  # the constants, set upright: no units
         (r" (?=\\)", ""),
         (r"(\\[A-Za-z]+) (?![A-Za-z])", r"\1"),
         (r"\\in(?:\\mathbb ?\{?| |\\text\{)([RQZNC])\}?(?![A-Za-z])", r"\\in\\mathbb{\1}"),

@@ -104,3 +104,10 @@ def test_the_reward_file_loads_by_its_path_from_anywhere(folder: Path, tmp_path:
         check=False,
     )
     assert done.stdout.strip() == "2.0", done.stderr
+
+
+def test_the_environment_weighs_the_signals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("REWARD_WEIGHTS", "1,0.25,0")
+    assert export.main(["verl", "--preset", "cpu", "--gpus", "8", "--out", str(tmp_path / "out")]) == 0
+    written = "".join(path.read_text() for path in (tmp_path / "out").iterdir() if path.suffix in (".py", ".sh"))
+    assert "0.25" in written
