@@ -16,10 +16,11 @@ oom        20  the memory is capped until an update does not fit; it must start 
 step-l4    60  train.py's second step at 8 x 8 x 256 tokens: every phase, memory, mismatch; plan beside measured
 step-h100  60  the same with all weights (40 GiB of disk must be free, as for a run)
 step-nf4   60  l4's with its base in NF4 (needs bitsandbytes)
+cpu        10  what the processor does at h100's size: packing and decoding 4096 completions
 vllm      120  start-up, tokens/s beside bare vLLM, sync with proof, sleep, wake (needs vllm)
 
-Utilisation counts the work once: nothing for what checkpointing computes again. For a real model in bf16 beside vLLM
-there is benchmarks/mismatch.py.
+Utilisation counts the work once: nothing for what checkpointing computes again. Not measured: how far NF4's
+log-probabilities are from bf16's. For a real model in bf16 beside vLLM there is benchmarks/mismatch.py.
 """
 
 from __future__ import annotations
@@ -44,11 +45,11 @@ from torch.profiler import profile
 import train
 from benchmarks import common, exact
 from benchmarks.common import DEVICE, GIB, PROBLEMS, held_to, stopwatch
-from grpo.config import Config, build, changed, parse, read_settings
+from grpo.config import Config, build, changed
 from grpo.errors import UserError
 from grpo.evaluation.benchmarks import load
 from grpo.packages import installed, versions
-from grpo.plan import make_plan
+from grpo.plan import decide, make_plan
 from grpo.plan.duration import this_card
 from grpo.policy import Policy
 from grpo.rollout import Sampling, make_engine, rollout
@@ -82,10 +83,10 @@ class Bench:
     def policy(self, config: Config) -> Policy:
         return common.make_policy(common.make_config(self.size), config, DEVICE)
 
-    def groups(self, completions: int) -> list[list[Sample]]:
-        """Four of them."""
+    def groups(self, completions: int, prompts: int = 4) -> list[list[Sample]]:
+        """One of equally many completions for each prompt."""
         lengths = common.lognormal_lengths(completions, self.or_small(700, 12), self.or_small(3072, 48))
-        return common.make_samples(lengths, completions // 4, self.or_small(150, 8), self.or_small(151_936, 96))
+        return common.make_samples(lengths, completions // prompts, self.or_small(150, 8), self.or_small(151_936, 96))
 
 
 @cache
@@ -136,32 +137,27 @@ def out_of_memory(bench: Bench) -> dict[str, float]:
 
 
 def step(bench: Bench, preset: str, quant: str = "none") -> dict[str, float]:
-    """The second step of a run, on vLLM where it is installed. Random weights end next to no completion early, and no
-    checkpoint is written."""
+    """The second step of a run, on vLLM where it is installed, beside the plan made before it. Random weights end next
+    to no completion early, and no checkpoint is written. A coin is the reward: random weights are never right, and
+    without a difference in reward the step would be one of the entropy alone."""
     model = bench.scratch / "model"
     if not model.exists():
         dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
         common.save_model(common.make_config(bench.size), model, dtype, DEVICE)
-    problems, group, tokens = bench.or_small((8, 8, 256), (2, 2, 8))
-    run = {"model": model, "data": PROBLEMS, "prompt": "plain", "steps": 2, "policy.quant": quant}
-    run |= {
-        "eval.every": 0,
-        "eval.data": "none",
-        "out": bench.scratch,
-        "name": f"{preset}-{quant}",
-        "checkpoint.keep": 1,
-    }
+    problems, group, tokens = bench.or_small((8, 8, 256), (2, 8, 8))
+    run = {"model": str(model), "data": PROBLEMS, "prompt": "plain", "steps": 2, "policy.quant": quant}
+    run |= {"eval.every": 0, "eval.data": "none", "reward.name": "random", "checkpoint.keep": 1}
+    run |= {"out": str(bench.scratch), "name": f"{preset}-{quant}"}
     run |= {"rollout.problems": problems, "rollout.group": group, "rollout.max_prompt_tokens": 64}
     run |= {"rollout.max_new_tokens": tokens, "rollout.engine": "auto" if DEVICE.type == "cuda" else "torch"}
+    plan, _ = decide(build(preset, run), this_card(DEVICE))
     command = ["--preset", preset, *(f"--{name}={value}" for name, value in run.items())]
     with patch.object(Checkpoints, "save"):  # 20 GiB for all weights
         if train.main(command):
             raise UserError(f"train.py {' '.join(command)} failed")
-    folder = bench.scratch / run["name"]
-    row = read_rows(folder / "metrics.jsonl")[-1]
-    plan = make_plan(parse(read_settings(folder / "config.yaml")), this_card(DEVICE))
+    row = read_rows(bench.scratch / run["name"] / "metrics.jsonl")[-1]
     planned = {f"planned/{phase}": value for phase, value in plan.seconds(row["completion/tokens_mean"]).items()}
-    measured = ("time/", "memory/", "mismatch/", "speed/", "policy/arrived", "completion/tokens_mean")
+    measured = ("time/", "memory/", "mismatch/", "speed/", "policy/arrived", "completion/tokens_mean", "groups/")
     planned |= {"engine": plan.engine, "planned/peak_gib": max(plan.totals().values()) / GIB}
     return planned | {name: value for name, value in row.items() if name.startswith(measured)}
 
@@ -205,6 +201,7 @@ PARTS = {
     "step-l4": partial(step, preset="l4"),
     "step-h100": partial(step, preset="h100"),
     "step-nf4": partial(step, preset="l4", quant="nf4"),
+    "cpu": lambda bench: common.packing_and_decoding(bench.groups(*bench.or_small((4096, 128), (64, 4)))),
     "vllm": vllm,
 }
 NEEDS = {"step-nf4": "bitsandbytes", "vllm": "vllm"}

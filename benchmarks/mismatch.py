@@ -37,7 +37,8 @@ def main() -> None:
     cli.add_argument("--tokens", type=int, default=64, help="completion tokens")
     args = cli.parse_args()
     rollout = {"engine": "vllm", "problems": 16, "group": args.group, "max_new_tokens": args.tokens}
-    config = parse({"model": args.model, "rollout": rollout | {"max_prompt_tokens": 64}})
+    # The sync's proof must not stop what is to be measured.
+    config = parse({"model": args.model, "rollout": rollout | {"max_prompt_tokens": 64, "mismatch_limit": 1.0}})
     in_16_bits = config.policy.model_copy(update={"dtype": args.dtype})  # float16 is not offered as a setting
     config = config.model_copy(update={"policy": in_16_bits})
     policy = load_policy(config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
