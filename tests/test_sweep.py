@@ -72,6 +72,8 @@ def test_a_damaged_row_is_left_out(tmp_path: Path):
         ({"cell": {"a": {}}}, "cell: Extra inputs"),
         ({"cells": {"a": {}}, "seeds": []}, "seeds: List should have at least 1 item"),
         ({"cells": {"a b": {}, "a-b": {}}}, "share a run folder"),
+        ({"cells": {"lr 0.1": {"learner.lr": 0.5}}, "grid": {"learner.lr": [0.1]}}, "share a run folder"),
+        ({"grid": {"learner.lr": [0.1, 0.1]}}, "share a run folder"),
     ],
 )
 def test_a_wrong_sweep_is_one_line_before_anything_runs(tmp_path: Path, capsys, tree: dict, words: str):

@@ -15,7 +15,7 @@ def write(folder: Path, steps: int) -> Path:
     folder.mkdir()
     (folder / "config.yaml").write_text("steps: 40\n")
     rows = [{"step": n, "time": 1000.0 + 30 * n, "time/step": 30.0, "reward/mean": n / 10} for n in range(steps + 1)]
-    rows[10]["eval/greedy_accuracy"] = 0.5
+    rows[2]["eval/greedy_accuracy"] = 0.5
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 11, "rew')
     return folder
 
@@ -25,7 +25,8 @@ def test_it_says_where_a_run_stands(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert watch.main([str(folder), "--every", "0"]) == 0
     out = capsys.readouterr().out
     assert "step 10 of 40, 30.0 s a step, 15.0 min to go" in out  # 30 steps of half a minute
-    assert "  step 9  reward 0.9\n  step 10  greedy 0.5  reward 1\n" in out
+    assert "  step 9  reward 0.9\n  step 10  reward 1\n" in out
+    assert "  step 2  greedy 0.5  reward 0.2\n  step 6  reward 0.6\n" in out  # the last held-out ones first
 
 
 def test_a_run_that_stopped_is_told_from_one_that_works(tmp_path: Path):

@@ -73,12 +73,13 @@ class Sweep(BaseModel):
 
     def runs(self) -> list[Run]:
         """The cells that have a name, then every combination of the grid's values; each with every seed."""
-        cells = dict(self.cells)
+        cells = list(self.cells.items())  # two of one name stay two: `read_sweep` refuses them
         for values in itertools.product(*self.grid.values()) if self.grid else ():
             settings = dict(zip(self.grid, values, strict=True))
-            cells[", ".join(f"{name.rpartition('.')[2]} {typed(value)}" for name, value in settings.items())] = settings
+            label = ", ".join(f"{name.rpartition('.')[2]} {typed(value)}" for name, value in settings.items())
+            cells.append((label, settings))
         found = []
-        for (cell, changes), seed in itertools.product(cells.items(), self.seeds):
+        for (cell, changes), seed in itertools.product(cells, self.seeds):
             name = re.sub(r"[^A-Za-z0-9.]+", "-", cell).strip("-.")
             settings = {key: typed(value) for key, value in changes.items()} | {"seed": str(seed)}
             found.append(Run(cell, self.out / f"{name}-seed{seed}", settings))

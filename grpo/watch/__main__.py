@@ -22,7 +22,7 @@ from grpo.run.files import read_rows
 from grpo.run.terminal import figures
 
 RECENT, SHOWN = 10, 5
-"""Steps whose time counts, and steps that are shown."""
+"""Steps whose time counts; steps that are shown, besides the last one with held-out figures."""
 GPU = "utilization.gpu,memory.used,memory.total,temperature.gpu"
 
 
@@ -35,7 +35,11 @@ def describe(planned: int, rows: list[dict], now: float) -> str:
     left = (planned - done) * median(seconds) / 60
     slow = ": it has stopped, or this step is very slow" if left and age > 5 * max(seconds) else ""
     head = f"step {done} of {planned}, {median(seconds):.1f} s a step, {left:.1f} min to go"
-    steps = [f"  step {row['step']}  {'  '.join(figures(row))}" for row in rows[-SHOWN:]]
+    shown = rows[-SHOWN:]
+    evaluated = [row for row in rows if any(name.startswith("eval/") for name in row)]
+    if evaluated and evaluated[-1] not in shown:
+        shown = [evaluated[-1], *shown]
+    steps = [f"  step {row['step']}  {'  '.join(figures(row))}" for row in shown]
     return "\n".join([f"{head}; last written {age:.0f} s ago{slow}", *steps])
 
 
