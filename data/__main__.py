@@ -20,16 +20,22 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError(f"there is no data set {unknown.pop()!r}; known: {', '.join(SOURCES)}")
     if args.what == "list":
         print(f"from github.com/{REPOSITORY} at {COMMIT[:12]}, licence {LICENCE}")
-    for source in (SOURCES[name] for name in args.names or SOURCES):
+    failures = []
+    for source in (SOURCES[name] for name in args.names or SOURCES):  # all of them, also after a failure
         found = locate(source, args.data_dir)
         if args.what == "list":
             size = f"{source.rows:5} rows {source.size / 1000:8.1f} kB"
             print(f"{source.name:14} {source.use:5} {size}  {source.about:42} {found or 'not here yet'}")
             print(f"{'':14} {source.path}  sha256 {source.sha256}")
         elif args.what == "verify" and found is None:
-            raise ValueError(f"{source.name} is not here; get it by: python -m data fetch {source.name}")
+            failures.append(f"{source.name} is not here; get it by: python -m data fetch {source.name}")
         else:
-            print(f"ok    {source.name:14} {obtain(source, args.data_dir)}")
+            try:
+                print(f"ok    {source.name:14} {obtain(source, args.data_dir)}")
+            except ValueError as error:
+                failures.append(str(error))
+    if failures:
+        raise ValueError("\nerror: ".join(failures))
 
 
 if __name__ == "__main__":

@@ -91,7 +91,8 @@ def _dataset(name: str) -> Iterator[Placed]:
         found = datasets.load_dataset(base, config or None, split=split or "train")
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         said = str(error).strip().splitlines()[0]
-        raise ValueError(f"cannot read the dataset {name} as owner/name:configuration:split: {said}") from error
+        form = "owner/name:configuration:split, or owner/name::split"
+        raise ValueError(f"cannot read the dataset {name} as {form}: {said}") from error
     yield from _from_arrow(found.with_format("arrow").iter(BATCH))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -157,7 +158,13 @@ def _tokenized(tokenizer: PreTrainedTokenizerBase | None, texts: list[str]) -> l
 
 @contextlib.contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """A chat template is a program of whoever made the model: one that never ends must not hang the run."""
+    """A chat template is a program of whoever made the model: one that never ends must not hang the run.
+
+    Only the main thread can be interrupted; in another there is no limit.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def stop(*_) -> None:
         raise TimeoutError

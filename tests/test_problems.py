@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pyarrow
@@ -269,7 +270,7 @@ def test_a_hugging_face_dataset(dataset, tokenizer, part, truth):
 
 @pytest.mark.parametrize("part", [":main:none-such", ":none-such", ":a:b:c"])
 def test_a_dataset_that_has_no_such_part(dataset, tokenizer, part):
-    with pytest.raises(UserError) as raised:
+    with pytest.raises(UserError, match="owner/name::split") as raised:
         load_problems(f"{dataset}{part}", tokenizer, "plain", 150)
     assert "\n" not in str(raised.value)
 
@@ -296,6 +297,12 @@ def test_a_chat_template_that_never_ends_is_stopped(tmp_path, tokenizer, monkeyp
     monkeypatch.setattr(tokenizer, "chat_template", loops)
     with pytest.raises(UserError, match=r"took more than 0.2 s for"):
         load_problems(write(tmp_path, [row()]), tokenizer)
+
+
+def test_rows_are_read_in_any_thread(tmp_path, tokenizer):
+    """A template is stopped by a signal, which only the main thread can ask for."""
+    with ThreadPoolExecutor(1) as pool:
+        assert len(pool.submit(load_problems, write(tmp_path, [row()]), tokenizer).result()) == 1
 
 
 PROBLEMS = [Problem(i, "", (1,), "1") for i in range(10)]

@@ -80,11 +80,13 @@ def choose_protocol(name: str, args: argparse.Namespace) -> Protocol:
 def check_context(target: Target, problems: Sequence[Problem], max_new_tokens: int) -> None:
     """Raises UserError where a prompt and its new tokens do not fit the model's positions."""
     context = AutoConfig.from_pretrained(target.base).get_text_config().max_position_embeddings
-    longest = max(len(problem.prompt_ids) for problem in problems)
-    if longest + max_new_tokens > context:
+    longest = max(problems, key=lambda problem: len(problem.prompt_ids))
+    tokens = len(longest.prompt_ids)
+    if tokens + max_new_tokens > context:
+        fewer = f"use --max-new-tokens {context - tokens} or less, or " if tokens < context else "use "
         raise UserError(
-            f"a prompt has {longest} tokens, and with {max_new_tokens} new ones that is more than the model's context "
-            f"of {context}; use --max-new-tokens {context - longest} or less, or another model"
+            f"row {longest.index}: its prompt has {tokens} tokens, and with {max_new_tokens} new ones that is more "
+            f"than the model's context of {context}; {fewer}another model"
         )
 
 

@@ -124,6 +124,8 @@ def test_fetch_fills_the_cache_once(server, tmp_path, monkeypatch, capsys):
     path = find("toy")
     assert path.read_bytes() == BODY
     assert server.asked == 1
+    assert main(["verify", "aime25", "toy"]) == 2
+    assert "ok    toy" in capsys.readouterr().out  # the one before, which is not here, does not keep it from being told
     path.write_bytes(BODY[:-1])
     with pytest.raises(ValueError, match="damaged or another version; delete it"):
         find("toy")

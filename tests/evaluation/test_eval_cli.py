@@ -252,6 +252,7 @@ BAD = {
         ["--bench", "arithmetic", "--model", "TINY", "--max-new-tokens", "5000", "--limit", "1"],
         "context of 4096; use --max-new",
     ),
+    "no room at all": (["--bench", "LONG", "--model", "TINY"], "context of 4096; use another model"),
     "copies": (
         ["--bench", "arithmetic", "--model", "TINY", "--samples", "4", "--temperature", "0"],
         "would be 4 copies",
@@ -275,11 +276,13 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input(case, run, tiny, tmp_path):
     broken, no_answer, bare = tmp_path / "broken.parquet", tmp_path / "rows.jsonl", tmp_path / "bare"
+    long = tmp_path / "long.jsonl"
+    long.write_text(json.dumps({"problem": "1+" * 3000 + "1", "answer": "3001"}))
     broken.write_bytes(b"PAR1 not really")
     rows = [{"problem": "1+1", "answer": "2"}, {"problem": "2+2"}]
     no_answer.write_text("".join(json.dumps(row) + "\n" for row in rows))
     shutil.copytree(tiny, bare, ignore=shutil.ignore_patterns("tokenizer*", "*.jinja"))
-    places = {"TINY": tiny, "BROKEN": broken, "NO_ANSWER": no_answer, "NO_TOKENIZER": bare}
+    places = {"TINY": tiny, "BROKEN": broken, "NO_ANSWER": no_answer, "NO_TOKENIZER": bare, "LONG": long}
     argv, message = BAD[case]
     code, _, error = run(*(places.get(arg, arg) for arg in argv), "--out", tmp_path / "evals")
     assert code == 2
