@@ -88,17 +88,24 @@ def make_problems(
     one_of_each: dict[int, int] = {}  # token ids repeat: one integer object for each keeps a million prompts small
     stream = enumerate(placed)
     while chunk := list(islice(stream, CHUNK)):
+        read: list[tuple[str, rows.Row, Problem]] = []
         rendered: list[tuple[str, rows.Row, Problem]] = []
+        for index, (place, row) in chunk:
+            try:
+                chat, truth, extra = read_row(row, system, pair, graded)
+            except (ValueError, RecursionError) as error:
+                bad.append(BadRow(place, str(error), row if isinstance(row, dict) else {}))
+                continue
+            source = str(row.get("data_source") or "")
+            read.append((place, row, Problem(index, "", (), truth, source, extra, chat)))
         with _time_limit(TEMPLATE_S):
-            for index, (place, row) in chunk:
+            for place, row, problem in read:
                 try:
-                    chat, truth, extra = read_row(row, system, pair, graded)
-                    text = render(tokenizer, chat) if tokenizer else ""
-                except (ValueError, RecursionError) as error:
-                    bad.append(BadRow(place, str(error), row if isinstance(row, dict) else {}))
+                    text = render(tokenizer, problem.chat) if tokenizer else ""
+                except UserError as error:
+                    bad.append(BadRow(place, str(error), row))
                     continue
-                source = str(row.get("data_source") or "")
-                rendered.append((place, row, Problem(index, text, (), truth, source, extra, chat)))
+                rendered.append((place, row, replace(problem, prompt=text)))
         all_ids = _tokenized(tokenizer, [problem.prompt for *_, problem in rendered])
         for (place, row, problem), ids in zip(rendered, all_ids, strict=True):
             if longest is not None and len(ids) > longest:
