@@ -110,7 +110,7 @@ CPU_LAYER = 0.5e-3
 """seconds of a layer's calls on a CPU, however small the model"""
 
 # Bytes that elementwise operators move for a token in a layer, (by hidden size, by intermediate size), and for a
-# predicted token by vocabulary. From tests/plan/roofline.py, which counts every operator of the learner;
+# predicted token by vocabulary. From benchmarks/roofline.py, which counts every operator of the learner;
 # tests/plan/test_speed.py holds this plan to that count.
 FORWARD_BYTES = {"all": (51, 9), "lora": (73, 28)}
 TRAINING_BYTES = {"all": (348, 4), "lora": (244, 58)}

@@ -7,11 +7,11 @@ import weakref
 
 import pytest
 import torch
-from roofline import Count, meta_kernels
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from benchmarks.roofline import Count, meta_kernels
 from grpo.config import build, changed
 from grpo.errors import UserError
 from grpo.optim import Optimizer

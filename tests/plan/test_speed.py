@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import roofline
 import torch
 from tiny_model import since_torch_2_13
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2ForCausalLM
+
+from benchmarks import roofline
 
 REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO))

@@ -1,6 +1,6 @@
 """What the learner asks of a card, counted without one: bytes, operations and the time they take at the least.
 
-    python tests/plan/roofline.py [--preset l4 h100] [--top 12]
+    python benchmarks/roofline.py [--preset l4 h100] [--top 12]
 
 The preset's real policy and learner run on torch's meta device, where a tensor has a shape and no content, and every
 operator is counted: the bytes of what it reads and writes, and the operations of matrix products. An operator takes
@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
