@@ -82,8 +82,8 @@ def writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"cannot write to {folder}: {error.strerror or error}; make room there and go on with --resume, or choose "
-            "another folder with --out for a new run"
+            f"cannot write to {folder}: {error.strerror or error}; free space and go on from there, or choose another "
+            "folder with --out"
         ) from error
 
 
