@@ -116,13 +116,14 @@ class Context:
         columns = torch.arange(self.cache.get_seq_length() + ids.shape[1], device=ids.device)
         new = columns[-ids.shape[1] :]
         # A token sees the real ones up to itself. Padding may see itself, or its softmax would be over nothing.
-        seen = (columns >= self.padding[:, None, None]) & (columns <= new[:, None]) | (columns == new[:, None])
+        real, itself = columns >= self.padding[:, None, None], columns == new[:, None]  # [B, 1, K], [T, K]
+        seen = real & (columns <= new[:, None]) | itself  # [B, T, K], K columns read so far
         network = self.policy.network
         backbone = getattr(network, network.base_model_prefix)
         self.hidden = backbone(
             input_ids=ids,
             position_ids=(new - self.padding[:, None]).clamp(min=0),
-            attention_mask=seen[:, None] if self.ragged else None,  # [B, 1, T, texts so far]
+            attention_mask=seen[:, None] if self.ragged else None,
             past_key_values=self.cache,
             use_cache=True,
             segments=None,
