@@ -77,7 +77,10 @@ def weights_problem(folder: Path) -> str | None:
     whole, index, pickled = (folder / name for name in WEIGHTS)
     if not folder.is_dir() or (pickled.is_file() and not whole.is_file() and not index.is_file()):
         return None
-    names = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {whole.name}
+    try:
+        names = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {whole.name}
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        return f"{index} is cut off or damaged ({error}): copy or download it again"
     for path in sorted(folder / name for name in names):
         if not path.is_file():
             return f"{folder} has no {path.name}: copy or download the model again"

@@ -162,6 +162,9 @@ def test_weights_that_are_missing_or_cut_off(tmp_path):
     assert hub.weights_problem(tmp_path) is None
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-2.safetensors"}}')
     assert "has no model-2.safetensors" in hub.weights_problem(tmp_path)
+    for content in ('{"weight_map": {"a"', "[]", '{"weight_map": []}'):
+        (tmp_path / "model.safetensors.index.json").write_text(content)
+        assert "index.json is cut off or damaged" in hub.weights_problem(tmp_path)
 
 
 # ---- the traps, one by one
