@@ -26,6 +26,7 @@ from grpo.plan.memory import GIB, disk_parts, host_bytes, model_config
 from grpo.policy import load_tokenizer
 from grpo.problems import training_problems
 from grpo.rollout import VLLM_MISSING
+from grpo.run.resume import new_folder
 from grpo.run.terminal import printable, say
 from rewards import make_reward, self_test, weight_warnings
 
@@ -126,10 +127,9 @@ def _plan(config: Config, device: torch.device, resumed: Path | None) -> Iterato
     yield from describe(plan).removeprefix("plan: ").splitlines()
     yield from notes
     yield from (PROBLEM + line for line in problems(plan))
-    folder = Path(config.out) / config.name if config.name else None
-    if resumed is None and folder and folder.exists():
-        yield f"{PROBLEM}{folder} is there already; choose another --name, or go on in it with --resume {folder}"
     yield from (f"warning: {line}" for line in warnings(plan))
+    if resumed is None:
+        new_folder(config)  # UserError where the name is taken
 
 
 # ---- what is known to go wrong

@@ -124,8 +124,10 @@ def test_a_name_that_is_taken_and_an_out_that_is_a_file(tmp_path, capsys, monkey
     for slow in ("_data", "_reward"):
         monkeypatch.setattr(traps, slow, lambda config: iter(()))
     (tmp_path / "run").mkdir()
+    assert check(cpu(out=tmp_path, name="run"), CPU) == 0  # empty, and so nobody's
+    (tmp_path / "run" / "config.yaml").touch()
     assert check(cpu(out=tmp_path, name="run"), CPU) == 1
-    assert "is there already; choose another --name" in capsys.readouterr().out
+    assert "exists; choose another --name" in capsys.readouterr().out
     assert check(cpu(out=tmp_path, name="run"), CPU, resumed=tmp_path / "run") == 0
     (tmp_path / "file").touch()
     assert check(cpu(out=tmp_path / "file" / "runs"), CPU) == 1
