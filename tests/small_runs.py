@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ sys.path[:0] = [str(REPO), str(Path(__file__).parent)]
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from tqdm import tqdm  # noqa: E402
 
 import train  # noqa: E402
 from grpo.run.files import read_rows  # noqa: E402
@@ -102,6 +104,8 @@ def _run_and_leave(work: Callable[[], int], log: Path) -> None:
         sys.stdout, sys.stderr = open(1, "w", 1, closefd=False), open(2, "w", 1, closefd=False)  # noqa: SIM115
         signal.signal(signal.SIGINT, signal.default_int_handler)
         torch.set_num_threads(1)
+        # tqdm's own lock is shared with the parent: a child killed while it holds it would hang all that come after.
+        tqdm.set_lock(threading.RLock())
         code = work()
     except BaseException:  # noqa: BLE001  (the child's last words)
         traceback.print_exc()
