@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
@@ -31,9 +30,8 @@ def say(message: str) -> None:
     """One line on stderr, above the progress where there is one; on a terminal broken between words."""
     text = printable(message)
     if sys.stderr.isatty():
-        width = shutil.get_terminal_size().columns
-        wrap = partial(textwrap.fill, width=width, break_long_words=False, break_on_hyphens=False)  # paths stay whole
-        text = "\n".join(map(wrap, text.splitlines()))
+        width, whole = shutil.get_terminal_size().columns, {"break_long_words": False, "break_on_hyphens": False}
+        text = "\n".join(textwrap.fill(line, width, **whole) for line in text.splitlines())
     tqdm.write(text, file=sys.stderr)
 
 
