@@ -105,11 +105,11 @@ def shown_rows(run: Run) -> list[dict[str, Any]]:
         lines = [line for number, line in enumerate(file) if number % stride == 0 or b'"eval/' in line]
     if stride > 1:
         run.notes.append(f"metrics.jsonl: one row in {stride} is shown, and those with held-out figures")
-    checked = any(files.CHECK in line for line in lines)
-    rows = [files.row_of(line, checked) for line in lines if line.endswith(b"\n")]
-    if damaged := rows.count(None):
-        run.notes.append(f"metrics.jsonl: {damaged} unreadable lines left out")
-    return [row for row in rows if row is not None]
+    damaged: list[bytes] = []
+    rows = files.rows_of(lines, damaged)
+    if damaged:
+        run.notes.append(f"metrics.jsonl: {len(damaged)} unreadable lines left out")
+    return rows
 
 
 def read_completions(run: Run, limit: int) -> None:

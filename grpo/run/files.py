@@ -124,11 +124,15 @@ def row_of(line: bytes, checked: bool = True) -> dict | None:
 
 
 def read_rows(path: Path, damaged: list[bytes] | None = None) -> list[dict]:
-    """The whole rows of a .jsonl file. Damaged lines go to `damaged`; a last line that was cut off is left out.
+    """The whole rows of a .jsonl file, as `rows_of` its lines."""
+    return rows_of(path.read_bytes().splitlines(keepends=True) if path.is_file() else [], damaged)
+
+
+def rows_of(found: Sequence[bytes], damaged: list[bytes] | None = None) -> list[dict]:
+    """The whole rows among lines of one file. Damaged lines go to `damaged`; a last line that was cut off is left out.
 
     Rows written by hand may lack checksums, but not in a file where other rows have them.
     """
-    found = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
     checked, rows = any(CHECK in line for line in found), []
     for line in found:
         row = row_of(line, checked) if line.endswith(b"\n") else None
