@@ -33,10 +33,7 @@ TABLE = ("step", "reward", "signals", "advantage", "finish_reason", "answer", "g
 
 def plot_run(folder: Path) -> None:
     """folder/plot.png: the curves of metrics.jsonl."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     rows = files.read_rows(folder / "metrics.jsonl")
     names = {name for row in rows for name in row if name.startswith("signal/") and not name.endswith("group_std")}
@@ -44,8 +41,8 @@ def plot_run(folder: Path) -> None:
         "held-out accuracy (validation)": ["eval/greedy_accuracy", "eval/sampled_accuracy"],
         "training completions (mean)": ["reward/mean", *sorted(names)],
     }
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    for chart, (title, curves) in zip(axes, charts.items(), strict=True):
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    for chart, (title, curves) in zip(figure.subplots(1, 2), charts.items(), strict=True):
         for name in curves:
             points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
             chart.plot([step for step, _ in points], [value for _, value in points], marker=".", label=name)
@@ -53,7 +50,6 @@ def plot_run(folder: Path) -> None:
         chart.grid(alpha=0.3)
         chart.legend()
     figure.savefig(folder / "plot.png", dpi=120)
-    plt.close(figure)
 
 
 class TrackerProcess:
