@@ -46,7 +46,15 @@ LOST = {
 
 
 def packed_attention(
-    module, query, key, value, attention_mask, scaling=None, segments: Segments | None = None, packed_kernel="sdpa", **_
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    segments: Segments | None = None,
+    packed_kernel: str = "sdpa",
+    **_: object,
 ) -> tuple[torch.Tensor, None]:
     """[B, heads, T, D] queries and [B, kv_heads, K, D] keys and values -> [B, T, heads, D]. transformers calls it so.
 

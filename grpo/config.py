@@ -125,7 +125,7 @@ def parse(settings: dict[str, Any]) -> Config:
         config = Config.model_validate(tree)
     except ValidationError as error:
         raise UserError(_one_line(error)) from None
-    for conflict in conflicts(config):
+    if conflict := next(conflicts(config), None):
         raise UserError(conflict)
     return config
 

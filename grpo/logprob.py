@@ -17,7 +17,12 @@ import torch
 
 
 def token_logprobs(
-    hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, temperature: float, chunk: int, with_entropy=True
+    hidden: torch.Tensor,
+    head: torch.Tensor,
+    targets: torch.Tensor,
+    temperature: float,
+    chunk: int,
+    with_entropy: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """[N, H] hidden states, [V, H] head, [N] targets -> [N] log p(target), [N] entropy in nats; at least float32.
 
