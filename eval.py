@@ -18,7 +18,7 @@ from pathlib import Path
 
 from data.sources import LICENCE, REPOSITORY
 from grpo import hub
-from grpo.arguments import check_ranges, read_options
+from grpo.cli import check_ranges, read_options
 from grpo.errors import UserError, answer_early, one_line, printable
 from grpo.evaluation import benchmarks, results
 from grpo.evaluation.scores import new_verifier

@@ -23,7 +23,7 @@ What is left out of GRPO (arXiv 2402.03300) and PPO (arXiv 1707.06347), why, and
     micro-batches    all N completions fit in memory at once                    grpo/learner.py: Learner
     packing          a quarter of the tokens are padding here; it may be most   grpo/packing.py: pack
     bfloat16         float32 weights can take small steps without masters       grpo/optim.py: Optimizer
-    a fast sampler   vLLM, and a check that it holds the present weights        grpo/rollout/__init__.py: rollout
+    a fast sampler   vLLM, and a check that it holds the present weights        grpo/rollout.py: rollout
     a verifier       comparing strings is enough for sums of whole numbers      rewards/verifier.py: Verifier
 """
 

@@ -16,9 +16,9 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-from grpo.arguments import default_preset, parse_args
-from grpo.config import Config
+from grpo.cli import default_preset, parse_args
 from grpo.errors import TrainingStopped, UserError, answer_early, printable
+from grpo.settings import Config
 
 if __name__ == "__main__":  # --help and wrong arguments are answered here, before torch and transformers are imported
     answer_early(parse_args, sys.argv[1:])
@@ -26,14 +26,15 @@ if __name__ == "__main__":  # --help and wrong arguments are answered here, befo
 import torch
 
 from grpo.advantage import compute_advantages
+from grpo.engines.base import SamplingParams, make_engine
 from grpo.evaluation.benchmarks import HeldOut
 from grpo.learner import Learner
 from grpo.packing import samples
 from grpo.plan import planned_and_measured
-from grpo.plan.check import check, plan_run
+from grpo.plan.preflight import check, plan_run
 from grpo.policy import load_policy
 from grpo.problems import training_problems
-from grpo.rollout import Sampling, decode, draw, load_reward, make_engine, request_seed, rollout, score, warm_up
+from grpo.rollout import decode, draw, load_reward, request_seed, rollout, score, warm_up
 from grpo.run.checkpoint import TrainingState
 from grpo.run.files import read_rows
 from grpo.run.resume import is_finished, settle
@@ -56,7 +57,7 @@ def train(config: Config, resumed: Path | None = None) -> Run:
     held_out = HeldOut(config, policy, run.clock)
     # Once the weights change, an interruption waits until the step is on record.
     learner = Learner(policy, config, say, before_step=hold_interruptions, save_bad_batch=run.save_bad_batch)
-    sampling, clock = Sampling(config.rollout.max_new_tokens, config.rollout.temperature), run.clock
+    sampling, clock = SamplingParams(config.rollout.max_new_tokens, config.rollout.temperature), run.clock
 
     with (
         closing(load_reward(config)) as reward,
@@ -74,8 +75,8 @@ def train(config: Config, resumed: Path | None = None) -> Run:
             set_seed(request_seed(config.seed, step) % 2**32)  # the same after a resume, for rewards that draw lots
             # 1. Sample: a group of completions for each problem.
             with clock("rollout"):
-                drawn = draw(problems, config.rollout.problems, config.seed, step)
-                groups = rollout(engine, drawn, config.rollout.group, sampling, config.seed, step)
+                drawn = draw(problems, config.rollout.prompts_per_step, config.seed, step)
+                groups = rollout(engine, drawn, config.rollout.group_size, sampling, config.seed, step)
             # 2. Score each completion, then compare it with the others of its group.
             with clock("reward"):
                 texts = decode(policy.tokenizer, groups)

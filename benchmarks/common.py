@@ -15,11 +15,11 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from data.tiny_base import make_tokenizer
-from grpo.config import Config, build, changed
 from grpo.learner import Learner
 from grpo.packing import pack
 from grpo.plan.memory import causal_pairs, training_flops
 from grpo.policy import Policy, compute_dtype
+from grpo.settings import Config, build, changed
 from grpo.types import Sample
 
 REPO = Path(__file__).resolve().parent.parent
@@ -94,7 +94,7 @@ def make_samples(lengths: list[int], group: int, prompt_tokens: int, vocabulary:
 
 def make_learner(policy: Policy, config: Config) -> Learner:
     # Made-up completions were not sampled from this model.
-    return Learner(policy, changed(config, {"rollout.mismatch_limit": 1e9}))
+    return Learner(policy, changed(config, {"rollout.logprob_diff_limit": 1e9}))
 
 
 def packed_work(learner: Learner, groups: list[list[Sample]]) -> tuple[int, int]:
@@ -114,7 +114,7 @@ def packed_work(learner: Learner, groups: list[list[Sample]]) -> tuple[int, int]
 def packing_and_decoding(groups: list[list[Sample]]) -> dict[str, float]:
     """Seconds of what the processor does beside a step of h100, with the built-in model's tokenizer."""
     samples, tokenizer = [sample for group in groups for sample in group], make_tokenizer()
-    budget = build("h100", {}).learner.token_budget
+    budget = build("h100", {}).learner.microbatch_tokens
     ids = [[token % len(tokenizer) for token in sample.completion_ids] for sample in samples]
     return {
         "tokens": sum(map(len, ids)),

@@ -12,10 +12,10 @@ from collections.abc import Callable
 import torch
 
 from benchmarks import common
-from grpo.config import Config
 from grpo.logprob import token_logprobs
 from grpo.packing import pack
 from grpo.policy import Policy
+from grpo.settings import Config
 from grpo.types import Sample
 
 T = 0.6
@@ -85,7 +85,7 @@ def oom(config: Config, policy: Policy, groups: list[list[Sample]]) -> dict[str,
 
     def update(budget: int) -> tuple[float, float]:
         common.free()
-        work.token_budget = budget
+        work.microbatch_tokens = budget
         return work.update(groups)["policy/grad_norm"], common.memory()["peak_gib"]
 
     (_, one), (plain, all_at_once) = update(1), update(everything)
@@ -96,7 +96,7 @@ def oom(config: Config, policy: Policy, groups: list[list[Sample]]) -> dict[str,
         "one_sequence_gib": one,
         "all_at_once_gib": all_at_once,
         "cap_gib": cap,
-        "token_budget": everything,
-        "token_budget_under_the_cap": work.token_budget,
+        "microbatch_tokens": everything,
+        "microbatch_tokens_under_the_cap": work.microbatch_tokens,
         "grad_norm_ratio": rescued / plain,
     }

@@ -45,21 +45,22 @@ from torch.profiler import profile
 import train
 from benchmarks import common, exact
 from benchmarks.common import DEVICE, GIB, PROBLEMS, held_to, stopwatch
-from grpo.config import Config, build, changed
+from grpo.engines.base import make_engine
+from grpo.environment import installed, versions
 from grpo.errors import UserError
 from grpo.evaluation.benchmarks import load
-from grpo.packages import installed, versions
 from grpo.plan import decide, make_plan
-from grpo.plan.duration import this_card
+from grpo.plan.time import this_card
 from grpo.policy import Policy
-from grpo.rollout import Sampling, make_engine, rollout
+from grpo.rollout import rollout
 from grpo.run.checkpoint import Checkpoints
 from grpo.run.files import read_rows, write
+from grpo.settings import Config, build, changed
 from grpo.types import Sample
 
 BARE = {"learner.kl_coef": 0, "learner.entropy_coef": 0, "learner.minibatches_per_rollout": 1}
 SMALL = {"rollout.max_prompt_tokens": 64, "rollout.max_new_tokens": 48}
-SMALL |= {"learner.token_budget": 256, "learner.logit_chunk": 64}
+SMALL |= {"learner.microbatch_tokens": 256, "learner.logit_chunk": 64}
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def matmul(bench: Bench) -> dict[str, float]:
 
 def learner(bench: Bench, preset: str, completions: int, cap_gib: float | None = None) -> dict[str, float]:
     """The learner on made-up completions: bare (the surrogate alone, one optimiser step), then as the preset has it."""
-    config = bench.config(preset, {"rollout.problems": 4, "rollout.group": completions // 4})
+    config = bench.config(preset, {"rollout.prompts_per_step": 4, "rollout.group_size": completions // 4})
     groups = bench.groups(completions)
     with held_to(cap_gib):
         policy = bench.policy(config)
@@ -132,7 +133,9 @@ def learner(bench: Bench, preset: str, completions: int, cap_gib: float | None =
 
 
 def out_of_memory(bench: Bench) -> dict[str, float]:
-    config = bench.config("l4", {"learner.token_budget": 10**6, "learner.lr": 1e-12, "rollout.problems": 4} | BARE)
+    config = bench.config(
+        "l4", {"learner.microbatch_tokens": 10**6, "learner.lr": 1e-12, "rollout.prompts_per_step": 4} | BARE
+    )
     return exact.oom(config, bench.policy(config), bench.groups(32))
 
 
@@ -148,7 +151,7 @@ def step(bench: Bench, preset: str, quant: str = "none") -> dict[str, float]:
     run = {"model": str(model), "data": PROBLEMS, "prompt": "plain", "steps": 2, "policy.quant": quant}
     run |= {"eval.every": 0, "eval.data": "none", "reward.name": "random", "checkpoint.keep": 1}
     run |= {"out": str(bench.scratch), "name": f"{preset}-{quant}"}
-    run |= {"rollout.problems": problems, "rollout.group": group, "rollout.max_prompt_tokens": 64}
+    run |= {"rollout.prompts_per_step": problems, "rollout.group_size": group, "rollout.max_prompt_tokens": 64}
     run |= {"rollout.max_new_tokens": tokens, "rollout.engine": "auto" if DEVICE.type == "cuda" else "torch"}
     plan, _ = decide(build(preset, run), this_card(DEVICE))
     command = ["--preset", preset, *(f"--{name}={value}" for name, value in run.items())]
@@ -156,8 +159,16 @@ def step(bench: Bench, preset: str, quant: str = "none") -> dict[str, float]:
         if train.main(command):
             raise UserError(f"train.py {' '.join(command)} failed")
     row = read_rows(bench.scratch / run["name"] / "metrics.jsonl")[-1]
-    planned = {f"planned/{phase}": value for phase, value in plan.seconds(row["completion/tokens_mean"]).items()}
-    measured = ("time/", "memory/", "mismatch/", "speed/", "policy/arrived", "completion/tokens_mean", "groups/")
+    planned = {f"planned/{phase}": value for phase, value in plan.seconds(row["completion/length_mean"]).items()}
+    measured = (
+        "time/",
+        "memory/",
+        "logprob_diff/",
+        "speed/",
+        "lora/update_retention",
+        "completion/length_mean",
+        "groups/",
+    )
     planned |= {"engine": plan.engine, "planned/peak_gib": max(plan.totals().values()) / GIB}
     return planned | {name: value for name, value in row.items() if name.startswith(measured)}
 
@@ -167,13 +178,13 @@ def vllm(bench: Bench) -> dict[str, float]:
     from vllm import SamplingParams
 
     problems, group, tokens = bench.or_small((128, 8, 512), (2, 2, 8))
-    sizes = {"rollout.problems": problems, "rollout.group": group, "rollout.max_new_tokens": tokens}
+    sizes = {"rollout.prompts_per_step": problems, "rollout.group_size": group, "rollout.max_new_tokens": tokens}
     config = bench.config("l4", sizes | {"rollout.engine": "vllm", "rollout.max_prompt_tokens": 256})
     policy = bench.policy(config)
     asked = load(PROBLEMS, policy.tokenizer, "plain")[:problems]
     ids = [{"prompt_token_ids": list(problem.prompt_ids)} for problem in asked]
     params = SamplingParams(n=group, max_tokens=tokens, ignore_eos=True, detokenize=False)
-    sampling = Sampling(tokens, config.rollout.temperature, ignore_eos=True)
+    sampling = SamplingParams(tokens, config.rollout.temperature, ignore_eos=True)
     started = time.perf_counter()
     engine = make_engine(make_plan(config, this_card(DEVICE)).engine_config, DEVICE)
     figures = {"start_s": time.perf_counter() - started}

@@ -18,10 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from benchmarks import common
-from grpo.config import Config, parse
+from grpo.engines import vllm_engine
+from grpo.engines.base import SamplingParams, make_engine
 from grpo.packing import pack
 from grpo.policy import Policy, load_policy
-from grpo.rollout import Sampling, make_engine, vllm_engine
+from grpo.settings import Config, parse
 from grpo.types import Completion, Request, Sample
 
 TEMPERATURES = (1.0, 0.6)
@@ -38,7 +39,7 @@ def main() -> None:
     args = cli.parse_args()
     rollout = {"engine": "vllm", "problems": 16, "group": args.group, "max_new_tokens": args.tokens}
     # The sync's proof must not stop what is to be measured.
-    config = parse({"model": args.model, "rollout": rollout | {"max_prompt_tokens": 64, "mismatch_limit": 1.0}})
+    config = parse({"model": args.model, "rollout": rollout | {"max_prompt_tokens": 64, "logprob_diff_limit": 1.0}})
     in_16_bits = config.policy.model_copy(update={"dtype": args.dtype})  # float16 is not offered as a setting
     config = config.model_copy(update={"policy": in_16_bits})
     policy = load_policy(config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -54,10 +55,10 @@ def gaps(config: Config, policy: Policy) -> dict[str, float]:
     chats = [[{"role": "user", "content": f"What is {a} times {b}?"}] for a in range(2, 6) for b in range(6, 10)]
     texts = policy.tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
     prompts = [tuple(policy.tokenizer(text)["input_ids"]) for text in texts]
-    requests = [Request(ids, config.rollout.group, seed=1000 * i) for i, ids in enumerate(prompts)]
+    requests = [Request(ids, config.rollout.group_size, seed=1000 * i) for i, ids in enumerate(prompts)]
     figures = {}
     for temperature in TEMPERATURES:
-        groups = engine.generate(requests, Sampling(config.rollout.max_new_tokens, temperature))
+        groups = engine.generate(requests, SamplingParams(config.rollout.max_new_tokens, temperature))
         found = [gap(policy, ids, group, temperature) for ids, group in zip(prompts, groups, strict=True)]
         for head, values in zip(HEADS, torch.cat(found, 1).double(), strict=True):
             figures[f"{head}, T {temperature}, mean"] = values.mean().item()

@@ -27,9 +27,9 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks import common
 from grpo import attention, optim, policy
-from grpo.config import Config, build
-from grpo.plan.duration import BANDWIDTH_SHARE, CARDS
 from grpo.plan.memory import causal_pairs, model_config
+from grpo.plan.time import BANDWIDTH_SHARE, CARDS
+from grpo.settings import Config, build
 from grpo.types import Sample
 
 PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "addmm_": 1, "baddbmm": 1}
@@ -156,7 +156,7 @@ def count(config: Config, layers: int | None = None) -> tuple[Count, int]:
             policy.fuse_norms(network)  # as the policy does on a GPU
         whole.arrived = lambda: 1.0  # a value, which meta tensors have not
         learner = common.make_learner(whole, config)
-        groups = full_batches(config.learner.minibatches_per_rollout, config.learner.token_budget)
+        groups = full_batches(config.learner.minibatches_per_rollout, config.learner.microbatch_tokens)
         with counter:
             learner.update(groups)
     return counter, common.packed_work(learner, groups)[0]

@@ -33,11 +33,12 @@ from transformers import AutoTokenizer
 from benchmarks import common
 from benchmarks.common import DEVICE, PROBLEMS
 from grpo.advantage import compute_advantages
-from grpo.config import parse
+from grpo.engines.base import SamplingParams, make_engine
 from grpo.evaluation.benchmarks import load
 from grpo.packing import samples
 from grpo.policy import load_policy
-from grpo.rollout import Sampling, decode, draw, make_engine, rollout, score
+from grpo.rollout import decode, draw, rollout, score
+from grpo.settings import parse
 from rewards import make_reward
 
 
@@ -70,17 +71,17 @@ CASES = {
 class Ours:
     """This trainer, a step at a time, in this process."""
 
-    def __init__(self, case: Case, model: str, token_budget: int):
+    def __init__(self, case: Case, model: str, microbatch_tokens: int):
         torch.set_num_threads(1)
         self.config = parse(
             {
                 "model": model,
                 "policy.gradient_checkpointing": case.ragged and DEVICE.type == "cuda",
                 "rollout.engine": "torch",
-                "rollout.problems": case.problems,
-                "rollout.group": case.group,
+                "rollout.prompts_per_step": case.problems,
+                "rollout.group_size": case.group,
                 "rollout.max_new_tokens": case.tokens,
-                "learner.token_budget": token_budget,
+                "learner.microbatch_tokens": microbatch_tokens,
                 "learner.logit_chunk": 128,
             }
         )
@@ -100,7 +101,7 @@ class Ours:
         """train.py's step without what it records, all completions at full length."""
         asked, how = self.config.rollout, self.config.learner
         drawn = draw(self.problems, asked.problems, self.config.seed, self.steps)
-        sampling = Sampling(asked.max_new_tokens, asked.temperature, ignore_eos=True)
+        sampling = SamplingParams(asked.max_new_tokens, asked.temperature, ignore_eos=True)
         groups = rollout(self.engine, drawn, asked.group, sampling, self.config.seed, self.steps)
         scores = score(self.reward, groups, decode(self.policy.tokenizer, groups))
         advantages = compute_advantages(scores, self.reward.weights, how.advantage)
@@ -236,7 +237,7 @@ def main(argv: list[str]) -> dict | None:
     case = CASES[args.case]
     with tempfile.TemporaryDirectory() as folder:
         common.save_model(common.make_config(case.size), Path(folder), torch.float32, torch.device("cpu"))
-        sides = [Ours(case, folder, args.token_budget), Trl(args.trl_python, args.case, folder)]
+        sides = [Ours(case, folder, args.microbatch_tokens), Trl(args.trl_python, args.case, folder)]
         rounds = [[side.step() for side in sides] for _ in range(args.rounds + 1)]
         for side in sides:
             side.close()

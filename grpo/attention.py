@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface
 
+from grpo.environment import installed
 from grpo.errors import UserError
-from grpo.packages import installed
 from grpo.packing import Segments
 
 NAME = "packed"

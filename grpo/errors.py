@@ -31,10 +31,10 @@ def check_mismatch(mismatch: float, limit: float, of: str) -> None:
     """Raises SamplerMismatch where mean |sampler logprob - trainer logprob| is over the limit."""
     if not mismatch <= limit:  # a NaN is over every limit
         raise SamplerMismatch(
-            f"mean |sampler logprob - trainer logprob| of {of} is {mismatch:.4f}, over rollout.mismatch_limit {limit}: "
-            "the sampler does not have the policy's weights. Likely causes: weights not synced after the last step, a "
-            "weight that did not arrive (a tied lm_head, an adapter), a temperature not applied on one side, another "
-            "model or precision"
+            f"mean |sampler logprob - trainer logprob| of {of} is {mismatch:.4f}, "
+            f"over rollout.logprob_diff_limit {limit}: the sampler does not have the policy's weights. Likely causes: "
+            "weights not synced after the last step, a weight that did not arrive (a tied lm_head, an adapter), a "
+            "temperature not applied on one side, another model or precision"
         )
 
 

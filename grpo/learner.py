@@ -16,21 +16,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from grpo.config import Config
 from grpo.errors import NonFiniteLoss, UserError, check_mismatch
 from grpo.loss import completion_weights, importance_ratio, kl_k3, policy_loss, token_weights
 from grpo.optim import Optimizer
 from grpo.packing import Batch, pack, sequence_length
 from grpo.policy import Policy
+from grpo.settings import Config
 from grpo.types import Sample
 
 LOSSES = ("loss/total", "loss/policy")
 """Sums over the tokens of a step with weights that make them means."""
-MEANS = ("policy/kl", "policy/entropy", "policy/clip_fraction_low", "policy/clip_fraction_high", "mismatch/mean")
+MEANS = ("policy/kl", "policy/entropy", "policy/clip_fraction_low", "policy/clip_fraction_high", "logprob_diff/mean")
 """Sums over the tokens, to be divided by their number."""
-COUNTS = ("tokens", "mismatch/weights", "mismatch/squares", "mismatch/completions")
+COUNTS = ("tokens", "logprob_diff/weights", "logprob_diff/squares", "logprob_diff/completions")
 """Sums that others are divided by, and those over the completions that the effective sample size is made of."""
-MAXIMA = ("policy/ratio_max", "mismatch/max")
+MAXIMA = ("policy/ratio_max", "logprob_diff/max")
 OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
@@ -47,7 +47,7 @@ class Learner:
         the weights change, and `save_bad_batch` is handed the samples of every optimiser step that is skipped."""
         self.policy, self.config, self.rollout = policy, config.learner, config.rollout
         self.say, self.before_step, self.save_bad_batch = say, before_step, save_bad_batch
-        self.bad_steps, self.token_budget = 0, self.config.token_budget
+        self.bad_steps, self.microbatch_tokens = 0, self.config.microbatch_tokens
         total_steps = config.steps * self.config.minibatches_per_rollout
         self.optimizer = Optimizer(policy.trainable().values(), self.config, total_steps)
 
@@ -64,7 +64,7 @@ class Learner:
         steps = [self._optimizer_step(samples, old) for samples, old in zip(minibatches, [None, *later], strict=True)]
         skipped = sum(step["skipped"] for step in steps)
         metrics = _metrics(steps) | {"policy/lr": steps[-1]["lr"], "learner/skipped_steps": skipped}
-        return metrics | {"policy/arrived": self.policy.arrived()}
+        return metrics | {"lora/update_retention": self.policy.arrived()}
 
     def _optimizer_step(self, samples: Sequence[Sample], old_logprobs: torch.Tensor | None) -> dict[str, float]:
         """What the step measured, not yet averaged. The weights stay as they are where that is not finite."""
@@ -72,10 +72,10 @@ class Learner:
         measured["policy/grad_norm"] = self.optimizer.clip_gradients()
         values = torch.stack([value.double() for value in measured.values()]).tolist()  # the only wait for the device
         step = dict(zip(measured, values, strict=True)) | {"lr": self.optimizer.lr, "skipped": 0}
-        learnt = {name: value for name, value in step.items() if not name.startswith("mismatch/")}
+        learnt = {name: value for name, value in step.items() if not name.startswith("logprob_diff/")}
         if all(map(math.isfinite, learnt.values())):
-            mismatch = step["mismatch/mean"] / max(step["tokens"], 1)
-            check_mismatch(mismatch, self.rollout.mismatch_limit, "the rollout")
+            mismatch = step["logprob_diff/mean"] / max(step["tokens"], 1)
+            check_mismatch(mismatch, self.rollout.logprob_diff_limit, "the rollout")
             self.bad_steps = 0
             self.before_step()
             self.optimizer.step()
@@ -126,12 +126,12 @@ class Learner:
                 "policy/entropy": entropy,
                 "policy/clip_fraction_low": (ratio < 1 - config.clip_low) & (batch.advantages < 0),
                 "policy/clip_fraction_high": (ratio > 1 + config.clip_high) & (batch.advantages > 0),
-                "mismatch/mean": difference.abs(),
-                "mismatch/weights": importance,
-                "mismatch/squares": importance**2,
-                "mismatch/completions": torch.ones_like(importance),
+                "logprob_diff/mean": difference.abs(),
+                "logprob_diff/weights": importance,
+                "logprob_diff/squares": importance**2,
+                "logprob_diff/completions": torch.ones_like(importance),
                 "policy/ratio_max": ratio,
-                "mismatch/max": difference.abs(),
+                "logprob_diff/max": difference.abs(),
             }
         return loss, found
 
@@ -141,7 +141,7 @@ class Learner:
         lengths = [len(s.completion_ids) if s.trained else 0 for s in samples]
         weights = token_weights(lengths, config.aggregation, self.rollout.max_new_tokens)
         kept = [i for i, s in enumerate(samples) if lengths[i] and not (config.skip_zero_variance and s.advantage == 0)]
-        batches = pack([samples[i] for i in kept], [weights[i] for i in kept], self.token_budget)
+        batches = pack([samples[i] for i in kept], [weights[i] for i in kept], self.microbatch_tokens)
         return [batch.to(self.policy.device) for batch in batches]
 
     @torch.no_grad()
@@ -165,17 +165,17 @@ class Learner:
             # Not inside `except`: the error's traceback keeps the tensors of the failed pass alive.
             self.optimizer.zero_grad()
             torch.cuda.empty_cache()  # does nothing where no GPU is used
-            longest, budget = max(lengths), min(self.token_budget, sum(lengths))
+            longest, budget = max(lengths), min(self.microbatch_tokens, sum(lengths))
             if budget <= longest:
                 raise UserError(
                     f"out of memory in a micro-batch of {budget} tokens, which is one sequence of the longest kind. "
                     "Lower learner.logit_chunk or rollout.max_new_tokens, or set policy.gradient_checkpointing, "
                     "policy.lora_rank or policy.quant"
                 )
-            self.token_budget = max(longest, budget // 2)
+            self.microbatch_tokens = max(longest, budget // 2)
             self.say(
-                f"out of memory: the step starts over with micro-batches of {self.token_budget} tokens instead of "
-                f"{budget} (same result, more passes); set learner.token_budget to that next time"
+                f"out of memory: the step starts over with micro-batches of {self.microbatch_tokens} tokens instead of "
+                f"{budget} (same result, more passes); set learner.microbatch_tokens to that next time"
             )
 
     def _count_bad_step(self, step: dict[str, float], samples: Sequence[Sample]) -> None:
@@ -183,7 +183,7 @@ class Learner:
         self.bad_steps += 1
         figures = {name: str(step[name]) for name in ("loss/total", "policy/grad_norm")}  # JSON has no NaN
         self.save_bad_batch(figures | {"samples": [asdict(sample) for sample in samples]})
-        if self.bad_steps >= self.config.max_bad_steps:
+        if self.bad_steps >= self.config.max_nonfinite_steps:
             raise NonFiniteLoss(
                 f"{self.bad_steps} optimiser steps in a row had a non-finite loss ({step['loss/total']}) or gradient "
                 f"({step['policy/grad_norm']}); no weight was changed by them. Lower learner.lr or go back to an "
@@ -199,10 +199,10 @@ def _metrics(steps: Sequence[dict[str, float]]) -> dict[str, float]:
     # numpy's maximum is NaN where one of the values is; Python's may lose it.
     maxima = {name: float(np.max([step[name] for step in steps])) for name in ("policy/grad_norm", *MAXIMA)}
     if not tokens:
-        unknown = dict.fromkeys((*MEANS, *MAXIMA, "mismatch/ess"), math.nan)
+        unknown = dict.fromkeys((*MEANS, *MAXIMA, "logprob_diff/ess"), math.nan)
         return metrics | maxima | unknown
     metrics |= {name: total[name] / tokens for name in MEANS} | maxima
-    metrics["mismatch/ess"] = total["mismatch/weights"] ** 2 / (
-        total["mismatch/squares"] * total["mismatch/completions"]
+    metrics["logprob_diff/ess"] = total["logprob_diff/weights"] ** 2 / (
+        total["logprob_diff/squares"] * total["logprob_diff/completions"]
     )
     return metrics

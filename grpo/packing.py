@@ -97,19 +97,19 @@ def sequence_length(sample: Sample) -> int:
     return len(sample.prompt_ids) + len(sample.completion_ids)
 
 
-def pack(samples: Sequence[Sample], weights: Sequence[float], token_budget: int) -> list[Batch]:
-    """Micro-batches of at most `token_budget` tokens that hold every completion token once.
+def pack(samples: Sequence[Sample], weights: Sequence[float], microbatch_tokens: int) -> list[Batch]:
+    """Micro-batches of at most `microbatch_tokens` tokens that hold every completion token once.
 
     `weights[i]` is what each token of sample i weighs in the loss. A sequence longer than the budget goes alone.
     """
     slots = [0, *accumulate(len(sample.completion_ids) for sample in samples)]
     return [
         _lay_out([samples[i] for i in rows], [weights[i] for i in rows], [slots[i] for i in rows])
-        for rows in assign(samples, token_budget)
+        for rows in assign(samples, microbatch_tokens)
     ]
 
 
-def assign(samples: Sequence[Sample], token_budget: int) -> list[list[int]]:
+def assign(samples: Sequence[Sample], microbatch_tokens: int) -> list[list[int]]:
     """Indices of the samples in each micro-batch: equal prompts together, and the batches about equally full.
 
     Filling up to the budget gives the fewest batches but leaves a short last one; the smallest capacity that needs no
@@ -117,8 +117,8 @@ def assign(samples: Sequence[Sample], token_budget: int) -> list[list[int]]:
     """
     written = [i for i, sample in enumerate(samples) if sample.completion_ids]
     order = sorted(written, key=lambda i: (samples[i].prompt_ids, len(samples[i].completion_ids)))
-    fewest = len(_fill(samples, order, token_budget))
-    smaller = range(1, token_budget)
+    fewest = len(_fill(samples, order, microbatch_tokens))
+    smaller = range(1, microbatch_tokens)
     capacity = 1 + bisect_left(smaller, True, key=lambda tokens: len(_fill(samples, order, tokens)) <= fewest)
     return _fill(samples, order, capacity)
 

@@ -20,10 +20,10 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from grpo import attention, hub, lora
-from grpo.config import Config
 from grpo.errors import UserError
 from grpo.logprob import token_logprobs
 from grpo.packing import Batch
+from grpo.settings import Config
 
 END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 RMS_NORMS = ("LlamaRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")

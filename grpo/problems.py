@@ -22,9 +22,9 @@ from tqdm import tqdm
 import prompts
 from data import rows
 from grpo import hub
-from grpo.config import Config
 from grpo.errors import UserError, printable
 from grpo.row import Chat, read_row
+from grpo.settings import Config
 from grpo.types import Problem
 from rewards import check_ground_truths
 

@@ -11,9 +11,9 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from grpo.config import Config, read_yaml
 from grpo.errors import UserError
 from grpo.policy import Policy, load_model, load_tokenizer
+from grpo.settings import Config, read_yaml
 
 ADAPTER = "adapter_config.json"
 WEIGHTS = {".safetensors", ".bin", ".json", ".jinja", ".txt", ".model"}

@@ -145,7 +145,7 @@ def _verdicts(scores: Sequence[Score]) -> dict[str, float]:
     given = Counter(score.verdict for score in scores if score.verdict)
     metrics = {
         "verdict/none": (len(scores) - given.total()) / len(scores),
-        "verdict/larger_share": max(given.values(), default=0) / max(given.total(), 1),
+        "verdict/majority_share": max(given.values(), default=0) / max(given.total(), 1),
     }
     for word in ("correct", "wrong"):
         metrics[f"verdict/right_says_{word}"] = table[True, word] / len(scores)

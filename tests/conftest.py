@@ -7,8 +7,11 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+from report_browser import CHROMIUM, Browser
 from tiny_model import REPO, make_tiny_model
 
 torch.set_num_threads(1)
@@ -33,3 +36,12 @@ def data_dir(request: pytest.FixtureRequest) -> Path:
 def tiny_model():
     """A two-layer float64 Qwen2 with random weights and a 40-token vocabulary; every call of it gives the same one."""
     return make_tiny_model()
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here: apt-get install chromium")
+    browser = Browser(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()

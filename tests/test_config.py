@@ -7,10 +7,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo.arguments import parse_args, parser
-from grpo.config import PRESETS, build, changed, fields, flat, nearest, parse, short, typed
+from grpo.cli import parse_args, parser
 from grpo.errors import UserError
-from grpo.settings import Config
+from grpo.settings import PRESETS, Config, build, changed, fields, flat, nearest, parse, short, typed
 
 PRESET_NAMES = sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
@@ -40,20 +39,20 @@ def test_later_layers_win():
 @pytest.mark.parametrize(
     "argv",
     [
-        ("--learner.token_budget", "77"),
-        ("--learner.token_budget=77",),
-        ("--learner.token-budget", "77"),
-        ("--learner.token-budget=77",),
+        ("--learner.microbatch_tokens", "77"),
+        ("--learner.microbatch_tokens=77",),
+        ("--learner.microbatch-tokens", "77"),
+        ("--learner.microbatch-tokens=77",),
     ],
 )
 def test_every_way_to_write_an_option(argv):
-    assert config(*argv).learner.token_budget == 77
+    assert config(*argv).learner.microbatch_tokens == 77
 
 
 def test_a_mode_leaves_a_part_of_the_preset_and_what_is_typed_wins():
     """l4 has 500 steps of 128 x 8; quick leaves at most 15 of 8 x 8."""
-    quick = config("--preset", "l4", "--mode", "quick", "--rollout.problems", "3")
-    assert (quick.steps, quick.rollout.problems, quick.rollout.group) == (15, 3, 8)
+    quick = config("--preset", "l4", "--mode", "quick", "--rollout.prompts_per_step", "3")
+    assert (quick.steps, quick.rollout.prompts_per_step, quick.rollout.group_size) == (15, 3, 8)
     assert config("--preset", "cpu", "--mode", "dry-run").steps == 58
     assert config("--preset", "l4", "--mode", "full") == config("--preset", "l4")
     assert "mode is 'slow'" in error("--mode", "slow")
@@ -97,9 +96,6 @@ def test_none_only_where_none_is_a_value():
         (("--learner.lrr", "3"), "unknown option --learner.lrr; did you mean --learner.lr?"),
         (("--rollout.temprature=1",), "unknown option --rollout.temprature; did you mean --rollout.temperature?"),
         (("stray",), "unknown option stray"),
-        (("--rollout.gap_limit", "1"), "--rollout.gap_limit is now called --rollout.mismatch_limit"),
-        (("--skip-zero-spread",), "--skip_zero_spread is now called --learner.skip_zero_variance"),
-        (("--updates_per_rollout=2",), "--updates_per_rollout is now called --learner.minibatches_per_rollout"),
         (("--steps",), "argument --steps: expected one argument"),
         (("--preset", "h10"), "unknown preset 'h10'; there are cpu, h100, l4, "),
         (("--preset", "h10"), "; did you mean h100?"),
@@ -113,7 +109,7 @@ def test_none_only_where_none_is_a_value():
         (("--steps", "ten"), "steps is 'ten': input should be a valid integer"),
         (("--seed", "1.5"), "seed is '1.5': input should be a valid integer"),
         (("--learner.lr", "nan"), "learner.lr is 'nan': input should be a finite number"),
-        (("--rollout.group", "1"), "rollout.group is '1': input should be greater than or equal to 2"),
+        (("--rollout.group_size", "1"), "rollout.group_size is '1': input should be greater than or equal to 2"),
         (("--learner.clip_low", "1"), "learner.clip_low is '1': input should be less than 1"),
         (("--quiet", "maybe"), "quiet is 'maybe': input should be a valid boolean"),
         (("--name", "a/b"), "name is 'a/b'"),
@@ -121,7 +117,7 @@ def test_none_only_where_none_is_a_value():
         (("--threads", "99999"), "less than or equal to 1024"),
         (("--config", "none-such.yaml"), "cannot read none-such.yaml"),
         (("--name", "x" * 101), "at most 100 characters"),
-        (("--rollout.group", "100000000"), "less than or equal to 65536"),
+        (("--rollout.group_size", "100000000"), "less than or equal to 65536"),
     ],
 )
 def test_bad_input_is_one_line_that_says_what_would_be_good(argv, message):
@@ -134,8 +130,8 @@ def test_bad_input_is_one_line_that_says_what_would_be_good(argv, message):
         (("--rollout.top_p", "0.9"), ("rollout.top_p is 0.9", "leave them at 1 and 0")),
         (("--rollout.top_k", "50"), ("rollout.top_k 50", "the loss")),
         (
-            ("--rollout.problems", "16", "--learner.minibatches_per_rollout", "3"),
-            ("rollout.problems 16", "minibatches_per_rollout 3", "change one"),
+            ("--rollout.prompts_per_step", "16", "--learner.minibatches_per_rollout", "3"),
+            ("rollout.prompts_per_step 16", "minibatches_per_rollout 3", "change one"),
         ),
         (("--preset", "h100", "--quant", "auto"), ("policy.quant is auto",)),
         (("--policy.quant", "nf4"), ("policy.quant is nf4", "4-bit weights have no gradient", "policy.lora_rank 64")),
@@ -243,7 +239,16 @@ def test_short_names_only_what_differs_from_the_preset():
 
 def test_short_can_be_typed_again():
     first = config(
-        "--preset", "l4", "--rollout.group", "4", "--eval.limit", "3", "--tracker", "wandb", "--learner.lr", "3e-05"
+        "--preset",
+        "l4",
+        "--rollout.group_size",
+        "4",
+        "--eval.limit",
+        "3",
+        "--tracker",
+        "wandb",
+        "--learner.lr",
+        "3e-05",
     )
     assert parse_args(short(first).split(), "cpu").config == first
 

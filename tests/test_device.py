@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from grpo.config import build, parse
 from grpo.errors import UserError
+from grpo.settings import build, parse
 from train import choose_device
 
 CPU = torch.device("cpu")

@@ -93,7 +93,7 @@ def test_links_that_name_a_function_lead_to_its_file(page: Path):
 
 
 def config_names() -> set[str]:
-    from grpo.config import fields
+    from grpo.settings import fields
 
     return set(fields())
 

@@ -97,8 +97,8 @@ def naive_step(policy: Policy, samples: list[Sample], config: LearnerConfig, old
     return loss, {"loss/total": loss.item(), "policy/kl": kl_sum / count, "policy/entropy": entropy_sum / count}
 
 
-def whole(learner: LearnerConfig, mismatch_limit: float = 10.0) -> Config:
-    rollout = RolloutConfig(temperature=TEMPERATURE, max_new_tokens=9, mismatch_limit=mismatch_limit)
+def whole(learner: LearnerConfig, logprob_diff_limit: float = 10.0) -> Config:
+    rollout = RolloutConfig(temperature=TEMPERATURE, max_new_tokens=9, logprob_diff_limit=logprob_diff_limit)
     return Config(steps=4, learner=learner, rollout=rollout)
 
 
@@ -134,7 +134,7 @@ def gradients(policy: Policy, groups, **settings) -> tuple[dict[str, torch.Tenso
         ("constant", 0.3, 0.2),
     ],
 )
-def test_equals_the_formula_for_every_token_budget(lora_rank, aggregation, kl, entropy):
+def test_equals_the_formula_for_every_microbatch_tokens(lora_rank, aggregation, kl, entropy):
     policy = make_policy(lora_rank)
     groups = make_groups(policy)
     samples = [sample for group in groups for sample in group]
@@ -143,7 +143,7 @@ def test_equals_the_formula_for_every_token_budget(lora_rank, aggregation, kl, e
     loss, expected = naive_step(policy, samples, LearnerConfig(**settings), old, max_new_tokens=9)
     reference = torch.autograd.grad(loss, list(policy.trainable().values()))
     for budget in (1, 30, 10_000):
-        found, metrics = gradients(policy, groups, token_budget=budget, **settings)
+        found, metrics = gradients(policy, groups, microbatch_tokens=budget, **settings)
         for name, gradient in zip(policy.trainable(), reference, strict=True):
             torch.testing.assert_close(found[name], gradient, rtol=1e-8, atol=1e-11)
         assert metrics["loss/total"] == pytest.approx(expected["loss/total"], rel=1e-9)
@@ -151,7 +151,7 @@ def test_equals_the_formula_for_every_token_budget(lora_rank, aggregation, kl, e
         assert metrics["policy/kl"] == pytest.approx(expected["policy/kl"] if kl else 0.0, rel=1e-9)
         assert metrics["policy/ratio_max"] == 1.0
         assert metrics["policy/clip_fraction_low"] == metrics["policy/clip_fraction_high"] == 0.0
-        assert metrics["mismatch/mean"] == pytest.approx(0.1, rel=1e-9)
+        assert metrics["logprob_diff/mean"] == pytest.approx(0.1, rel=1e-9)
 
 
 def test_two_optimiser_steps_use_the_weights_that_sampled_and_their_own_counts():
@@ -181,9 +181,9 @@ def test_two_optimiser_steps_use_the_weights_that_sampled_and_their_own_counts()
 def test_rows_may_stand_in_any_order():
     policy = make_policy()
     groups = make_groups(policy)
-    first, metrics = gradients(policy, groups, kl_coef=0.1, token_budget=20)
+    first, metrics = gradients(policy, groups, kl_coef=0.1, microbatch_tokens=20)
     shuffled = [list(reversed(groups[1])), groups[0][2:] + groups[0][:2]]
-    second, other = gradients(policy, shuffled, kl_coef=0.1, token_budget=20)
+    second, other = gradients(policy, shuffled, kl_coef=0.1, microbatch_tokens=20)
     for name in first:
         torch.testing.assert_close(first[name], second[name], rtol=1e-8, atol=1e-11)
     assert other == pytest.approx(metrics, rel=1e-9)
@@ -230,7 +230,7 @@ def test_all_groups_flat_is_a_clean_step(skip: bool):
     before = {name: p.detach().clone() for name, p in policy.trainable().items()}
     metrics = learn(policy, flat, skip_zero_variance=skip)
     assert metrics["policy/grad_norm"] == 0.0
-    assert math.isnan(metrics["mismatch/mean"]) == skip  # left out is not measured, and not measured is not zero
+    assert math.isnan(metrics["logprob_diff/mean"]) == skip  # left out is not measured, and not measured is not zero
     for name, p in policy.trainable().items():
         assert torch.equal(p, before[name])
 
@@ -290,7 +290,7 @@ def test_dropout_is_off_and_checkpointing_changes_no_number():
         layer.self_attn.attention_dropout = 0.5
         layer.mlp.act_fn = torch.nn.Sequential(layer.mlp.act_fn, torch.nn.Dropout(0.5))
     policy = Policy(model, Tokenizer())
-    assert learn(policy, make_groups(policy, shift=0.0))["mismatch/mean"] < 1e-12
+    assert learn(policy, make_groups(policy, shift=0.0))["logprob_diff/mean"] < 1e-12
     plain, checkpointed = make_policy(), make_policy(gradient_checkpointing=True)
     groups = make_groups(plain)
     a, _ = gradients(plain, groups)
@@ -302,9 +302,11 @@ def test_dropout_is_off_and_checkpointing_changes_no_number():
 def test_a_sampler_with_other_weights_stops_the_run():
     policy = make_policy()
     groups = make_groups(policy, shift=0.3)
-    learner = Learner(policy, whole(LearnerConfig(), mismatch_limit=0.2))
+    learner = Learner(policy, whole(LearnerConfig(), logprob_diff_limit=0.2))
     before = {name: p.detach().clone() for name, p in policy.trainable().items()}
-    with pytest.raises(SamplerMismatch, match=r"the rollout is 0\.3000, over rollout.mismatch_limit 0\.2.*temperature"):
+    with pytest.raises(
+        SamplerMismatch, match=r"the rollout is 0\.3000, over rollout.logprob_diff_limit 0\.2.*temperature"
+    ):
         learner.update(groups)
     for name, p in policy.trainable().items():
         assert torch.equal(p, before[name])
@@ -314,7 +316,7 @@ def test_a_non_finite_step_is_skipped_counted_and_in_the_end_fatal():
     policy = make_policy()
     groups = make_groups(policy)
     bad = [[dataclasses.replace(groups[0][0], advantage=float("nan")), *groups[0][1:]], groups[1]]
-    config = LearnerConfig(max_bad_steps=2)
+    config = LearnerConfig(max_nonfinite_steps=2)
     learner = Learner(policy, whole(config))
     before = {name: p.detach().clone() for name, p in policy.trainable().items()}
     assert learner.update(bad)["learner/skipped_steps"] == 1
@@ -363,13 +365,13 @@ def test_only_the_later_minibatches_need_a_pass_for_their_old_logprobs():
 
 def test_the_effective_sample_size_is_of_whole_completions():
     policy = make_policy()
-    assert learn(policy, make_groups(policy, shift=0.0), lr=1e-12)["mismatch/ess"] == pytest.approx(1.0)
+    assert learn(policy, make_groups(policy, shift=0.0), lr=1e-12)["logprob_diff/ess"] == pytest.approx(1.0)
     # The sampler's log-probabilities are 0.1 higher a token: a completion of n tokens weighs e^(-0.1 n).
     weights = [math.exp(-0.1 * len(ids)) for group in COMPLETIONS for ids in group]
     for minibatches in (1, 2):
         metrics = learn(make_policy(), make_groups(policy), minibatches_per_rollout=minibatches, lr=1e-12)
         expected = sum(weights) ** 2 / (len(weights) * sum(w * w for w in weights))
-        assert metrics["mismatch/ess"] == pytest.approx(expected, rel=1e-6)
+        assert metrics["logprob_diff/ess"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_inputs_are_not_changed():
@@ -384,7 +386,7 @@ def test_metrics_do_not_depend_on_the_micro_batches():
     policies = [make_policy() for _ in range(4)]
     groups = make_groups(policies[0])
     runs = [
-        learn(policy, groups, kl_coef=0.1, minibatches_per_rollout=2, lr=0.01, token_budget=budget)
+        learn(policy, groups, kl_coef=0.1, minibatches_per_rollout=2, lr=0.01, microbatch_tokens=budget)
         for policy, budget in zip(policies, (1, 17, 30, 10_000), strict=True)
     ]
     for one, other in itertools.pairwise(runs):

@@ -14,10 +14,10 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from data.tiny_base import make_tokenizer
 from grpo import attention, lora
-from grpo.config import Config, build, parse
 from grpo.errors import UserError
 from grpo.packing import Batch, pack
 from grpo.policy import Policy, compute_dtype, fuse_norms, load_policy
+from grpo.settings import Config, build, parse
 from grpo.types import Sample
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

@@ -16,10 +16,11 @@ from transformers import PreTrainedTokenizerFast
 
 import grpo.problems
 import prompts
-from grpo.config import build
+from grpo.engines.base import SamplingParams
 from grpo.errors import UserError
 from grpo.problems import render, training_problems
-from grpo.rollout import Sampling, draw, request_seed, rollout
+from grpo.rollout import draw, request_seed, rollout
+from grpo.settings import build
 from grpo.types import Problem
 
 TEMPLATE = (
@@ -336,7 +337,7 @@ def test_a_problem_drawn_twice_is_sampled_twice():
     """Its first place has the seed that it always had; the second place has another."""
     asked = []
     engine = SimpleNamespace(generate=lambda requests, sampling: asked.extend(requests) or [()] * len(requests))
-    rollout(engine, [PROBLEMS[3], PROBLEMS[4], PROBLEMS[3], PROBLEMS[3]], 2, Sampling(1), seed=5, step=6)
+    rollout(engine, [PROBLEMS[3], PROBLEMS[4], PROBLEMS[3], PROBLEMS[3]], 2, SamplingParams(1), seed=5, step=6)
     seeds = [request.seed for request in asked]
     assert seeds[:2] == [request_seed(5, 6, 3), request_seed(5, 6, 4)]
     assert len(set(seeds)) == 4

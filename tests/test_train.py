@@ -6,7 +6,7 @@ import pytest
 from small_runs import arguments
 
 import train
-from grpo.rollout.torch_engine import TorchEngine
+from grpo.engines.torch_engine import TorchEngine
 
 
 @pytest.mark.parametrize("fails", [None, "generate", "sync"])

@@ -12,11 +12,12 @@ from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
 from data import rows, sources
-from grpo.config import Config, nearest
+from grpo.engines.base import Engine, SamplingParams
 from grpo.errors import UserError
 from grpo.problems import check_share, make_problems, read_data
-from grpo.rollout import Engine, Sampling, question, request_seed
+from grpo.rollout import question, request_seed
 from grpo.run.terminal import Clock, say
+from grpo.settings import Config, nearest
 from grpo.types import Completion, Problem, Request
 from rewards import Score, make_reward
 
@@ -217,7 +218,7 @@ class HeldOut:
         config, shares = self.config, {}
         ways = {"sampled": config.rollout.temperature} if config.eval.sampling == "both" else {}
         for way, temperature in (ways | {"greedy": 0.0}).items():
-            groups = ask(engine, problems, 1, Sampling(config.rollout.max_new_tokens, temperature), config.seed)
+            groups = ask(engine, problems, 1, SamplingParams(config.rollout.max_new_tokens, temperature), config.seed)
             texts = [self.tokenizer.decode(group[0].ids, skip_special_tokens=True) for group in groups]
             shares[way] = summarise(self.judge.score_batch(texts, [problem.ground_truth for problem in problems]))
         accuracy = {f"{way}_accuracy": found.pop("accuracy") for way, found in shares.items()}
@@ -239,7 +240,7 @@ def summarise(scores: Sequence[Score]) -> dict[str, float]:
 
 
 def ask(
-    engine: Engine, problems: Sequence[Problem], samples: int, sampling: Sampling, seed: int
+    engine: Engine, problems: Sequence[Problem], samples: int, sampling: SamplingParams, seed: int
 ) -> list[list[Completion]]:
     """[problems][samples]. A completion follows from the seed, its problem's row number and its place in the row."""
     requests = [Request(problem.prompt_ids, samples, request_seed(seed, problem.index)) for problem in problems]

@@ -14,10 +14,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
+from grpo.environment import versions_of
 from grpo.errors import UserError
 from grpo.evaluation.benchmarks import Protocol
 from grpo.evaluation.scores import COLUMNS, by_problem, grade, paired_difference, score_rows
-from grpo.packages import versions_of
 from grpo.run import files
 from rewards import Verifier
 

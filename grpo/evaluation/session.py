@@ -17,18 +17,18 @@ import torch
 from tqdm import tqdm
 from transformers import AutoConfig
 
-from grpo.config import Config, parse
+from grpo.engines.base import Engine, SamplingParams, engine_name, make_engine
+from grpo.environment import versions_of
 from grpo.errors import UserError, printable
 from grpo.evaluation import benchmarks
 from grpo.evaluation.benchmarks import Protocol, ask
 from grpo.evaluation.results import EvalFolder, Line
 from grpo.evaluation.scores import grade
-from grpo.packages import versions_of
 from grpo.policy import compute_dtype
 from grpo.problems import prompt_text
-from grpo.rollout import Engine, Sampling, engine_name, make_engine
 from grpo.run import files
 from grpo.saved import Target, fingerprint, open_policy, tokenizer_of
+from grpo.settings import Config, parse
 from grpo.types import Completion, Problem
 from rewards import Verifier
 
@@ -152,7 +152,7 @@ class Session:
             return
         folder.replace(rows)  # a line that was cut must not run into the next
         engine, protocol = self.load(one.target), one.protocol
-        sampling = Sampling(protocol.max_new_tokens, protocol.temperature)
+        sampling = SamplingParams(protocol.max_new_tokens, protocol.temperature)
         step = max(1, BATCH[folder.settings["engine"]] // protocol.samples)
         title, quiet = printable(folder.path.name), not sys.stderr.isatty()
         with tqdm(total=len(one.problems), initial=len(done), unit="problem", desc=title, disable=quiet) as bar:

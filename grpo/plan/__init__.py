@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import mean
 
-from grpo.config import Config, changed, typed
+from grpo.engines.base import engine_name
 from grpo.plan import memory
-from grpo.plan.duration import START, Card, learning_flops, step_seconds
 from grpo.plan.memory import GIB, Shape, expected, shape_of
-from grpo.rollout import engine_name
+from grpo.plan.time import START, Card, learning_flops, step_seconds
+from grpo.settings import Config, changed, typed
 
 USABLE = 0.93
 """Share of the memory to plan with; the rest is for fragmentation and for what a plan forgets."""
@@ -111,13 +111,13 @@ class Plan:
         return enough and max(self.totals().values()) <= self.usable
 
     @property
-    def largest_token_budget(self) -> int:
+    def largest_microbatch_tokens(self) -> int:
         """The most tokens in a micro-batch, a multiple of 1024, that fit beside this plan's KV cache; 0 where not even
         one sequence does."""
         fixed = replace(self, config=self.engine_config)
         least = -(-self.config.rollout.longest_sequence // 1024)
         budgets = range(1024 * least, 2**22, 1024)
-        fitting = bisect(budgets, False, key=lambda budget: not fixed.but({"learner.token_budget": budget}).fits)
+        fitting = bisect(budgets, False, key=lambda budget: not fixed.but({"learner.microbatch_tokens": budget}).fits)
         return budgets[fitting - 1] if fitting else 0
 
     def seconds(self, completion_tokens: float | None = None) -> dict[str, float]:
@@ -191,7 +191,7 @@ def _time(plan: Plan) -> list[str]:
     hour = f" (an hour holds {int(HOUR / step)}; see --mode)" if step * config.steps > HOUR else ""
     checkpoint, weights, completions = memory.disk_parts(config, plan.shape, plan.element)
     return [
-        f"largest learner.token_budget that fits: {plan.largest_token_budget}",
+        f"largest learner.microbatch_tokens that fits: {plan.largest_microbatch_tokens}",
         f"time, planned and not measured: {length(step)} a step ({shares}) with {expected(longest):.0f} tokens a "
         f"completion, {length(sum(plan.seconds(longest).values()))} if all run to {longest}; "
         f"{length(step * config.steps)} for {config.steps} steps{hour}{start}",
@@ -208,14 +208,14 @@ def planned_and_measured(plan: Plan, rows: Sequence[dict[str, float]]) -> str:
     seconds = plan.seconds()
     planned = {f"time/{phase}": seconds[phase] for phase in ("rollout", "learn", "sync")} | {
         "time/step": plan.step_seconds,
-        "completion/tokens_mean": expected(plan.config.rollout.max_new_tokens),
+        "completion/length_mean": expected(plan.config.rollout.max_new_tokens),
         "memory/peak_gib": max(plan.totals().values()) / GIB,
     }
     steps = [row for row in rows if row["step"] > 1] or [row for row in rows if row["step"] == 1]
     measured = {name: mean(row[name] for row in steps) for name in planned}
     measured["memory/peak_gib"] = max(row["memory/peak_gib"] for row in steps)
     for numbers in (planned, measured):
-        work = learning_flops(plan.config, plan.shape, numbers["completion/tokens_mean"])
+        work = learning_flops(plan.config, plan.shape, numbers["completion/length_mean"])
         numbers["utilisation"] = work / (numbers["time/learn"] * plan.card.flops)
     lines = [f"{name:24}{planned[name]:>10.4g}{measured[name]:>10.4g}" for name in planned]
     return "\n".join([f"{'':24}{'planned':>10}{'measured':>10}", *lines])

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 import torch
 
-from grpo.arguments import parse_args
-from grpo.config import short
+from grpo.cli import parse_args
 from grpo.errors import UserError, one_line
 from grpo.plan import decide, describe
-from grpo.plan.check import misfit
-from grpo.plan.duration import card_named, this_card
+from grpo.plan.preflight import misfit
+from grpo.plan.time import card_named, this_card
+from grpo.settings import short
 
 
 @one_line

@@ -19,14 +19,14 @@ import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from grpo import hub
-from grpo.config import Config
+from grpo.engines.vllm_engine import VLLM_BATCHED_TOKENS, kv_bytes
 from grpo.errors import UserError
-from grpo.rollout.vllm_engine import VLLM_BATCHED_TOKENS, kv_bytes
+from grpo.settings import Config
 
 if TYPE_CHECKING:
     from grpo.plan import Plan
 
-KNOWN = yaml.safe_load(Path(__file__).with_name("known.yaml").read_text(encoding="utf-8"))
+KNOWN = yaml.safe_load(Path(__file__).with_name("hardware.yaml").read_text(encoding="utf-8"))
 """cards and models, for a plan without a GPU and a network"""
 GIB = 2**30
 CUDA_CONTEXT = int(0.6 * GIB)
@@ -95,7 +95,7 @@ def shape_of(name: str, trust_remote_code: bool = False) -> Shape:
 
 
 def model_config(name: str, trust_remote_code: bool = False, known: bool = True) -> PreTrainedConfig:
-    """From a folder, the cache, known.yaml (unless not `known`), or the hub, in this order."""
+    """From a folder, the cache, hardware.yaml (unless not `known`), or the hub, in this order."""
     try:
         return AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=trust_remote_code)
     except (OSError, ValueError):
@@ -133,7 +133,7 @@ def policy_parts(config: Config, shape: Shape, element: int) -> dict[str, float]
 def learning_parts(config: Config, shape: Shape, element: int) -> dict[str, float]:
     """Bytes that only learning needs, at their joint peak: gradients, activations, logits."""
     c, lora = shape.text, config.policy.lora_rank
-    tokens = max(config.learner.token_budget, config.rollout.longest_sequence)
+    tokens = max(config.learner.microbatch_tokens, config.rollout.longest_sequence)
     layer, transient = _layer_bytes(shape, element, lora)
     # What is saved beside the layers: inputs of the embedding and the final norm, and the rows that the head reads.
     saved = c.hidden_size * (2 * element + 4 + (0 if lora else element))
@@ -192,7 +192,9 @@ def reward_model_bytes(config: Config) -> float:
 
 def host_bytes(config: Config) -> float:
     """Of the host's memory for one rollout's completions, all of them at their longest."""
-    return config.rollout.problems * config.rollout.group * config.rollout.longest_sequence * HOST_TOKEN_BYTES
+    return (
+        config.rollout.prompts_per_step * config.rollout.group_size * config.rollout.longest_sequence * HOST_TOKEN_BYTES
+    )
 
 
 def disk_parts(config: Config, shape: Shape, element: int) -> tuple[float, float, float]:
@@ -202,7 +204,7 @@ def disk_parts(config: Config, shape: Shape, element: int) -> tuple[float, float
     masters = parts["float32 masters"] or weights  # float32 weights are their own, and are written with the rest again
     both = math.lcm(config.eval.every, config.checkpoint.every)  # 0: one of them never happens
     older = max(0, config.steps // both - config.checkpoint.keep) if both else 0
-    completions = config.steps * config.rollout.problems * config.rollout.group
+    completions = config.steps * config.rollout.prompts_per_step * config.rollout.group_size
     text = completions * expected(config.rollout.max_new_tokens) * COMPRESSED_TOKEN
     return weights + masters + parts["optimiser moments"], older * weights, text
 

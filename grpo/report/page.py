@@ -22,11 +22,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from grpo.config import dotted
 from grpo.errors import UserError
 from grpo.report.charts import charts_for
 from grpo.report.read import Run
 from grpo.run import files
+from grpo.settings import dotted
 
 HERE = Path(__file__).resolve().parent
 SCRIPTS = ("text.js", "charts.js", "browser.js")

@@ -53,7 +53,7 @@ class TrainingState:
 
     def complete(self, step: int, row: dict[str, float]) -> None:
         self.step, self.row = step, row
-        counters = (self.learner.bad_steps, self.learner.token_budget)
+        counters = (self.learner.bad_steps, self.learner.microbatch_tokens)
         self._small = {"learner": counters, "reward": copy.deepcopy(self.reward.state_dict())}
 
     def write(self, folder: Path) -> None:
@@ -76,7 +76,7 @@ class TrainingState:
         try:
             saved = torch.load(folder / TRAINER, weights_only=True, map_location="cpu")
             shapes = [master.shape for master in saved["optimizer"]["masters"]]
-            step, row, notes, (bad_steps, token_budget), reward = (
+            step, row, notes, (bad_steps, microbatch_tokens), reward = (
                 saved[name] for name in ("step", "row", "notes", "learner", "reward")
             )
             if shapes != [master.shape for master in self.learner.optimizer.masters]:
@@ -85,7 +85,7 @@ class TrainingState:
         except (torch.serialization.pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
             raise ValueError(f"{TRAINER} is none: {str(error).splitlines()[0]}") from error
         self.learner.optimizer.load_state_dict(saved["optimizer"])
-        self.learner.bad_steps, self.learner.token_budget = bad_steps, token_budget
+        self.learner.bad_steps, self.learner.microbatch_tokens = bad_steps, microbatch_tokens
         self.reward.load_state_dict(reward)
         self.notes = notes
         self.complete(step, row)

@@ -22,9 +22,9 @@ from typing import IO, TYPE_CHECKING
 
 import yaml
 
-from grpo.config import Config
+from grpo.environment import versions
 from grpo.errors import UserError
-from grpo.packages import versions
+from grpo.settings import Config
 from rewards import UNVERIFIED
 
 if TYPE_CHECKING:

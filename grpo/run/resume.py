@@ -14,22 +14,29 @@ from pathlib import Path
 
 import torch
 
-from grpo.arguments import Command
-from grpo.config import Config, build, changed, flat, parse, read_yaml, typed
+from grpo.cli import Command
 from grpo.errors import UserError
 from grpo.policy import Policy
 from grpo.run.files import STARTED, append, lines, numbered, read_rows, run_id, write
 from grpo.run.terminal import say
+from grpo.settings import Config, build, changed, flat, parse, read_yaml, typed
 from grpo.types import Problem
 
 PATHS = {"model", "data", "data_dir", "prompt", "reward.model", "eval.data", "eval.test"}
 """May lie elsewhere when a run is continued: the last part of the name has to be the same."""
 WHERE = {"name", "out", "data_dir", "quiet", "show_every", "tracker"}
-HOW_LONG = {"steps", "bad_rows.limit", "learner.max_bad_steps", "eval.every", "checkpoint.every", "checkpoint.keep"}
-HOW_FAST = {"rollout.mismatch_limit", "rollout.kv_gib", "rollout.sleep", "reward.workers"}
+HOW_LONG = {
+    "steps",
+    "bad_rows.limit",
+    "learner.max_nonfinite_steps",
+    "eval.every",
+    "checkpoint.every",
+    "checkpoint.keep",
+}
+HOW_FAST = {"rollout.logprob_diff_limit", "rollout.kv_gib", "rollout.sleep", "reward.workers"}
 ROUNDING = {
-    *("threads", "policy.gradient_checkpointing", "rollout.max_sequences"),
-    *("learner.token_budget", "learner.logit_chunk"),
+    *("threads", "policy.gradient_checkpointing", "rollout.max_num_seqs"),
+    *("learner.microbatch_tokens", "learner.logit_chunk"),
 }
 """They change the order of sums: the same run, but no longer bit for bit."""
 FREE = {"preset", "policy.trust_remote_code"} | WHERE | HOW_LONG | HOW_FAST | ROUNDING

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from grpo.config import Config
 from grpo.problems import BadRow
 from grpo.run import files, terminal
 from grpo.run.checkpoint import Checkpoints, TrainingState
 from grpo.run.resume import decisive, new_folder, set_back
 from grpo.run.terminal import BAR, Alarms, Clock, before_and_after, figures, fitted, good_and_bad, say
 from grpo.run.trackers import TrackerProcess
+from grpo.settings import Config
 from grpo.types import Group
 from rewards import Score, summarize, weight_warnings
 
@@ -229,7 +229,7 @@ def completion_metrics(groups: Sequence[Group]) -> dict[str, float]:
     lengths = [len(completion.ids) for completion in completions]
     return {
         "completion/tokens": sum(lengths),
-        "completion/tokens_mean": sum(lengths) / len(lengths),
+        "completion/length_mean": sum(lengths) / len(lengths),
         "completion/tokens_max": max(lengths),
         "completion/truncated": sum(c.finish_reason == "length" for c in completions) / len(completions),
         "completion/unique": len({c.ids for c in completions}) / len(completions),

@@ -51,7 +51,7 @@ def figures(metrics: dict[str, float], limit: int | None = None) -> list[str]:
         f"greedy{star}": "eval/greedy_accuracy",
         "reward": "reward/mean",
         **{name.removeprefix("signal/"): name for name in parts},
-        "tokens": "completion/tokens_mean",
+        "tokens": "completion/length_mean",
         "tokens/s": "speed/tokens_per_second",
     }
     return [f"{label} {metrics[key]:.3g}" for label, key in shown.items() if metrics.get(key) is not None]
@@ -135,7 +135,7 @@ WINDOW = 5
 ENOUGH = 20
 """Reflections on right answers, and on wrong ones, before their rates are compared."""
 VERDICTS = tuple(f"verdict/{truth}_says_{word}" for truth in ("right", "wrong") for word in ("correct", "wrong"))
-AMOUNTS = ("reward/mean", "outcome/correct", "groups/zero_variance", "completion/tokens", "completion/tokens_mean")
+AMOUNTS = ("reward/mean", "outcome/correct", "groups/zero_variance", "completion/tokens", "completion/length_mean")
 WATCHED = AMOUNTS + VERDICTS
 
 
@@ -168,7 +168,7 @@ def diseases(first: dict[str, float], now: dict[str, float], best: float) -> Ite
         yield "flat", f"for {WINDOW} steps all rewards of each group were equal: nothing was learned; see outcome/*"
     if best >= 0.05 and abs(reward) <= 0.01 * best:
         yield "fallen", f"the reward fell to 0 after a mean of {best:.2g}: lower learner.lr, or go back to a checkpoint"
-    tokens, before = now["completion/tokens_mean"], first["completion/tokens_mean"]
+    tokens, before = now["completion/length_mean"], first["completion/length_mean"]
     if tokens <= before / 4 and right <= first["outcome/correct"] + 0.05:
         shrank = f"completions shrank from {before:.0f} to {tokens:.0f} tokens"
         yield "shrunk", f"{shrank} and are right no more often: read a few"

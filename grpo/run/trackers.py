@@ -19,7 +19,7 @@ from pathlib import Path
 
 import yaml
 
-from grpo.packages import installed
+from grpo.environment import installed
 from grpo.run import files
 from grpo.run.terminal import say
 

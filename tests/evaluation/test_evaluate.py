@@ -9,13 +9,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from grpo.config import build
+from grpo.engines.base import SamplingParams
+from grpo.engines.torch_engine import TorchEngine
 from grpo.errors import UserError
 from grpo.evaluation.benchmarks import HeldOut, ask, summarise
 from grpo.policy import load_policy
-from grpo.rollout import Sampling, load_reward, request_seed
-from grpo.rollout.torch_engine import TorchEngine
+from grpo.rollout import load_reward, request_seed
 from grpo.run.terminal import Clock
+from grpo.settings import build
 from grpo.types import Problem
 from rewards import make_reward
 
@@ -39,7 +40,7 @@ def test_shares_by_hand():
 def test_the_seed_of_a_row_is_its_own_wherever_it_stands():
     asked = []
     engine = SimpleNamespace(generate=lambda requests, sampling: asked.extend(requests))
-    ask(engine, [Problem(index, "p", (7, index), str(index)) for index in (5, 3, 9)], 1, Sampling(2), seed=1)
+    ask(engine, [Problem(index, "p", (7, index), str(index)) for index in (5, 3, 9)], 1, SamplingParams(2), seed=1)
     assert asked[1].seed == request_seed(1, 3)
     assert len({request.seed for request in asked} | {request_seed(2, 3)}) == 4
 

@@ -12,12 +12,12 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.roofline import Count, meta_kernels
-from grpo.config import build, changed
 from grpo.errors import UserError
 from grpo.optim import Optimizer
 from grpo.packing import pack
 from grpo.plan.memory import GIB, NF4_BYTES, Shape, learning_parts, model_config, policy_parts, shape_of
 from grpo.policy import Policy
+from grpo.settings import build, changed
 from grpo.types import Sample
 
 # (hidden, layers, heads, key/value heads, intermediate, tied): parameters as the published checkpoints have them, whose
@@ -133,8 +133,8 @@ class NoTokenizer:
 def live_peak(config, shape: Shape) -> tuple[float, float]:
     """(bytes of what stays, peak) of two accumulated micro-batches at the token budget and an optimiser step."""
     rollout, live = config.rollout, LiveBytes()
-    completions = config.learner.token_budget // rollout.longest_sequence
-    length = config.learner.token_budget // completions - rollout.max_prompt_tokens
+    completions = config.learner.microbatch_tokens // rollout.longest_sequence
+    length = config.learner.microbatch_tokens // completions - rollout.max_prompt_tokens
     samples = [
         Sample((2,) * (rollout.max_prompt_tokens - 1) + (i,), (3,) * length, (0.0,) * length, 1.0)
         for i in range(completions)
@@ -165,15 +165,15 @@ BASE = {
 FEW_WORDS = {"vocabulary": 4096}  # then a layer's backward pass holds more than a chunk of logits
 CASES = {
     "LoRA as in l4": ("l4", {}, {}),
-    "LoRA, long batch, few words": ("l4", {"learner.token_budget": 32768}, FEW_WORDS),
+    "LoRA, long batch, few words": ("l4", {"learner.microbatch_tokens": 32768}, FEW_WORDS),
     "LoRA, 6 layers, few words": ("l4", {}, FEW_WORDS | {"layers": 6}),
     "LoRA without checkpointing": ("l4", {"policy.gradient_checkpointing": "false"}, {}),
     "all weights as in h100": ("h100", {}, {}),
     "all weights, few words": ("h100", {}, FEW_WORDS),
-    "all weights, small chunk": ("h100", {"learner.logit_chunk": 128, "learner.token_budget": 4096}, {}),
+    "all weights, small chunk": ("h100", {"learner.logit_chunk": 128, "learner.microbatch_tokens": 4096}, {}),
     "all weights without checkpointing": ("h100", {"policy.gradient_checkpointing": "false"}, {}),
     "all weights in float32": ("h100", {"policy.dtype": "float32", "learner.kl_coef": "0"}, {}),
-    "all weights, one sequence": ("h100", {"learner.token_budget": 2048}, FEW_WORDS),
+    "all weights, one sequence": ("h100", {"learner.microbatch_tokens": 2048}, FEW_WORDS),
 }
 
 

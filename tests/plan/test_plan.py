@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from grpo.config import build, changed, flat
 from grpo.errors import UserError
 from grpo.plan import LEAST_SEQUENCES, Plan, decide, describe, length, make_plan, planned_and_measured
 from grpo.plan.__main__ import main
-from grpo.plan.check import REMEDIES, misfit, plan_run, remedy
-from grpo.plan.duration import CARDS, card_named, known, this_card
 from grpo.plan.memory import GIB
+from grpo.plan.preflight import REMEDIES, misfit, plan_run, remedy
+from grpo.plan.time import CARDS, card_named, known, this_card
+from grpo.settings import build, changed, flat
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -23,7 +23,7 @@ def plan(preset: str, card: str, **options) -> Plan:
     return make_plan(build(preset, {"policy.quant": "none"} | overrides), card_named(card))
 
 
-ALL_WEIGHTS = {"policy__lora_rank": 0, "learner__lr": 1e-6, "learner__token_budget": 4096}
+ALL_WEIGHTS = {"policy__lora_rank": 0, "learner__lr": 1e-6, "learner__microbatch_tokens": 4096}
 
 
 # ---- what fits
@@ -70,7 +70,7 @@ def test_a_kv_cache_that_holds_next_to_nothing_does_not_fit():
 # ---- monotone in every knob
 
 MORE = {
-    "learner.token_budget": (8192, 16384),
+    "learner.microbatch_tokens": (8192, 16384),
     "learner.logit_chunk": (4096, 8192),
     "learner.kl_coef": (0.0, 0.1),
     "policy.lora_rank": (8, 64),
@@ -87,14 +87,14 @@ def test_learning_takes_more(knob):
     preset = "h100" if knob == "learner.kl_coef" else "l4"  # LoRA's reference is the policy itself
     less, more = (make_plan(build(preset, {"policy.quant": "none", knob: v}), CARDS["h100"]) for v in MORE[knob])
     assert less.needs("learn") < more.needs("learn")
-    assert less.largest_token_budget >= more.largest_token_budget
+    assert less.largest_microbatch_tokens >= more.largest_microbatch_tokens
 
 
 @pytest.mark.parametrize("engine", ["vllm", "torch"])
 @pytest.mark.parametrize(
     ("knob", "values"),
     [
-        ("rollout.max_sequences", (64, 512)),
+        ("rollout.max_num_seqs", (64, 512)),
         ("rollout.max_new_tokens", (512, 3072)),
         ("rollout.max_prompt_tokens", (256, 1024)),
         ("policy.lora_rank", (8, 64)),
@@ -107,15 +107,15 @@ def test_sampling_takes_more(engine, knob, values):
     assert less.needs("rollout") <= more.needs("rollout")
     if engine == "torch":  # its KV cache is part of what it needs
         assert less.totals()["rollout"] < more.totals()["rollout"]
-    elif knob != "rollout.max_sequences":  # fewer of them also fill less
+    elif knob != "rollout.max_num_seqs":  # fewer of them also fill less
         assert less.kv_sequences >= more.kv_sequences
 
 
 @pytest.mark.parametrize(
     ("knob", "values"),
     [
-        ("rollout.problems", (16, 128)),
-        ("rollout.group", (8, 32)),
+        ("rollout.prompts_per_step", (16, 128)),
+        ("rollout.group_size", (8, 32)),
         ("rollout.max_new_tokens", (512, 3072)),
         ("learner.kl_coef", (0.0, 0.001)),
         ("learner.minibatches_per_rollout", (1, 2)),
@@ -141,16 +141,18 @@ def test_asleep_the_engine_leaves_its_memory_to_the_learner():
     assert asleep.kv_bytes > awake.kv_bytes
 
 
-def test_the_largest_token_budget_is_the_largest():
+def test_the_largest_microbatch_tokens_is_the_largest():
     for sleep in (False, True):
         l4 = plan("l4", "l4", rollout__sleep=sleep, rollout__kv_gib=4)
-        best = l4.largest_token_budget
-        assert plan("l4", "l4", rollout__sleep=sleep, rollout__kv_gib=4, learner__token_budget=best).fits
-        assert not plan("l4", "l4", rollout__sleep=sleep, rollout__kv_gib=4, learner__token_budget=best + 1024).fits
+        best = l4.largest_microbatch_tokens
+        assert plan("l4", "l4", rollout__sleep=sleep, rollout__kv_gib=4, learner__microbatch_tokens=best).fits
+        assert not plan(
+            "l4", "l4", rollout__sleep=sleep, rollout__kv_gib=4, learner__microbatch_tokens=best + 1024
+        ).fits
 
 
 def test_the_kv_cache_never_exceeds_what_can_run():
-    small = plan("l4", "h200", rollout__max_sequences=4)
+    small = plan("l4", "h200", rollout__max_num_seqs=4)
     assert small.kv_sequences == 4
 
 
@@ -175,7 +177,7 @@ def test_planned_beside_measured():
     l4 = plan("l4", "l4")
     seconds = l4.seconds()
     phases = {f"time/{name}": seconds[name] for name in ("rollout", "learn", "sync")}
-    tokens = {"completion/tokens_mean": 768.0}  # a quarter of 3072, as the plan takes it
+    tokens = {"completion/length_mean": 768.0}  # a quarter of 3072, as the plan takes it
     rows = [
         {"step": 0, "time/step": 9e9},
         phases | tokens | {"step": 1, "time/step": 9e9, "memory/peak_gib": 1.0},
@@ -211,10 +213,13 @@ def test_a_run_that_cannot_fit_names_settings_that_do():
 @pytest.mark.parametrize(
     ("options", "cure"),
     [
-        ({"learner__token_budget": 131072}, "learner.token_budget"),
-        ({"policy__gradient_checkpointing": False, "learner__token_budget": 16384}, "policy.gradient_checkpointing"),
+        ({"learner__microbatch_tokens": 131072}, "learner.microbatch_tokens"),
+        (
+            {"policy__gradient_checkpointing": False, "learner__microbatch_tokens": 16384},
+            "policy.gradient_checkpointing",
+        ),
         ({"rollout__kv_gib": 40}, "rollout.kv_gib"),
-        ({"rollout__engine": "torch"}, "rollout.max_sequences"),
+        ({"rollout__engine": "torch"}, "rollout.max_num_seqs"),
     ],
 )
 def test_the_setting_at_fault_is_the_remedy(options, cure):
@@ -332,7 +337,7 @@ def test_the_engine_gets_its_kv_cache_from_the_plan():
 def test_a_run_that_cannot_fit_stops_with_nothing_but_the_configuration(tmp_path):
     """The folder holds no weights and no tokenizer: whatever is said was known from config.json alone."""
     (tmp_path / "config.json").write_text((REPO / "data/tiny-base/config.json").read_text())
-    huge = {"learner__logit_chunk": 10**8, "learner__token_budget": 10**8, "model": str(tmp_path)}
+    huge = {"learner__logit_chunk": 10**8, "learner__microbatch_tokens": 10**8, "model": str(tmp_path)}
     with pytest.raises(UserError, match=r"does not fit CPU.* It fits with: --learner"):
         plan_run(tiny(**huge), torch.device("cpu"))
     with pytest.raises(UserError, match=r"has no model.safetensors"):

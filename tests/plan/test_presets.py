@@ -13,11 +13,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 import train
-from grpo.config import PRESETS, build, flat, short
-from grpo.plan import check, decide, make_plan
-from grpo.plan.duration import card_named
+from grpo.plan import decide, make_plan
+from grpo.plan import preflight as check
+from grpo.plan.time import card_named
 from grpo.run.files import read_completions
-from grpo.settings import Config
+from grpo.settings import PRESETS, Config, build, flat, short
 from rewards import check_ground_truths
 
 REPO = Path(__file__).resolve().parents[2]
@@ -28,7 +28,7 @@ SAME = {
     "data": "pi1_r128.parquet",
     "prompt": "multi-signal",
     "rollout.engine": "vllm",
-    "rollout.problems": 128,
+    "rollout.prompts_per_step": 128,
     "rollout.max_prompt_tokens": 1024,
     "rollout.max_new_tokens": 3072,
     "rollout.temperature": 0.6,
@@ -46,9 +46,9 @@ SAME = {
     "reward.beta": 0.5,
     "reward.gamma": 0.5,
 }
-L4 = {"steps": 500, "rollout.group": 8, "policy.lora_rank": 64, "policy.lora_alpha": 128.0, "policy.quant": "auto"}
+L4 = {"steps": 500, "rollout.group_size": 8, "policy.lora_rank": 64, "policy.lora_alpha": 128.0, "policy.quant": "auto"}
 L4 |= {"learner.lr": 1e-5, "learner.minibatches_per_rollout": 1, "rollout.sleep": True}
-H100 = {"steps": 2000, "rollout.group": 32, "policy.lora_rank": 0, "policy.quant": "none"}
+H100 = {"steps": 2000, "rollout.group_size": 32, "policy.lora_rank": 0, "policy.quant": "none"}
 H100 |= {"learner.lr": 1e-6, "learner.minibatches_per_rollout": 2, "rollout.sleep": False}
 
 
@@ -60,7 +60,7 @@ def test_the_numbers(preset, numbers):
 
 def test_h100_takes_64_problems_per_optimiser_step():
     h100 = build("h100", {})
-    assert h100.rollout.problems // h100.learner.minibatches_per_rollout == 64
+    assert h100.rollout.prompts_per_step // h100.learner.minibatches_per_rollout == 64
 
 
 @pytest.mark.parametrize("path", sorted(PRESETS.glob("*.yaml")), ids=lambda path: path.stem)
@@ -107,7 +107,12 @@ def test_it_fits_its_card_and_its_model(preset, card):
 def test_speedrun_is_under_an_hour_on_an_h100_and_fits_24_gb_with_lora():
     fast = make_plan(build("speedrun", {}), card_named("h100"))
     assert fast.step_seconds * fast.config.steps < 3600
-    lora = {"policy.lora_rank": "64", "learner.lr": "1e-5", "rollout.sleep": "true", "learner.token_budget": "8192"}
+    lora = {
+        "policy.lora_rank": "64",
+        "learner.lr": "1e-5",
+        "rollout.sleep": "true",
+        "learner.microbatch_tokens": "8192",
+    }
     assert make_plan(build("speedrun", lora), card_named("l4")).fits
 
 
@@ -127,8 +132,8 @@ CUT = {
     "model": str(REPO / "data/tiny-base"),  # 0.33 M parameters with Qwen2's architecture
     "rollout.engine": "torch",
     "steps": "2",
-    "rollout.problems": "4",
-    "rollout.group": "2",
+    "rollout.prompts_per_step": "4",
+    "rollout.group_size": "2",
     "rollout.max_new_tokens": "48",
     "eval.limit": "2",
 }
@@ -154,10 +159,10 @@ def test_two_steps_on_the_real_pi1_rows(preset, data_dir, tmp_path, capsys):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2]
     for row in rows[1:]:
-        assert row["mismatch/mean"] < 1e-4
+        assert row["logprob_diff/mean"] < 1e-4
         assert row["policy/entropy"] > 0
         assert row["learner/skipped_steps"] == 0
-        assert 0 < row["completion/tokens_mean"] <= 48
+        assert 0 < row["completion/length_mean"] <= 48
     completions = read_completions(folder, 1)
     assert len(completions) == 8
     assert {row["ground_truth"] for row in completions} == {"12.8"}

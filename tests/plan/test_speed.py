@@ -19,10 +19,10 @@ REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO))
 
 from benchmarks import common, exact, gpu, versus_trl  # noqa: E402
-from grpo.packages import installed  # noqa: E402
+from grpo.environment import installed  # noqa: E402
 from grpo.plan import make_plan  # noqa: E402
 from grpo.plan import memory as flops  # noqa: E402
-from grpo.plan.duration import CARDS  # noqa: E402
+from grpo.plan.time import CARDS  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,7 @@ def test_the_plan_of_learning_is_within_a_quarter_of_the_count(preset):
     """Both of 768 completion tokens behind a prompt of 256 that its group shares."""
     plan = make_plan(roofline.settings(preset, policy__gradient_checkpointing=True), CARDS[preset])
     rollout = plan.config.rollout
-    packed = rollout.problems * (rollout.group * 768 + 256)
+    packed = rollout.prompts_per_step * (rollout.group_size * 768 + 256)
     counted = per_token(preset, policy__gradient_checkpointing=True)["microseconds"]
     assert plan.seconds(768)["learn"] / packed * 1e6 == pytest.approx(counted, rel=0.25)
 

@@ -7,8 +7,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForSequenceClassification
 
-from grpo.config import build
 from grpo.rollout import load_reward, warm_up
+from grpo.settings import build
 from grpo.types import Completion, Problem
 from rewards import make_reward, self_test
 from rewards.hybrid import HybridReward, RewardModel
@@ -83,7 +83,7 @@ def test_the_scale_is_set_once_saved_and_restored(model):
 def test_a_pass_before_training_sets_the_scale(model):
     """Twelve completions of the first problems at temperature 1, four a problem; a resumed run makes no such pass."""
     config = build(
-        "cpu", {"reward.name": "hybrid", "reward.model": model, "reward.hybrid_warmup": 12, "rollout.group": 4}
+        "cpu", {"reward.name": "hybrid", "reward.model": model, "reward.hybrid_warmup": 12, "rollout.group_size": 4}
     )
     chats = [[{"role": "user", "content": word}] for word in "abc?so"]
     problems = [Problem(i, f"<user>{chat[0]['content']}", (i,), "5", chat=chat) for i, chat in enumerate(chats)]

@@ -50,7 +50,7 @@ def test_outcomes_and_the_table_of_verdict_and_truth():
     assert {name: metrics[f"outcome/{name}"] * 8 for name in shares} == shares
     table = {"right_says_correct": 2, "right_says_wrong": 1, "wrong_says_correct": 1, "wrong_says_wrong": 2, "none": 2}
     assert {name: metrics[f"verdict/{name}"] * 8 for name in table} == table
-    assert metrics["verdict/larger_share"] == 0.5  # three of the six that gave one
+    assert metrics["verdict/majority_share"] == 0.5  # three of the six that gave one
     assert all(isinstance(value, float) for value in metrics.values())
 
 

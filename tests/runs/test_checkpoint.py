@@ -186,7 +186,7 @@ def test_a_saved_state_goes_on_as_if_nothing_had_happened(tmp_path, lora_rank, d
 
     first = trainer(lora_rank, dtype)
     take_steps(first, 2)
-    first.learner.bad_steps, first.learner.token_budget = 2, 77
+    first.learner.bad_steps, first.learner.microbatch_tokens = 2, 77
     first.reward.score_batch(["a", "b", "c"], ["1", "1", "1"])
     first.notes = {"seconds": 4.5, "before": {"greedy_accuracy": 0.5}}
     first.complete(2, {"step": 2, "reward/mean": 0.25})
@@ -196,7 +196,7 @@ def test_a_saved_state_goes_on_as_if_nothing_had_happened(tmp_path, lora_rank, d
     second = trainer(lora_rank, dtype)
     second.read(tmp_path)
     assert (second.step, second.row) == (2, {"step": 2, "reward/mean": 0.25})
-    assert (second.learner.bad_steps, second.learner.token_budget) == (2, 77)
+    assert (second.learner.bad_steps, second.learner.microbatch_tokens) == (2, 77)
     assert second.reward.state_dict() == {"seed": 3, "tossed": 3}
     assert second.notes == first.notes
     take_steps(second, 2)

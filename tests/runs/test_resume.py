@@ -16,11 +16,11 @@ import yaml
 from small_runs import SMALL, arguments, completions, rows, same_run, weights
 
 import train
-from grpo.arguments import Command
-from grpo.config import Config, changed, fields
+from grpo.cli import Command
 from grpo.run.checkpoint import seal
 from grpo.run.files import lines, read_rows, run_id, write_config
 from grpo.run.resume import FREE, ROUNDING, read_config, settle
+from grpo.settings import Config, changed, fields
 
 LORA = {
     "policy.lora_rank": 4,
@@ -36,7 +36,7 @@ HARD = {
     "learner.skip_zero_variance": "false",
     "learner.kl_coef": 0.01,
     "learner.entropy_coef": 0.001,
-    "rollout.mismatch_limit": 1,
+    "rollout.logprob_diff_limit": 1,
     "reward.name": "random",
 }
 EVALUATED = {
@@ -156,8 +156,8 @@ def refused(folder: Path, capsys, *words: str) -> str:
 
 
 def test_other_settings_are_refused_and_listed(copied, capsys):
-    message = refused(copied, capsys, "--steps", "5", "--learner.lr", "0.5", "--rollout.group", "16")
-    assert "learner.lr 0.001 -> 0.5, rollout.group 4 -> 16" in message
+    message = refused(copied, capsys, "--steps", "5", "--learner.lr", "0.5", "--rollout.group_size", "16")
+    assert "learner.lr 0.001 -> 0.5, rollout.group_size 4 -> 16" in message
 
 
 def test_every_setting_is_either_free_or_refused():
@@ -194,17 +194,10 @@ def test_a_named_preset_is_compared(copied, capsys):
     assert "policy.lora_rank 0 -> 64" in message
 
 
-def test_a_smaller_token_budget_goes_on_and_says_that_it_is_not_exact(copied, capsys):
-    assert train.main(["--resume", str(copied), "--steps", "4", "--learner.token_budget", "64"]) == 0
-    assert "learner.token_budget differs" in capsys.readouterr().err
+def test_a_smaller_microbatch_tokens_goes_on_and_says_that_it_is_not_exact(copied, capsys):
+    assert train.main(["--resume", str(copied), "--steps", "4", "--learner.microbatch_tokens", "64"]) == 0
+    assert "learner.microbatch_tokens differs" in capsys.readouterr().err
     assert rows(copied)[-1]["step"] == 4
-
-
-def test_an_old_name_in_a_run_folder_is_named(copied, capsys):
-    text = (copied / "config.yaml").read_text().replace("mismatch_limit", "gap_limit")
-    (copied / "config.yaml").write_text(text)
-    line = f"{copied / 'config.yaml'}: rollout.gap_limit is now called rollout.mismatch_limit"
-    assert line in refused(copied, capsys)
 
 
 def test_no_run_folder(tmp_path, capsys):

@@ -17,8 +17,8 @@ import yaml
 from small_runs import REPO, SMALL, arguments, start
 
 import train
+from grpo.environment import versions
 from grpo.errors import UserError, printable
-from grpo.packages import versions
 from grpo.run import files
 from grpo.run.files import read_completions, read_rows
 from grpo.run.terminal import Clock, before_and_after, figures, good_and_bad
@@ -77,7 +77,7 @@ def test_a_row_a_step_and_every_completion(folder):
         assert len(completions) == 2 * 4  # problems x group
         row = rows[step]
         assert row["reward/mean"] == pytest.approx(sum(c["reward"] for c in completions) / 8)
-        assert row["completion/tokens_mean"] == sum(c["tokens"] for c in completions) / 8
+        assert row["completion/length_mean"] == sum(c["tokens"] for c in completions) / 8
         tokens = sum(c["tokens"] for c in completions)
         assert row["speed/tokens_per_second"] == pytest.approx(tokens / (row["time/step"] - row["time/eval"]))
         assert row["time/step"] == pytest.approx(
@@ -190,7 +190,7 @@ def test_bad_rows_are_in_the_folder_and_one_row_fills_a_step(tmp_path, capsys):
     """1 of 2 rows is left out; the other is drawn 4 times, each time with completions of its own."""
     good = '{"question": "1+1=?", "answer": "2", "level": 3}'
     (tmp_path / "rows.jsonl").write_text(good + '\n{"question": "1+1=?"}\n')
-    changes = {"data": tmp_path / "rows.jsonl", "rollout.problems": 4, "bad_rows.limit": 0.5, "steps": 1}
+    changes = {"data": tmp_path / "rows.jsonl", "rollout.prompts_per_step": 4, "bad_rows.limit": 0.5, "steps": 1}
     args = arguments(tmp_path, "run", **{key.replace(".", "__"): value for key, value in changes.items()})
     assert train.main(args) == 0
     assert "1 of 2 rows cannot be used (line 2: no ground truth" in capsys.readouterr().err
@@ -206,7 +206,7 @@ def test_bad_rows_are_in_the_folder_and_one_row_fills_a_step(tmp_path, capsys):
     [
         ({"model": str(REPO / "docs")}, "docs"),
         ({"data": "missing.jsonl"}, "missing.jsonl"),
-        ({"rollout.group": 1}, "rollout.group is '1'"),
+        ({"rollout.group_size": 1}, "rollout.group_size is '1'"),
         ({"rollout.max_prompt_tokens": 1}, "max_prompt_tokens 1"),
         ({"reward.name": "nonsense"}, "nonsense"),
         ({"device": "cuda"}, "no CUDA device"),

@@ -167,7 +167,7 @@ def test_a_reward_that_breaks_keeps_the_step_before(tmp_path, monkeypatch, how):
 # ---- alarms
 
 HEALTHY = {
-    "reward/mean": 1.0, "groups/zero_variance": 0.2, "outcome/correct": 0.5, "completion/tokens_mean": 30.0,
+    "reward/mean": 1.0, "groups/zero_variance": 0.2, "outcome/correct": 0.5, "completion/length_mean": 30.0,
     "completion/tokens": 3000.0, "verdict/right_says_correct": 0.45, "verdict/right_says_wrong": 0.05,
     "verdict/wrong_says_correct": 0.1, "verdict/wrong_says_wrong": 0.4,
 }  # fmt: skip
@@ -184,7 +184,7 @@ def alarms(*steps: dict) -> list[str]:
     [
         ({"groups/zero_variance": 1.0}, "all rewards of each group were equal"),
         ({"reward/mean": 0.0}, "fell to 0 after a mean of 1"),
-        ({"completion/tokens_mean": 7.0, "completion/tokens": 700.0}, "shrank from 30 to 7 tokens"),
+        ({"completion/length_mean": 7.0, "completion/tokens": 700.0}, "shrank from 30 to 7 tokens"),
         (
             {"verdict/right_says_correct": 0.49, "verdict/right_says_wrong": 0.01,
              "verdict/wrong_says_correct": 0.48, "verdict/wrong_says_wrong": 0.02},
@@ -204,7 +204,7 @@ def test_every_alarm_fires_on_its_disease_once_and_not_before_the_window_is_full
     "step",
     [
         {"groups/zero_variance": 1.0, "outcome/correct": 1.0},  # solved
-        {"completion/tokens_mean": 7.0, "completion/tokens": 700.0, "outcome/correct": 0.9},  # shorter and better
+        {"completion/length_mean": 7.0, "completion/tokens": 700.0, "outcome/correct": 0.9},  # shorter and better
         {"verdict/right_says_correct": 0.99, "verdict/right_says_wrong": 0.0,  # hardly a wrong answer is left
          "verdict/wrong_says_correct": (ENOUGH - 1) / 100 / WINDOW, "verdict/wrong_says_wrong": 0.0},
         {"reward/mean": 0.02},

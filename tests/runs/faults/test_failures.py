@@ -16,8 +16,8 @@ import torch
 from small_runs import arguments, rows, same_run, start, wait_until, weights
 
 import train
+from grpo.engines.torch_engine import TorchEngine
 from grpo.learner import Learner
-from grpo.rollout.torch_engine import TorchEngine
 from grpo.run.files import read_completions, read_rows
 
 
@@ -88,7 +88,7 @@ def test_too_many_in_a_row_stop_the_run(tmp_path):
         original = Learner._loss
         Learner._loss = lambda *args: not_a_number(original, *args)
 
-    child = start(arguments(tmp_path, "run", learner__max_bad_steps=2), tmp_path / "log", always)
+    child = start(arguments(tmp_path, "run", learner__max_nonfinite_steps=2), tmp_path / "log", always)
     assert child.wait() == 1
     assert "2 optimiser steps in a row had a non-finite loss" in child.output()
     assert [batch["step"] for batch in read_rows(tmp_path / "run" / "bad_batches.jsonl")] == [1, 2]
@@ -96,14 +96,14 @@ def test_too_many_in_a_row_stop_the_run(tmp_path):
 
 LARGE = {
     "steps": 1,
-    "rollout.problems": 16,
-    "rollout.group": 40,
+    "rollout.prompts_per_step": 16,
+    "rollout.group_size": 40,
     "rollout.max_new_tokens": 24,
-    "learner.token_budget": 32768,
+    "learner.microbatch_tokens": 32768,
 }
 
 
-def test_out_of_memory_halves_the_token_budget(tmp_path):
+def test_out_of_memory_halves_the_microbatch_tokens(tmp_path):
     """A limit on the address space that one micro-batch of the whole step breaks and smaller ones do not."""
 
     def limited() -> None:

@@ -14,9 +14,9 @@ import torch
 from small_runs import SMALL, arguments, rows, same_run, start, wait_until
 
 import train
+from grpo.engines.torch_engine import TorchEngine
 from grpo.evaluation.benchmarks import HeldOut
 from grpo.learner import Learner
-from grpo.rollout.torch_engine import TorchEngine
 from grpo.run import files as run_files
 from grpo.run import run as run_module
 from grpo.run.checkpoint import TrainingState

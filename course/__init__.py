@@ -1,0 +1,1 @@
+"""Teaching material: exercises, notebook, playground. It imports the trainer; nothing imports it."""

@@ -1,0 +1,1 @@
+"""Samplers: one file an engine, behind the protocol in base.py."""

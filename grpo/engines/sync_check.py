@@ -1,0 +1,39 @@
+"""Does the sampler sample from the policy? A few tokens, scored by both, tell after every sync.
+
+Nothing else would: a sampler with old weights writes fluent text, and a weight that did not arrive raises no error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from grpo.engines.base import Engine, SamplingParams
+from grpo.errors import check_mismatch
+from grpo.packing import pack, sequence_length
+from grpo.policy import Policy
+from grpo.types import Completion, Request, Sample
+
+PROMPT, SAMPLES, TOKENS = "2 + 3 =", 4, 16
+
+
+def prove(engine: Engine, policy: Policy, temperature: float, limit: float) -> None:
+    """Raises SamplerMismatch when mean |sampler logprob - trainer logprob| of 64 sampled tokens is over `limit`."""
+    prompt = tuple(policy.tokenizer(PROMPT)["input_ids"])
+    # Past the end of the text as well: the same work after every sync, whatever the policy has learnt to write.
+    sampling = SamplingParams(TOKENS, temperature, ignore_eos=True)
+    completions = engine.generate([Request(prompt, SAMPLES, engine.version)], sampling)[0]
+    gap = sampler_gap(policy, prompt, completions, temperature).mean().item()
+    check_mismatch(gap, limit, f"{SAMPLES * TOKENS} tokens after sync {engine.version}")
+
+
+@torch.no_grad()
+def sampler_gap(
+    policy: Policy, prompt: tuple[int, ...], completions: Sequence[Completion], temperature: float
+) -> torch.Tensor:
+    """[tokens] |sampler logprob - trainer logprob| of completions of one prompt."""
+    samples = [Sample(prompt, c.ids, c.sampler_logprobs, advantage=0.0) for c in completions]
+    (batch,) = pack(samples, [1.0] * len(samples), sum(sequence_length(sample) for sample in samples))
+    batch = batch.to(policy.device)
+    return (policy.logprobs(batch, temperature)[0] - batch.sampler_logprobs).abs()

@@ -1,0 +1,230 @@
+"""Sampling with vLLM inside the trainer's process: no server, no second process, weights handed over by reference.
+
+The same code runs on a GPU and on vLLM's CPU build. The engine starts with random weights, reads none from disk, and
+refuses to generate before its first `sync`: whatever it samples with came from the policy. Reasons: docs/vllm.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import random
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, PreTrainedConfig
+
+from grpo.engines.base import SamplingParams
+from grpo.engines.sync_check import prove
+from grpo.errors import SamplerMismatch, UserError
+from grpo.policy import Policy, compute_dtype
+from grpo.settings import Config
+from grpo.types import Completion, Request
+
+CPU_BLOCK = 32  # the smallest that vLLM's CPU attention takes; only full blocks of a prompt are shared
+CPU_KV_GIB = 1.0
+VLLM_BATCHED_TOKENS = 8192
+GIB = 2**30
+HEAD_DTYPE = "float32"  # of the logits: rounded to bfloat16 they would be another distribution than the trainer's
+
+
+class VLLMEngine:
+    """One engine, one owner of its weights: `sync`. It sleeps at level 2, because the next sync brings everything."""
+
+    def __init__(self, config: Config, device: torch.device):
+        self.config, self.device, self.version = config.rollout, device, 0
+        self._stop_ids: list[int] = []
+        self._asleep = self._ready = False
+        with _trainer_undisturbed(device), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what vLLM's imports say about each other
+            self._llm = _start(config, device)
+        self._expected = self._llm.apply_model(checkpoint_names)[0]
+
+    def sync(self, policy: Policy) -> None:
+        """All weights, then nothing that was cached under the old ones, then a proof. Raises SamplerMismatch."""
+        self._ready = False  # a sync that fails leaves a mixture of weights
+        with _trainer_undisturbed(self.device):
+            self._wake("weights")
+            self._load(policy.sampler_weights())
+            if not self._llm.reset_prefix_cache():
+                raise SamplerMismatch("vLLM did not reset its prefix cache: it still holds requests of an earlier call")
+            if not self._wake("kv_cache"):
+                raise RuntimeError("vLLM did not wake up: it would wait for its own memory for ever")
+        self._asleep, self._ready = False, True
+        self._stop_ids = list(policy.stop_ids)
+        self.version += 1
+        prove(self, policy, self.config.temperature, self.config.logprob_diff_limit)
+
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> list[list[Completion]]:
+        if not self._ready:
+            raise RuntimeError("the engine has no weights: call sync(policy) before generate")
+        params = [_sampling_params(request, sampling, self._stop_ids) for request in requests]
+        prompts = [{"prompt_token_ids": list(request.prompt_ids)} for request in requests]
+        with _trainer_undisturbed(self.device):
+            outputs = self._llm.generate(prompts, params, use_tqdm=False)
+        groups = [[_completion(one) for one in output.outputs] for output in outputs]
+        if sampling.temperature == 0:
+            return [group * request.n for group, request in zip(groups, requests, strict=True)]
+        return groups
+
+    def sleep(self) -> None:
+        if self.config.sleep and not self._asleep:
+            self._llm.sleep(level=2)
+            self._asleep, self._ready = True, False
+            torch.cuda.empty_cache()
+
+    def close(self) -> None:
+        self._llm.llm_engine.engine_core.shutdown()
+        del self._llm
+        gc.collect()
+        torch.cuda.empty_cache()
+
+    def _wake(self, tag: str) -> bool:
+        """Whether all of the engine is awake."""
+        torch.cuda.empty_cache()  # the learner's freed blocks, which torch would keep for itself
+        return self._llm.wake_up(tags=[tag]) if self._asleep else True
+
+    def _load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Streams the weights in, and accounts for every name: vLLM itself only logs what it did not get."""
+        pushed: set[str] = set()
+
+        def noted() -> Iterator[tuple[str, torch.Tensor]]:
+            for name, tensor in weights:
+                if name not in self._expected:  # vLLM drops an unknown bias without a word
+                    raise SamplerMismatch(f"the policy has a weight {name} that vLLM's model does not know")
+                pushed.add(name)
+                yield name, tensor
+
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": noted()})
+        if missing := sorted(self._expected - pushed):
+            raise SamplerMismatch(
+                f"{len(missing)} of {len(self._expected)} weights were not handed to vLLM, which would go on sampling "
+                f"with old ones: {', '.join(missing[:3])}"
+            )
+
+
+def checkpoint_names(model: torch.nn.Module) -> frozenset[str]:
+    """Hugging Face names of all that vLLM's model is made of: fused projections taken apart, a tied head included."""
+    fused: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
+    names = set()
+    for name, _ in model.named_parameters(remove_duplicate=False):
+        module = name.split(".")[-2]
+        names |= {name.replace(f".{module}.", f".{part}.") for part in fused.get(module, [module])}
+    return frozenset(names)
+
+
+def _sampling_params(request: Request, sampling: SamplingParams, stop_ids: list[int]) -> Any:
+    from vllm import SamplingParams
+
+    return SamplingParams(
+        n=request.n if sampling.temperature > 0 else 1,  # every greedy completion of a prompt is the same
+        temperature=sampling.temperature,
+        max_tokens=sampling.max_new_tokens,
+        seed=request.seed,  # completion i is drawn with seed + i
+        stop_token_ids=[] if sampling.ignore_eos else stop_ids,
+        ignore_eos=True,  # only the ids above stop, whatever tokenizer and generation config say
+        logprobs=0,  # of the sampled token alone
+        flat_logprobs=True,  # plain lists: no Python object per token
+        detokenize=False,
+    )
+
+
+def _completion(output: Any) -> Completion:
+    if output.finish_reason not in ("stop", "length"):
+        raise RuntimeError(f"vLLM gave a completion up: finish_reason {output.finish_reason}")
+    return Completion(tuple(output.token_ids), tuple(output.logprobs.logprobs), output.finish_reason)
+
+
+def _start(config: Config, device: torch.device) -> Any:
+    """vLLM's engine for the run's model, with room for the longest prompt and completion."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in another process weights could not be handed over
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")  # it draws truncated distributions: none is asked for
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its warnings, some per sync, are about choices made here
+    from vllm import LLM
+
+    rollout, dtype = config.rollout, compute_dtype(config, device)
+    model = AutoConfig.from_pretrained(config.model, trust_remote_code=config.policy.trust_remote_code)
+    own = _on_cpu(model.architectures or []) if device.type == "cpu" else _on_gpu(rollout.sleep)
+    try:
+        return LLM(
+            config.model,
+            load_format="dummy",
+            skip_tokenizer_init=True,
+            generation_config="vllm",
+            trust_remote_code=config.policy.trust_remote_code,
+            dtype=str(dtype).removeprefix("torch."),
+            max_model_len=rollout.longest_sequence,
+            max_num_seqs=rollout.running_sequences,
+            max_num_batched_tokens=max(VLLM_BATCHED_TOKENS, rollout.longest_sequence),
+            kv_cache_memory_bytes=_kv_bytes(config, kv_bytes(model.get_text_config(), dtype.itemsize), device),
+            logprobs_mode="processed_logprobs",
+            hf_overrides={"head_dtype": HEAD_DTYPE},
+            **own,
+        )
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"vLLM cannot run {config.model}: {reason}; --rollout.engine torch may") from error
+
+
+def _on_gpu(sleep: bool) -> dict[str, Any]:
+    """With the KV cache given in bytes, the share of the card only has to be below what is free at the start."""
+    free, total = torch.cuda.mem_get_info()
+    return {
+        "gpu_memory_utilization": round(0.95 * free / total, 3),
+        "enable_sleep_mode": sleep,
+        "kernel_config": {"enable_flashinfer_autotune": False},  # minutes of timing kernels that are not used here
+    }
+
+
+def _on_cpu(architectures: list[str]) -> dict[str, Any]:
+    """Eager, and without what takes a CPU half a minute: a subprocess to inspect the model's class, and compiling the
+    function that ranks the sampled token. Prompts are read in one go, because CPU generators cannot be rewound."""
+    import vllm.v1.sample.sampler
+    from vllm import ModelRegistry
+
+    vllm.v1.sample.sampler.batched_count_greater_than = lambda x, values: (x >= values).sum(-1)
+    for name in architectures:
+        if hasattr(ModelRegistry.models.get(name), "module_name"):
+            ModelRegistry.register_model(name, ModelRegistry.models[name].load_model_cls())
+    return {"enforce_eager": True, "block_size": CPU_BLOCK, "enable_chunked_prefill": False}
+
+
+def kv_bytes(text: PreTrainedConfig, element: int) -> int:
+    """Keys and values of one token in all layers, at `element` bytes a number."""
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return 2 * element * text.num_hidden_layers * text.num_key_value_heads * head
+
+
+def _kv_bytes(config: Config, token: int, device: torch.device) -> int:
+    """rollout.kv_gib, which a training run gets from its plan; else what all running sequences can fill (`token` bytes
+    each), within half of what is free."""
+    if config.rollout.kv_gib is not None:
+        return int(config.rollout.kv_gib * GIB)
+    sequence = token * (config.rollout.longest_sequence + CPU_BLOCK)
+    room = torch.cuda.mem_get_info()[0] / 2 if device.type == "cuda" else CPU_KV_GIB * GIB
+    return int(max(sequence, min(sequence * config.rollout.running_sequences, room)))
+
+
+@contextlib.contextmanager
+def _trainer_undisturbed(device: torch.device) -> Iterator[None]:
+    """vLLM reseeds and draws from the process's random generators, sets how torch multiplies float32 matrices, disables
+    torch.set_num_threads and has child processes preload its allocator; none of that may reach the trainer or its
+    reward workers."""
+    python, numpy, precision = random.getstate(), np.random.get_state(), torch.get_float32_matmul_precision()
+    threads, set_threads, preload = torch.get_num_threads(), torch.set_num_threads, os.environ.get("LD_PRELOAD")
+    try:
+        with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_float32_matmul_precision(precision)
+        torch.set_num_threads = set_threads
+        torch.set_num_threads(threads)
+        os.environ.pop("LD_PRELOAD", None)
+        os.environ |= {} if preload is None else {"LD_PRELOAD": preload}

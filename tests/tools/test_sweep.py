@@ -1,0 +1,101 @@
+"""The sweep: a grid of ordinary run folders, and one table over their seeds."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+from small_runs import SMALL
+
+import train
+from grpo.errors import UserError
+from tools import sweep as sweep
+
+REPO = Path(__file__).resolve().parents[2]
+FAST = {key: value for key, value in SMALL.items() if key != "preset"} | {"steps": 2, "reward.name": "format_only"}
+
+
+def written(tmp_path: Path, **tree) -> Path:
+    file = tmp_path / "sweep.yaml"
+    file.write_text("\n".join(f"{key}: {value!r}" for key, value in tree.items()))
+    return file
+
+
+def in_process(command: list[str], **_) -> subprocess.CompletedProcess:
+    """The same train.py with the same arguments, without starting Python and importing torch for each run."""
+    assert command[:2] == [sys.executable, str(REPO / "train.py")]
+    errors = io.StringIO()
+    with redirect_stderr(errors), redirect_stdout(io.StringIO()):
+        code = train.main(command[2:])
+    return subprocess.CompletedProcess(command, code, "", errors.getvalue())
+
+
+def test_a_sweep_runs_each_cell_with_each_seed_once_and_goes_on_after_a_failure(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr(subprocess, "run", in_process)
+    monkeypatch.setattr(train, "plot_run", lambda folder: None)
+    monkeypatch.setattr("grpo.environment._commit", dict)  # asks git, in a process
+    out = tmp_path / "runs"
+    cells = {"works": FAST, "fails": FAST | {"model": "/no/such/model"}}
+    file = written(tmp_path, out=str(out), seeds=[0, 1], cells=cells)
+    assert sweep.main([str(file)]) == 1
+    table = capsys.readouterr().out
+    assert "| works | 2 |" in table
+    assert "| fails | 0 |" in table
+    assert f"failed: {out / 'fails-seed1'}: error: " in table
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    assert not (out / "fails-seed0").exists(), "a run that could not start leaves no folder"
+    (out / "works-seed1" / "summary.json").unlink()  # as if it had been killed before its end
+    assert sweep.main([str(file)]) == 1
+    assert capsys.readouterr().out == table
+    assert {p: p.stat().st_mtime_ns for p in (out / "works-seed0").rglob("*")}.items() <= before.items()
+
+
+def test_a_damaged_row_is_left_out(tmp_path: Path):
+    """Rewards 1 and 3 are left: 2."""
+    (tmp_path / "summary.json").write_text('{"after": {"greedy_accuracy": 0.5}}')
+    rows = [f'{{"step": {step}, "reward/mean": {step}}}\n' for step in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text(rows[0] + rows[1].replace("step", "\x00") + "{" + rows[1] + rows[2])
+    assert sweep.figures(tmp_path) == {"train reward": 2.0, "held out, greedy": 50.0}
+
+
+@pytest.mark.parametrize(
+    ("tree", "words"),
+    [
+        ({"cells": {}}, "empty grid"),
+        ({"grid": {"learner.lr": []}}, "grid.learner.lr: List should have at least 1 item"),
+        ({"cells": {"a": {"learner.lrr": 1}}}, "learner.lr"),
+        ({"cells": {"a": {"seed": -1}}, "seeds": [-1]}, "seed"),
+        ({"cell": {"a": {}}}, "cell: Extra inputs"),
+        ({"cells": {"a": {}}, "seeds": []}, "seeds: List should have at least 1 item"),
+        ({"cells": {"a b": {}, "a-b": {}}}, "share a run folder"),
+        ({"cells": {"lr 0.1": {"learner.lr": 0.5}}, "grid": {"learner.lr": [0.1]}}, "share a run folder"),
+        ({"grid": {"learner.lr": [0.1, 0.1]}}, "share a run folder"),
+    ],
+)
+def test_a_wrong_sweep_is_one_line_before_anything_runs(tmp_path: Path, capsys, tree: dict, words: str):
+    assert sweep.main([str(written(tmp_path, out=str(tmp_path / "runs"), **tree))]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_grid_is_every_combination_of_its_values(tmp_path: Path):
+    found = sweep.read_sweep(written(tmp_path, grid={"learner.lr": [0.1, 0.2], "rollout.group_size": [4, 8, 16]}))
+    assert len(found.runs()) == 2 * 3
+    settings = {"learner.lr": "0.2", "rollout.group_size": "16", "seed": "0"}
+    assert found.runs()[-1] == ("lr 0.2, group_size 16", Path("runs/lr-0.2-group-16-seed0"), settings)
+
+
+def test_a_file_that_is_not_there_is_one_line():
+    with pytest.raises(UserError, match=r"no/such\.yaml"):
+        sweep.read_sweep("no/such.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((REPO / "configs" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_sweeps_that_are_shipped_can_start(path: Path):
+    assert sweep.read_sweep(path).runs()

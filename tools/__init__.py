@@ -1,0 +1,1 @@
+"""Commands beside training: sample, sweep, watch, select, smollm2, export."""

@@ -1,0 +1,136 @@
+"""Which example to train on: the paper's historical variance, and filters by any column.
+
+    python -m tools.select runs/NAME --rank 1 --out one.parquet
+    python -m tools.select acc_step_500.json --data dsr_sub.parquet --rank 1,2,13 --out three.jsonl
+    python -m tools.select --data problems.jsonl --where 'difficulty <= 3 and subject == Algebra' --out easy.jsonl
+
+An example is ranked by the standard deviation of its accuracy over training (Wang et al. 2025, arXiv 2504.20571,
+section 2): rank 1 is the one whose accuracy varied most. Accuracies come from a run that trained on the whole data
+(its accuracy.jsonl) or from a JSON file {row number: [accuracy, ...]}. The rows come out as they are in the data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import operator
+import re
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data import command
+from data.rows import Row, read, write
+
+COMPARISONS = {
+    "<=": operator.le, ">=": operator.ge, "==": operator.eq, "!=": operator.ne, "<": operator.lt, ">": operator.gt
+}  # fmt: skip
+CONDITION = re.compile(r"\s*([\w.]+)\s*(<=|>=|==|!=|<|>)\s*(.+?)\s*")
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.select", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("accuracies", nargs="?", type=Path, metavar="RUN_OR_JSON", help="a run's folder, or a JSON file")
+    add("--data", help="the rows [a run's own data]: a file, a published set, or owner/name:config:split")
+    add("--data-dir", "--data_dir", help="folder that holds the published sets")
+    add("--rank", help="places in the ranking, from 1: 1 or 1,2,13")
+    add("--where", help="keep rows for which this holds, such as: level <= 3 and subject == Algebra")
+    add("--out", type=Path, required=True, help="the .parquet or .jsonl file to write")
+    args = parser.parse_args(argv)
+    chosen = select(args)
+    write(chosen, args.out)
+    print(f"{args.out}: {len(chosen)} rows")
+
+
+def select(args: argparse.Namespace) -> list[Row]:
+    """The rows of those ranks, best first, for which the condition holds. ValueError with one line."""
+    run, data = args.accuracies, args.data
+    if (args.rank is None) != (run is None):
+        raise ValueError("--rank goes with accuracies: python -m tools.select RUN_OR_JSON --rank 1 --out FILE")
+    if data is None and run is not None and run.is_dir():
+        data = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["data"]
+    if data is None:
+        raise ValueError("no data is named; add --data FILE")
+    rows = []
+    for place, row in read(data, args.data_dir):
+        if isinstance(row, str):
+            raise ValueError(f"{data}, {place}: {row}")
+        rows.append(row)
+    if run is not None:
+        history = read_history(run)
+        if not history.keys() <= set(range(len(rows))):
+            raise ValueError(f"{run} is about other data: it has row {max(history)}, {data} only {len(rows)} rows")
+        order = ranking(history)
+        rows = [rows[order[place - 1]] for place in places(args.rank, len(order))]
+    if args.where is not None:
+        rows = [row for row in rows if holds(row, args.where)]
+        if not rows:
+            raise ValueError(f"no row of {data} has {args.where}")
+    return rows
+
+
+def read_history(path: Path) -> dict[int, list[float]]:
+    """Row number -> its accuracies in the order of training."""
+    history: dict[int, list[float]] = {}
+    try:
+        if path.is_dir():
+            for line in (path / "accuracy.jsonl").read_text().splitlines():
+                for index, accuracy in json.loads(line)["accuracy"].items():
+                    history.setdefault(int(index), []).append(accuracy)
+        else:
+            history = {int(index): list(map(float, found)) for index, found in json.loads(path.read_text()).items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} holds no accuracies: expected {{row number: [accuracy, ...]}} ({error})") from error
+    return history
+
+
+def ranking(history: dict[int, list[float]]) -> list[int]:
+    """Row numbers, the largest standard deviation first; ties stay in the order of the file."""
+    return sorted(history, key=lambda index: -statistics.pstdev(history[index]))
+
+
+def places(text: str, last: int) -> list[int]:
+    """'1,2,13' -> [1, 2, 13]"""
+    found = text.split(",")
+    if not all(place.strip().isdecimal() and 1 <= int(place) <= last for place in found):
+        raise ValueError(f"--rank is {text}; it must be numbers from 1 to {last}, as 1 or 1,2,13")
+    return list(map(int, found))
+
+
+def holds(row: Row, where: str) -> bool:
+    """Whether the row is one for which the condition is true. Nothing in it is evaluated as Python.
+
+    >>> holds({"a": {"b": "2"}, "c": "x"}, "a.b <= 3 and c == x")
+    True
+    """
+    return all(_compare(row, part) for part in re.split(r"\band\b", where))
+
+
+def _compare(row: Row, condition: str) -> bool:
+    """As numbers where both are, else as texts. A column without a value holds nothing."""
+    found = CONDITION.fullmatch(condition)
+    if found is None:
+        raise ValueError(f"--where has {condition!r}; write column <= value, several joined by 'and' (<= >= == != < >)")
+    column, comparison, wanted = found.groups()
+    value: Any = row
+    for name in column.split("."):
+        if not isinstance(value, dict) or name not in value:
+            raise ValueError(f"no column {column}; a row has {', '.join(map(str, row))}")
+        value = value[name]
+    wanted = wanted.strip("'\"")
+    try:
+        pair = float(value), float(wanted)
+    except (TypeError, ValueError):
+        pair = str(value), wanted
+    return value is not None and COMPARISONS[comparison](*pair)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
