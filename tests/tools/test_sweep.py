@@ -88,7 +88,7 @@ def test_a_grid_is_every_combination_of_its_values(tmp_path: Path):
     found = sweep.read_sweep(written(tmp_path, grid={"learner.lr": [0.1, 0.2], "rollout.group_size": [4, 8, 16]}))
     assert len(found.runs()) == 2 * 3
     settings = {"learner.lr": "0.2", "rollout.group_size": "16", "seed": "0"}
-    assert found.runs()[-1] == ("lr 0.2, group_size 16", Path("runs/lr-0.2-group_size-16-seed0"), settings)
+    assert found.runs()[-1] == ("lr 0.2, group_size 16", Path("runs/lr-0.2-group-size-16-seed0"), settings)
 
 
 def test_a_file_that_is_not_there_is_one_line():
