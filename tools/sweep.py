@@ -1,18 +1,19 @@
-"""A small grid of runs, each an ordinary run folder, and a table: `python -m tools.sweep configs/sweeps/signals.yaml`.
+"""Trains a small grid of runs and prints one table: `python -m tools.sweep configs/sweeps/signals.yaml`.
 
     preset: cpu
-    out: runs/signals                 # where the run folders go
+    out: runs/signals                 # the folder of the run folders
     seeds: [0, 1, 2]
-    cells:                            # a name for each cell, and what it changes; every cell runs with every seed
+    cells:                            # a name for each cell and the settings it changes; each cell runs with each seed
       all signals: {}
       verify only: {reward.name: verify_only}
-    grid:                             # besides: every combination of these values
+    grid:                             # in addition: every combination of these values
       learner.lr: [1.0e-4, 3.0e-4]
       rollout.group_size: [8, 16]
 
-A finished run is not repeated and one that was cut off goes on, so a sweep can be stopped and started again at any
-time. A run that fails is named in the table, and the others go on. Figures are percentages of the run's own test
-problems: the mean over the seeds and half the width of its 95% interval (Student's t).
+Every run is an ordinary run folder. A sweep can be stopped with Ctrl-C and started again at any time: finished runs are
+not repeated, an interrupted run continues. A cell whose settings were edited after it had run is refused; --rename
+trains it under another name. A run that fails is named below the table, and the other runs continue. Figures are
+percentages of the run's own test problems: the mean over the seeds ± half the width of its 95% interval (Student's t).
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ import itertools
 import json
 import math
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -33,12 +36,13 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
 from grpo.errors import UserError, one_line
 from grpo.run.files import read_rows
-from grpo.settings import build, read_yaml, typed
+from grpo.run.resume import decisive, read_config
+from grpo.settings import Config, build, read_yaml, typed
 
 EXAMPLE = "configs/sweeps/signals.yaml"
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 LAST_STEPS = 5
-"""Training figures are means over so many steps at the end: a single one is noisy."""
+"""Training figures are means over this many steps at the end, because one step is noisy."""
 COLUMNS = {
     "train reward": ("reward/mean", 1),
     "train right": ("signal/verify", 100),
@@ -48,7 +52,7 @@ COLUMNS = {
     "verdict": ("verdict_accuracy", 100),
     "tokens": ("completion/length_mean", 1),
 }
-"""Column -> a metric of the last steps or a test figure of the summary, and what it is multiplied with."""
+"""Column -> (metric of the last steps or test figure of the summary, factor)."""
 T_95 = (math.nan, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 """Two-sided 95% quantiles of Student's t with 0, 1, 2, ... degrees of freedom; beyond, 1.96."""
 
@@ -62,7 +66,7 @@ class Run(NamedTuple):
 
 
 class Sweep(BaseModel):
-    """The file, as it stands above."""
+    """The contents of a sweep file (see the module's docstring)."""
 
     model_config = ConfigDict(extra="forbid")
     preset: str = "cpu"
@@ -72,22 +76,22 @@ class Sweep(BaseModel):
     grid: dict[str, Annotated[list, Field(min_length=1)]] = {}
 
     def runs(self) -> list[Run]:
-        """The cells that have a name, then every combination of the grid's values; each with every seed."""
-        cells = list(self.cells.items())  # two of one name stay two: `read_sweep` refuses them
+        """Returns the named cells, then every combination of the grid's values, each with every seed."""
+        cells = list(self.cells.items())  # a list, because a grid's label may equal a name: `read_sweep` refuses that
         for values in itertools.product(*self.grid.values()) if self.grid else ():
             settings = dict(zip(self.grid, values, strict=True))
             label = ", ".join(f"{name.rpartition('.')[2]} {typed(value)}" for name, value in settings.items())
             cells.append((label, settings))
-        found = []
+        runs = []
         for (cell, changes), seed in itertools.product(cells, self.seeds):
             name = re.sub(r"[^A-Za-z0-9.]+", "-", cell).strip("-.")
             settings = {key: typed(value) for key, value in changes.items()} | {"seed": str(seed)}
-            found.append(Run(cell, self.out / f"{name}-seed{seed}", settings))
-        return found
+            runs.append(Run(cell, self.out / f"{name}-seed{seed}", settings))
+        return runs
 
 
 def read_sweep(path: str | Path) -> Sweep:
-    """The file, every setting checked before anything runs. UserError with one line."""
+    """Reads the file and checks every setting before anything runs. Raises UserError."""
     try:
         sweep = Sweep.model_validate(read_yaml(path))
     except ValidationError as error:
@@ -103,34 +107,90 @@ def read_sweep(path: str | Path) -> Sweep:
     return sweep
 
 
+def changed_settings(run: Run, preset: str) -> list[str]:
+    """Lists the settings, as "name old -> new", in which the run's folder differs from its cell. `auto` equals all."""
+    if not (run.folder / "config.yaml").is_file():
+        return []
+    before, after = results_settings(read_config(run.folder)), results_settings(build(preset, run.settings))
+    return [
+        f"{name} {before[name]} -> {after[name]}"
+        for name in sorted(before.keys() & after.keys())
+        if before[name] != after[name] != "auto"
+    ]
+
+
+def results_settings(config: Config) -> dict[str, str]:
+    """Returns the settings that decide the figures of the table: those that decide the training, and its length."""
+    return decisive(config) | {"steps": typed(config.steps)}
+
+
+def rename_changed(runs: Sequence[Run], preset: str) -> list[Run]:
+    """Gives each run whose folder holds other settings the first free name: NAME-2, NAME-3, ..."""
+    renamed = []
+    for run in runs:
+        names = (run.folder.with_name(f"{run.folder.name}-{number}") for number in itertools.count(2))
+        candidates = itertools.chain([run], (run._replace(folder=folder) for folder in names))
+        renamed.append(next(candidate for candidate in candidates if not changed_settings(candidate, preset)))
+    return renamed
+
+
+def refuse_changed(runs: Sequence[Run], preset: str) -> None:
+    """Raises UserError when the folder of a run was trained with other settings than its cell has now."""
+    for run in runs:
+        if changes := changed_settings(run, preset):
+            raise UserError(
+                f"{run.folder} was trained with other settings than cell {run.cell!r} has now: {', '.join(changes)}. "
+                "Give the cell another name, remove the folder, or add --rename to train it under a new name"
+            )
+
+
 def train(run: Run, preset: str) -> str | None:
-    """Trains what is missing of the run. The last line of its errors when it fails."""
+    """Trains the missing steps of the run. Returns the last line of its errors when it fails, else None."""
     if (run.folder / "summary.json").is_file():
         return None
     settings = {"preset": preset, "resume": "auto", "out": run.folder.parent, "name": run.folder.name} | run.settings
     command = [sys.executable, str(TRAIN), "--quiet"]
     for name, value in settings.items():
         command += [f"--{name}", str(value)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return None if done.returncode == 0 else (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
+    code, errors = call(command)
+    return None if code == 0 else (errors.strip().splitlines() or [f"exit {code}"])[-1]
+
+
+def call(command: Sequence[str]) -> tuple[int, str]:
+    """Runs the command; returns its exit code and its errors. Passes Ctrl-C on once, waits, and raises it again."""
+    interrupted = False
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while True:
+        try:
+            errors = process.communicate()[1]
+            break
+        except KeyboardInterrupt:  # the run saves its last step before it ends
+            interrupted = True
+            process.send_signal(signal.SIGINT)
+    if interrupted:
+        raise KeyboardInterrupt
+    return process.returncode, errors
 
 
 def figures(folder: Path) -> dict[str, float]:
-    """Column -> figure of a finished run, shares in percent. What the run did not measure is left out."""
+    """Column -> figure of a finished run, shares in percent. Figures that the run did not measure are missing."""
     after = json.loads((folder / "summary.json").read_text())["after"]
-    last = [row for row in read_rows(folder / "metrics.jsonl") if row["step"] > 0][-LAST_STEPS:]
-    found = {}
+    last = [step for step in read_rows(folder / "metrics.jsonl") if step["step"] > 0][-LAST_STEPS:]
+    row = {}
     for column, (name, factor) in COLUMNS.items():
-        values = [after[name]] if name in after else [row[name] for row in last if row.get(name) is not None]
+        values = [after[name]] if name in after else [step[name] for step in last if step.get(name) is not None]
         if values:
-            found[column] = factor * mean(values)
-    if found.keys() >= {"train right", "held out, sampled"}:
-        found["gap"] = found["train right"] - found["held out, sampled"]
-    return found
+            row[column] = factor * mean(values)
+    if row.keys() >= {"train right", "held out, sampled"}:
+        row["gap"] = row["train right"] - row["held out, sampled"]
+    return row
 
 
 def interval(values: Sequence[float]) -> str:
-    """
+    """Returns "mean ± half the width of the 95% interval" of the values.
+
     >>> interval([1.0, 2.0, 3.0]), interval([4.0])  # std 1, 4.30 / sqrt(3)
     ('2.0 ± 2.5', '4.0')
     """
@@ -141,17 +201,32 @@ def interval(values: Sequence[float]) -> str:
 
 
 def table(runs: Sequence[Run], failed: dict[Path, str]) -> str:
-    """A row a cell; failures below it."""
+    """Returns a Markdown table with a row for each cell, and a line for each failed run below it."""
     results: dict[str, list[dict[str, float]]] = {run.cell: [] for run in runs}
     for run in runs:
         if run.folder not in failed:
             results[run.cell].append(figures(run.folder))
-    columns = list(dict.fromkeys(name for found in results.values() for one in found for name in one))
+    columns = list(dict.fromkeys(name for rows in results.values() for row in rows for name in row))
     lines = [f"| cell | runs | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
-    for cell, found in results.items():
-        shown = [interval([one[name] for one in found if name in one]) for name in columns]
-        lines.append(f"| {cell} | {len(found)} | {' | '.join(shown)} |")
+    for cell, rows in results.items():
+        cells = [interval([row[name] for row in rows if name in row]) for name in columns]
+        lines.append(f"| {cell} | {len(rows)} | {' | '.join(cells)} |")
     return "\n".join([*lines, *(f"failed: {folder}: {why}" for folder, why in failed.items())])
+
+
+def run_all(runs: Sequence[Run], preset: str) -> dict[Path, str]:
+    """Trains every run in turn and reports the time left. Returns folder -> error of the runs that failed."""
+    failed: dict[Path, str] = {}
+    seconds: list[float] = []
+    for number, run in enumerate(runs, start=1):
+        left = f", about {(len(runs) - number + 1) * mean(seconds) / 60:.0f} min left" if seconds else ""
+        print(f"run {number} of {len(runs)}{left}: {run.folder}", file=sys.stderr, flush=True)
+        start, finished = time.monotonic(), (run.folder / "summary.json").is_file()
+        if error := train(run, preset):
+            failed[run.folder] = error
+        elif not finished:
+            seconds.append(time.monotonic() - start)
+    return failed
 
 
 @one_line
@@ -160,15 +235,23 @@ def main(argv: Sequence[str]) -> int:
         prog="python -m tools.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     cli.add_argument("file", metavar="FILE.yaml")
-    sweep, failed = read_sweep(cli.parse_args(argv).file), {}
-    for run in sweep.runs():
-        print(run.folder, file=sys.stderr, flush=True)
-        if why := train(run, sweep.preset):
-            failed[run.folder] = why
-    print(table(sweep.runs(), failed))
+    cli.add_argument("--rename", action="store_true", help="train a cell that was edited under a new name")
+    args = cli.parse_args(argv)
+    sweep = read_sweep(args.file)
+    runs = sweep.runs()
+    if args.rename:
+        runs = rename_changed(runs, sweep.preset)
+    refuse_changed(runs, sweep.preset)
+    try:
+        failed = run_all(runs, sweep.preset)
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues the sweep", file=sys.stderr)
+        return 130
+    print(table(runs, failed))
     print(f"the curves: python -m grpo.report {sweep.out}/*", file=sys.stderr)
     return 1 if failed else 0
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main(sys.argv[1:]))

@@ -1,7 +1,6 @@
-"""A run, watched from a second terminal: `python -m tools.watch runs/NAME` prints where it stands, again and again.
+"""Shows a run's progress from a second terminal: `python -m tools.watch runs/NAME`.
 
-It only reads the run's folder (and asks nvidia-smi, where there is one), so it works over a slow connection and cannot
-disturb the run.
+It only reads the run's folder and asks nvidia-smi where there is one, so it cannot disturb the run.
 """
 
 from __future__ import annotations
@@ -22,29 +21,33 @@ from grpo.run.terminal import figures
 from grpo.settings import read_yaml
 
 RECENT, SHOWN = 10, 5
-"""Steps whose time counts; steps that are shown, besides the last one with held-out figures."""
+"""Number of steps that the time of a step is the median of, and number of steps shown."""
 GPU = "utilization.gpu,memory.used,memory.total,temperature.gpu"
 
 
-def describe(planned: int, rows: list[dict], now: float) -> str:
-    """Where the run stands, in a few lines."""
+def describe(planned: int, rows: list[dict], now: float, finished: bool) -> str:
+    """Returns the run's state, its time left and its last steps, in a few lines."""
     if not rows:
         return "no step is finished yet"
     done, age = rows[-1]["step"], now - rows[-1]["time"]
     seconds = [row["time/step"] for row in rows if row["step"]][-RECENT:] or [rows[-1]["time/step"]]
     left = (planned - done) * median(seconds) / 60
-    slow = ": it has stopped, or this step is very slow" if left and age > 5 * max(seconds) else ""
-    head = f"step {done} of {planned}, {median(seconds):.1f} s a step, {left:.1f} min to go"
+    if finished:
+        head = f"finished: {done} steps, {median(seconds):.1f} s a step"
+    else:
+        slow = ": the run has stopped, or this step is very slow" if age > 5 * max(seconds) else ""
+        head = f"step {done} of {planned}, {median(seconds):.1f} s a step, {left:.1f} min left"
+        head += f"; last written {age:.0f} s ago{slow}"
     shown = rows[-SHOWN:]
     evaluated = [row for row in rows if any(name.startswith("eval/") for name in row)]
     if evaluated and evaluated[-1] not in shown:
         shown = [evaluated[-1], *shown]
     steps = [f"  step {row['step']}  {'  '.join(figures(row))}" for row in shown]
-    return "\n".join([f"{head}; last written {age:.0f} s ago{slow}", *steps])
+    return "\n".join([head, *steps])
 
 
 def gpu() -> str:
-    """A line of nvidia-smi for each card; empty where there is none."""
+    """Returns a line of nvidia-smi for each GPU, or an empty string without nvidia-smi."""
     if shutil.which("nvidia-smi") is None:
         return ""
     done = subprocess.run(["nvidia-smi", f"--query-gpu={GPU}", "--format=csv,noheader"], capture_output=True, text=True)
@@ -53,15 +56,18 @@ def gpu() -> str:
 
 @one_line
 def main(argv: Sequence[str]) -> int:
-    cli = argparse.ArgumentParser(prog="python -m tools.watch", description="Where a run stands, again and again.")
+    cli = argparse.ArgumentParser(prog="python -m tools.watch", description="Shows a run's progress until it is finished.")
     cli.add_argument("run", type=Path, metavar="RUN", help="run folder, such as runs/NAME")
     cli.add_argument("--every", type=float, default=10.0, metavar="SECONDS", help="%(default)s; 0: once")
     args = cli.parse_args(argv)
     with suppress(KeyboardInterrupt):
         while True:
             planned, rows = read_yaml(args.run / "config.yaml").get("steps", 0), read_rows(args.run / "metrics.jsonl")
-            print(time.strftime("%H:%M:%S ") + describe(planned, rows, time.time()) + gpu(), flush=True)
-            if not args.every or (rows and rows[-1]["step"] >= planned):
+            finished = (args.run / "summary.json").is_file()
+            if sys.stdout.isatty():
+                print("\x1b[H\x1b[2J", end="")  # to the top left of an empty screen
+            print(time.strftime("%H:%M:%S ") + describe(planned, rows, time.time(), finished) + gpu(), flush=True)
+            if finished or not args.every:
                 break
             time.sleep(args.every)
     return 0

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
 import subprocess
 import sys
+import time
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -13,7 +16,7 @@ from small_runs import SMALL
 
 import train
 from grpo.errors import UserError
-from tools import sweep as sweep
+from tools import sweep
 
 REPO = Path(__file__).resolve().parents[2]
 FAST = {key: value for key, value in SMALL.items() if key != "preset"} | {"steps": 2, "reward.name": "format_only"}
@@ -25,17 +28,17 @@ def written(tmp_path: Path, **tree) -> Path:
     return file
 
 
-def in_process(command: list[str], **_) -> subprocess.CompletedProcess:
-    """The same train.py with the same arguments, without starting Python and importing torch for each run."""
+def in_process(command: list[str]) -> tuple[int, str]:
+    """Calls the same train.py with the same arguments, without starting Python and importing torch for each run."""
     assert command[:2] == [sys.executable, str(REPO / "train.py")]
     errors = io.StringIO()
     with redirect_stderr(errors), redirect_stdout(io.StringIO()):
         code = train.main(command[2:])
-    return subprocess.CompletedProcess(command, code, "", errors.getvalue())
+    return code, errors.getvalue()
 
 
 def test_a_sweep_runs_each_cell_with_each_seed_once_and_goes_on_after_a_failure(tmp_path: Path, monkeypatch, capsys):
-    monkeypatch.setattr(subprocess, "run", in_process)
+    monkeypatch.setattr(sweep, "call", in_process)
     monkeypatch.setattr(train, "plot_run", lambda folder: None)
     monkeypatch.setattr("grpo.environment._commit", dict)  # asks git, in a process
     out = tmp_path / "runs"
@@ -99,3 +102,41 @@ def test_a_file_that_is_not_there_is_one_line():
 @pytest.mark.parametrize("path", sorted((REPO / "configs" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_sweeps_that_are_shipped_can_start(path: Path):
     assert sweep.read_sweep(path).runs()
+
+
+def test_an_edited_cell_is_refused_and_trained_under_another_name_on_request(tmp_path: Path, monkeypatch, capsys):
+    """The folder of a cell holds lr 1e-4; the cell now asks for lr 1e-9 and more steps: its old figures are not it."""
+    monkeypatch.setattr(sweep, "call", in_process)
+    monkeypatch.setattr(train, "plot_run", lambda folder: None)
+    out = tmp_path / "runs"
+    assert sweep.main([str(written(tmp_path, out=str(out), cells={"fast": FAST}))]) == 0
+    capsys.readouterr()
+    edited = written(tmp_path, out=str(out), cells={"fast": FAST | {"learner.lr": 1e-9, "steps": 3}})
+    assert sweep.main([str(edited)]) == 2
+    error = capsys.readouterr().err
+    assert "learner.lr" in error
+    assert "-> 1e-09" in error
+    assert "steps 2 -> 3" in error
+    assert "--rename" in error
+    assert sweep.main([str(edited), "--rename"]) == 0
+    assert "run 1 of 1" in capsys.readouterr().err
+    assert (out / "fast-seed0-2" / "summary.json").is_file()
+    first = (out / "fast-seed0-2" / "summary.json").stat().st_mtime_ns
+    assert sweep.main([str(edited), "--rename"]) == 0, "the renamed run is found again"
+    assert (out / "fast-seed0-2" / "summary.json").stat().st_mtime_ns == first
+
+
+def test_ctrl_c_ends_a_sweep_in_one_line_and_the_run_keeps_its_steps(tmp_path: Path):
+    out = tmp_path / "runs"
+    file = written(tmp_path, out=str(out), cells={"long": FAST | {"steps": 100_000}})
+    command = [sys.executable, "-m", "tools.sweep", str(file)]
+    process = subprocess.Popen(command, cwd=REPO, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    metrics = out / "long-seed0" / "metrics.jsonl"
+    while not (metrics.exists() and '"step": 2' in metrics.read_text()):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the sweep's group
+    lines = process.communicate(timeout=120)[1].strip().splitlines()
+    assert process.returncode == 130
+    assert lines[-1] == "interrupted; the same command continues the sweep"
+    assert not any("Traceback" in line for line in lines)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from grpo.run.files import read_rows
-from tools import watch as watch
+from tools import watch
 
 
 def write(folder: Path, steps: int) -> Path:
@@ -24,15 +24,24 @@ def test_it_says_where_a_run_stands(tmp_path: Path, capsys: pytest.CaptureFixtur
     folder = write(tmp_path / "run", 10)
     assert watch.main([str(folder), "--every", "0"]) == 0
     out = capsys.readouterr().out
-    assert "step 10 of 40, 30.0 s a step, 15.0 min to go" in out  # 30 steps of half a minute
+    assert "step 10 of 40, 30.0 s a step, 15.0 min left" in out  # 30 steps of half a minute
     assert "  step 9  reward 0.9\n  step 10  reward 1\n" in out
     assert "  step 2  greedy 0.5  reward 0.2\n  step 6  reward 0.6\n" in out  # the last held-out ones first
 
 
 def test_a_run_that_stopped_is_told_from_one_that_works(tmp_path: Path):
     rows = read_rows(write(tmp_path / "run", 10) / "metrics.jsonl")
-    assert "it has stopped" not in watch.describe(40, rows, now=1300.0 + 100)
-    assert "it has stopped" in watch.describe(40, rows, now=1300.0 + 151)  # more than five steps ago
+    assert "has stopped" not in watch.describe(40, rows, now=1300.0 + 100, finished=False)
+    assert "has stopped" in watch.describe(40, rows, now=1300.0 + 151, finished=False)  # more than five steps ago
+
+
+def test_a_finished_run_is_called_finished_and_ends_the_watch(tmp_path: Path, capsys: pytest.CaptureFixture):
+    folder = write(tmp_path / "run", 10)
+    (folder / "summary.json").write_text("{}")
+    assert watch.main([str(folder), "--every", "3600"]) == 0
+    out = capsys.readouterr().out
+    assert "finished: 10 steps" in out
+    assert "left" not in out
 
 
 def test_a_folder_of_something_else_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture):
