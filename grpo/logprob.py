@@ -23,46 +23,49 @@ def token_logprobs(
     temperature: float,
     chunk: int,
     with_entropy: bool = True,
+    bias: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """[N, H] hidden states, [V, H] head, [N] targets -> [N] log p(target), [N] entropy in nats; at least float32.
 
-    Of the distribution that was sampled: logits divided by `temperature`. Gradient flows to `hidden` and `head`.
-    Without `with_entropy` the second is None and its passes over the vocabulary are saved.
+    Of the distribution that was sampled: logits, with the head's [V] `bias` where it has one, divided by `temperature`.
+    Gradient flows to `hidden`, `head` and `bias`. Without `with_entropy` the second is None and its passes over the
+    vocabulary are saved.
     """
     if hidden.device.type == "cpu":  # a CPU has no product that takes bfloat16 and gives float32
         wide = torch.promote_types(hidden.dtype, torch.float32)
         hidden, head = hidden.to(wide), head.to(wide)
-    return _TokenLogprobs.apply(hidden, head, targets, temperature, chunk, with_entropy)
+    return _TokenLogprobs.apply(hidden, head, bias, targets, temperature, chunk, with_entropy)
 
 
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, head, targets, temperature, chunk, with_entropy):
+    def forward(ctx, hidden, head, bias, targets, temperature, chunk, with_entropy):
         buffers = _buffers(hidden, head, chunk)
         logprobs = buffers[0].new_empty(len(targets))
         entropy = torch.empty_like(logprobs) if with_entropy else None
         for start in range(0, len(targets), chunk):
             part = slice(start, start + chunk)
-            logp, scratch = _log_softmax(hidden[part], head, temperature, buffers)
+            logp, scratch = _log_softmax(hidden[part], head, bias, temperature, buffers)
             logprobs[part] = logp.gather(-1, targets[part, None])[:, 0]
             if with_entropy:
                 entropy[part] = -torch.exp(logp, out=scratch).mul_(logp).sum(-1)
         ctx.temperature, ctx.chunk = temperature, chunk
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(hidden, head, targets, entropy)
+        ctx.save_for_backward(hidden, head, bias, targets, entropy)
         return logprobs, entropy
 
     @staticmethod
     def backward(ctx, grad_logprobs, grad_entropy):
-        hidden, head, targets, entropy = ctx.saved_tensors
+        hidden, head, bias, targets, entropy = ctx.saved_tensors
         buffers = _buffers(hidden, head, ctx.chunk)
         grad_hidden = torch.empty_like(hidden)
         grad_head = torch.zeros_like(head, dtype=buffers[0].dtype) if ctx.needs_input_grad[1] else None
+        grad_bias = buffers[0].new_zeros(len(head)) if ctx.needs_input_grad[2] else None
         if grad_logprobs is None:
             grad_logprobs = torch.zeros_like(grad_entropy)
         for start in range(0, len(targets), ctx.chunk):
             part = slice(start, start + ctx.chunk)
-            logp, scratch = _log_softmax(hidden[part], head, ctx.temperature, buffers)
+            logp, scratch = _log_softmax(hidden[part], head, bias, ctx.temperature, buffers)
             p = torch.exp(logp, out=scratch)
             g = grad_logprobs[part, None] / ctx.temperature
             factor = -g  # d loss / d logits is p_j factor_j, and g more at the target
@@ -73,7 +76,11 @@ class _TokenLogprobs(torch.autograd.Function):
             torch.mm(grad, head, out=grad_hidden[part])
             if grad_head is not None:
                 addmm(grad_head, grad.T, hidden[part])
-        return grad_hidden, None if grad_head is None else grad_head.to(head.dtype), None, None, None, None
+            if grad_bias is not None:
+                grad_bias += grad.sum(0, dtype=grad_bias.dtype)
+        grad_head = None if grad_head is None else grad_head.to(head.dtype)
+        grad_bias = None if grad_bias is None else grad_bias.to(bias.dtype)
+        return grad_hidden, grad_head, grad_bias, None, None, None, None
 
 
 def _buffers(hidden: torch.Tensor, head: torch.Tensor, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -84,10 +91,12 @@ def _buffers(hidden: torch.Tensor, head: torch.Tensor, chunk: int) -> tuple[torc
     return tuple(torch.empty(shape, dtype=dtype, device=hidden.device) for _ in range(2))
 
 
-def _log_softmax(hidden, head, temperature: float, buffers) -> tuple[torch.Tensor, torch.Tensor]:
+def _log_softmax(hidden, head, bias, temperature: float, buffers) -> tuple[torch.Tensor, torch.Tensor]:
     """[n, V] log-probabilities in one of the buffers, and the other to compute in."""
     logits, logp = (buffer[: len(hidden)] for buffer in buffers)
     addmm(logits, hidden, head.T, beta=0, alpha=1 / temperature)
+    if bias is not None:
+        logits.add_(bias, alpha=1 / temperature)
     return torch.log_softmax(logits, -1, out=logp), logits
 
 

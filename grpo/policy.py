@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -21,13 +22,13 @@ from transformers.utils.logging import disable_progress_bar
 
 from grpo import attention, hub, lora
 from grpo.errors import UserError
-from grpo.logprob import token_logprobs
+from grpo.logprob import addmm, token_logprobs
 from grpo.packing import Batch
 from grpo.settings import Config
 
 END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 RMS_NORMS = ("LlamaRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
-UNSUPPORTED = ("attn_logit_softcapping", "final_logit_softcapping", "logit_scale", "logits_scaling")
+UNSUPPORTED = ("attn_logit_softcapping", "final_logit_softcapping")
 
 
 class Policy:
@@ -40,6 +41,7 @@ class Policy:
         _no_dropout(model)
         self.network, self.tokenizer, self.stop_ids = model, tokenizer, stop_ids(model, tokenizer)
         self.device, self.dtype, self.logit_chunk = model.device, model.dtype, config.learner.logit_chunk
+        self.logit_scale = logit_scale(model.config)
         self.lora = settings.lora_rank > 0
         # The reference of a LoRA policy is the policy with the adapter off; all weights need a frozen copy.
         copied = config.learner.kl_coef > 0 and not self.lora
@@ -64,8 +66,22 @@ class Policy:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """[N] log-probability of each completion token at `temperature`, [N] entropy in nats (else None)."""
         network = network or self.network
-        hidden, head = self.hidden(network, batch), network.get_output_embeddings().weight
-        return token_logprobs(hidden, head, batch.targets, temperature, self.logit_chunk, with_entropy)
+        hidden, head = self.hidden(network, batch), network.get_output_embeddings()
+        temperature = temperature / self.logit_scale
+        bias = getattr(head, "bias", None)
+        return token_logprobs(hidden, head.weight, batch.targets, temperature, self.logit_chunk, with_entropy, bias)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[B, H] last hidden states -> [B, V] logits for a sampler: at least float32, as the trainer's own.
+
+        The head's bias and the model's logit scale are in them; the temperature is not.
+        """
+        head = self.network.get_output_embeddings()
+        logits = hidden.new_empty(len(hidden), len(head.weight), dtype=torch.promote_types(hidden.dtype, torch.float32))
+        addmm(logits, hidden, head.weight.T, beta=0, alpha=self.logit_scale)
+        if (bias := getattr(head, "bias", None)) is not None:
+            logits.add_(bias, alpha=self.logit_scale)
+        return logits
 
     @torch.no_grad()
     def ref_logprobs(self, batch: Batch, temperature: float) -> torch.Tensor:
@@ -190,6 +206,12 @@ def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tupl
     vocabulary = tokenizer.get_vocab()
     ids |= {vocabulary[token] for token in END_TOKENS if token in vocabulary}
     return tuple(sorted(ids - {None}))
+
+
+def logit_scale(config: PreTrainedConfig) -> float:
+    """The factor that the model puts on its head's output: Cohere multiplies by it, Granite divides."""
+    text = config.get_text_config()
+    return (getattr(text, "logit_scale", None) or 1.0) / (getattr(text, "logits_scaling", None) or 1.0)
 
 
 def _check_supported(model: PreTrainedModel) -> None:

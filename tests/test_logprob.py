@@ -39,6 +39,20 @@ def test_equals_the_plain_one_in_value_and_gradient(chunk: int, temperature: flo
         torch.testing.assert_close(found, expected)
 
 
+def test_the_heads_bias_is_in_value_and_gradient():
+    hidden, head, targets = inputs()
+    bias = torch.linspace(-2, 2, VOCABULARY, dtype=torch.float64, requires_grad=True)
+    logp = torch.log_softmax((hidden @ head.T + bias) / 0.6, -1)
+    expected = logp.gather(-1, targets[:, None])[:, 0], -(logp.exp() * logp).sum(-1)
+    found = token_logprobs(hidden, head, targets, 0.6, 5, bias=bias)
+    results = []
+    for logprobs, entropy in (expected, found):
+        gradients = torch.autograd.grad((logprobs + 0.3 * entropy).square().sum(), (hidden, head, bias))
+        results.append((logprobs, entropy, *gradients))
+    for plainly, chunked in zip(*results, strict=True):
+        torch.testing.assert_close(chunked, plainly)
+
+
 def test_only_one_of_the_outputs_may_have_a_gradient():
     hidden, head, targets = inputs()
     for output in (0, 1):

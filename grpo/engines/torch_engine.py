@@ -18,7 +18,6 @@ import torch
 from transformers import DynamicCache
 
 from grpo.engines.base import SamplingParams
-from grpo.logprob import addmm
 from grpo.policy import Policy
 from grpo.types import Completion, FinishReason, Request
 
@@ -134,9 +133,7 @@ def _pick(
     policy: Policy, hidden: torch.Tensor, u: np.ndarray, sampling: SamplingParams
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """[B] tokens and [B] their log-probabilities under the distribution they were drawn from."""
-    head = policy.network.get_output_embeddings().weight
-    logits = hidden.new_empty(len(hidden), len(head), dtype=torch.promote_types(hidden.dtype, torch.float32))
-    addmm(logits, hidden, head.T, beta=0)  # in float32, as the trainer's
+    logits = policy.logits(hidden)
     greedy = sampling.temperature == 0
     logp = torch.log_softmax(logits if greedy else logits.div_(sampling.temperature), -1)
     tokens = logits.argmax(-1) if greedy else draw(logp, torch.from_numpy(u).to(logp.device))
