@@ -56,7 +56,9 @@ def gpu() -> str:
 
 @one_line
 def main(argv: Sequence[str]) -> int:
-    cli = argparse.ArgumentParser(prog="python -m tools.watch", description="Shows a run's progress until it is finished.")
+    cli = argparse.ArgumentParser(
+        prog="python -m tools.watch", description="Shows a run's progress until it is finished."
+    )
     cli.add_argument("run", type=Path, metavar="RUN", help="run folder, such as runs/NAME")
     cli.add_argument("--every", type=float, default=10.0, metavar="SECONDS", help="%(default)s; 0: once")
     args = cli.parse_args(argv)

@@ -1,5 +1,5 @@
 "use strict";
-// The completion browser, on the JSON that charts.js has read.
+// The completion browser. It uses the JSON that charts.js has read.
 
 const PAGE = 25;
 
@@ -32,7 +32,21 @@ function matches(row) {
     && (!wanted || [row.text, String(row.answer ?? ""), DATA.runs[row.run].prompts[row.prompt]].some((text) => text.toLowerCase().includes(wanted)));
 }
 
-function card(row) {
+/** Rows with the same text, one card each: completions of one step whose run, prompt, text and reward are equal. */
+function fold(rows) {
+  const cards = new Map();
+  for (const row of rows) {
+    const key = JSON.stringify([row.run, row.step, row.prompt, row.text, row.reward]);
+    if (!cards.has(key)) cards.set(key, []);
+    cards.get(key).push(row);
+  }
+  return [...cards.values()];
+}
+
+const list = (rows, name) => [...new Set(rows.map((row) => short(row[name])))].join(", ");
+
+function card(rows) {
+  const row = rows[0];
   const article = make("article");
   const facts = (pairs) => {
     const place = make("div", "facts");
@@ -45,8 +59,9 @@ function card(row) {
   };
   article.append(
     facts([
-      ...(several ? [["run", DATA.runs[row.run].name]] : []), ["step", short(row.step)], ["group", short(row.group)], ["sample", row.sample],
-      ["reward", short(row.reward)], ["advantage", short(row.advantage), row.advantage > 0 ? "good" : row.advantage < 0 ? "bad" : ""],
+      ...(several ? [["run", DATA.runs[row.run].name]] : []), ["step", short(row.step)], ["group", list(rows, "group")],
+      rows.length > 1 ? ["identical", `${rows.length} completions`] : ["sample", row.sample],
+      ["reward", short(row.reward)], ["advantage", list(rows, "advantage"), row.advantage > 0 ? "good" : row.advantage < 0 ? "bad" : ""],
       ...Object.entries(row.signals).map(([name, value]) => [name, short(value)]),
     ]),
     facts([
@@ -63,10 +78,11 @@ function card(row) {
 }
 
 function browse() {
-  const found = ROWS.filter(matches).sort(SORTS[field.sort.value]);
-  document.getElementById("rows").replaceChildren(...found.slice(0, limit).map(card));
-  document.getElementById("count").textContent = `${found.length} of ${ROWS.length} completions match, ${Math.min(limit, found.length)} shown`;
-  document.getElementById("more").hidden = found.length <= limit;
+  const rows = ROWS.filter(matches).sort(SORTS[field.sort.value]);
+  const cards = fold(rows);
+  document.getElementById("rows").replaceChildren(...cards.slice(0, limit).map(card));
+  document.getElementById("count").textContent = `${rows.length} of ${ROWS.length} completions match; ${cards.length} are different, ${Math.min(limit, cards.length)} shown`;
+  document.getElementById("more").hidden = cards.length <= limit;
 }
 
 function restart() {

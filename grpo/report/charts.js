@@ -1,5 +1,5 @@
 "use strict";
-// Draws the charts of the JSON in #data, and redraws them when a run is switched off or the colour scheme changes.
+// Draws the charts of the JSON in #data; redraws them when a run is switched off or the colour scheme changes.
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const COLOURS = ["#3b82f6", "#e07b00", "#10a36b", "#d6409f", "#8b5cf6", "#0ea5b7", "#84a312", "#e5484d"];
@@ -31,13 +31,23 @@ function line(run, r, [metric, label], s, chart) {
   };
 }
 
-/** Mean, and the area mean - spread .. mean + spread; the three switch together in the legend. */
+/** The smallest and the largest value that a completion of this page has for a reward or a signal. */
+function rangeOf(run, metric) {
+  const name = metric.replace("signal/", "");
+  const values = run.completions.map((row) => metric === "reward/mean" ? row.reward : row.signals[name]).filter((value) => value != null);
+  return values.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity]);
+}
+
+/** Mean, and the area mean - spread .. mean + spread within the values' range; the three switch together in the legend. */
 function band(run, r, chart) {
   const [[mean], [spread]] = chart.series;
   const ys = run.metrics[mean] || [], ds = run.metrics[spread] || [];
+  const [low, high] = rangeOf(run, mean);
+  // The page may hold only some of the completions, so the range never cuts the mean itself.
+  const within = (y, edge) => low > high ? edge : Math.min(Math.max(edge, Math.min(low, y)), Math.max(high, y));
   const at = run.steps.map((_, i) => i).filter((i) => ys[i] != null && ds[i] != null);
   const edge = (sign, fill) => ({
-    x: at.map((i) => run.steps[i]), y: at.map((i) => ys[i] + sign * ds[i]), type: "scatter", mode: "lines", fill,
+    x: at.map((i) => run.steps[i]), y: at.map((i) => within(ys[i], ys[i] + sign * ds[i])), type: "scatter", mode: "lines", fill,
     line: { width: 0, color: colour(r) }, fillcolor: colour(r) + "2e", hoverinfo: "skip", showlegend: false, legendgroup: `${r}`,
   });
   return [edge(-1, "none"), edge(1, "tonexty"), { ...line(run, r, chart.series[0], 0, chart), legendgroup: `${r}` }];

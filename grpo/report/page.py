@@ -1,9 +1,11 @@
-"""Runs -> the text of one HTML page, and the page -> disk.
+"""Renders runs as one HTML page and writes it to disk.
 
-The page holds everything: plotly.js, style, script and data. Three walls stand between a model's text and the
-browser: jinja2 escapes what is in the HTML, the data is JSON with `<`, `>`, `&` and `'` as \\u escapes (so no
-`</script>` can end it), and a Content-Security-Policy runs only the scripts whose hashes it names and
-connects to nothing.
+The page holds plotly.js, style, scripts and data, so it needs no network. Three walls stand between a model's text and
+the browser. jinja2 escapes the HTML. The data is JSON with `<`, `>`, `&` and `'` as \\u escapes, so no `</script>` can
+end it. A Content-Security-Policy runs only the scripts whose hashes it names, and forbids every connection.
+
+The charts are drawn in the browser, because a reader switches runs on and off and changes the colour scheme there, and
+because each metric then lies in the page once.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ HERE = Path(__file__).resolve().parent
 SCRIPTS = ("text.js", "charts.js", "browser.js")
 IN_THE_BROWSER = ("name", "steps", "metrics", "prompts", "completions")
 RECENT = 10
-"""Steps that "now" is the mean of."""
+"""Number of last steps whose mean the tables show."""
 
 
 def render(runs: Sequence[Run]) -> str:
@@ -63,25 +65,25 @@ def render(runs: Sequence[Run]) -> str:
 
 
 def environment(folder: Path) -> Environment:
-    """Templates of a folder, everything in them escaped."""
-    found = Environment(
+    """Returns a jinja2 environment for the templates of a folder. It escapes everything."""
+    environment = Environment(
         loader=FileSystemLoader(folder),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.policies["json.dumps_kwargs"] = {}  # the default sorts keys; signals keep the reward's order
-    return found
+    environment.policies["json.dumps_kwargs"] = {}  # the default sorts keys; signals keep the reward's order
+    return environment
 
 
 def hashes(scripts: Sequence[str]) -> str:
-    """What the Content-Security-Policy lets run: these scripts and no other."""
+    """Returns the sources that let the Content-Security-Policy run these scripts and no other."""
     return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
 
 
 def constant(runs: Sequence[Run], chart: dict[str, Any]) -> str | None:
-    """What a chart would show from beginning to end, where that is one value; "not measured" where there is none."""
+    """Returns the one value that a chart shows throughout, "not measured" without values, None for a curve."""
     columns = [column for run in runs for metric, _ in chart["series"] if (column := values(run, metric))]
     if not columns:
         return "not measured"
@@ -91,34 +93,34 @@ def constant(runs: Sequence[Run], chart: dict[str, Any]) -> str | None:
 
 
 def overview(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """The table at the top: (row title, one cell a run)."""
+    """Returns the rows of the table at the top: (title, a cell for each run)."""
     columns = [facts(run) for run in runs]
     titles = dict.fromkeys(title for column in columns for title in column)
     return [(title, [column.get(title, "") for column in columns]) for title in titles]
 
 
 def facts(run: Run) -> dict[str, str]:
-    """Row title -> what the table at the top says of this run; what was not measured is left out."""
+    """Row title -> this run's cell in the table at the top. Rows that were not measured are missing."""
     done, planned = max(run.steps, default=0), run.config.get("steps", "?")
-    found = {"State": f"{'finished' if run.finished else 'going or stopped'}, {done} of {planned} steps"}
+    cells = {"State": f"{'finished' if run.finished else 'running or stopped'}, {done} of {planned} steps"}
     if times := values(run, "time"):
-        found["Last step written"] = datetime.fromtimestamp(max(times), UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        cells["Last step written"] = datetime.fromtimestamp(max(times), UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     if steps := values(run, "time/step"):  # not the clock, whose pauses would count
-        found["Time, evaluations included"] = str(timedelta(seconds=round(sum(steps))))
+        cells["Time, evaluations included"] = str(timedelta(seconds=round(sum(steps))))
     if reward := values(run, "reward/mean"):
         title = f"Reward, first step → mean of last {RECENT}"
-        found[title] = f"{reward[0]:.3f} → {fmean(reward[-RECENT:]):.3f}"
+        cells[title] = f"{reward[0]:.3f} → {fmean(reward[-RECENT:]):.3f}"
     for way in ("sampled", "greedy"):
         if curve := values(run, f"eval/{way}_accuracy"):
             title = f"Held-out {way} accuracy, first → best → last"
-            found[title] = f"{curve[0]:.1%} → {max(curve):.1%} → {curve[-1]:.1%}"
+            cells[title] = f"{curve[0]:.1%} → {max(curve):.1%} → {curve[-1]:.1%}"
     for name, after in run.summary["after"].items():
         before = run.summary["before"].get(name)
-        title = f"Test half, {name.replace('_', ' ')}, before → after"
-        found[title] = f"{'?' if before is None else f'{before:.1%}'} → {after:.1%}"
+        title = f"Test problems, {name.replace('_', ' ')}, before → after"
+        cells[title] = f"{'?' if before is None else f'{before:.1%}'} → {after:.1%}"
     if rates := values(run, "speed/tokens_per_second"):
-        found["Tokens/s, median"] = f"{median(rates):,.0f}"
-    return found
+        cells["Tokens/s, median"] = f"{median(rates):,.0f}"
+    return cells
 
 
 def values(run: Run, metric: str) -> list[float]:
@@ -126,15 +128,15 @@ def values(run: Run, metric: str) -> list[float]:
 
 
 def verdict_table(run: Run) -> dict[str, str]:
-    """Cell -> share over the last steps; empty where the reward gives no verdicts."""
+    """Cell -> share over the last steps. Empty when the reward gives no verdicts."""
     cells = ("right_says_correct", "right_says_wrong", "wrong_says_correct", "wrong_says_wrong", "none")
     recent = {cell: values(run, f"verdict/{cell}")[-RECENT:] for cell in cells}
-    table = {cell: f"{fmean(found):.1%}" if found else "" for cell, found in recent.items()}
+    table = {cell: f"{fmean(shares):.1%}" if shares else "" for cell, shares in recent.items()}
     return table if any(table.values()) else {}
 
 
 def config_differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """The settings in which the runs differ: (dotted name, one value a run)."""
+    """Returns the settings in which the runs differ: (dotted name, a value for each run)."""
     trees = [dotted(run.config) for run in runs]
     names = dict.fromkeys(name for tree in trees for name in tree)
     rows = [(name, [str(tree.get(name, "")) for tree in trees]) for name in names]
@@ -142,7 +144,7 @@ def config_differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
 
 
 def write(page: str, path: Path) -> None:
-    """All or nothing.
+    """Writes the page completely or not at all.
 
     Raises:
         UserError: `path` is a folder, or cannot be written.

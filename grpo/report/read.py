@@ -1,7 +1,7 @@
-"""Read a run folder as it lies on disk: finished, still going, or cut off in the middle of a line.
+"""Reads a run folder in any state: finished, running, or cut off in the middle of a line.
 
-Nothing here fails because of a damaged line: what cannot be read is counted and said in `Run.notes`, which the page
-shows. Only a folder that is missing or is no run folder is an error.
+A damaged line is not an error. It is counted and reported in `Run.notes`, which the page shows. Only a missing folder,
+or one that is not a run folder, is an error.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from grpo.errors import UserError
 from grpo.run import files
 
 MAX_STEPS_SHARE = 8
-"""One step may take this fraction (1/8) of a run's completions, so that the browser always shows a run over time."""
+"""One step may fill 1/8 of a run's completions, so that the browser always shows several steps."""
 MAX_STEPS = 4_000
-"""Of a longer run every second, third, ... step is shown: no screen shows more, and a page of 100,000 opens slowly."""
+"""Longer runs are thinned to this many steps: a screen shows no more, and a page of 100,000 opens slowly."""
 MAX_TEXT = 20_000
-"""Characters of one prompt or completion that are kept: the beginning and the end."""
+"""Characters kept of a prompt or completion: its beginning and its end."""
 ROW_FIELDS = ("sample", "finish_reason", "answer", "verdict", "outcome", "ground_truth")
 ROW_NUMBERS = ("reward", "advantage", "tokens", "step", "group")
 
@@ -32,20 +32,20 @@ class Run:
     folder: Path
     steps: list[int] = field(default_factory=list)
     metrics: dict[str, list[float | None]] = field(default_factory=dict)
-    """One column a metric, as long as `steps`; None where the step has no finite value."""
+    """Metric -> column as long as `steps`, with None where the step has no finite value."""
     config: dict[str, Any] = field(default_factory=dict)
     finished: bool = False
-    """False while the run is going, or when it was stopped."""
+    """False while the run is running, or when it was stopped."""
     summary: dict[str, dict[str, float]] = field(default_factory=dict)
     """before, after -> figure -> value"""
     prompts: list[str] = field(default_factory=list)
-    """Each distinct prompt once: in One-Shot RLVR there is only one."""
+    """The distinct prompts. One-shot RLVR has only one."""
     completions: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
 def read_run(folder: Path, max_completions: int) -> Run:
-    """Everything the page shows of one run.
+    """Reads everything that the page shows of one run.
 
     Raises:
         UserError: the folder does not exist or holds neither config.yaml nor metrics.jsonl.
@@ -67,7 +67,7 @@ def read_run(folder: Path, max_completions: int) -> Run:
 
 
 def read_mapping(run: Run, name: str) -> dict[str, Any]:
-    """What a file of YAML or JSON holds; nothing, with a note, where that is no mapping."""
+    """Returns the mapping in a YAML or JSON file; an empty one, with a note, when it holds none."""
     try:
         loaded = yaml.safe_load((run.folder / name).read_text(encoding="utf-8", errors="replace"))
     except (OSError, ValueError, yaml.YAMLError):
@@ -79,7 +79,7 @@ def read_mapping(run: Run, name: str) -> dict[str, Any]:
 
 
 def read_metrics(run: Run) -> None:
-    """Rows -> columns. A step written twice (a resumed run repeats some) counts once, the later value wins."""
+    """Turns rows into columns. Of a step that a resumed run wrote twice, the later values count."""
     by_step: dict[int, dict[str, Any]] = {}
     for row in shown_rows(run):
         if type(row.get("step")) is int:
@@ -94,8 +94,10 @@ def read_metrics(run: Run) -> None:
 
 
 def shown_rows(run: Run) -> list[dict[str, Any]]:
-    """The whole rows of metrics.jsonl, of a long file one in so many. Lines that are not shown are not parsed: 100,000
-    of them would take a gigabyte."""
+    """Returns the complete rows of metrics.jsonl; of a long file every n-th, and those with held-out figures.
+
+    Lines that are not shown are not parsed: 100,000 of them would take a gigabyte.
+    """
     path = run.folder / "metrics.jsonl"
     if not path.is_file():
         return []
@@ -108,20 +110,20 @@ def shown_rows(run: Run) -> list[dict[str, Any]]:
     damaged: list[bytes] = []
     rows = files.rows_of(lines, damaged)
     if damaged:
-        run.notes.append(f"metrics.jsonl: {len(damaged)} unreadable lines left out")
+        run.notes.append(f"metrics.jsonl: {len(damaged)} unreadable lines were skipped")
     return rows
 
 
 def read_completions(run: Run, limit: int) -> None:
-    """At most `limit` rows: the newest step, the first, then the middles of what lies between, until `limit` is met."""
+    """Reads at most `limit` rows: of the newest step, of the first, then of steps spread evenly between them."""
     steps = list(files.numbered(run.folder / "completions", r"\.jsonl\.gz"))
     share = max(1, limit // min(max(1, len(steps)), MAX_STEPS_SHARE))
     seen: dict[str, int] = {}
-    left_out, in_part = 0, 0
+    missing, in_part = 0, 0
     for index in newest_first_then_spread(len(steps)):
         room = min(share, limit - len(run.completions))
         if not room:
-            left_out += 1
+            missing += 1
             continue
         try:
             rows = files.read_completions(run.folder, steps[index])
@@ -130,17 +132,17 @@ def read_completions(run: Run, limit: int) -> None:
             continue
         run.completions.extend(completion_row(row, seen) for row in rows[:room])
         in_part += len(rows) > room
-    if left_out or in_part:
+    if missing or in_part:
         run.notes.append(
-            f"the browser holds {len(run.completions)} completions, newest step first: of {len(steps)} steps {in_part} "
-            f"are shown in part and {left_out} not; --completions N takes more"
+            f"This page holds {len(run.completions)} completions: all of {len(steps) - in_part - missing} steps, some "
+            f"of {in_part} and none of {missing}. To hold more: --completions N"
         )
     run.completions.sort(key=lambda row: (row["step"], row["group"]))
     run.prompts = list(seen)
 
 
 def completion_row(row: dict[str, Any], seen: dict[str, int]) -> dict[str, Any]:
-    """One row for the page; `prompt` becomes its place in `seen`, which maps each distinct prompt to a number."""
+    """Returns one row for the page. `prompt` becomes its index in `seen`, which numbers the distinct prompts."""
     signals = row.get("signals")
     kept = {name: row.get(name) for name in ROW_FIELDS} | {name: finite(row.get(name)) for name in ROW_NUMBERS}
     kept["signals"] = {name: finite(value) for name, value in signals.items()} if isinstance(signals, dict) else {}
@@ -150,7 +152,7 @@ def completion_row(row: dict[str, Any], seen: dict[str, int]) -> dict[str, Any]:
 
 
 def newest_first_then_spread(count: int) -> list[int]:
-    """Every index below `count` once: the last, the first, then halves, quarters, eighths of what lies between.
+    """Returns every index below `count` once: the last, the first, then halves, quarters, eighths between them.
 
     >>> newest_first_then_spread(5)
     [4, 0, 2, 1, 3]
@@ -167,7 +169,7 @@ def shorten(text: str) -> str:
     if len(text) <= MAX_TEXT:
         return text
     head, tail = MAX_TEXT * 2 // 3, MAX_TEXT // 3
-    return f"{text[:head]}\n[... {len(text) - head - tail} characters left out of this page ...]\n{text[-tail:]}"
+    return f"{text[:head]}\n[... {len(text) - head - tail} characters are not on this page ...]\n{text[-tail:]}"
 
 
 def is_number(value: object) -> bool:
@@ -175,7 +177,7 @@ def is_number(value: object) -> bool:
 
 
 def finite(value: object) -> float | None:
-    """A number the browser's JSON can hold, six significant digits (whole numbers exactly), or None."""
+    """Returns a finite number for JSON, rounded to six digits (whole numbers exactly), or None."""
     if not is_number(value) or not math.isfinite(value):
         return None
     return value if isinstance(value, int) or abs(value) >= 1e6 else float(f"{value:.6g}")

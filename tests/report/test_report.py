@@ -78,7 +78,7 @@ def test_a_run_still_going_with_cut_last_lines(tmp_path: Path) -> None:
     page = Page(report(folder))
     assert page.data["runs"][0]["steps"] == [0, 1, 2, 3, 4, 5]
     assert len(page.data["runs"][0]["completions"]) == 4 * 8
-    assert "going or stopped, 5 of 5 steps" in page.text
+    assert "running or stopped, 5 of 5 steps" in page.text
     assert "step_000005.jsonl.gz is damaged" in page.text
 
 
@@ -100,7 +100,7 @@ def test_damage_in_the_middle_is_left_out_and_said(tmp_path: Path) -> None:
     (folder / "summary.json").write_text("{")
     page = Page(report(folder))
     assert page.data["runs"][0]["steps"] == [0, 1, 2, 4, 5]
-    assert "metrics.jsonl: 3 unreadable lines left out" in page.text
+    assert "metrics.jsonl: 3 unreadable lines were skipped" in page.text
     assert "config.yaml is not readable" in page.text
     assert "summary.json is not readable" in page.text
 
@@ -173,7 +173,7 @@ def test_the_limit_keeps_the_newest_and_spreads_the_rest(tmp_path: Path) -> None
     assert len(run.completions) == 40
     # Newest and first; the middle; the quarters; of the eighths the first three.
     assert steps == [1, 5, 9, 13, 17, 21, 25, 33]
-    assert "holds 40 completions, newest step first: of 33 steps 8 are shown in part and 25 not" in run.notes[0]
+    assert "holds 40 completions: all of 0 steps, some of 8 and none of 25" in run.notes[0]
     assert {row["step"] for row in read.read_run(folder, 1).completions} == {33}
 
 
@@ -181,7 +181,7 @@ def test_steps_shown_in_part_are_said_where_every_step_is_shown(tmp_path: Path) 
     """Two steps of 8 completions; a limit of 10 has room for 5 of each."""
     run = read.read_run(write_run(tmp_path / "A", steps=2), 10)
     assert len(run.completions) == 10
-    assert "of 2 steps 2 are shown in part and 0 not" in run.notes[0]
+    assert "all of 0 steps, some of 2 and none of 0" in run.notes[0]
 
 
 def test_every_step_comes_up_once() -> None:
@@ -196,7 +196,7 @@ def test_a_very_long_text_keeps_its_ends(tmp_path: Path) -> None:
     text = read.read_run(folder, 10).completions[0]["text"]
     assert text.startswith("aaa")
     assert text.endswith("az")
-    assert "980002 characters left out" in text  # 1,000,001 - 13,333 at the beginning - 6,666 at the end
+    assert "980002 characters are not on this page" in text  # 1,000,001 - 13,333 at the beginning - 6,666 at the end
     assert len(text) < 20_100
 
 
