@@ -1,17 +1,22 @@
-"""The laptop preset's task: `What is 7 times 8?`, which a small real language model gets right now and then.
+"""The laptop preset's task: `What is 7 times 8?`, which a small real language model answers correctly now and then.
 
 `python -m data.products` writes question and answer rows to data/products/:
+
+    all.jsonl        the 64 products of two numbers from 2 to 9
 
     one.jsonl        9 times 2: one-shot RLVR (a step draws the row again and again)
     sixteen.jsonl    16 products, 9 times 2 among them
     forty.jsonl      40 products, those 16 among them
     held_out.jsonl   the other 24: no training set holds one of them, nor one with the factors swapped
-    others.jsonl     every product but 9 times 2 and 2 times 9: what one example is worth elsewhere
+    others.jsonl     every product except 9 times 2 and 2 times 9: the effect of one example elsewhere
     sums.jsonl       the same numbers added: another task
+
+`python -m data.products --each FOLDER` writes 64 training sets of one product each: 2x2.jsonl to 9x9.jsonl.
 """
 
 from __future__ import annotations
 
+import argparse
 import random
 from pathlib import Path
 
@@ -48,6 +53,7 @@ def datasets() -> dict[str, list[dict[str, str]]]:
     """File name (without .jsonl) -> rows."""
     train, held_out = split()
     return {
+        "all": [row(pair) for pair in ALL],
         "one": [row(ONE)],
         "sixteen": [row(pair) for pair in train[:16]],
         "forty": [row(pair) for pair in train],
@@ -57,6 +63,16 @@ def datasets() -> dict[str, list[dict[str, str]]]:
     }
 
 
+def main() -> None:
+    cli = argparse.ArgumentParser(prog="python -m data.products", description="Writes the data sets of products.")
+    cli.add_argument("--each", type=Path, metavar="FOLDER", help="write a training set for each single product")
+    folder = cli.parse_args().each
+    sets = {f"{a}x{b}": [row((a, b))] for a, b in ALL} if folder else datasets()
+    folder = folder or FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in sets.items():
+        write(rows, folder / f"{name}.jsonl")
+
+
 if __name__ == "__main__":
-    for name, rows in datasets().items():
-        write(rows, FOLDER / f"{name}.jsonl")
+    main()

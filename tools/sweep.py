@@ -3,6 +3,7 @@
     preset: cpu
     out: runs/signals                 # the folder of the run folders
     seeds: [0, 1, 2]
+    settings: {eval.every: 0}         # the settings of every run
     cells:                            # a name for each cell and the settings it changes; each cell runs with each seed
       all signals: {}
       verify only: {reward.name: verify_only}
@@ -72,6 +73,7 @@ class Sweep(BaseModel):
     preset: str = "cpu"
     out: Path = Path("runs")
     seeds: list[StrictInt] = Field([0], min_length=1)
+    settings: dict[str, Any] = {}
     cells: dict[str, dict[str, Any]] = {}
     grid: dict[str, Annotated[list, Field(min_length=1)]] = {}
 
@@ -85,7 +87,7 @@ class Sweep(BaseModel):
         runs = []
         for (cell, changes), seed in itertools.product(cells, self.seeds):
             name = re.sub(r"[^A-Za-z0-9.]+", "-", cell).strip("-.")
-            settings = {key: typed(value) for key, value in changes.items()} | {"seed": str(seed)}
+            settings = {key: typed(value) for key, value in (self.settings | changes).items()} | {"seed": str(seed)}
             runs.append(Run(cell, self.out / f"{name}-seed{seed}", settings))
         return runs
 
