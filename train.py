@@ -27,7 +27,7 @@ import torch
 
 from grpo.advantage import compute_advantages
 from grpo.engines.base import SamplingParams, make_engine
-from grpo.evaluation.benchmarks import HeldOut
+from grpo.evaluation.benchmarks import held_out_problems
 from grpo.learner import Learner
 from grpo.packing import samples
 from grpo.plan import planned_and_measured
@@ -41,6 +41,7 @@ from grpo.run.resume import is_finished, settle
 from grpo.run.run import Run, set_seed
 from grpo.run.terminal import Interrupted, hold_interruptions, interruptible, next_commands, say
 from grpo.run.trackers import plot_run
+from grpo.validation import Validator
 
 
 def train(config: Config, resumed: Path | None = None) -> Run:
@@ -54,7 +55,7 @@ def train(config: Config, resumed: Path | None = None) -> Run:
     if policy.attention_note:
         say(policy.attention_note)
     problems, run.bad_rows = training_problems(config, policy.tokenizer)
-    held_out = HeldOut(config, policy, run.clock)
+    sets, test_problems = held_out_problems(config, policy.tokenizer)
     # Once the weights change, an interruption waits until the step is on record.
     learner = Learner(policy, config, say, before_step=hold_interruptions, save_bad_batch=run.save_bad_batch)
     sampling, clock = SamplingParams(config.rollout.max_new_tokens, config.rollout.temperature), run.clock
@@ -62,14 +63,15 @@ def train(config: Config, resumed: Path | None = None) -> Run:
     with (
         closing(load_reward(config)) as reward,
         closing(make_engine(plan.engine_config, device)) as engine,
+        closing(Validator(config, policy.tokenizer, sets, test_problems, run.clock)) as validator,
         run.recording(TrainingState(policy, learner, reward, problems)),
     ):
         engine.sync(policy)
         warm_up(reward, engine, policy.tokenizer, problems, config)  # the hybrid reward's scale
         if run.step == 0:
-            run.state.notes["before"] = held_out.test(engine)
+            run.state.notes["before"] = validator.test(engine)
         if run.unlogged:  # step 0, or a step whose evaluation was cut off
-            run.log(held_out.validation(engine, run.step))
+            run.log(validator.evaluate(engine, run.step))
 
         for step in range(run.step + 1, config.steps + 1):
             set_seed(request_seed(config.seed, step) % 2**32)  # the same after a resume, for rewards that draw lots
@@ -91,9 +93,9 @@ def train(config: Config, resumed: Path | None = None) -> Run:
             with clock("sync"):
                 engine.sync(policy)
             # 5. Evaluate where it is due, log the step, save where it is due.
-            run.log(held_out.validation(engine, step))
+            run.log(validator.evaluate(engine, step))
 
-        outcome = run.finish(after=held_out.test(engine))
+        outcome = run.finish(after=validator.test(engine))
     print(outcome)
     if device.type == "cuda":
         print(planned_and_measured(plan, read_rows(run.folder / "metrics.jsonl")))

@@ -45,6 +45,7 @@ from torch.profiler import profile
 import train
 from benchmarks import common, exact
 from benchmarks.common import DEVICE, GIB, PROBLEMS, held_to, stopwatch
+from grpo.chat_template import ChatTemplate
 from grpo.engines.base import make_engine
 from grpo.environment import installed, versions
 from grpo.errors import UserError
@@ -181,7 +182,7 @@ def vllm(bench: Bench) -> dict[str, float]:
     sizes = {"rollout.prompts_per_step": problems, "rollout.group_size": group, "rollout.max_new_tokens": tokens}
     config = bench.config("l4", sizes | {"rollout.engine": "vllm", "rollout.max_prompt_tokens": 256})
     policy = bench.policy(config)
-    asked = load(PROBLEMS, policy.tokenizer, "plain")[:problems]
+    asked = load(PROBLEMS, ChatTemplate(policy.tokenizer), "plain")[:problems]
     ids = [{"prompt_token_ids": list(problem.prompt_ids)} for problem in asked]
     params = SamplingParams(n=group, max_tokens=tokens, ignore_eos=True, detokenize=False)
     sampling = SamplingParams(tokens, config.rollout.temperature, ignore_eos=True)

@@ -33,6 +33,7 @@ from transformers import AutoTokenizer
 from benchmarks import common
 from benchmarks.common import DEVICE, PROBLEMS
 from grpo.advantage import compute_advantages
+from grpo.chat_template import ChatTemplate
 from grpo.engines.base import SamplingParams, make_engine
 from grpo.evaluation.benchmarks import load
 from grpo.packing import samples
@@ -89,7 +90,7 @@ class Ours:
         self.learner = common.make_learner(self.policy, self.config)
         made_up = common.make_samples(case.lengths, case.group, 17, 96)
         self.work = (lambda: self.learner.update(made_up)) if case.ragged else self._whole_step
-        self.problems = load(PROBLEMS, self.policy.tokenizer, "plain")
+        self.problems = load(PROBLEMS, ChatTemplate(self.policy.tokenizer), "plain")
         self.reward, self.engine = make_reward("multi_signal", workers=1), make_engine(self.config, DEVICE)
         self.engine.sync(self.policy)
 
@@ -121,7 +122,7 @@ def trl(case: Case, model: str) -> None:
     from trl import GRPOConfig, GRPOTrainer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    prompts = [problem.prompt for problem in load(PROBLEMS, tokenizer, "plain")]
+    prompts = [problem.prompt for problem in load(PROBLEMS, ChatTemplate(tokenizer), "plain")]
     lengths, micro_batch = iter(case.lengths * 1000), case.trl_micro_batch or case.problems * case.group
 
     def given_lengths(prompts: list[str], trainer) -> dict:

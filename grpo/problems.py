@@ -1,47 +1,46 @@
-"""Data sets -> Problems: rendered with the model's chat template, tokenised, checked.
+"""Data sets -> Problems: reads each row, renders it with the model's chat template, tokenises and checks it.
 
-A row that cannot be used is left out and counted, with the reason. Where rows come from is data/rows.py, what they say
-is row.py.
+A row that cannot be used becomes a BadRow with the reason. data/rows.py reads the files, chat_template.py renders.
 """
 
 from __future__ import annotations
 
 import contextlib
-import signal
+import json
 import sys
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
 from tqdm import tqdm
 
 import prompts
 from data import rows
 from grpo import hub
+from grpo.chat_template import Chat, ChatTemplate
 from grpo.errors import UserError, printable
-from grpo.row import Chat, read_row
 from grpo.settings import Config
 from grpo.types import Problem
-from rewards import check_ground_truths
+from rewards import check_ground_truths, ground_truth_text, last_box
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+Scalar = str | int | float | bool
+PROMPTS = ("prompt", "messages", "question", "problem")
+TRUTHS = ("ground_truth", "answer", "final_answer", "solution")
+"""In this order, after verl's reward_model.ground_truth and before the assistant's last message in `messages`"""
 CHUNK = 1000
 """Rows rendered and tokenised at once"""
-TEMPLATE_S = 5.0
-"""Seconds that the chat template may take for a chunk; usual is 0.02"""
 SHOWN = 3
-"""Bad rows that are named on the terminal; the run folder has all of them"""
+"""Bad rows named on the terminal; bad_rows.jsonl in the run folder holds all of them"""
 
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that was left out."""
+    """A row that was skipped."""
 
     place: str
     reason: str
@@ -49,14 +48,14 @@ class BadRow:
 
 
 def training_problems(config: Config, tokenizer: PreTrainedTokenizerBase | None) -> tuple[list[Problem], list[BadRow]]:
-    """The run's problems, and the rows that were left out. UserError where those are too many.
+    """The run's problems and the skipped rows. Raises UserError if more rows are skipped than bad_rows.limit allows.
 
-    Each ground truth must be one that the verifier can grade, unless the reward is the user's own: that one knows what
-    its ground truths mean.
+    The verifier must be able to grade each ground truth, unless the reward is the user's own function.
     """
     graded = ":" not in config.reward.name
-    found, longest = read_data(config.data, config.data_dir, config.data_limit), config.rollout.max_prompt_tokens
-    problems, bad = make_problems(found, tokenizer, config.prompt, longest, config.data_columns, graded)
+    placed = read_data(config.data, config.data_dir, config.data_limit)
+    template, longest = ChatTemplate.of_run(config, tokenizer), config.rollout.max_prompt_tokens
+    problems, bad = make_problems(placed, template, config.prompt, longest, config.data_columns, graded)
     reasons = _ungradable([problem.ground_truth for problem in problems.values()]) if graded else {}
     kept = []
     for place, problem in problems.items():
@@ -71,53 +70,50 @@ def training_problems(config: Config, tokenizer: PreTrainedTokenizerBase | None)
 
 def make_problems(
     placed: Iterable[rows.Placed],
-    tokenizer: PreTrainedTokenizerBase | None,
-    template: str,
+    template: ChatTemplate | None,
+    prompt: str,
     longest: int | None = None,
     columns: str | None = None,
     graded: bool = True,
 ) -> tuple[dict[str, Problem], list[BadRow]]:
-    """Where a row stands -> its problem, rendered and tokenised; and the rows that say no problem, with the reason.
+    """Place of a row -> its problem; and the rows that hold no problem.
 
-    Without a tokenizer the prompts are neither rendered nor measured. `longest` is in tokens. `graded`: the ground
-    truth is the answer in what the row says (behind ####, in a box); whether anybody can grade it is not asked here.
+    prompt: the system message, by name or path. longest: the longest prompt, in tokens. columns: "question,answer".
+    graded: the ground truth is the answer inside the row's text (behind ####, in a box); nothing checks here that it
+    can be graded. Without a template the prompts are neither rendered nor measured.
     """
-    system, pair = prompt_text(template), _column_names(columns)
+    system, names = prompt_text(prompt), _column_names(columns)
     problems: dict[str, Problem] = {}
     bad: list[BadRow] = []
-    one_of_each: dict[int, int] = {}  # token ids repeat: one integer object for each keeps a million prompts small
-    stream = enumerate(placed)
-    while chunk := list(islice(stream, CHUNK)):
+    shared: dict[int, int] = {}  # token ids repeat: one integer object for each keeps a million prompts small
+    numbered = enumerate(placed)
+    while chunk := list(islice(numbered, CHUNK)):
         read: list[tuple[str, rows.Row, Problem]] = []
-        rendered: list[tuple[str, rows.Row, Problem]] = []
         for index, (place, row) in chunk:
             try:
-                chat, truth, extra = read_row(row, system, pair, graded)
+                chat, truth, extra = read_row(row, system, names, graded)
             except (ValueError, RecursionError) as error:
                 bad.append(BadRow(place, str(error), row if isinstance(row, dict) else {}))
                 continue
             source = str(row.get("data_source") or "")
             read.append((place, row, Problem(index, "", (), truth, source, extra, chat)))
-        with _time_limit(TEMPLATE_S):
-            for place, row, problem in read:
-                try:
-                    text = render(tokenizer, problem.chat) if tokenizer else ""
-                except UserError as error:
-                    bad.append(BadRow(place, str(error), row))
-                    continue
-                rendered.append((place, row, replace(problem, prompt=text)))
-        all_ids = _tokenized(tokenizer, [problem.prompt for *_, problem in rendered])
-        for (place, row, problem), ids in zip(rendered, all_ids, strict=True):
+        chats = [problem.chat for *_, problem in read]
+        rendered = template.prompts(chats) if template else [("", [])] * len(read)
+        for (place, row, problem), result in zip(read, rendered, strict=True):
+            if isinstance(result, UserError):
+                bad.append(BadRow(place, str(result), row))
+                continue
+            text, ids = result
             if longest is not None and len(ids) > longest:
                 reason = f"the prompt has {len(ids)} tokens, more than rollout.max_prompt_tokens {longest}"
                 bad.append(BadRow(place, reason, row))
             else:
-                problems[place] = replace(problem, prompt_ids=tuple(one_of_each.setdefault(i, i) for i in ids))
+                problems[place] = replace(problem, prompt=text, prompt_ids=tuple(shared.setdefault(i, i) for i in ids))
     return problems, bad
 
 
 def _ungradable(truths: Sequence[str]) -> dict[str, str | None]:
-    """Ground truth -> why it cannot be graded, which processes find out that are killed when they hang; else None."""
+    """Ground truth -> the reason why it cannot be graded, else None. Worker processes with a time limit decide."""
     truths = list(dict.fromkeys(truths))
     with tqdm(total=len(truths), desc="ground truths", delay=5, mininterval=2, leave=False) as bar:
         reasons = check_ground_truths(truths, progress=lambda done, _: bar.update(done - bar.n))
@@ -125,77 +121,132 @@ def _ungradable(truths: Sequence[str]) -> dict[str, str | None]:
 
 
 def check_share(name: str, good: int, bad: Sequence[BadRow], allowed: float) -> None:
-    """Says how many rows are left out, and why the first few. UserError where no problem is left, or too few."""
+    """Reports the number of skipped rows and the first reasons. Raises UserError if they are too many, or all."""
     total = good + len(bad)
     if not total:
         raise UserError(f"{name} has no rows; training needs at least one problem")
-    first = "; ".join(f"{row.place}: {row.reason}" for row in bad[:SHOWN]) + "; ..." * (len(bad) > SHOWN)
+    first = "; ".join(f"{row.place}: {row.reason}" for row in bad[:SHOWN])
+    if len(bad) > SHOWN:
+        first += "; ..."
     line = f"{name}: {len(bad)} of {total} rows cannot be used ({first})"
     if not good or len(bad) > allowed * total:
-        raise UserError(
-            f"{line}. The largest share that may be left out is {allowed:g} (of training data: bad_rows.limit); "
-            "mend or remove them"
-        )
+        raise UserError(f"{line}. At most {allowed:.0%} may be skipped (training data: bad_rows.limit); fix these rows")
     if bad:
-        print(f"{printable(line)}; they are left out", file=sys.stderr)
+        print(f"{printable(line)}; they are skipped", file=sys.stderr)
 
 
-# ---- how the model sees them
+# ---- one row
 
 
-def render(tokenizer: PreTrainedTokenizerBase, chat: Chat) -> str:
-    """The prompt: the model's own chat template, applied once; without one, the texts and a blank line each.
+def read_row(row: rows.Row | str, system: str, columns: Sequence[str | None], graded: bool) -> tuple[Chat, str, dict]:
+    """The row's chat after the system message, its ground truth, and its other columns that hold text or a number.
 
-    UserError where the template cannot write this chat.
+    columns: the names of prompt and ground truth, None for the usual ones. A ground truth that is not `graded` stays
+    as it is; anything but text is written as JSON. Raises ValueError with the reason if the row holds no problem.
     """
-    if tokenizer.chat_template is None:
-        return "".join(f"{message['content']}\n\n" for message in chat)
+    if isinstance(row, str):
+        raise ValueError(row)
+    prompt_key, chat = _chat(row, columns[0], system)
+    truth_key, truth = _truth(row, columns[1])
+    if graded:
+        truth = ground_truth_text(answer_in(truth))
+    elif not isinstance(truth, str):
+        truth = json.dumps(truth, default=str)
     try:
-        return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"the model's chat template cannot write this prompt: {said}") from error
+        "".join([truth, *(message["content"] for message in chat)]).encode()
+    except UnicodeEncodeError:
+        raise ValueError("it holds half a character (a lone surrogate such as \\ud800)") from None
+    return chat, truth, _scalars({name: value for name, value in row.items() if name not in (prompt_key, truth_key)})
 
 
-def _tokenized(tokenizer: PreTrainedTokenizerBase | None, texts: list[str]) -> list[list[int]]:
-    if tokenizer is None or not texts:
-        return [[] for _ in texts]
-    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+def _scalars(columns: rows.Row) -> dict[str, Scalar]:
+    """The columns that hold text or a number, nested ones included.
 
-
-@contextlib.contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """A chat template is a program of whoever made the model: one that never ends must not hang the run.
-
-    Only the main thread can be interrupted; in another there is no limit.
+    >>> _scalars({"level": 3, "extra_info": {"split": "train"}, "steps": [1, 2]})
+    {'level': 3, 'extra_info.split': 'train'}
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(*_) -> None:
-        raise TimeoutError
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    except TimeoutError:
-        raise UserError(
-            f"the model's chat template took more than {seconds:g} s for {CHUNK} prompts; look into the model's "
-            "chat_template.jinja, or take another model"
-        ) from None
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    scalars = dict(columns)
+    for name, column in columns.items():
+        if isinstance(column, dict):
+            scalars |= {f"{name}.{key}": value for key, value in column.items()}
+    return {name: value for name, value in scalars.items() if isinstance(value, Scalar)}
 
 
-# ---- where the rows come from
+def _value(row: rows.Row, column: str | None, usual: Sequence[str]) -> tuple[str, Any]:
+    """(name, value) of the named column, else of the first usual one that is not empty."""
+    if column is not None and column not in row:
+        raise ValueError(f"no column {column}; the row has {', '.join(map(str, row))}")
+    for name in [column] if column is not None else usual:
+        if row.get(name) not in (None, "", []):
+            return name, row[name]
+    return "", None
+
+
+def _chat(row: rows.Row, column: str | None, system: str) -> tuple[str, Chat]:
+    """(column, chat) of the prompt, with the system message first. A text is one user turn.
+
+    The assistant's turns at the end of a chat are not part of the prompt.
+    """
+    name, prompt = _value(row, column, PROMPTS)
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt.strip()}]
+    chat = prompt if isinstance(prompt, list) and all(map(_is_message, prompt)) else []
+    chat = [{"role": message["role"], "content": message["content"]} for message in chat]
+    while chat and chat[-1]["role"] == "assistant":
+        chat.pop()
+    if not chat:
+        columns = column or ", ".join(PROMPTS)
+        raise ValueError(f"no prompt; expected a text, or a list of messages with role and content, in {columns}")
+    if any("<|im_start|>" in message["content"] for message in chat):
+        raise ValueError(
+            "the prompt holds <|im_start|>, so a chat template was already applied to it; store plain text"
+        )
+    if system and chat[0]["role"] == "system":
+        raise ValueError("the row brings its own system message; use --prompt plain to keep it")
+    return name, [{"role": "system", "content": system}, *chat] if system else chat
+
+
+def _is_message(message: Any) -> bool:
+    """Role and content, both text and not empty."""
+    fields = (message.get("role"), message.get("content")) if isinstance(message, dict) else ("",)
+    return all(isinstance(field, str) and field for field in fields)
+
+
+def _truth(row: rows.Row, column: str | None) -> tuple[str, Any]:
+    """(column, value) of the ground truth."""
+    verl, chat = row.get("reward_model"), row.get("messages")
+    if column is None and isinstance(verl, dict) and verl.get("ground_truth") not in (None, ""):
+        return "reward_model", verl["ground_truth"]
+    name, truth = _value(row, column, TRUTHS)
+    if name == "final_answer" and isinstance(truth, list):  # OlympiadBench: one text, or several between dollars
+        truth = [str(item).replace("$", "") for item in truth]
+    if truth is None and column is None and isinstance(chat, list) and chat and _is_message(chat[-1]):
+        truth = chat[-1]["content"] if chat[-1]["role"] == "assistant" else None
+    if truth is None:
+        raise ValueError(f"no ground truth in {column or ', '.join(('reward_model.ground_truth', *TRUTHS))}")
+    return name, truth
+
+
+def answer_in(truth: Any) -> Any:
+    r"""The answer inside a ground truth: behind GSM8K's ####, in the last box of a solution; 27.0 is 27.
+
+    >>> answer_in("2 + 3 is 5. #### 5"), answer_in(r"Thus \boxed{7}."), answer_in(27.0), answer_in([1, "2"])
+    ('5', '7', 27, ['1', '2'])
+    """
+    if isinstance(truth, str):
+        truth = truth.rpartition("####")[2].strip()
+        return last_box(truth) or truth
+    if isinstance(truth, float) and truth.is_integer():
+        return int(truth)
+    return [str(answer_in(item)) for item in truth] if isinstance(truth, list) else truth
+
+
+# ---- files and names
 
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """What data/ and prompts/ refuse is the user's to mend."""
+    """Converts ValueErrors from data/ and prompts/ into UserErrors."""
     try:
         yield
     except ValueError as error:
@@ -203,7 +254,7 @@ def user_errors() -> Iterator[None]:
 
 
 def read_data(name: str, data_dir: str | None = None, limit: int | None = None) -> Iterator[rows.Placed]:
-    """The (first) rows of a file, of a published set by its bare name, or of a Hugging Face dataset. UserError."""
+    """The first `limit` rows of a file, of a published set by its bare name, or of a Hugging Face dataset."""
     if rows.is_dataset(name) and not Path(name.partition(":")[0]).is_dir() and not hub.reachable():
         hub.go_offline()
     with user_errors():
@@ -212,7 +263,7 @@ def read_data(name: str, data_dir: str | None = None, limit: int | None = None) 
 
 
 def _column_names(columns: str | None) -> list[str | None]:
-    """'question,answer' -> the columns of prompt and ground truth."""
+    """'question,answer' -> ['question', 'answer']"""
     names = [None, None] if columns is None else [name.strip() for name in columns.split(",")]
     if len(names) != 2 or "" in names:
         raise UserError(f"data_columns is {columns!r}; name two columns, prompt and ground truth: question,answer")
@@ -220,6 +271,6 @@ def _column_names(columns: str | None) -> list[str | None]:
 
 
 @user_errors()
-def prompt_text(template: str) -> str:
+def prompt_text(prompt: str) -> str:
     """The system message of that name or file."""
-    return prompts.load(template)
+    return prompts.load(prompt)

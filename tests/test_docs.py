@@ -43,7 +43,7 @@ def test_examples_in_the_pages_give_what_they_say(page: Path):
     assert result.failed == 0
 
 
-@pytest.mark.parametrize("module", ["grpo.advantage", "grpo.loss", "grpo.row"])
+@pytest.mark.parametrize("module", ["grpo.advantage", "grpo.loss", "grpo.problems"])
 def test_examples_in_docstrings(module: str):
     result = doctest.testmod(importlib.import_module(module))
     assert result.failed == 0

@@ -14,11 +14,12 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-import grpo.problems
+import grpo.chat_template
 import prompts
+from grpo.chat_template import ChatTemplate
 from grpo.engines.base import SamplingParams
 from grpo.errors import UserError
-from grpo.problems import render, training_problems
+from grpo.problems import training_problems
 from grpo.rollout import draw, request_seed, rollout
 from grpo.settings import build
 from grpo.types import Problem
@@ -82,7 +83,7 @@ def test_a_prompt_that_asks_for_a_box_gets_the_system_message_all_the_same(tmp_p
 def test_without_a_chat_template_the_texts_stand_by_themselves(tokenizer):
     template, tokenizer.chat_template = tokenizer.chat_template, None
     try:
-        assert render(tokenizer, [{"role": "user", "content": "a"}]) == "a\n\n"
+        assert ChatTemplate(tokenizer).render([{"role": "user", "content": "a"}]) == "a\n\n"
     finally:
         tokenizer.chat_template = template
 
@@ -289,11 +290,11 @@ def test_a_chat_template_that_fails_is_one_line(tmp_path, tokenizer, monkeypatch
     with pytest.raises(UserError, match=reason):
         load_problems(write(tmp_path, [row()]), tokenizer, "plain", 150)
     with pytest.raises(UserError, match=reason):
-        render(tokenizer, [{"role": "user", "content": "?"}])
+        ChatTemplate(tokenizer).render([{"role": "user", "content": "?"}])
 
 
 def test_a_chat_template_that_never_ends_is_stopped(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr(grpo.problems, "TEMPLATE_S", 0.2)
+    monkeypatch.setattr(grpo.chat_template, "TIME_LIMIT_S", 0.2)
     loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     monkeypatch.setattr(tokenizer, "chat_template", loops)
     with pytest.raises(UserError, match=r"took more than 0.2 s for"):

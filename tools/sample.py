@@ -46,6 +46,7 @@ def sample(args: argparse.Namespace) -> str:
     """Base and trained model, each with its completions, as a page of text. UserError where one cannot be loaded."""
     import torch
 
+    from grpo.chat_template import ChatTemplate
     from grpo.engines.base import SamplingParams, make_engine
     from grpo.problems import check_share, make_problems
     from grpo.saved import of_run, open_policy, single
@@ -64,7 +65,7 @@ def sample(args: argparse.Namespace) -> str:
     with closing(make_reward("multi_signal", verifier=verifier)) as reward:
         for target in targets:
             policy = open_policy(target, device)
-            problems, bad = make_problems([("the question", row)], policy.tokenizer, prompt, graded=False)
+            problems, bad = make_problems([("the question", row)], ChatTemplate(policy.tokenizer), prompt, graded=False)
             check_share("the command line", len(problems), bad, allowed=0)
             ids = problems["the question"].prompt_ids
             if engine is None:

@@ -1,4 +1,4 @@
-"""Which problems a benchmark asks, how the paper asks them, and what a model knows of them while it is trained."""
+"""The benchmarks: where their problems come from, and how the paper samples them."""
 
 from __future__ import annotations
 
@@ -8,23 +8,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
 from data import rows, sources
-from grpo.engines.base import Engine, SamplingParams
+from grpo.chat_template import ChatTemplate
 from grpo.errors import UserError
 from grpo.problems import check_share, make_problems, read_data
-from grpo.rollout import question, request_seed
-from grpo.run.terminal import Clock, say
+from grpo.rollout import question
+from grpo.run.terminal import say
 from grpo.settings import Config, nearest
-from grpo.types import Completion, Problem, Request
-from rewards import Score, make_reward
+from grpo.types import Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from grpo.policy import Policy
 
 DEFAULT_MODEL = "Qwen/Qwen2.5-Math-1.5B"
 """What is asked where no model is named: the paper's base."""
@@ -120,7 +116,7 @@ def digest(name: str, data_dir: str | None = None, seed: int = 0) -> str:
 
 def load(
     name: str,
-    tokenizer: PreTrainedTokenizerBase | None,
+    template: ChatTemplate | None,
     prompt: str,
     data_dir: str | None = None,
     limit: int | None = None,
@@ -131,9 +127,30 @@ def load(
     All rows of a benchmark count. Of a set of one's own, rows without a prompt or an answer are left out, and it is
     said; more than 5% of them are an error. A reference that no parser reads stays: it is right as the same text.
     """
-    problems, bad = make_problems(islice(read(name, data_dir, seed), limit), tokenizer, prompt)
+    problems, bad = make_problems(islice(read(name, data_dir, seed), limit), template, prompt)
     check_share(name, len(problems), bad, allowed=0 if name in BENCHMARKS else 0.05)
     return list(problems.values())
+
+
+def held_out_problems(
+    config: Config, tokenizer: PreTrainedTokenizerBase
+) -> tuple[dict[str, list[Problem]], list[Problem]]:
+    """The run's validation sets by label, and its test problems."""
+    sets = {label(name): _fitting(name, config, tokenizer) for name in names(config.eval.data)}
+    return sets, _fitting(config.eval.test, config, tokenizer) if config.eval.test else []
+
+
+def _fitting(name: str, config: Config, tokenizer: PreTrainedTokenizerBase) -> list[Problem]:
+    """The set's problems without those whose prompt is too long for the sampler. Reports their number."""
+    template, longest = ChatTemplate.of_run(config, tokenizer), config.rollout.max_prompt_tokens
+    problems = load(name, template, config.prompt, config.data_dir, config.eval.limit)
+    kept = [problem for problem in problems if len(problem.prompt_ids) <= longest]
+    line = f"{name}: {len(problems) - len(kept)} of {len(problems)} prompts are longer than {longest} tokens"
+    if not kept:
+        raise UserError(f"{line}; raise rollout.max_prompt_tokens, or name another set by eval.data or eval.test")
+    if len(kept) < len(problems):
+        say(f"{line} (rollout.max_prompt_tokens); the held-out figures skip them")
+    return kept
 
 
 def beginnings(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, share: float) -> list[Problem]:
@@ -163,85 +180,3 @@ def fresh(seed: int) -> list[dict[str, str]]:
         )
         found.append({"question": f"What is {text}?", "answer": str(value)})
     return found
-
-
-# ---- asked while a model is trained
-
-
-class HeldOut:
-    """Accuracy on the validation sets (the curve) and the test problems, whatever the run itself is paid for.
-
-    An answer is where `reward.verifier` says: a model that does not box is not judged by its boxes.
-    """
-
-    def __init__(self, config: Config, policy: Policy, clock: Clock):
-        self.config, self.tokenizer, self.clock = config, policy.tokenizer, clock
-        self.judge = make_reward("multi_signal", verifier=config.reward.verifier)
-        self.sets = {label(name): self._load(name) for name in names(config.eval.data)}
-        self.test_problems = self._load(config.eval.test) if config.eval.test else []
-
-    def _load(self, name: str) -> list[Problem]:
-        """The set's problems, without those whose prompt the sampler has no room for: the run says how many."""
-        config, longest = self.config, self.config.rollout.max_prompt_tokens
-        problems = load(name, self.tokenizer, config.prompt, config.data_dir, config.eval.limit)
-        kept = [problem for problem in problems if len(problem.prompt_ids) <= longest]
-        line = f"{name}: {len(problems) - len(kept)} of {len(problems)} prompts are longer than {longest} tokens"
-        if not kept:
-            raise UserError(f"{line}; raise rollout.max_prompt_tokens, or name another set by eval.data or eval.test")
-        if len(kept) < len(problems):
-            say(f"{line} (rollout.max_prompt_tokens); they are left out of the held-out figures")
-        return kept
-
-    def validation(self, engine: Engine, step: int) -> dict[str, float]:
-        """`eval/*` where step is one to evaluate: 0, every `eval.every` and the last; else nothing.
-
-        The first set's figures have the plain names (eval/greedy_accuracy); a further one's have its own in between
-        (eval/aime24/greedy_accuracy).
-        """
-        every = self.config.eval.every
-        if not every or (step % every and step != self.config.steps):
-            return {}
-        figures = {}
-        with self.clock("eval"):
-            for place, (name, problems) in enumerate(self.sets.items()):
-                prefix = f"eval/{name}/" if place else "eval/"
-                figures |= {prefix + key: value for key, value in self._measure(engine, problems).items()}
-        return figures
-
-    def test(self, engine: Engine) -> dict[str, float]:
-        return self._measure(engine, self.test_problems)
-
-    def _measure(self, engine: Engine, problems: list[Problem]) -> dict[str, float]:
-        """The accuracy of each way of sampling, and the other shares of the first of them."""
-        if not problems:
-            return {}
-        config, shares = self.config, {}
-        ways = {"sampled": config.rollout.temperature} if config.eval.sampling == "both" else {}
-        for way, temperature in (ways | {"greedy": 0.0}).items():
-            groups = ask(engine, problems, 1, SamplingParams(config.rollout.max_new_tokens, temperature), config.seed)
-            texts = [self.tokenizer.decode(group[0].ids, skip_special_tokens=True) for group in groups]
-            shares[way] = summarise(self.judge.score_batch(texts, [problem.ground_truth for problem in problems]))
-        accuracy = {f"{way}_accuracy": found.pop("accuracy") for way, found in shares.items()}
-        return accuracy | next(iter(shares.values()))
-
-
-def summarise(scores: Sequence[Score]) -> dict[str, float]:
-    """Shares over all completions: a missing verdict counts as not accurate, so that silence never looks good.
-
-    accuracy: the answer is right. format_rate: the format signal. verdict_accuracy: there is an answer and a true
-    verdict on it. wrong_verdict_rate: the verdict says "wrong", whatever the truth.
-    """
-    return {
-        "accuracy": fmean(score.signals["verify"] for score in scores),
-        "format_rate": fmean(score.signals["format"] for score in scores),
-        "verdict_accuracy": fmean(score.signals["reflect"] for score in scores),
-        "wrong_verdict_rate": fmean(score.verdict == "wrong" for score in scores),
-    }
-
-
-def ask(
-    engine: Engine, problems: Sequence[Problem], samples: int, sampling: SamplingParams, seed: int
-) -> list[list[Completion]]:
-    """[problems][samples]. A completion follows from the seed, its problem's row number and its place in the row."""
-    requests = [Request(problem.prompt_ids, samples, request_seed(seed, problem.index)) for problem in problems]
-    return engine.generate(requests, sampling)

@@ -17,11 +17,12 @@ import torch
 from tqdm import tqdm
 from transformers import AutoConfig
 
+from grpo.chat_template import ChatTemplate
 from grpo.engines.base import Engine, SamplingParams, engine_name, make_engine
 from grpo.environment import versions_of
 from grpo.errors import UserError, printable
 from grpo.evaluation import benchmarks
-from grpo.evaluation.benchmarks import Protocol, ask
+from grpo.evaluation.benchmarks import Protocol
 from grpo.evaluation.results import EvalFolder, Line
 from grpo.evaluation.scores import grade
 from grpo.policy import compute_dtype
@@ -29,7 +30,8 @@ from grpo.problems import prompt_text
 from grpo.run import files
 from grpo.saved import Target, fingerprint, open_policy, tokenizer_of
 from grpo.settings import Config, parse
-from grpo.types import Completion, Problem
+from grpo.types import Group, Problem
+from grpo.validation import sample_groups
 from rewards import Verifier
 
 AUDITED = 0.6
@@ -57,7 +59,7 @@ def evaluations(args: argparse.Namespace, targets: Sequence[Target]) -> list[Eva
             protocol = choose_protocol(name, args)
             plain = args.audit_contamination or name in (*benchmarks.SETS["arithmetic"], benchmarks.FRESH)
             for prompt in args.prompts or [target.prompt or ("plain" if plain else "qwen25-math-cot")]:
-                problems = benchmarks.load(name, tokenizer, prompt, args.data_dir, args.limit, args.seed)
+                problems = benchmarks.load(name, ChatTemplate(tokenizer), prompt, args.data_dir, args.limit, args.seed)
                 if args.audit_contamination:
                     problems = benchmarks.beginnings(problems, tokenizer, AUDITED)
                     prompt = f"first {AUDITED:.0%} of each question"
@@ -158,28 +160,28 @@ class Session:
         with tqdm(total=len(one.problems), initial=len(done), unit="problem", desc=title, disable=quiet) as bar:
             for start in range(0, len(missing), step):
                 part = missing[start : start + step]
-                groups = ask(engine, part, protocol.samples, sampling, self.args.seed)
-                new = grade(self.rows(part, groups), self.verifier)
+                groups = sample_groups(engine, part, protocol.samples, sampling, self.args.seed)
+                new = grade(self.rows(groups), self.verifier)
                 folder.append(new)
                 rows += new
                 bar.set_postfix_str(f"strict {sum(row['strict'] for row in rows) / len(rows):.1%}", refresh=False)
                 bar.update(len(part))
 
-    def rows(self, problems: Sequence[Problem], groups: Sequence[Sequence[Completion]]) -> list[dict]:
+    def rows(self, groups: Sequence[Group]) -> list[dict]:
         """One row a completion, as outputs.jsonl keeps it; the grades are still to come."""
         return [
             {
-                "problem": problem.index,
+                "problem": group.problem.index,
                 "sample": sample,
-                "prompt": problem.prompt,
+                "prompt": group.problem.prompt,
                 "completion": self.tokenizer.decode(completion.ids, skip_special_tokens=True),
                 "tokens": len(completion.ids),
                 "finish_reason": completion.finish_reason,
-                "ground_truth": problem.ground_truth,
-                **({"rest": problem.extra["rest"]} if self.args.audit_contamination else {}),
+                "ground_truth": group.problem.ground_truth,
+                **({"rest": group.problem.extra["rest"]} if self.args.audit_contamination else {}),
             }
-            for problem, group in zip(problems, groups, strict=True)
-            for sample, completion in enumerate(group)
+            for group in groups
+            for sample, completion in enumerate(group.completions)
         ]
 
     def load(self, target: Target) -> Engine:

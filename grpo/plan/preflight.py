@@ -16,6 +16,7 @@ import torch
 
 from data.sources import SOURCES
 from grpo import hub
+from grpo.chat_template import ChatTemplate
 from grpo.engines.base import VLLM_MISSING
 from grpo.environment import installed, versions, versions_of
 from grpo.errors import UserError
@@ -99,7 +100,7 @@ def _data(config: Config) -> Iterator[str]:
         if name == config.data:
             found, _ = training_problems(config, tokenizer)
         else:
-            found = benchmarks.load(name, tokenizer, config.prompt, config.data_dir)
+            found = benchmarks.load(name, ChatTemplate.of_run(config, tokenizer), config.prompt, config.data_dir)
         longest = max(len(problem.prompt_ids) for problem in found)
         of = f"longest prompt {longest if here else 'not known'} of {config.rollout.max_prompt_tokens} tokens"
         truths = len({problem.ground_truth for problem in found})

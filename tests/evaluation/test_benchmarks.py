@@ -11,6 +11,7 @@ import pytest
 from truths import respelled
 
 from data import tiny_base
+from grpo.chat_template import ChatTemplate
 from grpo.errors import UserError
 from grpo.evaluation import benchmarks
 from grpo.evaluation.scores import grade, new_verifier
@@ -73,7 +74,7 @@ def test_own_references_are_right_and_the_next_rows_are_not(name, data_dir, veri
 
 
 def test_the_prompt_is_rendered_once_and_the_limit_holds(data_dir):
-    tokenizer = tiny_base.make_tokenizer()
+    tokenizer = ChatTemplate(tiny_base.make_tokenizer())
     problems = benchmarks.load("aime25", tokenizer, "qwen25-math-cot", str(data_dir), limit=3)
     assert [problem.index for problem in problems] == [0, 1, 2]
     prompt = problems[0].prompt
@@ -129,7 +130,7 @@ def test_gsm8k_is_read_as_a_dataset_and_its_answers_stand_behind_the_hashes(tmp_
     (tmp_path / "test.jsonl").write_text(json.dumps(row) + "\n")
     place = benchmarks.Benchmark(f"{tmp_path}::test", 1, benchmarks.GREEDY)
     monkeypatch.setitem(benchmarks.BENCHMARKS, "gsm8k", place)
-    (problem,) = benchmarks.load("gsm8k", tiny_base.make_tokenizer(), "plain")
+    (problem,) = benchmarks.load("gsm8k", ChatTemplate(tiny_base.make_tokenizer()), "plain")
     assert (problem.ground_truth, "2 apples" in problem.prompt) == ("5", True)
     assert len(benchmarks.digest("gsm8k")) == 64
     assert benchmarks.label("openai/gsm8k:main:train") == "gsm8k-main-train"

@@ -15,12 +15,12 @@ from small_runs import SMALL, arguments, rows, same_run, start, wait_until
 
 import train
 from grpo.engines.torch_engine import TorchEngine
-from grpo.evaluation.benchmarks import HeldOut
 from grpo.learner import Learner
 from grpo.run import files as run_files
 from grpo.run import run as run_module
 from grpo.run.checkpoint import TrainingState
 from grpo.run.terminal import Interrupted, interruptible
+from grpo.validation import Validator
 
 EVALUATED = {
     "steps": 3,
@@ -34,7 +34,7 @@ POINTS = {
     "micro-batch": (Learner, "_loss", 2),
     "optimiser step": (torch.optim.AdamW, "step", 2),
     "record": (run_files, "completion_rows", 2),
-    "evaluation": (HeldOut, "_measure", 4),  # the test set, which is empty, then steps 0, 1 and 2
+    "evaluation": (Validator, "_measure", 4),  # the test set, which is empty, then steps 0, 1 and 2
     "log": (run_module, "figures", 3),
     "save": (TrainingState, "write", 2),
     "only save": (TrainingState, "write", 1),

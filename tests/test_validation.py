@@ -1,4 +1,4 @@
-"""Evaluation during training: shares by hand, seeds that belong to the problem."""
+"""Held-out accuracy during training: shares by hand, seeds that belong to the problem."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import torch
 from grpo.engines.base import SamplingParams
 from grpo.engines.torch_engine import TorchEngine
 from grpo.errors import UserError
-from grpo.evaluation.benchmarks import HeldOut, ask, summarise
+from grpo.evaluation.benchmarks import held_out_problems
 from grpo.policy import load_policy
 from grpo.rollout import load_reward, request_seed
 from grpo.run.terminal import Clock
 from grpo.settings import build
 from grpo.types import Problem
+from grpo.validation import Validator, sample_groups, summarise
 from rewards import make_reward
 
 
@@ -39,8 +40,10 @@ def test_shares_by_hand():
 
 def test_the_seed_of_a_row_is_its_own_wherever_it_stands():
     asked = []
-    engine = SimpleNamespace(generate=lambda requests, sampling: asked.extend(requests))
-    ask(engine, [Problem(index, "p", (7, index), str(index)) for index in (5, 3, 9)], 1, SamplingParams(2), seed=1)
+    engine = SimpleNamespace(generate=lambda requests, sampling: asked.extend(requests) or [()] * len(requests))
+    sample_groups(
+        engine, [Problem(index, "p", (7, index), str(index)) for index in (5, 3, 9)], 1, SamplingParams(2), seed=1
+    )
     assert asked[1].seed == request_seed(1, 3)
     assert len({request.seed for request in asked} | {request_seed(2, 3)}) == 4
 
@@ -49,19 +52,19 @@ def test_the_seed_of_a_row_is_its_own_wherever_it_stands():
 def test_training_and_held_out_figures_read_the_same_answer(verifier, verify):
     """ "It is 5." has no box; its last number is right."""
     config = build("cpu", {"reward.verifier": verifier, "eval.data": "none", "eval.every": 0, "eval.test": "none"})
-    held_out = HeldOut(config, SimpleNamespace(tokenizer=None), clock=None)
+    validator = Validator(config, None, {}, [], clock=None)
     trained = load_reward(config)
-    for judge in (held_out.judge, trained):
+    for judge in (validator.reward, trained):
         assert judge("It is 5.", "5").verify == verify
         judge.close()
 
 
-def held_out(tmp_path, **options: str) -> tuple[HeldOut, TorchEngine]:
+def held_out(tmp_path, **options: str) -> tuple[Validator, TorchEngine]:
     config = build("cpu", {"eval.limit": "2", **{key.replace("__", "."): value for key, value in options.items()}})
     policy = load_policy(config, torch.device("cpu"))
     engine = TorchEngine()
     engine.sync(policy)
-    return HeldOut(config, policy, Clock()), engine
+    return Validator(config, policy.tokenizer, *held_out_problems(config, policy.tokenizer), Clock()), engine
 
 
 def test_several_sets_have_figures_each(tmp_path, data_dir):
@@ -71,9 +74,9 @@ def test_several_sets_have_figures_each(tmp_path, data_dir):
         tmp_path, eval__data=sets, eval__sampling="greedy", data_dir=str(data_dir), rollout__max_prompt_tokens="999"
     )
     shares = {"greedy_accuracy", "format_rate", "verdict_accuracy", "wrong_verdict_rate"}
-    figures = judged.validation(engine, step=0)
+    figures = judged.evaluate(engine, step=0)
     assert set(figures) == {f"eval/{name}{share}" for name in ("", "math500/", "test/") for share in shares}
-    assert judged.validation(engine, step=1) == {}  # every 6 steps
+    assert judged.evaluate(engine, step=1) == {}  # every 6 steps
 
 
 def test_held_out_prompts_that_do_not_fit_are_left_out_and_counted(tmp_path, capsys):

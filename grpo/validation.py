@@ -1,0 +1,99 @@
+"""Held-out accuracy during training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from grpo.engines.base import Engine, SamplingParams
+from grpo.rollout import decode, request_seed, score
+from grpo.settings import Config
+from grpo.types import Group, Problem, Request
+from rewards import Score, make_reward
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Validator:
+    """Accuracy on the validation sets (the curve) and on the test problems, whatever reward the run trains on.
+
+    `reward.verifier` decides where the answer stands, so a model that does not box is not judged by its boxes.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        tokenizer: PreTrainedTokenizerBase,
+        sets: Mapping[str, list[Problem]],
+        test_problems: list[Problem],
+        clock: Callable[[str], AbstractContextManager],
+    ):
+        """sets: name -> validation problems. clock: `with clock("eval"):` measures the time."""
+        self.config, self.tokenizer, self.clock = config, tokenizer, clock
+        self.sets, self.test_problems = sets, test_problems
+        limits = {"workers": config.reward.workers, "timeout_s": config.reward.timeout_s}
+        self.reward = make_reward("multi_signal", verifier=config.reward.verifier, **limits)
+
+    def close(self) -> None:
+        """Ends the verifier's workers."""
+        self.reward.close()
+
+    def evaluate(self, engine: Engine, step: int) -> dict[str, float]:
+        """`eval/*` at step 0, every `eval.every` steps and at the last step; else nothing.
+
+        The first set has plain names (eval/greedy_accuracy), a further set its label in them (eval/aime24/format_rate).
+        """
+        every = self.config.eval.every
+        if not every or (step % every and step != self.config.steps):
+            return {}
+        figures = {}
+        with self.clock("eval"):
+            for place, (name, problems) in enumerate(self.sets.items()):
+                prefix = f"eval/{name}/" if place else "eval/"
+                figures |= {prefix + key: value for key, value in self._measure(engine, problems).items()}
+        return figures
+
+    def test(self, engine: Engine) -> dict[str, float]:
+        """The figures of the test problems; nothing without eval.test."""
+        return self._measure(engine, self.test_problems)
+
+    def _measure(self, engine: Engine, problems: list[Problem]) -> dict[str, float]:
+        """The accuracy of each way of sampling, and the other shares of the first way."""
+        if not problems:
+            return {}
+        config, shares = self.config, {}
+        temperatures = {"sampled": config.rollout.temperature} if config.eval.sampling == "both" else {}
+        for way, temperature in (temperatures | {"greedy": 0.0}).items():
+            sampling = SamplingParams(config.rollout.max_new_tokens, temperature)
+            groups = sample_groups(engine, problems, 1, sampling, config.seed)
+            scores = score(self.reward, groups, decode(self.tokenizer, groups))
+            shares[way] = summarise([only for (only,) in scores])
+        accuracy = {f"{way}_accuracy": share.pop("accuracy") for way, share in shares.items()}
+        return accuracy | next(iter(shares.values()))
+
+
+def summarise(scores: Sequence[Score]) -> dict[str, float]:
+    """Shares of all completions. A missing verdict counts as not accurate, so silence never looks good.
+
+    accuracy: the answer is right. format_rate: the format signal. verdict_accuracy: there is an answer and a true
+    verdict on it. wrong_verdict_rate: the verdict is "wrong", whatever the truth.
+    """
+    return {
+        "accuracy": fmean(score.signals["verify"] for score in scores),
+        "format_rate": fmean(score.signals["format"] for score in scores),
+        "verdict_accuracy": fmean(score.signals["reflect"] for score in scores),
+        "wrong_verdict_rate": fmean(score.verdict == "wrong" for score in scores),
+    }
+
+
+def sample_groups(
+    engine: Engine, problems: Sequence[Problem], samples: int, sampling: SamplingParams, seed: int
+) -> list[Group]:
+    """`samples` completions of each problem. A completion depends on the seed, its problem's row number and its place
+    in the group alone."""
+    requests = [Request(problem.prompt_ids, samples, request_seed(seed, problem.index)) for problem in problems]
+    completions = engine.generate(requests, sampling)
+    return [Group(problem, tuple(group)) for problem, group in zip(problems, completions, strict=True)]
