@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import json
+import os
+import subprocess
 import sys
 
 import pytest
@@ -59,3 +61,15 @@ def test_it_is_what_make_writes_and_runs(monkeypatch: pytest.MonkeyPatch):
     assert "2 steps in" in "".join(
         o.text for c in book.cells if c.cell_type == "code" for o in c.outputs if "text" in o
     )
+
+
+def test_its_first_cell_clones_the_repository_on_a_hosted_machine(tmp_path):
+    """An empty folder and the address of a repository: afterwards the process stands in a clone with minimal.py."""
+    first = "".join(code_cells()[0]["source"])
+    environment = os.environ | {"GRPO_REPOSITORY": REPO.as_uri()}
+    command = [sys.executable, "-c", f"{first}\nimport minimal\nprint(minimal.__file__)"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == str(tmp_path / "one-shot-grpo" / "minimal.py"), done.stderr
+    environment.pop("GRPO_REPOSITORY")
+    done = subprocess.run(command, cwd=tmp_path.parent, env=environment, capture_output=True, text=True)
+    assert "set REPOSITORY to its address" in done.stderr
