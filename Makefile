@@ -5,6 +5,9 @@
 # make test-vllm   the vLLM engine on vLLM's CPU build and a real language model, in an environment of its own
 # make test-peers  the same numbers as TRL and verl, in an environment of its own
 #
+# Python 3.11 to 3.14. A GPU needs an NVIDIA driver of 580 or newer, a C compiler, Python.h and 9 GB for the packages:
+# the machine is asked before anything is downloaded. FORCE=1 installs on a machine that has problems.
+#
 # PIP_ARGS goes to every pip call. On a machine without a GPU, point it at PyTorch's CPU wheels (see pytorch.org), or
 # pip fetches the CUDA build of torch, which works as well but is several gigabytes.
 
@@ -12,6 +15,8 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 JOBS ?= 2
+FORCE ?=
+CHECK = $(if $(FORCE),@true,@PIP_ARGS='$(PIP_ARGS)' $(PYTHON) -I grpo/machine.py)
 PIP = $(VENV)/bin/python -m pip install -q --disable-pip-version-check $(PIP_ARGS)
 
 .PHONY: demo exercises test gpu flash-attn test-vllm test-peers clean
@@ -27,21 +32,26 @@ test: $(VENV)/dev
 	$(VENV)/bin/ruff format --check .
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal
 
-gpu: $(VENV)/base
+gpu:
+	$(CHECK) gpu $(VENV)
+	@$(MAKE) --no-print-directory $(VENV)/base
+	@echo "downloading and installing vLLM and its packages: about 3 GB, 3 minutes without a word"
 	$(PIP) -r requirements/gpu.txt
 
 flash-attn: $(VENV)/base
 	$(PIP) --no-build-isolation flash-attn
 
 test-vllm: .venv-vllm/ready models/smollm2
-	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -m "" -k "vllm or nf4 or eight_bit" tests/rollout tests/test_policy.py tests/test_optim.py
+	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -m "" -k "vllm or nf4 or eight_bit" tests/engines tests/test_policy.py tests/test_optim.py
 
 test-peers: .venv-peers/ready
 	OMP_NUM_THREADS=1 .venv-peers/bin/python -m pytest -m peers tests/peers tests/plan/test_speed.py
 
 # torch first and alone: a range in another package must not pull in a second build of it.
 $(VENV)/base: requirements/base.txt
+	$(CHECK) base $(VENV)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@echo "downloading and installing torch: 200 MB for a CPU (PIP_ARGS), 3 GB with CUDA, 1 to 3 minutes without a word"
 	$(PIP) torch==2.13.0
 	$(PIP) -r requirements/base.txt
 	touch $@

@@ -22,6 +22,7 @@ from grpo.cli import check_ranges, read_options
 from grpo.errors import UserError, answer_early, one_line, printable
 from grpo.evaluation import benchmarks, results
 from grpo.evaluation.scores import new_verifier
+from grpo.settings import ENGINES
 
 RANGES = {
     "samples": (1, 10**4), "max_new_tokens": (1, 10**6), "limit": (1, 10**9), "seed": (0, 2**31 - 1),
@@ -47,7 +48,8 @@ def parser() -> argparse.ArgumentParser:
     prompts = "names from prompts/ or text files [the run's, else qwen25-math-cot]"
     add("--prompts", "--prompt", metavar="A,B", help=prompts)
     add("--audit-contamination", action="store_true", help="does the model go on from 60%% of each question?")
-    add("--engine", choices=["auto", "torch", "vllm"], default="auto", help="auto: vllm where installed")
+    add("--engine", choices=["auto", *ENGINES], default="auto", help="auto: vllm where it is installed and can run")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: cuda where there is one")
     add("--limit", type=int, help="only the first so many problems: a smoke figure, and marked as one")
     add("--seed", type=int, default=0, help="of the samples, and of fresh_arithmetic's calculations")
     add("--data-dir", help="folder with the benchmark files [$GRPO_DATA_DIR, else downloaded once]")

@@ -26,7 +26,7 @@ if __name__ == "__main__":  # --help and wrong arguments are answered here, befo
 import torch
 
 from grpo.advantage import compute_advantages
-from grpo.engines.base import SamplingParams, make_engine
+from grpo.engines.base import SamplingParams, choose_device, make_engine
 from grpo.evaluation.benchmarks import held_out_problems
 from grpo.learner import Learner
 from grpo.packing import samples
@@ -46,7 +46,9 @@ from grpo.validation import Validator
 
 def train(config: Config, resumed: Path | None = None) -> Run:
     """Trains, in a new run folder or on from where the folder `resumed` stands."""
-    device = choose_device(config)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = choose_device(config.device)
     plan = plan_run(config, device)  # stops here when it cannot fit
     config = plan.config
     run = Run(config, resumed)
@@ -102,20 +104,6 @@ def train(config: Config, resumed: Path | None = None) -> Run:
     return run
 
 
-def choose_device(config: Config, driver: Path = Path("/proc/driver/nvidia/version")) -> torch.device:
-    """Where to train. UserError where a GPU is asked for, or has an NVIDIA `driver`, and this torch cannot use it."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    usable, automatic = torch.cuda.is_available(), config.device != "cpu" and config.preset != "cpu"
-    if not usable and (config.device == "cuda" or (automatic and driver.exists())):
-        found = driver.read_text().splitlines()[0].strip() if driver.exists() else "none is installed"
-        raise UserError(
-            f"torch {torch.__version__} (CUDA {torch.version.cuda}) sees no CUDA device: it is hidden, or its driver "
-            f"too old ({found}). Update the driver (CUDA 13 needs 580), install a torch for it, or use --device cpu"
-        )
-    return torch.device("cuda" if config.device != "cpu" and usable else "cpu")
-
-
 def main(argv: list[str]) -> int:
     try:
         with interruptible():
@@ -125,7 +113,7 @@ def main(argv: list[str]) -> int:
             if command.preset is None and folder is None:
                 print(f"no --preset given: {preset}, {why}")
             if command.check:
-                return check(config, choose_device(config), folder)
+                return check(config, choose_device(config.device), folder)
             if folder and is_finished(folder, config):
                 print(printable(f"{folder} is finished: {config.steps} steps"))
             else:

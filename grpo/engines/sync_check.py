@@ -1,6 +1,6 @@
-"""Does the sampler sample from the policy? A few tokens, scored by both, tell after every sync.
+"""Checks that the sampler samples from the policy: after every sync both score a few tokens.
 
-Nothing else would: a sampler with old weights writes fluent text, and a weight that did not arrive raises no error.
+Nothing else notices: a sampler with old weights writes fluent text, and a weight that did not arrive raises no error.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from grpo.types import Completion, Request, Sample
 PROMPT, SAMPLES, TOKENS = "2 + 3 =", 4, 16
 
 
-def prove(engine: Engine, policy: Policy, temperature: float, limit: float) -> None:
+def check_sync(engine: Engine, policy: Policy, temperature: float, limit: float) -> None:
     """Raises SamplerMismatch when mean |sampler logprob - trainer logprob| of 64 sampled tokens is over `limit`."""
     prompt = tuple(policy.tokenizer(PROMPT)["input_ids"])
     # Past the end of the text as well: the same work after every sync, whatever the policy has learnt to write.

@@ -17,17 +17,42 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from grpo.engines.base import SamplingParams
+from grpo.engines.base import EngineCosts, SamplingParams
 from grpo.policy import Policy
+from grpo.settings import Config
 from grpo.types import Completion, FinishReason, Request
 
 COMPACT_BELOW = 0.75
 
 
 class TorchEngine:
+    name = "torch"
+    costs = EngineCosts(
+        logit_bytes=36,  # float32 copies, and cumulative sums in float64
+        logit_traffic=60,
+        step_s=12e-3,  # Python calls every kernel
+        host_token_s=0.0,
+        start_s=20.0,
+        batch=64,
+        reserves_cache=False,
+        shares_weights=True,
+    )
+
     def __init__(self, max_num_seqs: int = 512):
         self.max_num_seqs, self.version = max_num_seqs, 0
         self._policy: Policy | None = None
+
+    @classmethod
+    def start(cls, config: Config, device: torch.device) -> TorchEngine:
+        return cls(config.rollout.max_num_seqs)
+
+    @classmethod
+    def problems(cls, device: str) -> list[str]:
+        return []
+
+    @classmethod
+    def notices(cls) -> list[str]:
+        return []
 
     def sync(self, policy: Policy) -> None:
         self._policy = policy
@@ -165,3 +190,6 @@ def _mix(x: np.ndarray) -> np.ndarray:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
+
+
+ENGINE = TorchEngine

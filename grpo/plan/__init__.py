@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import mean
 
-from grpo.engines.base import engine_name
+from grpo.engines.base import choose_engine
 from grpo.plan import memory
 from grpo.plan.memory import GIB, Shape, expected, shape_of
 from grpo.plan.time import START, Card, learning_flops, step_seconds
@@ -132,7 +132,8 @@ class Plan:
 def make_plan(config: Config, card: Card) -> Plan:
     """The plan for this card. Raises UserError where the model's configuration cannot be found."""
     other = "vllm" if config.rollout.engine == "auto" and not card.here else None  # what a GPU machine would have
-    return Plan(config, card, shape_of(config.model, config.policy.trust_remote_code), other or engine_name(config))
+    engine = other or choose_engine(config.rollout.engine, "cpu" if card.is_cpu else "cuda").name
+    return Plan(config, card, shape_of(config.model, config.policy.trust_remote_code), engine)
 
 
 def decide(config: Config, card: Card) -> tuple[Plan, list[str]]:

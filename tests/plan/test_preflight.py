@@ -12,6 +12,7 @@ import torch
 
 import train
 from grpo import hub
+from grpo.engines import vllm_engine
 from grpo.plan import Plan, make_plan
 from grpo.plan import preflight as traps
 from grpo.plan.memory import GIB, disk_parts
@@ -75,13 +76,13 @@ def test_nothing_big_is_loaded_and_nothing_written(monkeypatch, tmp_path):
         ({"prompt": "poem"}, "poem"),
         ({"rollout__max_prompt_tokens": 4}, "more than rollout.max_prompt_tokens 4"),
         ({"rollout__max_new_tokens": 4090}, "has positions for 4096 tokens; use --rollout.max_new_tokens 4032"),
-        ({"rollout__engine": "vllm"}, "vllm, which is not installed"),
+        ({"rollout__engine": "vllm"}, "vLLM is not installed"),
         ({"learner__logit_chunk": 10**8, "learner__microbatch_tokens": 10**8}, "does not fit CPU"),
         ({"reward__name": "nothing"}, "unknown reward 'nothing'"),
     ],
 )
 def test_what_would_fail_is_found(options, says, capsys, monkeypatch):
-    monkeypatch.setattr(traps, "_vllm", lambda: None)
+    monkeypatch.setattr(vllm_engine, "versions_of", lambda packages: {})
     if "reward__name" not in options:
         monkeypatch.setattr(traps, "_reward", lambda config: iter(()))  # starts a process
     assert check(cpu(**options), CPU) == 1
@@ -174,7 +175,8 @@ def test_weights_that_are_missing_or_cut_off(tmp_path):
 
 def test_what_this_machine_cannot_do(monkeypatch):
     """A card without bfloat16, and 128 x 65,536 completions of 4096 tokens at 120 bytes."""
-    monkeypatch.setattr(traps, "_vllm", lambda: "0.32.0")
+    monkeypatch.setattr(vllm_engine, "versions_of", lambda packages: {"vllm": "0.32.0"})
+    monkeypatch.setattr(vllm_engine, "compiler_problems", lambda: [])
     old = replace(CARDS["a10"], name="Tesla T4", here=True, bf16=False)
     [line] = machine_problems(make_plan(build("l4", {"policy.quant": "none"}), old))
     assert line.startswith("Tesla T4 does not compute in bfloat16")
@@ -200,16 +202,10 @@ def test_longer_than_the_models_context(monkeypatch):
     assert "--rollout.max_new_tokens 3072" in line
 
 
-@pytest.mark.parametrize(("version", "fine"), [("0.31.9", False), ("0.32.0", True), ("1.0", True), (None, False)])
-def test_vllm_is_there_and_not_too_old(monkeypatch, version, fine):
-    monkeypatch.setattr(traps, "_vllm", lambda: version)
-    here = replace(CARDS["l4"], here=True)
-    assert (machine_problems(make_plan(build("l4", {"policy.quant": "none"}), here)) == []) is fine
-
-
 def test_bitsandbytes_is_asked_for_only_where_it_is_needed(monkeypatch):
     here = replace(CARDS["l4"], here=True)
-    monkeypatch.setattr(traps, "_vllm", lambda: "0.32.0")
+    monkeypatch.setattr(vllm_engine, "versions_of", lambda packages: {"vllm": "0.32.0"})
+    monkeypatch.setattr(vllm_engine, "compiler_problems", lambda: [])
     monkeypatch.setattr(traps, "installed", lambda package: package != "bitsandbytes")
     for options, asks in (
         ({"policy.quant": "none"}, []),

@@ -1,0 +1,113 @@
+"""Checks a machine before anything is installed on it: python3 -I grpo/machine.py [base|gpu] [VENV]
+
+Runs on Python 3.8 and needs no package. The Makefile calls it before pip downloads gigabytes; train.py --check asks the
+same questions again. Prints one line for each problem; the exit code is 1 where there is one.
+"""
+
+import os
+import platform
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
+OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 14)
+DRIVER = Path("/proc/driver/nvidia/version")
+LEAST_DRIVER = 580
+LEAST_GLIBC = (2, 28)
+GIB_OF = {"base": 6, "gpu": 9}
+"""What the packages take with the CUDA build of torch"""
+CPU_BUILD_GIB = 2
+GIB = 2**30
+
+
+def driver_version(driver=DRIVER):
+    """The version of the NVIDIA driver, "580.95.05" for one; "" where no driver is loaded."""
+    if not driver.exists():
+        return ""
+    words = driver.read_text().splitlines()[0].split()
+    return next((word for word in words if word[0].isdigit() and "." in word), "unknown")
+
+
+def driver_problem(version):
+    """The line about a driver that is too old for CUDA 13; "" where it is not."""
+    major = version.split(".")[0]
+    if not major.isdigit() or int(major) >= LEAST_DRIVER:
+        return ""
+    return (
+        f"the NVIDIA driver is {version}, CUDA 13 needs {LEAST_DRIVER} or newer: update it (docs/cloud.md, section 2)"
+    )
+
+
+def python_problems(version=sys.version_info):
+    if OLDEST_PYTHON <= tuple(version[:2]) <= NEWEST_PYTHON:
+        return []
+    return [
+        f"Python is {version[0]}.{version[1]}, and 3.11 to 3.14 are supported: install one (docs/cloud.md, section 2) "
+        "and name it, as in make gpu PYTHON=python3.12"
+    ]
+
+
+def compiler_problems():
+    """Triton, which vLLM runs on a GPU, compiles a C file at its first kernel."""
+    lines = []
+    if not os.environ.get("CC") and not any(shutil.which(name) for name in ("cc", "gcc", "clang")):
+        lines.append("there is no C compiler, and vLLM's Triton kernels need one: apt-get install -y gcc")
+    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        package = f"python{sys.version_info[0]}.{sys.version_info[1]}-dev"
+        lines.append(f"Python.h is missing, and vLLM's Triton kernels need it: apt-get install -y {package}")
+    return lines
+
+
+def libc_problems(name, version):
+    if name != "glibc" or tuple(map(int, version.split(".")[:2])) >= LEAST_GLIBC:
+        return []
+    return [f"glibc is {version}, and the wheels need 2.28: use Ubuntu 22.04, Debian 12 or newer"]
+
+
+def venv_problems():
+    """Debian and Ubuntu package both modules apart."""
+    try:
+        import ensurepip  # noqa: F401
+        import venv  # noqa: F401
+    except ImportError:
+        return [f"venv is missing: apt-get install -y python{sys.version_info[0]}.{sys.version_info[1]}-venv"]
+    return []
+
+
+def disk_problems(venv, need_gib):
+    folder = next(place for place in (venv.absolute(), *venv.absolute().parents) if place.is_dir())
+    free_gib = shutil.disk_usage(str(folder)).free / GIB
+    if free_gib >= need_gib:
+        return []
+    return [
+        f"{folder} has {free_gib:.1f} GiB free, and the packages take {need_gib}: free space, or name another VENV="
+    ]
+
+
+def problems(what, venv):
+    """One line for each reason why `what` (base or gpu) cannot be installed in `venv`, or would not work there."""
+    lines = python_problems() + libc_problems(*platform.libc_ver()) + venv_problems()
+    if what == "gpu":
+        lines += compiler_problems()
+        if not driver_version():
+            lines.append("no NVIDIA driver is loaded: vLLM's CUDA build cannot run here; make gpu FORCE=1 installs it")
+        elif driver_problem(driver_version()):
+            lines.append(driver_problem(driver_version()))
+    need_gib = GIB_OF[what]
+    if sys.platform != "linux" or os.environ.get("PIP_ARGS"):  # which names a CPU build
+        need_gib = CPU_BUILD_GIB
+    elif (venv / "base").exists():
+        need_gib -= GIB_OF["base"]
+    return lines + disk_problems(venv, need_gib)
+
+
+def main(what="base", venv=".venv"):
+    lines = problems(what, Path(venv))
+    for line in lines:
+        print(f"PROBLEM: {line}", file=sys.stderr)
+    return int(bool(lines))
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
