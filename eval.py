@@ -19,10 +19,12 @@ from pathlib import Path
 from data.sources import LICENCE, REPOSITORY
 from grpo import hub
 from grpo.cli import check_ranges, read_options
-from grpo.errors import UserError, answer_early, one_line, printable
+from grpo.early import answer_early
+from grpo.errors import UserError, one_line
 from grpo.evaluation import benchmarks, results
 from grpo.evaluation.scores import new_verifier
 from grpo.settings import ENGINES
+from grpo.terminal import escape_control
 
 RANGES = {
     "samples": (1, 10**4), "max_new_tokens": (1, 10**6), "limit": (1, 10**9), "seed": (0, 2**31 - 1),
@@ -121,10 +123,10 @@ def print_difference(a: str, b: str) -> None:
 
 def show(text: str) -> None:
     """Names of files and models come from anywhere: nothing in them steers the terminal."""
-    print(printable(text), flush=True)
+    print(escape_control(text), flush=True)
 
 
-@one_line
+@one_line(OSError)
 def main(argv: Sequence[str]) -> int:
     try:
         args = parse(argv)
@@ -143,5 +145,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    answer_early(parse, sys.argv[1:])
+    answer_early(__name__, parse)
     sys.exit(main(sys.argv[1:]))

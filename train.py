@@ -7,26 +7,18 @@ python train.py --preset h100     # all weights on 80 GB
 
 from __future__ import annotations
 
-import signal
+from grpo.early import answer_early
 
-if __name__ == "__main__":  # until the run handles it, Ctrl-C ends the process without a traceback
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+answer_early(__name__)  # as a command: --help and wrong arguments are answered before torch is imported
 
 import sys
 from contextlib import closing
 from pathlib import Path
 
-from grpo.cli import default_preset, parse_args
-from grpo.errors import TrainingStopped, UserError, answer_early, printable
-from grpo.settings import Config
-
-if __name__ == "__main__":  # --help and wrong arguments are answered here, before torch and transformers are imported
-    answer_early(parse_args, sys.argv[1:])
-
-import torch
-
 from grpo.advantage import compute_advantages
+from grpo.cli import default_preset, parse_args
 from grpo.engines.base import SamplingParams, choose_device, make_engine
+from grpo.errors import one_line
 from grpo.evaluation.benchmarks import held_out_problems
 from grpo.learner import Learner
 from grpo.packing import samples
@@ -34,44 +26,44 @@ from grpo.plan import planned_and_measured
 from grpo.plan.preflight import check, plan_run
 from grpo.policy import load_policy
 from grpo.problems import training_problems
+from grpo.report.plot import plot_run
 from grpo.rollout import decode, draw, load_reward, request_seed, rollout, score, warm_up
 from grpo.run.checkpoint import TrainingState
-from grpo.run.files import read_rows
-from grpo.run.resume import is_finished, settle
-from grpo.run.run import Run, set_seed
-from grpo.run.terminal import Interrupted, hold_interruptions, interruptible, next_commands, say
-from grpo.run.trackers import plot_run
+from grpo.run.display import next_commands
+from grpo.run.interrupts import Interrupts
+from grpo.run.resume import is_finished, resolve_run
+from grpo.run.run import Run, set_seed, set_threads
+from grpo.settings import Config
+from grpo.terminal import escape_control, notify
 from grpo.validation import Validator
 
 
-def train(config: Config, resumed: Path | None = None) -> Run:
-    """Trains, in a new run folder or on from where the folder `resumed` stands."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
+def train(config: Config, resumed: Path | None = None, interrupts: Interrupts | None = None) -> Run:
+    """Trains in a new run folder, or continues in the folder `resumed`."""
+    set_threads(config.threads)
     device = choose_device(config.device)
-    plan = plan_run(config, device)  # stops here when it cannot fit
+    plan = plan_run(config, device)  # refuses a run that cannot fit
     config = plan.config
-    run = Run(config, resumed)
+    run = Run(config, resumed, interrupts)
     set_seed(config.seed)
     policy = load_policy(config, device)
     if policy.attention_note:
-        say(policy.attention_note)
-    problems, run.bad_rows = training_problems(config, policy.tokenizer)
+        notify(policy.attention_note)
+    problems, bad_rows = training_problems(config, policy.tokenizer)
     sets, test_problems = held_out_problems(config, policy.tokenizer)
-    # Once the weights change, an interruption waits until the step is on record.
-    learner = Learner(policy, config, say, before_step=hold_interruptions, save_bad_batch=run.save_bad_batch)
+    learner = Learner(policy, config, notify, run.interrupts.hold, run.save_bad_batch)
     sampling, clock = SamplingParams(config.rollout.max_new_tokens, config.rollout.temperature), run.clock
 
     with (
         closing(load_reward(config)) as reward,
         closing(make_engine(plan.engine_config, device)) as engine,
         closing(Validator(config, policy.tokenizer, sets, test_problems, run.clock)) as validator,
-        run.recording(TrainingState(policy, learner, reward, problems)),
+        run.recording(TrainingState(policy, learner, reward, problems), bad_rows),
     ):
         engine.sync(policy)
         warm_up(reward, engine, policy.tokenizer, problems, config)  # the hybrid reward's scale
         if run.step == 0:
-            run.state.notes["before"] = validator.test(engine)
+            run.note(before=validator.test(engine))
         if run.unlogged:  # step 0, or a step whose evaluation was cut off
             run.log(validator.evaluate(engine, run.step))
 
@@ -97,38 +89,28 @@ def train(config: Config, resumed: Path | None = None) -> Run:
             # 5. Evaluate where it is due, log the step, save where it is due.
             run.log(validator.evaluate(engine, step))
 
-        outcome = run.finish(after=validator.test(engine))
-    print(outcome)
+        print(run.finish(after=validator.test(engine)))
     if device.type == "cuda":
-        print(planned_and_measured(plan, read_rows(run.folder / "metrics.jsonl")))
+        print(planned_and_measured(plan, run.rows()))
     return run
 
 
+@one_line()  # and no OSError: one from a reward or a compiler needs its traceback
 def main(argv: list[str]) -> int:
-    try:
-        with interruptible():
-            preset, why = default_preset()
-            command = parse_args(argv, preset)
-            config, folder = settle(command, preset)
-            if command.preset is None and folder is None:
-                print(f"no --preset given: {preset}, {why}")
-            if command.check:
-                return check(config, choose_device(config.device), folder)
-            if folder and is_finished(folder, config):
-                print(printable(f"{folder} is finished: {config.steps} steps"))
-            else:
-                folder = train(config, folder).folder
-            plot_run(folder)
-    except UserError as error:  # and no OSError: one from a reward or a compiler needs its traceback
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 2
-    except TrainingStopped as error:
-        print(f"stopped: {printable(str(error))}", file=sys.stderr)
-        return 1
-    except Interrupted as interruption:
-        print(f"ended by {interruption}", file=sys.stderr)
-        return interruption.code
-    print(printable(f"run folder {folder}\n{next_commands(folder, config.steps)}"))
+    with Interrupts() as interrupts:
+        preset, why = default_preset()
+        command = parse_args(argv, preset)
+        config, folder = resolve_run(command, preset)
+        if command.preset is None and folder is None:
+            print(f"no --preset given: {preset}, {why}")
+        if command.check:
+            return check(config, choose_device(config.device), folder)
+        if folder and is_finished(folder, config):
+            print(escape_control(f"{folder} is finished: {config.steps} steps"))
+        else:
+            folder = train(config, folder, interrupts).folder
+        plot_run(folder)
+    print(escape_control(f"run folder {folder}\n{next_commands(folder, config.steps)}"))
     return 0
 
 

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from grpo.errors import NonFiniteLoss, UserError, check_mismatch
+from grpo.engines.sync_check import check_mismatch
+from grpo.errors import NonFiniteLoss, UserError
 from grpo.loss import completion_weights, importance_ratio, kl_k3, policy_loss, token_weights
 from grpo.optim import Optimizer
 from grpo.packing import Batch, pack, sequence_length

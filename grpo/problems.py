@@ -20,8 +20,9 @@ import prompts
 from data import rows
 from grpo import hub
 from grpo.chat_template import Chat, ChatTemplate
-from grpo.errors import UserError, printable
+from grpo.errors import UserError
 from grpo.settings import Config
+from grpo.terminal import escape_control
 from grpo.types import Problem
 from rewards import check_ground_truths, ground_truth_text, last_box
 
@@ -132,7 +133,7 @@ def check_share(name: str, good: int, bad: Sequence[BadRow], allowed: float) -> 
     if not good or len(bad) > allowed * total:
         raise UserError(f"{line}. At most {allowed:.0%} may be skipped (training data: bad_rows.limit); fix these rows")
     if bad:
-        print(f"{printable(line)}; they are skipped", file=sys.stderr)
+        print(f"{escape_control(line)}; they are skipped", file=sys.stderr)
 
 
 # ---- one row

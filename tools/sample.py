@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from grpo.cli import check_ranges, read_options
-from grpo.errors import answer_early, one_line, printable
+from grpo.early import answer_early
+from grpo.errors import one_line
 from grpo.settings import ENGINES, read_yaml
 from grpo.settings import parse as settings_of
+from grpo.terminal import escape_control
 
 if TYPE_CHECKING:
     from grpo.types import Completion
@@ -95,7 +97,7 @@ def side_by_side(
 
 def _cell(text: str, score: Score, completion: Completion, graded: bool, width: int, colour: bool) -> list[str]:
     """The completion, how long it was, and its signals: green or red."""
-    rows = printable(text).expandtabs(4).split("\n")
+    rows = escape_control(text).expandtabs(4).split("\n")
     lines = [line.ljust(width) for row in rows for line in textwrap.wrap(row, width, drop_whitespace=False) or [""]]
     cut = ", cut" if completion.finish_reason == "length" else ""
     lines.append(f"({len(completion.ids)} tokens{cut})".ljust(width))
@@ -109,12 +111,12 @@ def _painted(text: str, shade: str, colour: bool) -> str:
     return f"{shade}{text}{PLAIN}" if colour else text
 
 
-@one_line
+@one_line(OSError)
 def main(argv: Sequence[str]) -> int:
     print(sample(parse(argv)))
     return 0
 
 
 if __name__ == "__main__":
-    answer_early(parse, sys.argv[1:])
+    answer_early(__name__, parse)
     sys.exit(main(sys.argv[1:]))

@@ -231,7 +231,7 @@ def run_all(runs: Sequence[Run], preset: str) -> dict[Path, str]:
     return failed
 
 
-@one_line
+@one_line(OSError)
 def main(argv: Sequence[str]) -> int:
     cli = argparse.ArgumentParser(
         prog="python -m tools.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -16,8 +16,8 @@ from pathlib import Path
 from statistics import median
 
 from grpo.errors import one_line
+from grpo.run.display import figures
 from grpo.run.files import read_rows
-from grpo.run.terminal import figures
 from grpo.settings import read_yaml
 
 RECENT, SHOWN = 10, 5
@@ -54,7 +54,7 @@ def gpu() -> str:
     return "".join(f"\n  GPU (load, memory, temperature)  {line}" for line in done.stdout.splitlines())
 
 
-@one_line
+@one_line(OSError)
 def main(argv: Sequence[str]) -> int:
     cli = argparse.ArgumentParser(
         prog="python -m tools.watch", description="Shows a run's progress until it is finished."

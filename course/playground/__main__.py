@@ -93,7 +93,7 @@ def render(run: Run) -> str:
     return template.render(data=page_data(run), name=run.name, **shown)
 
 
-@one_line
+@one_line(OSError)
 def main(argv: Sequence[str]) -> int:
     cli = argparse.ArgumentParser(prog="python -m course.playground", description="A run's groups, to play with.")
     cli.add_argument("run", type=Path, metavar="RUN", help="run folder, such as runs/NAME")

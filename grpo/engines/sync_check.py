@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from grpo.engines.base import Engine, SamplingParams
-from grpo.errors import check_mismatch
+from grpo.errors import SamplerMismatch
 from grpo.packing import pack, sequence_length
 from grpo.policy import Policy
 from grpo.types import Completion, Request, Sample
@@ -26,6 +26,17 @@ def check_sync(engine: Engine, policy: Policy, temperature: float, limit: float)
     completions = engine.generate([Request(prompt, SAMPLES, engine.version)], sampling)[0]
     gap = sampler_gap(policy, prompt, completions, temperature).mean().item()
     check_mismatch(gap, limit, f"{SAMPLES * TOKENS} tokens after sync {engine.version}")
+
+
+def check_mismatch(mismatch: float, limit: float, of: str) -> None:
+    """Raises SamplerMismatch where mean |sampler logprob - trainer logprob| is over the limit."""
+    if not mismatch <= limit:  # a NaN is over every limit
+        raise SamplerMismatch(
+            f"mean |sampler logprob - trainer logprob| of {of} is {mismatch:.4f}, "
+            f"over rollout.logprob_diff_limit {limit}: the sampler does not have the policy's weights. Likely causes: "
+            "weights not synced after the last step, a weight that did not arrive (a tied lm_head, an adapter), a "
+            "temperature not applied on one side, another model or precision"
+        )
 
 
 @torch.no_grad()

@@ -15,8 +15,8 @@ from grpo.chat_template import ChatTemplate
 from grpo.errors import UserError
 from grpo.problems import check_share, make_problems, read_data
 from grpo.rollout import question
-from grpo.run.terminal import say
 from grpo.settings import Config, nearest
+from grpo.terminal import notify
 from grpo.types import Problem
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def _fitting(name: str, config: Config, tokenizer: PreTrainedTokenizerBase) -> l
     if not kept:
         raise UserError(f"{line}; raise rollout.max_prompt_tokens, or name another set by eval.data or eval.test")
     if len(kept) < len(problems):
-        say(f"{line} (rollout.max_prompt_tokens); the held-out figures skip them")
+        notify(f"{line} (rollout.max_prompt_tokens); the held-out figures skip them")
     return kept
 
 

@@ -19,7 +19,7 @@ from transformers import AutoConfig
 from grpo.chat_template import ChatTemplate
 from grpo.engines.base import Engine, SamplingParams, choose_device, choose_engine, make_engine
 from grpo.environment import versions_of
-from grpo.errors import UserError, printable
+from grpo.errors import UserError
 from grpo.evaluation import benchmarks
 from grpo.evaluation.benchmarks import Protocol
 from grpo.evaluation.results import EvalFolder, Line
@@ -29,6 +29,7 @@ from grpo.problems import prompt_text
 from grpo.run import files
 from grpo.saved import Target, fingerprint, open_policy, tokenizer_of
 from grpo.settings import Config, parse
+from grpo.terminal import escape_control
 from grpo.types import Group, Problem
 from grpo.validation import sample_groups
 from rewards import Verifier
@@ -110,7 +111,10 @@ class Session:
         """The finished rows' figures, saved beside them. Only one process at a time works in a folder."""
         settings = self.settings(one)
         folder = EvalFolder.create(Path(self.args.out), one.target.label, settings)
-        print(printable(f"{one.target.label}  {settings['bench']}  prompt {one.prompt}  -> {folder.path}"), flush=True)
+        print(
+            escape_control(f"{one.target.label}  {settings['bench']}  prompt {one.prompt}  -> {folder.path}"),
+            flush=True,
+        )
         with files.lock(folder.path):
             self.complete(one, folder)
             scores = folder.save_scores(folder.rows())
@@ -154,7 +158,7 @@ class Session:
         engine, protocol = self.load(one.target), one.protocol
         sampling = SamplingParams(protocol.max_new_tokens, protocol.temperature)
         step = max(1, self.engine_type.costs.batch // protocol.samples)
-        title, quiet = printable(folder.path.name), not sys.stderr.isatty()
+        title, quiet = escape_control(folder.path.name), not sys.stderr.isatty()
         with tqdm(total=len(one.problems), initial=len(done), unit="problem", desc=title, disable=quiet) as bar:
             for start in range(0, len(missing), step):
                 part = missing[start : start + step]

@@ -16,7 +16,7 @@ from grpo.plan.time import card_named, this_card
 from grpo.settings import short
 
 
-@one_line
+@one_line(OSError)
 def main(argv: Sequence[str]) -> int:
     """[--gpu NAME] and any option of train.py. Returns 2 where the run does not fit."""
     own = argparse.ArgumentParser(prog="python -m grpo.plan", add_help=False, allow_abbrev=False)

@@ -27,8 +27,8 @@ from grpo.plan.time import this_card
 from grpo.policy import load_tokenizer
 from grpo.problems import training_problems
 from grpo.run.resume import new_folder
-from grpo.run.terminal import printable, say
 from grpo.settings import Config, flat, short, typed
+from grpo.terminal import escape_control, notify
 from rewards import make_reward, self_test, weight_warnings
 
 LORA_LEAST_LR = 5e-6
@@ -52,7 +52,7 @@ def plan_run(config: Config, device: torch.device) -> Plan:
     if wrong := list(problems(plan)):
         raise UserError("\n".join([*without_gpu(plan), *wrong]))
     for line in (*notes, *warnings(plan)):
-        say(line)
+        notify(line)
     return plan
 
 
@@ -73,7 +73,7 @@ def check(config: Config, device: torch.device, resumed: Path | None = None) -> 
             lines += section
         except (UserError, ValueError, OSError) as error:
             lines.append(f"{PROBLEM}{error}")
-        print(printable("\n".join([name, *(f"    {line}" for line in lines)])))
+        print(escape_control("\n".join([name, *(f"    {line}" for line in lines)])))
         failures += sum(line.startswith(PROBLEM) for line in lines)
     print(f"{failures} problem{'s' * (failures != 1)}: the run would fail" if failures else "ready to run")
     return int(failures > 0)

@@ -7,12 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from grpo.errors import UserError, one_line, printable
+from grpo.errors import UserError, one_line
 from grpo.report.page import render, write
 from grpo.report.read import read_run
+from grpo.terminal import escape_control
 
 
-@one_line
+@one_line(OSError)
 def main(argv: Sequence[str]) -> int:
     cli = argparse.ArgumentParser(prog="python -m grpo.report", description="Run folders -> one offline HTML page.")
     cli.add_argument(
@@ -35,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     if not runs:
         raise UserError("; ".join(strangers))
     for line in strangers:
-        print(f"left out: {printable(line)}", file=sys.stderr)
+        print(f"left out: {escape_control(line)}", file=sys.stderr)
     names = [run.name for run in runs]
     for run in runs:  # runs/A and other/A are called by their paths
         run.name = str(run.folder) if names.count(run.name) > 1 else run.name

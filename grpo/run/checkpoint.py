@@ -23,7 +23,7 @@ from grpo.learner import Learner
 from grpo.policy import Policy
 from grpo.run import files
 from grpo.run.resume import check_identity, digest_problems, digest_weights
-from grpo.run.terminal import say
+from grpo.terminal import notify
 from grpo.types import Problem
 from rewards import Reward
 
@@ -135,7 +135,7 @@ class Checkpoints:
         it changes anything, for one that does not fit; its UserError ends the search.
         """
         for leftover in self.folder.glob(f"{UNFINISHED}*"):
-            say(f"{leftover}: was not finished when the run ended; removed")
+            notify(f"{leftover}: was not finished when the run ended; removed")
             shutil.rmtree(leftover)
         for step in reversed(self.steps()):
             path = self.path(step)
@@ -148,7 +148,7 @@ class Checkpoints:
                 raise
             except ValueError as damage:
                 aside = self.folder / f"damaged_{path.name}"
-                say(f"checkpoint {path} is damaged ({damage}): it becomes {aside.name}, the one before it is used")
+                notify(f"checkpoint {path} is damaged ({damage}): it becomes {aside.name}, the one before it is used")
                 shutil.rmtree(aside, ignore_errors=True)
                 path.rename(aside)
         return None
@@ -182,7 +182,7 @@ class Checkpoints:
                     f"disk full: a checkpoint takes {needed / GIB:.2f} GiB and {self.folder} has {free / GIB:.2f} GiB "
                     "free; free space and --resume"
                 )
-            say(f"the disk is nearly full: the weights of step {old[0]} make room")
+            notify(f"the disk is nearly full: the weights of step {old[0]} make room")
             self._remove(old[0])
 
 

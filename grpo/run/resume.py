@@ -18,8 +18,8 @@ from grpo.cli import Command
 from grpo.errors import UserError
 from grpo.policy import Policy
 from grpo.run.files import STARTED, append, lines, numbered, read_rows, run_id, write
-from grpo.run.terminal import say
 from grpo.settings import Config, build, changed, flat, parse, read_yaml, typed
+from grpo.terminal import notify
 from grpo.types import Problem
 
 PATHS = {"model", "data", "data_dir", "prompt", "reward.model", "eval.data", "eval.test"}
@@ -45,7 +45,7 @@ ROW_FILES = ("metrics.jsonl", "accuracy.jsonl", "bad_batches.jsonl", "problems.j
 """Rows of steps, and of the last one of problems."""
 
 
-def settle(command: Command, default_preset: str) -> tuple[Config, Path | None]:
+def resolve_run(command: Command, default_preset: str) -> tuple[Config, Path | None]:
     """The settings to run with, and the folder to continue in (None: a new one).
 
     UserError when there is no such run, or with the list of settings that differ in what matters.
@@ -57,7 +57,7 @@ def settle(command: Command, default_preset: str) -> tuple[Config, Path | None]:
         fresh = build(command.preset or default_preset, command.overrides)
         folder = newest_run(fresh)
         if folder is None:
-            say(f"--resume auto: no run in {fresh.out} yet; starting one")
+            notify(f"--resume auto: no run in {fresh.out} yet; starting one")
             return fresh, None
     saved = read_config(folder)
     wanted = changed(saved, command.overrides)
@@ -70,7 +70,7 @@ def settle(command: Command, default_preset: str) -> tuple[Config, Path | None]:
             kept[name] = flat(saved)[name]
     wanted = changed(wanted, kept)
     check_same(saved, wanted, folder)
-    return relocated(wanted, folder), folder
+    return relocate_paths(wanted, folder), folder
 
 
 def new_folder(config: Config) -> Path:
@@ -110,7 +110,7 @@ def is_finished(folder: Path, config: Config) -> bool:
     return (folder / "summary.json").is_file() and bool(rows) and rows[-1]["step"] >= config.steps
 
 
-def relocated(config: Config, folder: Path) -> Config:
+def relocate_paths(config: Config, folder: Path) -> Config:
     """Files that were named from the folder the run was started in are found from any other."""
     places = (Path(), *folder.absolute().parents, Path(__file__).parents[2])
 
@@ -142,13 +142,13 @@ def check_same(saved: Config, wanted: Config, folder: Path) -> None:
     refuse_other(decisive(saved), decisive(wanted), folder, "Leave them out to continue it")
     before, after = flat(saved), flat(wanted)
     if inexact := sorted(name for name in ROUNDING if before[name] != after[name]):
-        say(f"{', '.join(inexact)} differs from the start of the run: it goes on, but not bit for bit the same")
+        notify(f"{', '.join(inexact)} differs from the start of the run: it goes on, but not bit for bit the same")
 
 
 # ---- back to the last whole step
 
 
-def set_back(folder: Path, step: int, pending: bool) -> list[dict]:
+def rewind(folder: Path, step: int, pending: bool) -> list[dict]:
     """Removes what was written after `step`, which is done again. `pending`: the row of `step` was not written yet.
 
     Returns the rows of metrics.jsonl that stay. Damaged lines are said, and kept in a file of their own.
@@ -157,12 +157,12 @@ def set_back(folder: Path, step: int, pending: bool) -> list[dict]:
         damaged: list[bytes] = []
         kept = [row for row in read_rows(path, damaged) if step and row.get("step", 0) <= step]
         if damaged:
-            say(f"{path}: {len(damaged)} damaged lines moved to damaged_{path.name}")
+            notify(f"{path}: {len(damaged)} damaged lines moved to damaged_{path.name}")
             append(folder / f"damaged_{path.name}", b"".join(damaged).decode(errors="backslashreplace"))
         write(path, lines(kept))
     rows = read_rows(folder / "metrics.jsonl")
     if missing := sorted(set(range(step + (not pending))) - {row["step"] for row in rows}):
-        say(f"{folder / 'metrics.jsonl'} has no row of step {', '.join(map(str, missing))}")
+        notify(f"{folder / 'metrics.jsonl'} has no row of step {', '.join(map(str, missing))}")
     for number, path in numbered(folder / "completions", r"\.jsonl\.gz").items():
         if number > step:
             path.unlink()

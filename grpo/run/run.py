@@ -19,12 +19,15 @@ import torch
 from tqdm import tqdm
 
 from grpo.problems import BadRow
-from grpo.run import files, terminal
+from grpo.run import files
+from grpo.run.alarms import Alarms
 from grpo.run.checkpoint import Checkpoints, TrainingState
-from grpo.run.resume import decisive, new_folder, set_back
-from grpo.run.terminal import BAR, Alarms, Clock, before_and_after, figures, fitted, good_and_bad, say
+from grpo.run.display import BAR, Clock, before_and_after, figures, fitted, good_and_bad
+from grpo.run.interrupts import Interrupts
+from grpo.run.resume import decisive, new_folder, rewind
 from grpo.run.trackers import TrackerProcess
 from grpo.settings import Config
+from grpo.terminal import notify
 from grpo.types import Group
 from rewards import Score, summarize, weight_warnings
 
@@ -32,12 +35,12 @@ from rewards import Score, summarize, weight_warnings
 class Run:
     """One run and its folder. Nothing is written before `recording`."""
 
-    def __init__(self, config: Config, resumed: Path | None = None):
-        """`resumed`: the folder to continue in. UserError where the folder cannot be used."""
+    def __init__(self, config: Config, resumed: Path | None = None, interrupts: Interrupts | None = None):
+        """Takes the folder to continue in, or names a new one. Raises UserError where the folder cannot be used."""
         self.config, self.folder, self.resumed = config, resumed or new_folder(config), resumed is not None
+        self.interrupts = interrupts or Interrupts()
         self.clock = Clock(memory_in_use_gib)
         self.checkpoints = Checkpoints(self.folder / "checkpoints", config.checkpoint.keep)
-        self.bad_rows: Sequence[BadRow] = ()
         self.accuracy: dict[int, float] = {}
         """Step -> what the best checkpoint is chosen by."""
         self.best_by = "eval/sampled_accuracy" if config.eval.sampling == "both" else "eval/greedy_accuracy"
@@ -50,21 +53,21 @@ class Run:
     # ---- the start
 
     @contextmanager
-    def recording(self, state: TrainingState) -> Iterator[None]:
-        """Within it the folder is this run's. However it ends, the last whole step is saved, and how to go on said."""
-        self._begin(state)
+    def recording(self, state: TrainingState, bad_rows: Sequence[BadRow]) -> Iterator[None]:
+        """Owns the run folder. On any exit, saves the last complete step and prints the resume command."""
+        self._begin(state, bad_rows)
         try:
             yield
         except BaseException:  # also SystemExit, which a user's reward may raise
             self._save_last_step()
-            say(f"resume with: python train.py --resume {shlex.quote(str(self.folder))}")
+            notify(f"resume with: python train.py --resume {shlex.quote(str(self.folder))}")
             raise
         finally:
             self.bar.close()
             self._tracker.close()
             self._lock.close()
 
-    def _begin(self, state: TrainingState) -> None:
+    def _begin(self, state: TrainingState, bad_rows: Sequence[BadRow]) -> None:
         """Makes the folder, or puts everything back to where its last whole checkpoint stands."""
         self.state = state
         with files.writing(self.folder):
@@ -73,11 +76,11 @@ class Run:
             state.identity |= {"run": files.run_id(self.folder), "settings": decisive(self.config)}
             if self.resumed:
                 self._restore()
-            if self.bad_rows:
-                rows = (json.dumps(dataclasses.asdict(row), default=str) + "\n" for row in self.bad_rows)
+            if bad_rows:
+                rows = (json.dumps(dataclasses.asdict(row), default=str) + "\n" for row in bad_rows)
                 files.write(self.folder / "bad_rows.jsonl", "".join(rows))
         for warning in weight_warnings(state.reward.weights):
-            say(warning)
+            notify(warning)
         quiet, steps = self.config.quiet or not sys.stderr.isatty(), self.config.steps
         self.bar = tqdm(total=steps, initial=self.step, bar_format=BAR, dynamic_ncols=True, disable=quiet)
         self._tracker = TrackerProcess(self.config.tracker, self.folder)
@@ -85,10 +88,10 @@ class Run:
 
     def _restore(self) -> None:
         if self.checkpoints.restore(self.state.read) is None:
-            say(f"{self.folder} has no whole checkpoint: starting again from step 1")
+            notify(f"{self.folder} has no whole checkpoint: starting again from step 1")
         else:
-            say(f"continuing {self.folder} after step {self.step}")
-        rows = set_back(self.folder, self.step, pending=self.unlogged)
+            notify(f"continuing {self.folder} after step {self.step}")
+        rows = rewind(self.folder, self.step, pending=self.unlogged)
         if rows and rows[-1]["step"] == self.step:
             self.state.row = None
         self.accuracy = {row["step"]: row[self.best_by] for row in rows if row.get(self.best_by) is not None}
@@ -96,7 +99,7 @@ class Run:
         self.checkpoints.prune(self.accuracy)
         files.write_config(self.folder, self.config, self.state.identity["run"])
         if other := files.write_versions(self.folder, f"versions_after_{self.step:06d}.json"):
-            say(f"other than at the start of the run, so figures may differ: {', '.join(other)}")
+            notify(f"other than at the start of the run, so figures may differ: {', '.join(other)}")
 
     @property
     def step(self) -> int:
@@ -110,6 +113,10 @@ class Run:
 
     # ---- step by step
 
+    def note(self, **figures: object) -> None:
+        """Keeps figures in every checkpoint, for the summary at the end."""
+        self.state.notes |= figures
+
     def record(
         self,
         step: int,
@@ -120,7 +127,7 @@ class Run:
         learned: dict[str, float],
     ) -> None:
         """The weights have taken the step: keep what belongs to it. From here on it is not lost when the run stops."""
-        terminal.hold_interruptions()  # the learner does before its step; one that was skipped took none
+        self.interrupts.hold()  # the learner does before its step; one that was skipped took none
         completions = files.completion_rows(step, groups, texts, scores, advantages)
         with files.writing(self.folder):
             files.write_completions(self.folder, step, completions)
@@ -134,8 +141,8 @@ class Run:
         if not self.bar.disable and step % self.config.show_every == 0:
             tqdm.write(good_and_bad(completions, [group.problem.ground_truth for group in groups]), file=sys.stderr)
         for alarm in self._alarms(metrics):
-            say(alarm)
-        terminal.release_interruptions()
+            notify(alarm)
+        self.interrupts.release()
 
     def _write_problems(self, groups: Sequence[Group]) -> None:
         """Each problem where it is drawn for the first time."""
@@ -188,25 +195,29 @@ class Run:
         step, path = self.step + 1, self.folder / "bad_batches.jsonl"
         with files.writing(self.folder):
             files.append(path, files.lines([{"step": step} | batch]))
-        say(f"step {step}: loss or gradient is not finite; weights left as they are, batch kept in {path}")
+        notify(f"step {step}: loss or gradient is not finite; weights left as they are, batch kept in {path}")
+
+    def rows(self) -> list[dict]:
+        """The rows of metrics.jsonl."""
+        return files.read_rows(self.folder / "metrics.jsonl")
 
     # ---- the end
 
     def _save_last_step(self) -> None:
         """Not while the weights are ahead of the record; then the checkpoint before stands."""
-        if terminal.interruptions_held():
-            say(f"stopped while step {self.step + 1} was being recorded; going back to the last checkpoint")
+        if self.interrupts.held:
+            notify(f"stopped while step {self.step + 1} was being recorded; going back to the last checkpoint")
         elif self.step and self.step not in self.checkpoints.steps():
             try:
                 self.save()
             except (OSError, RuntimeError, ValueError) as error:  # what ended the run may forbid this as well
-                say(f"step {self.step} could not be saved: {error}")
+                notify(f"step {self.step} could not be saved: {error}")
             else:
-                say(f"saved {self.checkpoints.path(self.step)}")
+                notify(f"saved {self.checkpoints.path(self.step)}")
 
     def finish(self, after: dict[str, float]) -> str:
         """All steps are done; `after` are the test figures of the final weights. What came of it, as text."""
-        seconds = sum(row["time/step"] for row in files.read_rows(self.folder / "metrics.jsonl"))
+        seconds = sum(row["time/step"] for row in self.rows())
         summary = {"before": self.state.notes["before"], "after": after, "steps": self.step, "seconds": seconds}
         summary["limit"] = self.config.eval.limit
         if (best := self.checkpoints.best(self.accuracy)) is not None:
@@ -214,6 +225,12 @@ class Run:
         with files.writing(self.folder):
             files.write(self.folder / "summary.json", json.dumps(summary, indent=2))
         return before_and_after(summary)
+
+
+def set_threads(threads: int) -> None:
+    """Sets torch's CPU threads; 0 keeps torch's own choice."""
+    if threads:
+        torch.set_num_threads(threads)
 
 
 def set_seed(seed: int) -> None:

@@ -1,4 +1,4 @@
-"""A run's figures elsewhere: as a picture, in W&B or trackio.
+"""A run's figures in W&B or trackio.
 
 A tracker is a process of its own that reads the run folder: it cannot slow, block or fail the run.
 
@@ -21,7 +21,7 @@ import yaml
 
 from grpo.environment import installed
 from grpo.run import files
-from grpo.run.terminal import say
+from grpo.terminal import notify
 
 PROJECT = "one-shot-grpo"
 PATIENCE_S = 20
@@ -31,34 +31,13 @@ TABLE_ROWS = 32
 TABLE = ("step", "reward", "signals", "advantage", "finish_reason", "answer", "ground_truth", "completion")
 
 
-def plot_run(folder: Path) -> None:
-    """folder/plot.png: the curves of metrics.jsonl."""
-    from matplotlib.figure import Figure
-
-    rows = files.read_rows(folder / "metrics.jsonl")
-    names = {name for row in rows for name in row if name.startswith("signal/") and not name.endswith("group_std")}
-    charts = {
-        "held-out accuracy (validation)": ["eval/greedy_accuracy", "eval/sampled_accuracy"],
-        "training completions (mean)": ["reward/mean", *sorted(names)],
-    }
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    for chart, (title, curves) in zip(figure.subplots(1, 2), charts.items(), strict=True):
-        for name in curves:
-            points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
-            chart.plot([step for step, _ in points], [value for _, value in points], marker=".", label=name)
-        chart.set(title=title, xlabel="step")
-        chart.grid(alpha=0.3)
-        chart.legend()
-    figure.savefig(folder / "plot.png", dpi=120)
-
-
 class TrackerProcess:
     """The run's side: starts the process, and at the end waits a little for it."""
 
     def __init__(self, tracker: str, folder: Path):
         self.tracker, self.log, self.process = tracker, folder / "tracker.log", None
         if tracker != "none" and not installed(tracker):
-            say(f"{tracker} is not installed (pip install {tracker}): the run goes on without it")
+            notify(f"{tracker} is not installed (pip install {tracker}): the run goes on without it")
         elif tracker != "none":
             with self.log.open("a") as log:
                 self.process = subprocess.Popen(
@@ -77,10 +56,10 @@ class TrackerProcess:
         try:
             code = self.process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
-            say(f"{self.tracker} is still sending; it goes on in the background, see {self.log}")
+            notify(f"{self.tracker} is still sending; it goes on in the background, see {self.log}")
             return
         if code:
-            say(f"{self.tracker} ended with code {code}, see {self.log}; the run itself lost nothing")
+            notify(f"{self.tracker} ended with code {code}, see {self.log}; the run itself lost nothing")
 
 
 def main(tracker: str, folder: Path) -> None:

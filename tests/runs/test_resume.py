@@ -19,7 +19,7 @@ import train
 from grpo.cli import Command
 from grpo.run.checkpoint import seal
 from grpo.run.files import lines, read_rows, run_id, write_config
-from grpo.run.resume import FREE, ROUNDING, read_config, settle
+from grpo.run.resume import FREE, ROUNDING, read_config, resolve_run
 from grpo.settings import Config, changed, fields
 
 LORA = {
@@ -180,7 +180,7 @@ def test_a_quantisation_left_to_the_plan_is_what_the_run_has(copied):
     saved = changed(read_config(copied), {"policy.lora_rank": 4})
     write_config(copied, saved, run_id(copied))
     left_open = Command(Config(), str(copied), False, {"policy.quant": "auto"})
-    assert settle(left_open, "cpu")[0].policy.quant == "none"
+    assert resolve_run(left_open, "cpu")[0].policy.quant == "none"
 
 
 def test_reward_weights_of_the_environment_are_compared(copied, capsys, monkeypatch):
@@ -323,8 +323,8 @@ def test_rows_that_were_damaged_are_kept_aside_and_named(tmp_path, stopped, caps
 
 def test_code_of_a_model_is_trusted_on_the_command_line_only(copied):
     edit(copied, **{"policy.trust_remote_code": True})
-    asked = settle(Command(Config(), str(copied), False, {"policy.trust_remote_code": "true"}), "cpu")[0]
-    not_asked = settle(Command(Config(), str(copied), False, {}), "cpu")[0]
+    asked = resolve_run(Command(Config(), str(copied), False, {"policy.trust_remote_code": "true"}), "cpu")[0]
+    not_asked = resolve_run(Command(Config(), str(copied), False, {}), "cpu")[0]
     assert (asked.policy.trust_remote_code, not_asked.policy.trust_remote_code) == (True, False)
 
 

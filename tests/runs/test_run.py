@@ -18,10 +18,11 @@ from small_runs import REPO, SMALL, arguments, start
 
 import train
 from grpo.environment import versions
-from grpo.errors import UserError, printable
+from grpo.errors import UserError
 from grpo.run import files
+from grpo.run.display import Clock, before_and_after, figures, good_and_bad
 from grpo.run.files import read_completions, read_rows
-from grpo.run.terminal import Clock, before_and_after, figures, good_and_bad
+from grpo.terminal import escape_control
 
 FULL = {
     "steps": 2,
@@ -149,11 +150,11 @@ EVIL = "\x1b]0;owned\x07\x1b[2J\rright\x08\x9b31m\u202egnorw\u2028\ud800\x00<scr
 
 
 def test_nothing_a_model_writes_steers_the_terminal():
-    shown = printable(EVIL)
+    shown = escape_control(EVIL)
     assert re.sub(r"[\x20-\x7e]", "", shown) == ""  # only plain characters are left
     assert "\\x1b[2J\\rright" in shown
     assert "\\u202e" in shown
-    assert printable("Größe ≤ 5\n\tπ 数") == "Größe ≤ 5\n\tπ 数"
+    assert escape_control("Größe ≤ 5\n\tπ 数") == "Größe ≤ 5\n\tπ 数"
 
 
 def test_samples_are_the_best_and_the_worst_and_harmless():

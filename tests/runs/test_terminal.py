@@ -19,8 +19,8 @@ import pytest
 from small_runs import REPO, SMALL, arguments, rows, start, wait_until
 
 import train
-from grpo.errors import Unbroken
-from grpo.run.terminal import ENOUGH, WINDOW, Alarms
+from grpo.run.alarms import ENOUGH, WINDOW, Alarms
+from grpo.terminal import TolerantStream
 
 EVALUATED = {
     "reward.name": "multi_signal",
@@ -79,7 +79,7 @@ def test_output_that_is_lost_ends_nothing(tmp_path, output):
 
     def lost() -> None:
         os.dup2(output(), 1)
-        sys.stdout, sys.stderr = Unbroken(sys.stdout), Unbroken(sys.stderr)  # as train.py does when it is started
+        sys.stdout, sys.stderr = TolerantStream(sys.stdout), TolerantStream(sys.stderr)  # as train.py does
 
     child = start(arguments(tmp_path, "run", steps=2), tmp_path / "log", lost)
     assert child.wait() == 0, child.output()
@@ -99,7 +99,7 @@ def test_a_lost_connection_saves_the_last_step(tmp_path):
         os.dup2(theirs, 2)
         os.close(ours)
         os.close(theirs)
-        sys.stdout, sys.stderr = Unbroken(sys.stdout), Unbroken(sys.stderr)  # as train.py does when it is started
+        sys.stdout, sys.stderr = TolerantStream(sys.stdout), TolerantStream(sys.stderr)  # as train.py does
 
     args = arguments(tmp_path, "run", steps=100000, checkpoint__every=0)
     child = start(args, tmp_path / "log", on_terminal)

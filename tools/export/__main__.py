@@ -94,7 +94,7 @@ def write(config: Config, out: Path, gpus: int, nodes: int) -> None:
     (out / "run.sh").write_text("\n".join(lines) + "\n")
 
 
-@one_line
+@one_line(OSError)
 def main(argv: Sequence[str]) -> int:
     cli = argparse.ArgumentParser(prog="python -m tools.export", description="A run's settings for another trainer.")
     cli.add_argument("target", choices=["verl"])

@@ -15,11 +15,12 @@ from small_runs import SMALL, arguments, rows, same_run, start, wait_until
 
 import train
 from grpo.engines.torch_engine import TorchEngine
+from grpo.errors import Interrupted
 from grpo.learner import Learner
 from grpo.run import files as run_files
 from grpo.run import run as run_module
 from grpo.run.checkpoint import TrainingState
-from grpo.run.terminal import Interrupted, interruptible
+from grpo.run.interrupts import Interrupts
 from grpo.validation import Validator
 
 EVALUATED = {
@@ -133,7 +134,7 @@ def test_two_signals_in_one_moment_end_it_once(monkeypatch):
     monkeypatch.setattr(sys, "unraisablehook", lost.append)
 
     def receive_both() -> None:
-        with interruptible():
+        with Interrupts():
             signal.pthread_sigmask(signal.SIG_BLOCK, both)
             for number in both:
                 signal.raise_signal(number)

@@ -1,0 +1,33 @@
+"""What a command does before it imports torch and transformers, which takes seconds."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+
+def answer_early(module: str, parse: Callable[[Sequence[str]], object] | None = None) -> None:
+    """Prints the help or the line about a wrong argument, and exits. Returns when the arguments are good.
+
+    Does nothing unless `module`, the caller's __name__, is the command itself. `parse` is train.py's unless given.
+    """
+    if module != "__main__":
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until a run handles it, Ctrl-C ends the process without a traceback
+    from grpo.errors import one_line
+    from grpo.terminal import TolerantStream
+
+    if parse is None:
+        from grpo.cli import parse_args as parse
+    sys.stdout, sys.stderr = TolerantStream(sys.stdout), TolerantStream(sys.stderr)
+
+    @one_line(OSError)
+    def parsed(argv: Sequence[str]) -> int:
+        parse(argv)
+        return 0
+
+    if code := parsed(sys.argv[1:]):
+        sys.exit(code)
+    if sys.stderr.isatty():
+        print("loading torch and transformers", file=sys.stderr, flush=True)

@@ -1,0 +1,56 @@
+"""Ctrl-C and SIGTERM: they stop a run soon, but never between an optimiser step and its record.
+
+Interruptions are held from right before that step until it is on record. At any other moment they are raised where they
+arrive, so that a rollout of minutes is abandoned at once: a spot instance may have seconds left.
+"""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+from grpo.errors import Interrupted
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""SIGHUP: the connection to the terminal was lost. Under nohup it is ignored, and stays ignored."""
+
+
+class Interrupts:
+    """While entered, the first of SIGNALS raises Interrupted in the main thread; a second SIGINT ends the process."""
+
+    def __init__(self) -> None:
+        self.held = False
+        self._received = 0
+        self._waiting: Interrupted | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> Interrupts:
+        for number in SIGNALS:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def hold(self) -> None:
+        """Makes interruptions wait."""
+        self.held = True
+
+    def release(self) -> None:
+        """Lets interruptions through again, and raises one that has waited."""
+        self.held = False
+        if self._waiting:
+            raise self._waiting
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self._received += 1
+        if self._received > 1:
+            if number == signal.SIGINT:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+        elif self.held:
+            self._waiting = Interrupted(number)
+        else:
+            raise Interrupted(number)

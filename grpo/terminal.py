@@ -1,0 +1,64 @@
+"""Printing for every command: text that cannot steer a terminal, streams that cannot end a run, messages."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import textwrap
+import unicodedata
+from collections.abc import Callable
+from typing import TextIO
+
+from tqdm import tqdm
+
+
+def notify(message: str) -> None:
+    """Prints a message to stderr above the progress bar, wrapped between words to the terminal's width."""
+    text = escape_control(message)
+    if sys.stderr.isatty():
+        width, whole = shutil.get_terminal_size().columns, {"break_long_words": False, "break_on_hyphens": False}
+        text = "\n".join(textwrap.fill(line, width, **whole) for line in text.splitlines())
+    tqdm.write(text, file=sys.stderr)
+
+
+def escape_control(text: str) -> str:
+    """The text with every character that could steer a terminal escaped; newline and tab keep their effect.
+
+    Covers control characters (escape sequences, carriage return), format characters (those that reverse the direction
+    of writing), line separators, lone surrogates and private or unassigned code points.
+    """
+    return "".join(c if _harmless(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def _harmless(character: str) -> bool:
+    return character in "\n\t" or (unicodedata.category(character)[0] != "C" and character not in "\u2028\u2029")
+
+
+class TolerantStream:
+    """A stream whose failures end nothing.
+
+    Where its reader has gone or its disk is full, the output is lost. A character outside its encoding is escaped.
+    """
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        encoding = self._stream.encoding or "utf-8"
+        self._try(lambda: self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding)))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, act: Callable[[], object]) -> None:
+        try:
+            act()
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            if not isinstance(error, BrokenPipeError):  # stay silent on a broken pipe
+                print(f"further output is lost: {error.strerror}", file=sys.__stderr__, flush=True)
