@@ -21,7 +21,7 @@ from grpo.engines.base import SamplingParams, choose_device, make_engine
 from grpo.errors import one_line
 from grpo.evaluation.benchmarks import held_out_problems
 from grpo.learner import Learner
-from grpo.packing import samples
+from grpo.packing import to_training_samples
 from grpo.plan import planned_and_measured
 from grpo.plan.preflight import check, plan_run
 from grpo.policy import load_policy
@@ -81,7 +81,7 @@ def train(config: Config, resumed: Path | None = None, interrupts: Interrupts | 
             # 3. Step: raise the probability of what did better than its group.
             with clock("learn"):
                 engine.sleep()
-                learned = learner.update(samples(groups, advantages, config.learner.truncated))
+                learned = learner.update(to_training_samples(groups, advantages, config.learner.mask_truncated))
             run.record(step, groups, texts, scores, advantages, learned)  # from here on the step cannot be lost
             # 4. Hand the new weights to the sampler.
             with clock("sync"):

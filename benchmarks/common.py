@@ -99,7 +99,7 @@ def make_learner(policy: Policy, config: Config) -> Learner:
 
 def packed_work(learner: Learner, groups: list[list[Sample]]) -> tuple[int, int]:
     """Tokens that pass through the layers in one forward and backward pass, and the operations that takes."""
-    batches = learner._micro_batches([sample for group in groups for sample in group])
+    batches = learner.micro_batches([sample for group in groups for sample in group])
     tokens = sum(len(batch.input_ids) for batch in batches)
     pairs = sum(
         causal_pairs(queries, keys - queries)

@@ -43,7 +43,7 @@ def logprobs_and_gradient(policy: Policy, samples: list[Sample], budget: int) ->
     for batch in pack(samples, [1.0] * len(samples), budget):
         batch = batch.to(policy.device)
         logprobs = policy.logprobs(batch, T)[0]
-        found[batch.slots] = logprobs.detach().double()
+        found[batch.flat_index] = logprobs.detach().double()
         total = total + (logprobs * batch.advantages).sum()
     (gradient,) = torch.autograd.grad(total, policy.network.get_input_embeddings().weight)
     return {"logprobs": found, "gradient": gradient}

@@ -110,13 +110,13 @@ def learner(bench: Bench, preset: str, completions: int, cap_gib: float | None =
         work.config = config.learner
         preset_s = stopwatch(lambda: work.update(groups))["seconds"]
         memory = common.memory()
-        batches = work._micro_batches([sample for group in groups for sample in group])
+        batches = work.micro_batches([sample for group in groups for sample in group])
         with torch.no_grad():
             scoring = stopwatch(lambda: [policy.logprobs(batch, 0.6) for batch in batches])
             reference = stopwatch(lambda: [policy.ref_logprobs(batch, 0.6) for batch in batches])
         if bench.profile:
             with profile() as profiler:
-                work.update(groups[:1])
+                work.update(groups[: config.learner.minibatches_per_rollout])
             print(profiler.key_averages().table(sort_by=f"self_{DEVICE.type}_time_total", row_limit=15))
     plan = make_plan(config, this_card(DEVICE))
     mean = sum(len(sample.completion_ids) for group in groups for sample in group) / completions

@@ -36,7 +36,7 @@ from grpo.advantage import compute_advantages
 from grpo.chat_template import ChatTemplate
 from grpo.engines.base import SamplingParams, make_engine
 from grpo.evaluation.benchmarks import load
-from grpo.packing import samples
+from grpo.packing import to_training_samples
 from grpo.policy import load_policy
 from grpo.rollout import decode, draw, rollout, score
 from grpo.settings import parse
@@ -106,7 +106,7 @@ class Ours:
         groups = rollout(self.engine, drawn, asked.group, sampling, self.config.seed, self.steps)
         scores = score(self.reward, groups, decode(self.policy.tokenizer, groups))
         advantages = compute_advantages(scores, self.reward.weights, how.advantage)
-        self.learner.update(samples(groups, advantages, how.truncated))
+        self.learner.update(to_training_samples(groups, advantages, how.mask_truncated))
         self.engine.sync(self.policy)
 
     def close(self) -> None:

@@ -1,22 +1,69 @@
-"""The objective, per token. Tensors in, tensors out: no model, no configuration, no averaging hidden inside.
+"""The objective, per token: tensors in, tensors out, without a model, settings or averaging.
 
-With ratio rho_t = pi(o_t) / pi_old(o_t), advantage A and reference pi_ref, the loss of one completion token is
+With ratio rho_t = pi(o_t) / pi_old(o_t), advantage A and reference pi_ref, GRPO's loss of one completion token is
 
     -min(rho_t A, clip(rho_t, 1 - low, 1 + high) A)  +  kl_coef * k3_t  -  entropy_coef * H_t
 
-and the loss of an optimiser step is the sum over its tokens of weight * that, where the weights come from
-`token_weights` and do not depend on how the tokens are cut into micro-batches.
+`LOSSES` holds the first term and what other papers put in its place. The loss of an optimiser step is the sum over its
+tokens of weight * that. `token_weights` computes the weights once for the whole step, so they do not depend on how the
+tokens are cut into micro-batches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
-Aggregation = Literal["token", "sequence", "constant"]
+from grpo.packing import Batch
+
 MAX_LOG_RATIO = 20.0
+
+
+class Surrogate(NamedTuple):
+    """The policy's part of the loss, and what its clip did. [M] is [N] tokens, or [C] completions for gspo."""
+
+    loss: torch.Tensor
+    """[N] to be minimised; differentiable in the log-probabilities"""
+    ratio: torch.Tensor
+    """[M] importance ratio"""
+    clipped_low: torch.Tensor
+    """[M] 1 where the lower clip acts, else 0"""
+    clipped_high: torch.Tensor
+    """[M] 1 where the upper clip acts, else 0"""
+
+
+def grpo(logprobs: torch.Tensor, old: torch.Tensor, batch: Batch, clip_low: float, clip_high: float) -> Surrogate:
+    """PPO's clipped surrogate with the ratio of each token (GRPO, arXiv 2402.03300; clip-higher: 2503.14476)."""
+    ratio, advantages = importance_ratio(logprobs, old), batch.advantages
+    loss = policy_loss(logprobs, old, advantages, clip_low, clip_high)
+    clipped_low, clipped_high = ratio < 1 - clip_low, ratio > 1 + clip_high
+    return Surrogate(loss, ratio, clipped_low & (advantages < 0), clipped_high & (advantages > 0))
+
+
+def gspo(logprobs: torch.Tensor, old: torch.Tensor, batch: Batch, clip_low: float, clip_high: float) -> Surrogate:
+    """The same with the ratio of the whole completion, the geometric mean of its tokens' (arXiv 2507.18071)."""
+    surrogate = grpo(batch.spread(batch.mean(logprobs)), batch.spread(batch.mean(old)), batch, clip_low, clip_high)
+    return Surrogate(surrogate.loss, *map(batch.mean, surrogate[1:]))
+
+
+def cispo(logprobs: torch.Tensor, old: torch.Tensor, batch: Batch, clip_low: float, clip_high: float) -> Surrogate:
+    """Log-probability weighted by the clipped, detached ratio: every token keeps a gradient (arXiv 2506.13585)."""
+    ratio = importance_ratio(logprobs, old).detach()
+    loss = -ratio.clamp(1 - clip_low, 1 + clip_high) * batch.advantages * logprobs
+    return Surrogate(loss, ratio, ratio < 1 - clip_low, ratio > 1 + clip_high)
+
+
+def reinforce(logprobs: torch.Tensor, old: torch.Tensor, batch: Batch, clip_low: float, clip_high: float) -> Surrogate:
+    """-A log pi: without a ratio, so there is nothing to clip (Williams, 1992)."""
+    ratio = importance_ratio(logprobs, old)
+    never = torch.zeros_like(ratio, dtype=torch.bool)
+    return Surrogate(-batch.advantages * logprobs, ratio, never, never)
+
+
+LOSSES = {"grpo": grpo, "gspo": gspo, "cispo": cispo, "reinforce": reinforce}
+"""`learner.loss` -> function of [N] log-probabilities, [N] old ones, the batch and the two clips."""
 
 
 def policy_loss(
@@ -33,17 +80,35 @@ def policy_loss(
 
 def importance_ratio(logprobs: torch.Tensor, old_logprobs: torch.Tensor) -> torch.Tensor:
     """[N] pi / pi_old. The log-ratio is clamped so that one absurd token cannot make an infinity."""
-    return (logprobs - old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    return _bounded(logprobs - old_logprobs).exp()
 
 
-def completion_weights(differences: torch.Tensor, owners: torch.Tensor, completions: int) -> torch.Tensor:
-    """[C] pi / pi_sampler of whole completions, from [N] log-ratios of their tokens; `owners` says whose each is.
+def _bounded(log_ratio: torch.Tensor) -> torch.Tensor:
+    return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
-    Their effective sample size (sum w)^2 / sum w^2 is how many completions drawn from the policy itself would say as
-    much about it (Kong, 1992): all of them where sampler and trainer agree.
+
+def completion_ratio(old_logprobs: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """[C] float64 pi_old / pi_sampler of whole completions: the product over their trained tokens.
+
+    Their effective sample size (sum w)^2 / sum w^2 is the number of completions drawn from the policy itself that would
+    estimate its mean reward as well (Kong, 1992): all of them where sampler and trainer agree.
     """
-    log_ratios = torch.zeros(completions, dtype=torch.float64, device=differences.device)
-    return log_ratios.index_add_(0, owners, differences.double()).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    return _bounded(batch.total(old_logprobs - batch.sampler_logprobs)).exp()
+
+
+def sampler_weights(old_logprobs: torch.Tensor, batch: Batch, mode: str, cap: float) -> torch.Tensor:
+    """[N] weight of each token's surrogate that corrects for a sampler whose probabilities differ from the trainer's.
+
+    `mode` is the level of pi_old / pi_sampler and what happens above `cap`: token (each its own) or sequence (the
+    completion's product), truncate (cut to the cap; TIS, fengyao.notion.site/off-policy-rl) or mask (weight 0; IcePop's
+    upper bound, arXiv 2510.18855). A masked token stays in the normaliser.
+    """
+    level, above = mode.split("_")
+    if level == "token":
+        ratio = importance_ratio(old_logprobs, batch.sampler_logprobs)
+    else:
+        ratio = batch.spread(completion_ratio(old_logprobs, batch))
+    return ratio.clamp(max=cap) if above == "truncate" else ratio * (ratio <= cap)
 
 
 def kl_k3(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
@@ -53,25 +118,30 @@ def kl_k3(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
     estimates the reverse KL on samples of pi. As a loss term its gradient, (1 - exp(d)) grad log pi, is on average that
     of KL(pi_ref || pi): GRPO and the paper's code use it this way, and so do we.
     """
-    log_ratio = (ref_logprobs.double() - logprobs.double()).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    log_ratio = _bounded(ref_logprobs.double() - logprobs.double())
     return torch.expm1(log_ratio) - log_ratio
 
 
-def token_weights(lengths: Sequence[int], aggregation: Aggregation, max_new_tokens: int) -> list[float]:
-    """[completions] what each token of a completion weighs in the loss of the optimiser step.
+def token_weights(
+    lengths: Sequence[int], aggregation: Literal["token-mean", "seq-mean", "dr_grpo"], max_new_tokens: int
+) -> list[float]:
+    """[completions] weight of each trained token of a completion in the loss of the optimiser step.
 
-    `lengths` are the trained completion lengths of the whole optimiser step; 0 means left out. token: every token the
-    same (DAPO). sequence: every completion the same (GRPO as published). constant: divide by a length no completion
-    exceeds, so that long completions are neither favoured nor punished (Dr. GRPO).
+    `lengths` counts the trained tokens of every completion of the step; a completion with 0 does not count.
+    token-mean: every token weighs the same (DAPO, arXiv 2503.14476). seq-mean: every completion weighs the same (GRPO
+    as published). dr_grpo: divide by completions x max_new_tokens, so that long completions are neither favoured nor
+    punished (arXiv 2503.20783).
 
-    >>> token_weights([1, 3], "token", 8), token_weights([1, 4], "sequence", 8), token_weights([1, 4], "constant", 8)
-    ([0.25, 0.25], [0.5, 0.125], [0.0625, 0.0625])
+    >>> for aggregation in ("token-mean", "seq-mean", "dr_grpo"):
+    ...     print(token_weights([1, 4], aggregation, 8))
+    [0.2, 0.2]
+    [0.5, 0.125]
+    [0.0625, 0.0625]
     """
-    completions = sum(length > 0 for length in lengths)
-    if completions == 0:
-        return [0.0] * len(lengths)
-    if aggregation == "token":
-        return [1 / sum(lengths) if length else 0.0 for length in lengths]
-    if aggregation == "sequence":
-        return [1 / (completions * length) if length else 0.0 for length in lengths]
-    return [1 / (completions * max_new_tokens) if length else 0.0 for length in lengths]
+    tokens, completions = sum(lengths), sum(length > 0 for length in lengths)
+    divisor = {
+        "token-mean": lambda length: tokens,
+        "seq-mean": lambda length: completions * length,
+        "dr_grpo": lambda length: completions * max_new_tokens,
+    }[aggregation]
+    return [1 / divisor(length) if length else 0.0 for length in lengths]

@@ -1,7 +1,7 @@
 """AdamW that keeps float32 master weights beside bfloat16 parameters, and accumulates their gradients in float32.
 
 A bfloat16 number has 8 bits of mantissa: adding a step of 1e-6 to a weight of 0.02 returns 0.02. The masters take the
-step; the bfloat16 copy follows whenever the sum has grown past half a unit in its last place.
+step; the bfloat16 copy follows once the steps add up to half a unit in its last place.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ class Optimizer:
     """Parameters in any precision, masters and moments in float32 (float64 parameters are their own masters)."""
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter], config: LearnerConfig, total_steps: int = 1):
-        """`total_steps`: of the whole run, for the linear schedule."""
-        self.config, self.total_steps, self.steps_taken = config, total_steps, 0
+        """`total_steps` is the number of optimiser steps of the whole run, for the linear schedule."""
+        self.config, self.total_steps = config, total_steps
+        self.steps = 0
         self.parameters = list(parameters)
         self.masters = [_master(p) for p in self.parameters]
         self.copies = [(p, m) for p, m in zip(self.parameters, self.masters, strict=True) if m is not p]
@@ -28,13 +29,13 @@ class Optimizer:
 
     @property
     def lr(self) -> float:
-        """The rate of the next step: linear warm-up, then constant or linear to zero at `total_steps`."""
+        """The rate of the next step: linear warm-up, then constant, or linear to zero after the last step."""
         peak, warmup = self.config.lr, self.config.warmup
-        if self.steps_taken < warmup:
-            return peak * (self.steps_taken + 1) / warmup
+        if self.steps < warmup:
+            return peak * (self.steps + 1) / warmup
         if self.config.schedule == "constant":
             return peak
-        left = (self.total_steps - self.steps_taken) / max(1, self.total_steps - warmup)
+        left = (self.total_steps - self.steps) / max(1, self.total_steps - warmup)
         return peak * max(0.0, left)
 
     def clip_gradients(self) -> torch.Tensor:
@@ -49,21 +50,25 @@ class Optimizer:
         for group in self.adamw.param_groups:
             group["lr"] = self.lr
         self.adamw.step()
-        self.steps_taken += 1
+        self.steps += 1
         if self.copies:
             torch._foreach_copy_(*zip(*self.copies, strict=True))
+
+    def skip(self) -> None:
+        """Counts a step that moves nothing. The schedule continues, so that it ends with the run."""
+        self.steps += 1
 
     def zero_grad(self) -> None:
         for tensor in (*self.parameters, *self.masters):
             tensor.grad = None
 
     def state_dict(self) -> dict:
-        return {"adamw": self.adamw.state_dict(), "masters": self.masters, "steps_taken": self.steps_taken}
+        return {"adamw": self.adamw.state_dict(), "masters": self.masters, "steps": self.steps}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict) -> None:
         self.adamw.load_state_dict(state["adamw"])
-        self.steps_taken = state["steps_taken"]
+        self.steps = state["steps"]
         for parameter, master, saved in zip(self.parameters, self.masters, state["masters"], strict=True):
             master.copy_(saved)
             parameter.copy_(master)
@@ -90,8 +95,8 @@ def _adamw(masters: list[torch.nn.Parameter], config: LearnerConfig) -> torch.op
         from bitsandbytes.optim import AdamW8bit
 
         return AdamW8bit(masters, **settings)
-    adamw = torch.optim.AdamW(masters, fused=True, **settings)  # one pass over the memory, and none besides
-    for master in masters:  # before the sampler takes what memory is left, and not at the first step
+    adamw = torch.optim.AdamW(masters, fused=True, **settings)  # one pass over the memory
+    for master in masters:  # now, because the sampler takes the rest of the memory before the first step
         moments = {name: torch.zeros_like(master) for name in ("exp_avg", "exp_avg_sq")}
         adamw.state[master] = {"step": torch.zeros((), device=master.device)} | moments
     return adamw

@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from itertools import accumulate
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -54,57 +54,74 @@ class Segments(_Tensors):
 
 @dataclass(frozen=True, slots=True)
 class Batch(_Tensors):
-    """A padding-free micro-batch: sequences laid end to end. T tokens, N completion tokens."""
+    """A padding-free micro-batch: sequences laid end to end. T tokens, N of them trained, of C completions."""
 
     input_ids: torch.Tensor
     """[T] long"""
     position_ids: torch.Tensor
     """[T] long: each token's position in its own sequence"""
     segments: Segments
-    predictors: torch.Tensor
-    """[N] long: the token whose output predicts each completion token (the one before it)"""
+    logit_positions: torch.Tensor
+    """[N] long: the token whose output predicts each trained token (the one before it)"""
     targets: torch.Tensor
-    """[N] long: the completion tokens, the stop token included when the model produced it"""
+    """[N] long: the trained tokens, the stop token included when the model produced it"""
     advantages: torch.Tensor
-    """[N] float: the advantage of the token's completion"""
+    """[N] float64: the advantage of the token's completion"""
     weights: torch.Tensor
-    """[N] float: the token's share in the loss, fixed over the whole optimiser step and not by this micro-batch"""
+    """[N] float64: the token's share in the loss, fixed over the whole optimiser step and not by this micro-batch"""
     sampler_logprobs: torch.Tensor
-    """[N] float"""
-    slots: torch.Tensor
-    """[N] long: each token's place among all completion tokens of the optimiser step, in the order of its samples"""
-    owners: torch.Tensor
-    """[N] long: which completion of this micro-batch the token belongs to"""
-    completions: int
+    """[N] float64"""
+    flat_index: torch.Tensor
+    """[N] long: each token's place among all trained tokens of the optimiser step, in the order of its samples"""
+    completion_index: torch.Tensor
+    """[N] long: the completion of this micro-batch that the token belongs to"""
+    lengths: torch.Tensor
+    """[C] long: trained tokens of each completion"""
+
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """[N] -> [C] float64 sum over the trained tokens of each completion."""
+        totals = torch.zeros(len(self.lengths), dtype=torch.float64, device=values.device)
+        return totals.index_add(0, self.completion_index, values.double())
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        """[N] -> [C] float64 mean over the trained tokens of each completion."""
+        return self.total(values) / self.lengths
+
+    def spread(self, values: torch.Tensor) -> torch.Tensor:
+        """[C] -> [N]: the value of its completion for every trained token."""
+        return values[self.completion_index]
 
 
-def samples(
-    groups: Sequence[Group], advantages: torch.Tensor, truncated: Literal["keep", "mask"]
-) -> list[list[Sample]]:
-    """A rollout as the learner takes it. `advantages` is [groups, completions]."""
+def to_training_samples(groups: Sequence[Group], advantages: torch.Tensor, mask_truncated: bool) -> list[list[Sample]]:
+    """A rollout as the learner takes it. `advantages` is [groups, completions].
+
+    With `mask_truncated`, no token of a completion that was cut at the length limit is trained.
+    """
     rollout = []
     for group, row in zip(groups, advantages.tolist(), strict=True):
         rollout.append([])
         for completion, advantage in zip(group.completions, row, strict=True):
-            trained = truncated == "keep" or completion.finish_reason == "stop"
+            masked = mask_truncated and completion.finish_reason == "length"
+            mask = (False,) * len(completion.ids) if masked else completion.mask
             ids, logprobs = completion.ids, completion.sampler_logprobs
-            rollout[-1].append(Sample(group.problem.prompt_ids, ids, logprobs, advantage, trained))
+            rollout[-1].append(Sample(group.problem.prompt_ids, ids, logprobs, advantage, mask))
     return rollout
 
 
 def sequence_length(sample: Sample) -> int:
-    """Tokens of prompt and completion together: what a micro-batch's budget is spent on."""
+    """Tokens of prompt and completion together, trained or not: its cost in a micro-batch's budget."""
     return len(sample.prompt_ids) + len(sample.completion_ids)
 
 
 def pack(samples: Sequence[Sample], weights: Sequence[float], microbatch_tokens: int) -> list[Batch]:
-    """Micro-batches of at most `microbatch_tokens` tokens that hold every completion token once.
+    """Micro-batches of at most `microbatch_tokens` tokens that hold every trained token once.
 
-    `weights[i]` is what each token of sample i weighs in the loss. A sequence longer than the budget goes alone.
+    `weights[i]` is the weight of each trained token of sample i in the loss. A sequence longer than the budget goes
+    alone. A sample without a trained token is skipped.
     """
-    slots = [0, *accumulate(len(sample.completion_ids) for sample in samples)]
+    starts = [0, *accumulate(len(sample.trained) for sample in samples)]
     return [
-        _lay_out([samples[i] for i in rows], [weights[i] for i in rows], [slots[i] for i in rows])
+        _lay_out([samples[i] for i in rows], [weights[i] for i in rows], [starts[i] for i in rows])
         for rows in assign(samples, microbatch_tokens)
     ]
 
@@ -112,11 +129,11 @@ def pack(samples: Sequence[Sample], weights: Sequence[float], microbatch_tokens:
 def assign(samples: Sequence[Sample], microbatch_tokens: int) -> list[list[int]]:
     """Indices of the samples in each micro-batch: equal prompts together, and the batches about equally full.
 
-    Filling up to the budget gives the fewest batches but leaves a short last one; the smallest capacity that needs no
-    more of them is found by bisection. Empty completions are left out.
+    Filling up to the budget gives the fewest batches but leaves a short last one. Bisection finds the smallest capacity
+    that needs no more batches. Samples without a trained token are skipped.
     """
-    written = [i for i, sample in enumerate(samples) if sample.completion_ids]
-    order = sorted(written, key=lambda i: (samples[i].prompt_ids, len(samples[i].completion_ids)))
+    trained = [i for i, sample in enumerate(samples) if sample.trained]
+    order = sorted(trained, key=lambda i: (samples[i].prompt_ids, len(samples[i].completion_ids)))
     fewest = len(_fill(samples, order, microbatch_tokens))
     smaller = range(1, microbatch_tokens)
     capacity = 1 + bisect_left(smaller, True, key=lambda tokens: len(_fill(samples, order, tokens)) <= fewest)
@@ -138,11 +155,11 @@ def _fill(samples: Sequence[Sample], order: Sequence[int], capacity: int) -> lis
     return batches
 
 
-def _lay_out(samples: Sequence[Sample], weights: Sequence[float], slots: Sequence[int]) -> Batch:
-    """One micro-batch. `slots[i]` is where sample i's tokens begin among those of the optimiser step."""
+def _lay_out(samples: Sequence[Sample], weights: Sequence[float], starts: Sequence[int]) -> Batch:
+    """One micro-batch. `starts[i]` is the place of sample i's first trained token among those of the optimiser step."""
     # 1. Lay every prompt down once and its completions behind it. A run is (ids, the places in the batch of its prefix,
     # its own places); a prompt's prefix is empty.
-    runs, predictors, end = [], [], 0
+    runs, logit_positions, end = [], [], 0
     for i, sample in enumerate(samples):
         if i == 0 or sample.prompt_ids != samples[i - 1].prompt_ids:
             prompt = np.arange(end, end + len(sample.prompt_ids))
@@ -151,10 +168,10 @@ def _lay_out(samples: Sequence[Sample], weights: Sequence[float], slots: Sequenc
         completion = np.arange(end, end + len(sample.completion_ids))
         runs.append((sample.completion_ids, prompt, completion))
         # A token is predicted at the token before it; the first of a completion at the last of its prompt.
-        predictors.append(np.append(prompt[-1], completion[:-1]))
+        logit_positions.append(np.append(prompt[-1], completion[:-1])[sample.trained])
         end += len(completion)
 
-    # 2. A run sees its prefix, then its own tokens, whose positions go on where the prefix ends.
+    # 2. A run sees its prefix, then its own tokens, whose positions continue where the prefix ends.
     queries = [len(own) for _, _, own in runs]
     keys = [len(prefix) + len(own) for _, prefix, own in runs]
     segments = Segments(
@@ -165,21 +182,21 @@ def _lay_out(samples: Sequence[Sample], weights: Sequence[float], slots: Sequenc
         cu_keys=torch.tensor([0, *accumulate(keys)], dtype=torch.int32),
     )
 
-    # 3. What belongs to a completion is repeated for each of its tokens. float64 costs nothing at a few numbers a
+    # 3. Repeat the values of a completion for each of its trained tokens. float64 costs nothing at a few numbers a
     # token, and keeps the sum of the loss exact in any order.
-    lengths = [len(sample.completion_ids) for sample in samples]
+    lengths = [len(sample.trained) for sample in samples]
     return Batch(
         input_ids=_joined(np.array(ids) for ids, _, _ in runs),
         position_ids=_joined(np.arange(len(prefix), len(prefix) + len(own)) for _, prefix, own in runs),
         segments=segments,
-        predictors=_joined(predictors),
-        targets=_joined(np.array(sample.completion_ids) for sample in samples),
+        logit_positions=_joined(logit_positions),
+        targets=_joined(np.array(sample.completion_ids)[sample.trained] for sample in samples),
         advantages=torch.tensor(np.repeat([sample.advantage for sample in samples], lengths)),
         weights=torch.tensor(np.repeat(weights, lengths)),
-        sampler_logprobs=_joined(np.array(sample.sampler_logprobs) for sample in samples),
-        slots=_joined(np.arange(slot, slot + n) for slot, n in zip(slots, lengths, strict=True)),
-        owners=torch.tensor(np.repeat(np.arange(len(samples)), lengths)),
-        completions=len(samples),
+        sampler_logprobs=_joined(np.array(sample.sampler_logprobs)[sample.trained] for sample in samples),
+        flat_index=_joined(np.arange(start, start + n) for start, n in zip(starts, lengths, strict=True)),
+        completion_index=torch.tensor(np.repeat(np.arange(len(samples)), lengths)),
+        lengths=torch.tensor(lengths),
     )
 
 

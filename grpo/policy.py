@@ -105,7 +105,7 @@ class Policy:
             segments=batch.segments,
             packed_kernel=self.kernel,
         ).last_hidden_state[0]
-        return states[batch.predictors]
+        return states[batch.logit_positions]
 
     @contextlib.contextmanager
     def sampling(self) -> Iterator[None]:

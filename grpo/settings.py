@@ -121,9 +121,11 @@ class RewardConfig(Section):
 
 class LearnerConfig(Section):
     lr: float = Field(1e-6, gt=0)
-    """Peak learning rate. LoRA wants about ten times the rate of full fine-tuning."""
+    """Peak learning rate. With LoRA the step goes with policy.lora_alpha x lr, whatever the rank; published RL runs use
+    3e-4 to 3e-3 for this product."""
     schedule: Literal["constant", "linear"] = "constant"
-    """After the warm-up: constant, or linear to zero at the last step."""
+    """After the warm-up: constant, or linear: falls by equal amounts, and would be zero one step after the last. A
+    skipped step counts."""
     warmup: int = Field(0, ge=0)
     """Optimiser steps over which the rate rises from zero."""
     beta1: float = Field(0.9, ge=0, lt=1)
@@ -137,17 +139,22 @@ class LearnerConfig(Section):
     grad_clip: float = Field(1.0, gt=0)
     """Gradients are scaled down to this global norm."""
     clip_low: float = Field(0.2, gt=0, lt=1)
-    """The ratio's lower clip is 1 - clip_low."""
+    """The ratio is clipped below at 1 - clip_low."""
     clip_high: float = Field(0.2, gt=0)
-    """The ratio's upper clip is 1 + clip_high (more than clip_low: DAPO's clip-higher)."""
+    """The ratio is clipped above at 1 + clip_high (more than clip_low: DAPO's clip-higher). For gspo, ratios of whole
+    completions, the paper uses 3e-4 and 4e-4."""
     kl_coef: float = Field(0.0, ge=0)
     """Weight of the k3 KL to the reference. 0 runs no reference pass."""
     entropy_coef: float = Field(0.0, ge=0)
     """Weight of the entropy bonus."""
-    advantage: Literal["std", "no_std", "per_signal"] = "std"
-    """std: GRPO. no_std: Dr. GRPO. per_signal: each signal normalised in its group, then weighted (GDPO)."""
-    aggregation: Literal["token", "sequence", "constant"] = "token"
-    """token: mean over all completion tokens. sequence: mean of completion means. constant: sum / (completions x
+    advantage: Literal["grpo", "dr_grpo", "rloo", "maxrl", "none", "gdpo"] = "grpo"
+    """grpo: (r - mean) / std of the group. dr_grpo: r - mean. rloo: r - mean of the others. maxrl: (r - mean) / mean,
+    for rewards of at least 0. none: r. gdpo: each signal as in grpo, then weighted. docs/losses.md compares them."""
+    loss: Literal["grpo", "gspo", "cispo", "reinforce"] = "grpo"
+    """grpo: clipped ratio of each token. gspo: clipped ratio of the whole completion. cispo: log-probability times the
+    clipped ratio. reinforce: log-probability. With one minibatch per rollout all four have the same gradient."""
+    loss_aggregation: Literal["token-mean", "seq-mean", "dr_grpo"] = "token-mean"
+    """token-mean: mean over all completion tokens. seq-mean: mean of completion means. dr_grpo: sum / (completions x
     max_new_tokens)."""
     minibatches_per_rollout: int = Field(1, ge=1)
     """Optimiser steps per rollout, each on its own share of the problems. With 1 the ratio is exactly 1."""
@@ -157,12 +164,15 @@ class LearnerConfig(Section):
     logit_chunk: int = Field(1024, ge=1)
     """Completion tokens whose logits exist at a time: chunk x vocabulary is the peak of the head."""
     skip_zero_variance: bool = False
-    """Leave out groups whose rewards are all equal. Only when kl_coef and entropy_coef are 0: then they have no
-    gradient."""
-    truncated: Literal["keep", "mask"] = "keep"
-    """mask: completions cut at max_new_tokens keep their place in the group's statistics but get no gradient."""
-    sampler_correction: float = Field(0.0, ge=0)
-    """Cap of the truncated importance weight old / sampler per token (TIS). 0 is off; 2 is usual."""
+    """Skip completions whose advantage is 0, such as those of groups with equal rewards: they have no gradient. They
+    are missing from policy/* and logprob_diff/* as well. Needs kl_coef and entropy_coef 0."""
+    mask_truncated: bool = False
+    """Completions cut at max_new_tokens keep their place in the group's statistics but get no gradient."""
+    sampler_correction: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = "none"
+    """Weight the policy loss by trainer / sampler probability, of each token or of the whole completion. Above the cap:
+    truncate cuts the weight to it (token_truncate is TIS), mask sets it to 0."""
+    sampler_correction_cap: float = Field(2.0, gt=0)
+    """Largest weight of sampler_correction."""
     max_nonfinite_steps: int = Field(3, ge=1)
     """Steps in a row with a non-finite loss or gradient before the run stops. Each is skipped and counted."""
 
@@ -366,6 +376,17 @@ def conflicts(config: Config) -> Iterator[str]:
     if o.skip_zero_variance and (o.kl_coef or o.entropy_coef):
         terms = f"kl_coef {o.kl_coef} and entropy_coef {o.entropy_coef}"
         yield f"learner.skip_zero_variance drops groups that {terms} act on; set both to 0 or do not skip"
+    if o.loss == "gspo" and o.sampler_correction.startswith("token"):
+        mode = o.sampler_correction.removeprefix("token")
+        yield (
+            f"learner.sampler_correction {o.sampler_correction} weighs single tokens, but learner.loss gspo has one "
+            f"ratio for a whole completion; use sequence{mode} or none"
+        )
+    if o.advantage == "maxrl" and config.reward.name == "hybrid" and config.reward.hybrid_a > 0:
+        yield (
+            f"learner.advantage maxrl needs rewards of at least 0, but reward.hybrid_a {config.reward.hybrid_a} makes "
+            "wrong answers negative; set reward.hybrid_a 0, or learner.advantage rloo"
+        )
     if config.eval.every and not config.eval.data:
         yield f"eval.every is {config.eval.every} but eval.data names no file"
 

@@ -6,6 +6,7 @@ nothing is ever decoded and encoded again, because that can change which tokens 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -40,12 +41,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What the sampler wrote: ids include the stop token when the model produced one."""
+    """One answer to a prompt: ids include the stop token when the model produced one."""
 
     ids: tuple[int, ...]
     sampler_logprobs: tuple[float, ...]
     """[tokens] log-probability of each id under the distribution it was drawn from (temperature applied)."""
     finish_reason: FinishReason
+    mask: tuple[bool, ...] | None = None
+    """[tokens] False for tokens that the model did not write, such as a tool's output. None: it wrote all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +61,19 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One completion as the learner needs it."""
+    """One completion for the learner."""
 
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
     sampler_logprobs: tuple[float, ...]
     advantage: float
-    trained: bool = True
-    """False: counted in its group's statistics, but without gradient (learner.truncated: mask)"""
+    mask: tuple[bool, ...] | None = None
+    """[tokens] False for tokens that later tokens see but that are not trained. None: every token is trained."""
+
+    @property
+    def trained(self) -> Sequence[int]:
+        """Places of the trained tokens within the completion. Raises ValueError for a mask of another length."""
+        places = range(len(self.completion_ids))
+        if self.mask is None:
+            return places
+        return [place for place, trained in zip(places, self.mask, strict=True) if trained]

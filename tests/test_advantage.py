@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from grpo.advantage import group_advantages, per_signal_advantages, zero_variance
+from grpo.advantage import gdpo, group_advantages, zero_variance
 
 
 def test_worked_example():
@@ -19,7 +19,7 @@ def test_worked_example():
 
 
 def test_dr_grpo_keeps_the_size_of_the_difference():
-    advantages = group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]), divide_by_std=False)
+    advantages = group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]), "dr_grpo")
     assert advantages.tolist() == [[0.75, -0.25, -0.25, -0.25]]
 
 
@@ -58,15 +58,15 @@ def test_per_signal_tells_mixes_of_one_total_apart():
     verify = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
     form = torch.tensor([[0.0, 1.0, 1.0, 0.0]])
     summed = group_advantages(verify + form)
-    apart = per_signal_advantages(torch.stack([verify, form]), torch.tensor([1.0, 1.0]))
+    apart = gdpo(torch.stack([verify, form]), torch.tensor([1.0, 1.0]))
     assert summed[0, 0] == summed[0, 1]
     assert apart[0, 0] > apart[0, 1] > apart[0, 3]
 
 
 def test_per_signal_with_one_signal_is_grpo_up_to_scale_and_flat_is_zero():
     rewards = torch.tensor([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 0.0]])
-    ratio = per_signal_advantages(rewards[None], torch.tensor([2.0])) / group_advantages(rewards)
+    ratio = gdpo(rewards[None], torch.tensor([2.0])) / group_advantages(rewards)
     torch.testing.assert_close(ratio, torch.full_like(ratio, ratio[0, 0].item()))
-    flat = per_signal_advantages(torch.full((2, 3, 4), 0.7), torch.tensor([0.1, 0.2]))
+    flat = gdpo(torch.full((2, 3, 4), 0.7), torch.tensor([0.1, 0.2]))
     assert not flat.any()
     assert math.isfinite(flat.sum())

@@ -82,16 +82,16 @@ def naive_step(policy: Policy, samples: list[Sample], config: LearnerConfig, old
             ratio = (logprobs[t] - old[sample][t]).exp()
             low, high = 1 - config.clip_low, 1 + config.clip_high
             surrogate = -torch.minimum(ratio * sample.advantage, ratio.clamp(low, high) * sample.advantage)
-            if config.sampler_correction:
-                weight = (old[sample][t] - sample.sampler_logprobs[t]).exp().clamp(max=config.sampler_correction)
+            if config.sampler_correction != "none":
+                weight = (old[sample][t] - sample.sampler_logprobs[t]).exp().clamp(max=config.sampler_correction_cap)
                 surrogate = surrogate * weight
             kl = (ref[t] - logprobs[t]).exp() - (ref[t] - logprobs[t]) - 1
             token = surrogate + config.kl_coef * kl - config.entropy_coef * entropy[t]
             share = {
-                "token": 1 / count,
-                "sequence": 1 / (len(samples) * len(sample.completion_ids)),
-                "constant": 1 / (len(samples) * max_new_tokens),
-            }[config.aggregation]
+                "token-mean": 1 / count,
+                "seq-mean": 1 / (len(samples) * len(sample.completion_ids)),
+                "dr_grpo": 1 / (len(samples) * max_new_tokens),
+            }[config.loss_aggregation]
             loss = loss + share * token
             kl_sum, entropy_sum = kl_sum + kl.item(), entropy_sum + entropy[t].item()
     return loss, {"loss/total": loss.item(), "policy/kl": kl_sum / count, "policy/entropy": entropy_sum / count}
@@ -127,18 +127,18 @@ def gradients(policy: Policy, groups, **settings) -> tuple[dict[str, torch.Tenso
 @pytest.mark.parametrize(
     ("aggregation", "kl", "entropy"),
     [
-        ("token", 0.0, 0.0),
-        ("token", 0.3, 0.0),
-        ("token", 0.0, 0.2),
-        ("sequence", 0.3, 0.2),
-        ("constant", 0.3, 0.2),
+        ("token-mean", 0.0, 0.0),
+        ("token-mean", 0.3, 0.0),
+        ("token-mean", 0.0, 0.2),
+        ("seq-mean", 0.3, 0.2),
+        ("dr_grpo", 0.3, 0.2),
     ],
 )
 def test_equals_the_formula_for_every_microbatch_tokens(lora_rank, aggregation, kl, entropy):
     policy = make_policy(lora_rank)
     groups = make_groups(policy)
     samples = [sample for group in groups for sample in group]
-    settings = {"aggregation": aggregation, "kl_coef": kl, "entropy_coef": entropy}
+    settings = {"loss_aggregation": aggregation, "kl_coef": kl, "entropy_coef": entropy}
     old = {s: naive_logprobs(policy.network, s.prompt_ids, s.completion_ids)[0].detach() for s in samples}
     loss, expected = naive_step(policy, samples, LearnerConfig(**settings), old, max_new_tokens=9)
     reference = torch.autograd.grad(loss, list(policy.trainable().values()))
@@ -196,7 +196,7 @@ def test_the_denominator_counts_completion_tokens_and_not_the_prompt():
     # With advantage 1 everywhere and ratio 1 the token-mean loss is -1, whatever the prompt's length.
     ones = [[dataclasses.replace(s, advantage=1.0) for s in group] for group in groups]
     assert learn(policy, ones, lr=1e-12)["loss/policy"] == pytest.approx(-1.0)
-    constant = learn(policy, ones, lr=1e-12, aggregation="constant")["loss/policy"]
+    constant = learn(policy, ones, lr=1e-12, loss_aggregation="dr_grpo")["loss/policy"]
     assert constant == pytest.approx(-tokens / (8 * 9))
 
 
@@ -211,13 +211,15 @@ def test_the_end_token_is_trained():
         torch.testing.assert_close(gradient, wanted, rtol=1e-8, atol=1e-11)
 
 
-def test_a_masked_truncation_loses_its_gradient_and_nothing_else():
+def test_a_mcalls_truncation_loses_its_gradient_and_nothing_else():
     policy = make_policy()
     groups = make_groups(policy)
-    masked = [[dataclasses.replace(s, trained=s.completion_ids[-1] == EOS) for s in group] for group in groups]
+    mcalls = [
+        [dataclasses.replace(s, mask=(s.completion_ids[-1] == EOS,) * len(s.completion_ids)) for s in g] for g in groups
+    ]
     without = [[s for s in group if s.completion_ids[-1] == EOS] for group in groups]
     assert sum(map(len, without)) == 7
-    a, _ = gradients(policy, masked)
+    a, _ = gradients(policy, mcalls)
     b, _ = gradients(policy, [without[0] + without[1]])
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-8, atol=1e-11)
@@ -260,7 +262,7 @@ def test_sampler_correction_weighs_each_token_up_to_its_cap():
     policy = make_policy()
     groups = make_groups(policy, shift=-1.5)  # trainer / sampler = e^1.5 = 4.5, capped at 2
     free, _ = gradients(policy, groups)
-    capped, _ = gradients(policy, groups, sampler_correction=2.0)
+    capped, _ = gradients(policy, groups, sampler_correction="token_truncate")
     for name in free:
         torch.testing.assert_close(capped[name], 2 * free[name], rtol=1e-8, atol=1e-11)
 
@@ -274,7 +276,7 @@ def test_nothing_leaks_between_sequences_of_a_pack():
     def logprobs(samples):
         (batch,) = pack(samples, [1.0] * len(samples), 10_000)
         found = policy.logprobs(batch, TEMPERATURE)[0].detach()
-        return {i: found[batch.slots == i] for i in range(int(batch.slots.max()) + 1)}
+        return {i: found[batch.flat_index == i] for i in range(int(batch.flat_index.max()) + 1)}
 
     before = logprobs(samples)
     changed = [dataclasses.replace(samples[0], completion_ids=(9, 9)), *samples[1:]]  # same length, other tokens
@@ -346,19 +348,19 @@ def test_only_the_later_minibatches_need_a_pass_for_their_old_logprobs():
     """The first one's present logprobs are the old ones to the bit, so its pass would change nothing."""
     policy, other = make_policy(), make_policy()
     groups = make_groups(policy)
-    asked = []
+    calls = []
 
     class Watched(Learner):
         def _old_logprobs(self, samples):
-            asked.append(samples)
+            calls.append(samples)
             return super()._old_logprobs(samples)
 
     config = LearnerConfig(minibatches_per_rollout=2, lr=0.01)
     Watched(policy, whole(config)).update(groups)
-    assert asked == [groups[1]]
+    assert calls == [groups[1]]
     both = Watched(other, whole(config))
     for samples, old in [(group, both._old_logprobs(group)) for group in groups]:
-        both._optimizer_step(samples, old)
+        both._step(both._accumulate(samples, old), samples)
     for name, p in policy.trainable().items():
         assert torch.equal(p, other.trainable()[name])
 

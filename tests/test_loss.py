@@ -7,7 +7,9 @@ import math
 import pytest
 import torch
 
-from grpo.loss import completion_weights, importance_ratio, kl_k3, policy_loss, token_weights
+from grpo.loss import completion_ratio, importance_ratio, kl_k3, policy_loss, token_weights
+from grpo.packing import pack
+from grpo.types import Sample
 
 
 @pytest.mark.parametrize(
@@ -72,8 +74,10 @@ def test_k3_of_float32_log_probabilities_is_right_for_small_differences(size: fl
 
 def test_weights_of_whole_completions():
     # Two completions: log-ratios 0.1 + 0.2 and -0.3, so weights e^0.3 and e^-0.3.
-    weights = completion_weights(torch.tensor([0.1, -0.3, 0.2]), torch.tensor([0, 1, 0]), 2)
-    torch.testing.assert_close(weights, torch.tensor([0.3, -0.3], dtype=torch.float64).exp(), rtol=1e-6, atol=0)
+    samples = [Sample((1,), (4,), (0.0,), 0.0), Sample((1,), (2, 3), (0.0, 0.0), 0.0)]
+    (batch,) = pack(samples, [1.0, 1.0], 100)
+    weights = completion_ratio(torch.tensor([-0.3, 0.1, 0.2]), batch)
+    torch.testing.assert_close(weights, torch.tensor([-0.3, 0.3], dtype=torch.float64).exp(), rtol=1e-6, atol=0)
 
 
 def test_k3_as_a_loss_pulls_towards_the_reference_with_the_forward_kls_gradient():
@@ -96,7 +100,7 @@ def test_nan_is_not_hidden():
     assert kl_k3(torch.tensor([math.nan]), torch.zeros(1)).isnan().all()
 
 
-@pytest.mark.parametrize("aggregation", ["token", "sequence"])
+@pytest.mark.parametrize("aggregation", ["token-mean", "seq-mean"])
 def test_weights_sum_to_one(aggregation: str):
     lengths = [3, 1, 0, 9]
     weights = token_weights(lengths, aggregation, 16)
@@ -105,12 +109,12 @@ def test_weights_sum_to_one(aggregation: str):
 
 def test_equal_lengths_make_all_aggregations_agree():
     assert (
-        token_weights([4, 4], "token", 4)
-        == token_weights([4, 4], "sequence", 4)
-        == token_weights([4, 4], "constant", 4)
+        token_weights([4, 4], "token-mean", 4)
+        == token_weights([4, 4], "seq-mean", 4)
+        == token_weights([4, 4], "dr_grpo", 4)
     )
 
 
 def test_nothing_to_train_is_no_division_by_zero():
-    assert token_weights([0, 0], "token", 8) == [0.0, 0.0]
-    assert token_weights([], "sequence", 8) == []
+    assert token_weights([0, 0], "token-mean", 8) == [0.0, 0.0]
+    assert token_weights([], "seq-mean", 8) == []

@@ -29,7 +29,11 @@ def test_every_completion_token_is_there_once_in_its_place(samples, budget):
     seen = {}
     for batch in pack(samples, list(range(len(samples))), budget):
         rows = zip(
-            batch.slots.tolist(), batch.targets.tolist(), batch.advantages.tolist(), batch.weights.tolist(), strict=True
+            batch.flat_index.tolist(),
+            batch.targets.tolist(),
+            batch.advantages.tolist(),
+            batch.weights.tolist(),
+            strict=True,
         )
         for slot, token, advantage, weight in rows:
             assert slot not in seen
@@ -54,7 +58,7 @@ def test_each_token_is_predicted_from_the_one_before_it_in_its_own_sequence(samp
             for i in rows
             for p in range(len(samples[i].prompt_ids), sequence_length(samples[i]))
         ]
-        assert [(ids[p], positions[p]) for p in batch.predictors.tolist()] == expected
+        assert [(ids[p], positions[p]) for p in batch.logit_positions.tolist()] == expected
 
 
 def test_a_shared_prompt_is_laid_down_once_and_seen_by_every_completion():
@@ -67,7 +71,7 @@ def test_a_shared_prompt_is_laid_down_once_and_seen_by_every_completion():
     assert batch.segments.cu_queries.tolist() == [0, 3, 5, 9]
     assert batch.segments.cu_keys.tolist() == [0, 3, 8, 15]
     assert batch.segments.key_index.tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 0, 1, 2, 5, 6, 7, 8]
-    assert batch.predictors.tolist() == [2, 3, 2, 5, 6, 7]
+    assert batch.logit_positions.tolist() == [2, 3, 2, 5, 6, 7]
 
 
 def test_groups_of_one_prompt_stay_two_prompts_of_another_do_not_mix():
@@ -75,7 +79,7 @@ def test_groups_of_one_prompt_stay_two_prompts_of_another_do_not_mix():
     (batch,) = pack(samples, [1.0] * 3, 100)
     assert batch.input_ids.tolist() == [5, 2, 3, 6, 2]
     assert batch.advantages.tolist() == [1.0, 3.0, 2.0]
-    assert batch.slots.tolist() == [0, 2, 1]
+    assert batch.flat_index.tolist() == [0, 2, 1]
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -249,7 +249,7 @@ def test_loras_gradient_is_that_of_the_sum(folder: Path):
         kwargs={"input_ids": packed.input_ids[None], "position_ids": packed.position_ids[None], "use_cache": False}
         | {"segments": packed.segments},
     ).last_hidden_state[0]
-    logits = hidden[packed.predictors] @ network.lm_head.weight.T / 0.7
+    logits = hidden[packed.logit_positions] @ network.lm_head.weight.T / 0.7
     torch.log_softmax(logits, -1).gather(-1, packed.targets[:, None]).sum().backward()
     for name, parameter in trained.items():
         torch.testing.assert_close(found[name].double(), parameter.grad, rtol=1e-6, atol=1e-8)

@@ -55,7 +55,9 @@ def page_data(run: Run) -> dict[str, Any]:
         "name": run.name,
         "steps": [{"step": step, "groups": kept[step]} for step in sorted(kept)],
         "weights": reward_weights(run),
-        "learner": {name: learner[name] for name in ("advantage", "aggregation", "clip_low", "clip_high", "kl_coef")},
+        "learner": {
+            name: learner[name] for name in ("advantage", "loss_aggregation", "clip_low", "clip_high", "kl_coef")
+        },
     }
 
 

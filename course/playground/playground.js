@@ -27,7 +27,7 @@ function compute() {
   const found = advantages(rewards, field.std.checked);
   const tokens = rows.reduce((sum, row) => sum + row.tokens, 0);
   return { group, rows: rows.map((row, i) => {
-    const weight = field.aggregation.value === "token" ? 1 / tokens : 1 / (rows.length * row.tokens);
+    const weight = field.aggregation.value === "token-mean" ? 1 / tokens : 1 / (rows.length * row.tokens);
     const kept = surrogate(found[i], number("ratio"), number("clip_low"), number("clip_high"));
     const pull = number("kl_coef") * (1 - Math.exp(number("log_ratio")));
     return { ...row, reward: rewards[i], advantage: found[i], clipped: kept === 0 && found[i] !== 0, push: weight * (kept - pull) };
@@ -82,8 +82,8 @@ function restore() {
   const own = DATA.learner;
   field.step.value = DATA.steps.length - 1;
   for (const name of SIGNALS) field[`weight ${name}`].value = DATA.weights[name];
-  field.std.checked = own.advantage !== "no_std";
-  field.aggregation.value = own.aggregation === "token" ? "token" : "sequence";
+  field.std.checked = own.advantage !== "dr_grpo";
+  field.aggregation.value = own.loss_aggregation === "token-mean" ? "token-mean" : "seq-mean";
   for (const name of ["clip_low", "clip_high", "kl_coef"]) field[name].value = own[name];
   fillGroups();
   draw();

@@ -271,5 +271,5 @@ def test_the_solution_of_the_normaliser_is_the_learners_weight():
 
     losses = [torch.tensor([[3.0, 0.0, 0.0]]), torch.tensor([[1.0, 1.0, 1.0]])]
     masks = [torch.tensor([[True, False, False]]), torch.tensor([[True, True, True]])]
-    ours = sum((w * x * m).sum() for w, x, m in zip(token_weights([1, 3], "token", 8), losses, masks, strict=True))
+    ours = sum((w * x * m).sum() for w, x, m in zip(token_weights([1, 3], "token-mean", 8), losses, masks, strict=True))
     assert e3_normaliser.step_loss(list(zip(losses, masks, strict=True))) == ours == 1.5

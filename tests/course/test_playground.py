@@ -33,7 +33,7 @@ def move(browser: Browser, **values: float) -> list[dict]:
 
 
 @pytest.mark.parametrize("ratio", [1.0, 1.1, 1.5, 0.6])
-@pytest.mark.parametrize("aggregation", ["token", "sequence"])
+@pytest.mark.parametrize("aggregation", ["token-mean", "seq-mean"])
 def test_the_push_is_the_gradient_of_the_loss(browser: Browser, page: Path, ratio: float, aggregation: str):
     """d(-loss) / d(log pi) of every token, by autograd in float64 on the trainer's own functions."""
     browser.open(page)

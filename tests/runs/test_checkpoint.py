@@ -171,7 +171,7 @@ def trainer(lora_rank: int = 0, dtype: torch.dtype = torch.float32, problems=PRO
 
 def take_steps(state: TrainingState, count: int) -> None:
     for _ in range(count):
-        torch.manual_seed(100 + state.learner.optimizer.steps_taken)
+        torch.manual_seed(100 + state.learner.optimizer.steps)
         for master in state.learner.optimizer.masters:
             master.grad = torch.randn_like(master)
         state.learner.optimizer.step()

@@ -23,7 +23,7 @@ RIGHT = "<think>7+6=13</think>\\boxed{1443}<reflection>correct</reflection>"
 def folder(tmp_path: Path) -> Path:
     out = tmp_path / "out"
     config = build(
-        "h100", {"data": ARITHMETIC, "model": str(REPO / "data/tiny-base"), "learner.sampler_correction": "2"}
+        "h100", {"data": ARITHMETIC, "model": str(REPO / "data/tiny-base"), "learner.sampler_correction": "token_mask"}
     )
     export.write(config, out, 8, 1)
     return out
@@ -63,7 +63,7 @@ def test_verl_takes_every_override(folder: Path):
 
     config = OmegaConf.load(Path(verl.trainer.config.__file__).parent / "_generated_ppo_trainer.yaml")
     OmegaConf.set_struct(config, True)
-    wanted, _ = export.overrides(build("h100", {"learner.sampler_correction": "2"}), folder, 8, 1)
+    wanted, _ = export.overrides(build("h100", {"learner.sampler_correction": "token_mask"}), folder, 8, 1)
     for key, value in (line.split("=", 1) for line in wanted):
         OmegaConf.update(config, key, yaml.safe_load(value))
         assert OmegaConf.select(config, key) is not None, key

@@ -49,10 +49,10 @@ def check(config: Config, gpus: int, nodes: int) -> None:
     o = config.learner
     if config.reward.name == "hybrid" or ":" in config.reward.name:
         raise UserError(f"reward.name {config.reward.name} is not exported; write verl's reward file by hand")
-    if o.schedule != "constant" or o.advantage == "per_signal":
+    if o.schedule != "constant" or o.advantage not in ("grpo", "dr_grpo", "rloo") or o.loss == "reinforce":
         raise UserError(
-            f"learner.schedule {o.schedule} and learner.advantage {o.advantage}: verl has constant or cosine rates, "
-            "and no advantage by signal; choose constant, and std or no_std"
+            f"learner.schedule {o.schedule}, learner.advantage {o.advantage} and learner.loss {o.loss} are not all in "
+            "verl; choose constant, one of grpo, dr_grpo and rloo, and one of grpo, gspo and cispo"
         )
     if gpus < 1 or nodes < 1 or config.rollout.prompts_per_step * config.rollout.group_size % (gpus * nodes):
         raise UserError(
