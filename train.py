@@ -25,7 +25,7 @@ from grpo.packing import to_training_samples
 from grpo.plan import planned_and_measured
 from grpo.plan.preflight import check, plan_run
 from grpo.policy import load_policy
-from grpo.problems import training_problems
+from grpo.problems import first_prompt, training_problems
 from grpo.report.plot import plot_run
 from grpo.rollout import decode, draw, load_reward, request_seed, rollout, score, warm_up
 from grpo.run.checkpoint import TrainingState
@@ -50,6 +50,8 @@ def train(config: Config, resumed: Path | None = None, interrupts: Interrupts | 
     if policy.attention_note:
         notify(policy.attention_note)
     problems, bad_rows = training_problems(config, policy.tokenizer)
+    for line in first_prompt(problems, config, policy.tokenizer, policy.network.generation_config):
+        notify(line)
     sets, test_problems = held_out_problems(config, policy.tokenizer)
     learner = Learner(policy, config, notify, run.interrupts.hold, run.save_bad_batch)
     sampling, clock = SamplingParams(config.rollout.max_new_tokens, config.rollout.temperature), run.clock

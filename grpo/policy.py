@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -21,12 +22,12 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from grpo import attention, hub, lora
+from grpo.chat_template import stop_ids
 from grpo.errors import UserError
 from grpo.logprob import addmm, token_logprobs
 from grpo.packing import Batch
 from grpo.settings import Config
 
-END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 RMS_NORMS = ("LlamaRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 UNSUPPORTED = ("attn_logit_softcapping", "final_logit_softcapping")
 
@@ -39,7 +40,7 @@ class Policy:
         settings = config.policy
         _check_supported(model)
         _no_dropout(model)
-        self.network, self.tokenizer, self.stop_ids = model, tokenizer, stop_ids(model, tokenizer)
+        self.network, self.tokenizer, self.stop_ids = model, tokenizer, stop_ids(tokenizer, model.generation_config)
         self.device, self.dtype, self.logit_chunk = model.device, model.dtype, config.learner.logit_chunk
         self.logit_scale = logit_scale(model.config)
         self.lora = settings.lora_rank > 0
@@ -181,6 +182,14 @@ def load_model(config: Config, device: torch.device) -> tuple[PreTrainedModel, P
     return (model if quant == "nf4" else model.to(device)), tokenizer
 
 
+def generation_config(name: str) -> GenerationConfig | None:
+    """The model's generation config, None if it has none."""
+    try:
+        return GenerationConfig.from_pretrained(name)
+    except OSError:
+        return None
+
+
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     hub.require([name])
     try:
@@ -194,18 +203,6 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
             f"cannot read model and tokenizer from {name}: {_first_line(error)}; "
             "give a folder with config.json and tokenizer.json, or a Hugging Face id and a network"
         ) from error
-
-
-def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Every id that ends a completion: the tokenizer's and the generation config's, and both of Qwen's end tokens.
-
-    Base models disagree with themselves (Qwen2.5-Math: <|im_end|> in chats, <|endoftext|> in the generation config).
-    """
-    configured = model.generation_config.eos_token_id if model.generation_config else None
-    ids = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])}
-    vocabulary = tokenizer.get_vocab()
-    ids |= {vocabulary[token] for token in END_TOKENS if token in vocabulary}
-    return tuple(sorted(ids - {None}))
 
 
 def logit_scale(config: PreTrainedConfig) -> float:

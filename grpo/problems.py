@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,8 +19,8 @@ from tqdm import tqdm
 
 import prompts
 from data import rows
-from grpo import hub
-from grpo.chat_template import Chat, ChatTemplate
+from grpo import chat_template, hub
+from grpo.chat_template import CONTROL_TOKEN, Chat, ChatTemplate
 from grpo.errors import UserError
 from grpo.settings import Config
 from grpo.terminal import escape_control
@@ -27,14 +28,17 @@ from grpo.types import Problem
 from rewards import check_ground_truths, ground_truth_text, last_box
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 Scalar = str | int | float | bool
 PROMPTS = ("prompt", "messages", "question", "problem")
 TRUTHS = ("ground_truth", "answer", "final_answer", "solution")
 """In this order, after verl's reward_model.ground_truth and before the assistant's last message in `messages`"""
+EMPTY_SYSTEM = ({"role": "system", "content": ""}, {"role": "system", "content": None})
 CHUNK = 1000
 """Rows rendered and tokenised at once"""
+LONGEST = 1_000_000
+"""Characters of a row's texts; the tokenizer fails on hundreds of millions"""
 SHOWN = 3
 """Bad rows named on the terminal; bad_rows.jsonl in the run folder holds all of them"""
 
@@ -93,12 +97,16 @@ def make_problems(
         for index, (place, row) in chunk:
             try:
                 chat, truth, extra = read_row(row, system, names, graded)
+                if template and (token := template.control_token(chat[1:] if system else chat)):
+                    raise ValueError(f"the prompt holds {token}, a special token of this model; remove it")
             except (ValueError, RecursionError) as error:
                 bad.append(BadRow(place, str(error), row if isinstance(row, dict) else {}))
                 continue
             source = str(row.get("data_source") or "")
             read.append((place, row, Problem(index, "", (), truth, source, extra, chat)))
         chats = [problem.chat for *_, problem in read]
+        if template and read and not problems:
+            template.check_reads(chats[0])
         rendered = template.prompts(chats) if template else [("", [])] * len(read)
         for (place, row, problem), result in zip(read, rendered, strict=True):
             if isinstance(result, UserError):
@@ -119,6 +127,19 @@ def _ungradable(truths: Sequence[str]) -> dict[str, str | None]:
     with tqdm(total=len(truths), desc="ground truths", delay=5, mininterval=2, leave=False) as bar:
         reasons = check_ground_truths(truths, progress=lambda done, _: bar.update(done - bar.n))
     return dict(zip(truths, reasons, strict=True))
+
+
+def first_prompt(
+    problems: Sequence[Problem],
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    generation: GenerationConfig | None,
+) -> list[str]:
+    """The first prompt in lines (unless config.quiet), and one line for each way in which it may surprise."""
+    template, system = ChatTemplate.of_run(config, tokenizer), prompt_text(config.prompt)
+    lines = [] if config.quiet else list(chat_template.show(problems[0], template, generation))
+    reports = chat_template.report(problems[0], template, system, generation)
+    return lines + [f"prompt: {line}" for line in reports]
 
 
 def check_share(name: str, good: int, bad: Sequence[BadRow], allowed: float) -> None:
@@ -147,14 +168,18 @@ def read_row(row: rows.Row | str, system: str, columns: Sequence[str | None], gr
     """
     if isinstance(row, str):
         raise ValueError(row)
+    row = _decoded(row)
     prompt_key, chat = _chat(row, columns[0], system)
     truth_key, truth = _truth(row, columns[1])
     if graded:
         truth = ground_truth_text(answer_in(truth))
     elif not isinstance(truth, str):
         truth = json.dumps(truth, default=str)
+    text = "".join([truth, *(message["content"] for message in chat)])
+    if len(text) > LONGEST:
+        raise ValueError(f"its prompt and ground truth have {len(text)} characters; the limit is {LONGEST}")
     try:
-        "".join([truth, *(message["content"] for message in chat)]).encode()
+        text.encode()
     except UnicodeEncodeError:
         raise ValueError("it holds half a character (a lone surrogate such as \\ud800)") from None
     return chat, truth, _scalars({name: value for name, value in row.items() if name not in (prompt_key, truth_key)})
@@ -183,28 +208,71 @@ def _value(row: rows.Row, column: str | None, usual: Sequence[str]) -> tuple[str
     return "", None
 
 
-def _chat(row: rows.Row, column: str | None, system: str) -> tuple[str, Chat]:
-    """(column, chat) of the prompt, with the system message first. A text is one user turn.
+def _decoded(value: Any) -> Any:
+    """The value with UTF-8 bytes, anywhere in it, as text. Raises ValueError for other bytes."""
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, dict):
+        return {key: _decoded(item) for key, item in value.items()}
+    return [_decoded(item) for item in value] if isinstance(value, list) else value
 
-    The assistant's turns at the end of a chat are not part of the prompt.
-    """
-    name, prompt = _value(row, column, PROMPTS)
-    if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt.strip()}]
-    chat = prompt if isinstance(prompt, list) and all(map(_is_message, prompt)) else []
-    chat = [{"role": message["role"], "content": message["content"]} for message in chat]
-    while chat and chat[-1]["role"] == "assistant":
-        chat.pop()
+
+def _chat(row: rows.Row, column: str | None, system: str) -> tuple[str, Chat]:
+    """(column, chat) of the prompt, with the system message first."""
+    name, value = _value(row, column, PROMPTS)
+    chat = _messages(value)
     if not chat:
         columns = column or ", ".join(PROMPTS)
         raise ValueError(f"no prompt; expected a text, or a list of messages with role and content, in {columns}")
-    if any("<|im_start|>" in message["content"] for message in chat):
-        raise ValueError(
-            "the prompt holds <|im_start|>, so a chat template was already applied to it; store plain text"
-        )
+    if column is None:
+        _refuse_second_prompt(row, name, chat)
+    for message in chat:
+        if token := CONTROL_TOKEN.search(message["content"]):
+            raise ValueError(f"the prompt holds {token[0].strip()}, which a chat template writes; store plain text")
     if system and chat[0]["role"] == "system":
         raise ValueError("the row brings its own system message; use --prompt plain to keep it")
     return name, [{"role": "system", "content": system}, *chat] if system else chat
+
+
+def _messages(prompt: Any) -> Chat:
+    """The chat of a prompt's value; empty if it is none. A text is one user turn, unless it is the JSON of a chat.
+
+    An empty system message and the assistant's turns at the end are not part of the prompt.
+    """
+    if isinstance(prompt, str) and prompt.lstrip()[:1] in ("[", "{"):
+        with contextlib.suppress(ValueError, RecursionError):
+            parsed = json.loads(prompt)
+            parsed = [parsed] if isinstance(parsed, dict) else parsed
+            if parsed and all(isinstance(message, dict) and "role" in message for message in parsed):
+                return _messages(parsed)
+        if re.match(r"\s*\[?\s*\{\s*'(role|content)'", prompt):
+            raise ValueError("the prompt is a chat written as Python text; store a list of messages, or its JSON")
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt.strip()}]
+    if not isinstance(prompt, list):
+        return []
+    chat = [message for message in prompt if message not in EMPTY_SYSTEM]
+    if not all(map(_is_message, chat)):
+        return []
+    while chat and chat[-1]["role"] == "assistant":
+        chat.pop()
+    return [{"role": message["role"], "content": message["content"]} for message in chat]
+
+
+def _refuse_second_prompt(row: rows.Row, name: str, chat: Chat) -> None:
+    """Raises ValueError if another usual column holds a text that is not in the prompt."""
+    prompt = _words(chat)
+    for other in PROMPTS:
+        if other != name and (second := _messages(row.get(other))):
+            words = _words(second)
+            if words not in prompt and prompt not in words:
+                raise ValueError(
+                    f"{name} and {other} hold different texts; name the columns, as in --data_columns {other},answer"
+                )
+
+
+def _words(chat: Chat) -> str:
+    return " ".join(" ".join(message["content"] for message in chat).split())
 
 
 def _is_message(message: Any) -> bool:
@@ -216,6 +284,9 @@ def _is_message(message: Any) -> bool:
 def _truth(row: rows.Row, column: str | None) -> tuple[str, Any]:
     """(column, value) of the ground truth."""
     verl, chat = row.get("reward_model"), row.get("messages")
+    if isinstance(verl, str):
+        with contextlib.suppress(ValueError, RecursionError):
+            verl = json.loads(verl)
     if column is None and isinstance(verl, dict) and verl.get("ground_truth") not in (None, ""):
         return "reward_model", verl["ground_truth"]
     name, truth = _value(row, column, TRUTHS)

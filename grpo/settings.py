@@ -11,6 +11,7 @@ import difflib
 import os
 import reprlib
 from collections.abc import Iterable, Iterator
+from datetime import date
 from functools import cache
 from operator import attrgetter
 from pathlib import Path
@@ -189,6 +190,9 @@ class EvalConfig(Section):
     """both: each problem once at the training temperature and once greedily. greedy: half the time."""
     limit: int | None = Field(None, ge=1)
     """Use only the first so many problems of each file: a smoke figure, and marked as one."""
+    columns: str | None = None
+    """Columns of prompt and ground truth in files and data sets of one's own, as question,answer. none: found by their
+    usual names."""
 
     @field_validator("data", mode="before")
     @classmethod
@@ -206,6 +210,24 @@ class CheckpointConfig(Section):
 
 def _share(value: Any) -> Any:
     return 0.0 if value == "error" else value
+
+
+def _pairs(value: object) -> object:
+    """'enable_thinking=false, level=2' -> {"enable_thinking": False, "level": 2}"""
+    if not isinstance(value, str):
+        return value
+    pairs = [pair.partition("=") for pair in value.split(",")]
+    if not all(name.strip() and equals for name, equals, _ in pairs):
+        raise ValueError("expected NAME=VALUE, several with commas between: enable_thinking=false")
+    return {name.strip(): yaml.safe_load(text) for name, _, text in pairs}
+
+
+def _day(value: object) -> str:
+    """YYYY-MM-DD of a day or of its text. Raises ValueError for anything else."""
+    try:
+        return date.fromisoformat(str(value)).isoformat()
+    except ValueError:
+        raise ValueError("expected a day as 2026-11-29") from None
 
 
 class BadRowsConfig(Section):
@@ -230,7 +252,11 @@ class Config(Section):
     data_limit: int | None = Field(None, ge=1)
     """Train on the first so many rows only."""
     prompt: str = "multi-signal"
-    """System message: a name from prompts/ or a path to a text file."""
+    """System message: a name from prompts/ or a path to a text file. plain: none."""
+    template_args: Annotated[dict[str, str | int | float | bool], BeforeValidator(_pairs)] = {}
+    """Arguments of the model's chat template, as enable_thinking=false; several with commas between."""
+    template_date: Annotated[str, BeforeValidator(_day)] = Field(default_factory=lambda: _day(date.today()))
+    """The day that a chat template which writes the date takes for today. A run keeps the day of its start."""
     mode: Literal["ultra-quick", "quick", "dry-run", "full"] = "full"
     """How much of the preset: 1, 15, 58 or all of its steps, the short ones with fewer problems and completions each.
     What is set beside it wins."""
@@ -349,7 +375,7 @@ def parse(settings: dict[str, Any]) -> Config:
     for name, value in dotted(settings).items():
         if name not in known:
             raise UserError(unknown("setting", name, known))
-        if value in ("none", None) and known[name].default in (None, ()):
+        if value in ("none", None) and known[name].default in (None, (), {}):
             value = known[name].default
         section, _, leaf = name.rpartition(".")
         (tree.setdefault(section, {}) if section else tree)[leaf] = value
@@ -395,7 +421,7 @@ def dotted(settings: dict[str, Any]) -> dict[str, Any]:
     """{"learner": {"lr": 1}} -> {"learner.lr": 1}"""
     leaves: dict[str, Any] = {}
     for key, value in settings.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and key != "template_args":
             leaves |= {f"{key}.{leaf}": one for leaf, one in value.items()}
         else:
             leaves[str(key)] = value
@@ -429,6 +455,8 @@ def typed(value: Any) -> str:
     """A value as the command line takes it."""
     if isinstance(value, tuple):
         return ",".join(value) or "none"
+    if isinstance(value, dict):
+        return ",".join(f"{name}={typed(item)}" for name, item in value.items()) or "none"
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 

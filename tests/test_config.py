@@ -174,6 +174,8 @@ def other_value(name: str, value):
         "learner.sampler_correction": "sequence_mask",
         "eval.data": ("math500", "my own.jsonl"),
         "eval.sampling": "greedy",
+        "template_args": {"enable_thinking": False, "style": "short", "level": 2},
+        "template_date": "2001-02-03",
         "device": "cpu",
         "mode": "quick",
         "tracker": "wandb",

@@ -32,7 +32,7 @@ TEMPERATURE = 0.7
 
 
 class Tokenizer:
-    eos_token_id = EOS
+    eos_token_id, chat_template = EOS, None
 
     def get_vocab(self):
         return {}

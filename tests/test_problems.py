@@ -11,8 +11,7 @@ from types import SimpleNamespace
 import pyarrow
 import pyarrow.parquet
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from byte_tokenizer import make_byte_tokenizer
 
 import grpo.chat_template
 import prompts
@@ -24,23 +23,10 @@ from grpo.rollout import draw, request_seed, rollout
 from grpo.settings import build
 from grpo.types import Problem
 
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """Every byte is a token, as in GPT-2's alphabet, and the chat's marks are special."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE({token: i for i, token in enumerate(alphabet)}, []))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    core.decoder = decoders.ByteLevel()
-    found = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>")
-    found.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
-    found.chat_template = TEMPLATE
-    return found
+    return make_byte_tokenizer()
 
 
 def row(content="1+1=?", truth="2", **extra):
@@ -125,6 +111,16 @@ def test_the_pool_of_the_paper_loses_four_rows(data_dir):
         (row(truth={"target": 3}), "need a string or a"),
         (row("long " * 99), r"the prompt has \d+ tokens, more than rollout.max_prompt_tokens 150"),
         (row("<|im_start|>user\nhi"), r"the prompt holds <\|im_start\|>"),
+        (row("[INST] 1+1=? [/INST]"), r"the prompt holds \[INST\]"),
+        (row("<start_of_turn>user\n1+1=?<end_of_turn>"), "the prompt holds <start_of_turn>"),
+        (row("<｜User｜>1+1=?<｜Assistant｜>"), "the prompt holds <｜User｜>"),
+        (row("<|user|>\n1+1=?<|end|>"), r"the prompt holds <\|user\|>"),
+        (row("<|start_of_role|>user<|end_of_role|>1+1=?"), r"<\|start_of_role\|>"),
+        (row("### Instruction:\n1+1=?\n\n### Response:\n"), "### Response:, which a chat template writes"),
+        (row("Is it 2?<|endoftext|>"), r"the prompt holds <\|endoftext\|>"),
+        ({"prompt": "Be brief.", "question": "1+1=?", "answer": "2"}, "prompt and question hold different texts"),
+        ({"prompt": "[{'role': 'user', 'content': '1+1=?'}]", "answer": "2"}, "a chat written as Python text"),
+        ({"prompt": "1+1=?", "answer": "2" * 1_000_001}, "have 1000006 characters; the limit is 1000000"),
         (row("half \ud800"), "lone surrogate"),
         (row(truth="\ud800"), "lone surrogate"),
     ],
@@ -159,6 +155,10 @@ FORMS = {
     "a number": ({"prompt": "1+1=?", "answer": 2.0}, "2"),
     "a list": ({"prompt": "1+1=?", "answer": ["2", 3]}, '["2", "3"]'),
     "a JSON list": (row("1+1=?", '["2"]'), "2"),
+    "the JSON text of a chat": ({"prompt": '[{"role": "user", "content": "1+1=?"}]', "answer": "2"}, "2"),
+    "an empty system message": ({"messages": [{"role": "system", "content": ""}, *row()["prompt"]], "answer": 2}, "2"),
+    "reward_model as JSON": (row() | {"reward_model": '{"style": "rule", "ground_truth": "2"}'}, "2"),
+    "the question twice": ({"prompt": "1+1=?", "problem": " 1+1=?\n", "answer": "2"}, "2"),
     "OlympiadBench": ({"question": "1+1=?", "final_answer": ["$2$"], "solution": ["long"]}, "2"),
 }
 
@@ -169,6 +169,19 @@ def test_the_forms_that_rows_have(tmp_path, tokenizer, form):
     (problem,), _ = read(write(tmp_path, [given]), tokenizer)
     assert problem.prompt == "<|im_start|>user\n1+1=?<|im_end|>\n<|im_start|>assistant\n"
     assert problem.ground_truth == truth
+
+
+@pytest.mark.parametrize("question", ["|x|<3, |y|>2", "1 <|2|> 3", "a<|x|>b", "Answer: 1+1=?", "[1, 2]", "{1, 2}"])
+def test_mathematics_is_no_marker(tmp_path, tokenizer, question):
+    (problem,) = load_problems(write(tmp_path, [row(question)]), tokenizer, "plain", 150)
+    assert problem.chat[-1]["content"] == question
+
+
+def test_columns_of_bytes_are_text(tmp_path, tokenizer):
+    (problem,) = load_problems(write(tmp_path, [{"question": b"1+1=?", "answer": b"2"}], "parquet"), tokenizer)
+    assert (problem.chat[-1]["content"], problem.ground_truth) == ("1+1=?", "2")
+    _, (bad,) = read(write(tmp_path, [{"question": b"1", "answer": b"2"}, {"question": b"\xff"}], "parquet"), tokenizer)
+    assert "invalid start byte" in bad.reason
 
 
 def test_columns_can_be_named_and_the_others_stay_with_the_problem(tmp_path, tokenizer):

@@ -121,14 +121,17 @@ def load(
     data_dir: str | None = None,
     limit: int | None = None,
     seed: int = 0,
+    columns: str | None = None,
 ) -> list[Problem]:
-    """The benchmark's (first) problems as the model will see them. Raises UserError naming file and row.
+    """The benchmark's first `limit` problems as the model will see them. Raises UserError naming file and row.
 
-    All rows of a benchmark count. Of a set of one's own, rows without a prompt or an answer are left out, and it is
-    said; more than 5% of them are an error. A reference that no parser reads stays: it is right as the same text.
+    All rows of a benchmark count. Of a set of one's own, whose `columns` may be named, up to 5% of the rows may lack a
+    prompt or an answer; they are reported and skipped. An unreadable reference stays: it is right as the same text.
     """
-    problems, bad = make_problems(islice(read(name, data_dir, seed), limit), template, prompt)
-    check_share(name, len(problems), bad, allowed=0 if name in BENCHMARKS else 0.05)
+    own = name not in BENCHMARKS
+    placed = islice(read(name, data_dir, seed), limit)
+    problems, bad = make_problems(placed, template, prompt, columns=columns if own else None)
+    check_share(name, len(problems), bad, allowed=0.05 if own else 0)
     return list(problems.values())
 
 
@@ -143,7 +146,7 @@ def held_out_problems(
 def _fitting(name: str, config: Config, tokenizer: PreTrainedTokenizerBase) -> list[Problem]:
     """The set's problems without those whose prompt is too long for the sampler. Reports their number."""
     template, longest = ChatTemplate.of_run(config, tokenizer), config.rollout.max_prompt_tokens
-    problems = load(name, template, config.prompt, config.data_dir, config.eval.limit)
+    problems = load(name, template, config.prompt, config.data_dir, config.eval.limit, columns=config.eval.columns)
     kept = [problem for problem in problems if len(problem.prompt_ids) <= longest]
     line = f"{name}: {len(problems) - len(kept)} of {len(problems)} prompts are longer than {longest} tokens"
     if not kept:

@@ -24,8 +24,8 @@ from grpo.evaluation import benchmarks
 from grpo.plan import Plan, decide, describe
 from grpo.plan.memory import GIB, disk_parts, host_bytes, model_config
 from grpo.plan.time import this_card
-from grpo.policy import load_tokenizer
-from grpo.problems import training_problems
+from grpo.policy import generation_config, load_tokenizer
+from grpo.problems import first_prompt, training_problems
 from grpo.run.resume import new_folder
 from grpo.settings import Config, flat, short, typed
 from grpo.terminal import escape_control, notify
@@ -98,11 +98,14 @@ def _data(config: Config) -> Iterator[str]:
         if name == config.data:
             found, _ = training_problems(config, tokenizer)
         else:
-            found = benchmarks.load(name, ChatTemplate.of_run(config, tokenizer), config.prompt, config.data_dir)
+            template, columns = ChatTemplate.of_run(config, tokenizer), config.eval.columns
+            found = benchmarks.load(name, template, config.prompt, config.data_dir, columns=columns)
         longest = max(len(problem.prompt_ids) for problem in found)
         of = f"longest prompt {longest if here else 'not known'} of {config.rollout.max_prompt_tokens} tokens"
         truths = len({problem.ground_truth for problem in found})
         yield f"{name}: {len(found)} rows{checksum}; ground truths: {truths}; {of}"
+        if tokenizer and name == config.data:
+            yield from first_prompt(found, config, tokenizer, generation_config(config.model))
 
 
 def _data_names(config: Config) -> list[str]:

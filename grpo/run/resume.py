@@ -39,7 +39,7 @@ ROUNDING = {
     *("learner.microbatch_tokens", "learner.logit_chunk"),
 }
 """They change the order of sums: the same run, but no longer bit for bit."""
-FREE = {"preset", "policy.trust_remote_code"} | WHERE | HOW_LONG | HOW_FAST | ROUNDING
+FREE = {"preset", "template_date", "policy.trust_remote_code"} | WHERE | HOW_LONG | HOW_FAST | ROUNDING
 """May differ when a run is continued. The rest decides what is learned; so does what a preset stands for."""
 ROW_FILES = ("metrics.jsonl", "accuracy.jsonl", "bad_batches.jsonl", "problems.jsonl")
 """Rows of steps, and of the last one of problems."""

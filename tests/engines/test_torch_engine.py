@@ -25,7 +25,7 @@ RAGGED = [
 
 
 class Tokenizer:
-    eos_token_id = EOS
+    eos_token_id, chat_template = EOS, None
 
     def get_vocab(self):
         return {}

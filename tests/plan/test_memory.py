@@ -124,7 +124,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 class NoTokenizer:
-    eos_token_id = 1
+    eos_token_id, chat_template = 1, None
 
     def get_vocab(self):
         return {}
