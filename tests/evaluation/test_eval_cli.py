@@ -342,7 +342,7 @@ def test_an_output_that_takes_no_more_leaves_no_traceback():
     command = [sys.executable, "eval.py", "--list"]
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, cwd=REPO, stdout=full, stderr=subprocess.PIPE, text=True)
-    assert done.stderr == "what is printed is lost from here on: No space left on device\n"
+    assert done.stderr == "further output is lost: No space left on device\n"
 
 
 def test_base_by_prompt(run, tiny, tmp_path):
