@@ -18,7 +18,7 @@ from pathlib import Path
 
 from data.sources import LICENCE, REPOSITORY
 from grpo import hub
-from grpo.cli import check_ranges, read_options
+from grpo.cli import Parser, check_ranges
 from grpo.early import answer_early
 from grpo.errors import UserError, one_line
 from grpo.evaluation import benchmarks, results
@@ -32,10 +32,8 @@ RANGES = {
 }  # fmt: skip
 
 
-def parser() -> argparse.ArgumentParser:
-    cli = argparse.ArgumentParser(
-        prog="eval.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False
-    )
+def parser() -> Parser:
+    cli = Parser(prog="eval.py", description=__doc__)
     sets = ", ".join((*benchmarks.BENCHMARKS, *benchmarks.SETS))
     what, add = cli.add_mutually_exclusive_group(), cli.add_argument
     add("--bench", help=f"{sets},\ndata files or Hugging Face datasets; several with commas between")
@@ -61,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The arguments, checked. UserError with one line for wrong ones."""
-    args = read_options(parser(), argv)
+    args = parser().parse_args(argv)
     check_ranges(args, RANGES)
     if not (args.bench or args.list or args.regrade or args.compare):
         raise UserError("name what to ask: --bench math500 (--list has all; --help)")

@@ -5,12 +5,20 @@ from __future__ import annotations
 import argparse
 import sys
 
-from data import command
 from data.sources import COMMIT, LICENCE, REPOSITORY, SOURCES, locate, obtain
 
 
-@command
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 2 and one line for what cannot be done."""
+    try:
+        run(argv)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(argv: list[str] | None) -> None:
     parser = argparse.ArgumentParser(prog="python -m data", description=__doc__)
     parser.add_argument("what", choices=["list", "fetch", "verify"], help="fetch downloads what is missing")
     parser.add_argument("names", nargs="*", metavar="NAME", help="data sets; all of them when none is named")

@@ -1,21 +1,29 @@
-"""The command line as settings. Nothing here imports torch at the start: help and mistakes are answered at once."""
+"""Command lines as settings. Imports neither torch nor transformers: help and mistakes are answered at once.
+
+tyro prints train.py's help from the settings classes. The words themselves are read here: tyro reports a mistake as a
+box of several lines, and knows neither `none` nor `--quiet false`.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
+from grpo import __version__
 from grpo.errors import UserError
-from grpo.settings import Config, build, env_weights, fields, flat, preset_names, read_settings, typed, unknown
+from grpo.settings import Config, build, env_weights, expand_home, fields, preset_names, read_settings, unknown
 
-SHORT = {"policy.quant": "--quant", "eval.every": "--eval_every", "bad_rows.limit": "--bad_rows"}
+SHORT = {"quant": "policy.quant", "eval_every": "eval.every", "bad_rows": "bad_rows.limit"}
+COMMANDS = ("config", "resume", "check", "version", "help")
+"""The options of train.py that are no settings."""
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # NVIDIA, NVIDIA under WSL, AMD
 
 
 class Command(NamedTuple):
-    """What the command line asked for, beside the settings."""
+    """The settings that the command line asks for, and the rest of it."""
 
     config: Config
     resume: str | None
@@ -25,27 +33,53 @@ class Command(NamedTuple):
     """As typed; the settings of a run that is continued are compared with it."""
 
 
-def parse_args(argv: Sequence[str], otherwise: str | None = None) -> Command:
+def parse_args(argv: Sequence[str], default: str | None = None) -> Command:
     """Preset, file, environment and command line, each laid on the one before, as a checked Config.
 
-    `--data-dir` and `--data_dir` are the same option; --help prints and exits. `otherwise` is the preset where none is
-    named (None: what fits this machine).
+    `default` is the preset where none is named; None chooses the one that fits this machine. --help and --version print
+    and exit. Raises UserError for a wrong or unknown option.
     """
-    given = vars(read_options(parser(), argv))
+    given = read_options(argv)
     resume, check, preset, file = (given.pop(name, None) for name in ("resume", "check", "preset", "config"))
-    if given.pop("help", False):
-        print(parser(preset or otherwise or default_preset()[0]).format_help(), end="", flush=True)
+    if given.pop("version", False):
+        print(f"one-shot-grpo {__version__}")
         raise SystemExit(0)
+    if given.pop("help", False):
+        print_help(preset or default or default_preset()[0])
     own = read_settings(file) if file is not None else {}
-    named = own.pop("preset", None)  # the settings of a run name the preset that they came from
-    preset, given = preset or named, own | env_weights() | given
+    preset = preset or own.pop("preset", None)  # the settings of a run name the preset that they came from
+    overrides = {name: value for name, value in own.items() if name != "preset"} | env_weights() | given
     # A run that is continued has its settings in its own folder.
-    config = Config() if resume is not None else build(preset or otherwise or default_preset()[0], given)
-    return Command(config, resume, bool(check), given, preset)
+    config = Config() if resume is not None else build(preset or default or default_preset()[0], overrides)
+    return Command(config, resume, check == "true", overrides, preset)
+
+
+def read_options(argv: Sequence[str]) -> dict[str, str]:
+    """The options of train.py by their names. `--data-dir X`, `--data_dir X` and `--data_dir=X` are the same."""
+    flags = {name for name, field in fields().items() if field.annotation is bool} | {"check", "version", "help"}
+    names = {name: name for name in (*fields(), *COMMANDS)} | SHORT
+    given: dict[str, str] = {}
+    words = ["--help" if word == "-h" else word for word in reversed(argv)]
+    while words:
+        word = words.pop()
+        if not word.startswith("--"):
+            raise UserError(f"unexpected argument {word!r}")
+        option, equals, value = word[2:].partition("=")
+        name = names.get(option.replace("-", "_"))
+        if name is None:
+            raise UserError(unknown("option", f"--{option}", [f"--{known}" for known in names]))
+        if not equals and words and not words[-1].startswith("--"):
+            value = words.pop()
+        elif not equals and name in flags:
+            value = "true"
+        elif not equals:
+            raise UserError(f"--{option} needs a value")
+        given[name] = expand_home(value) if name in COMMANDS else value
+    return given
 
 
 def default_preset() -> tuple[str, str]:
-    """What fits this machine when no preset is named, and why. torch is asked only where there is a GPU's device."""
+    """The preset that fits this machine, and the reason. Asks torch only where there is a GPU's device."""
     if any(map(Path.exists, map(Path, GPU_DEVICES))):
         import torch
 
@@ -55,62 +89,65 @@ def default_preset() -> tuple[str, str]:
     return "cpu", "because this machine has no GPU that torch can use"
 
 
-def parser(preset: str | None = None) -> argparse.ArgumentParser:
-    """The options, from the fields' docstrings, with the values of a preset where one is named."""
-    values = flat(build(preset, {}))
-    shown = f"the values of --preset {preset}; --preset NAME --help shows another's" if preset else "the defaults"
-    cli = argparse.ArgumentParser(
-        prog="train.py",
-        usage="train.py [--preset NAME] [--config FILE.yaml] [--resume RUN] [--check] [--SETTING VALUE ...]",
-        description=f"GRPO on one GPU, or on a CPU with the built-in tiny model. In [brackets]: {shown}.",
-        epilog="python train.py --preset cpu | --preset l4 | --preset h100",
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-        add_help=False,  # printed by parse_args, which knows the preset
+def print_help(preset: str) -> NoReturn:
+    """Prints every option with the values of a preset, from the settings' docstrings, and exits."""
+    import tyro
+
+    description = (
+        "GRPO on one GPU, or on a CPU with the built-in tiny model.\n\n"
+        f"--preset NAME: {', '.join(preset_names())}; without it, the one that fits the machine\n"
+        "--config FILE.yaml: your own settings, on top of the preset\n"
+        "--resume RUN: continue the run in this folder, or the newest one: auto\n"
+        "--check: load nothing big; print what would run and what is wrong\n"
+        "--version: print the version\n\n"
+        f"Short forms: {', '.join(f'--{short} for --{name}' for short, name in SHORT.items())}.\n"
+        f"The defaults below are those of --preset {preset}; --preset NAME --help shows another's."
     )
-    cli.add_argument("-h", "--help", action="store_true", help="this text")
-    cli.add_argument("--preset", help=f"{', '.join(preset_names())}. Without it: what fits the machine")
-    cli.add_argument("--config", metavar="FILE.yaml", help="settings of one's own, on top of the preset")
-    cli.add_argument("--resume", help="continue the run in this folder, or the newest one: auto")
-    cli.add_argument("--check", action="store_true", help="load nothing big; print what would run and what is wrong")
-    groups: dict[str, Any] = {}
-    for name, field in fields().items():
-        if name == "preset":
-            continue
-        section, _, leaf = name.rpartition(".")
-        group = groups.setdefault(section, cli.add_argument_group(section or "run"))
-        text = f"{field.description} [{typed(values[name])}]".replace("%", "%%").replace("\n", " ")
-        flag = {"nargs": "?", "const": "true"} if field.annotation is bool else {}
-        names = [f"--{name}", *filter(None, [SHORT.get(name)])]
-        group.add_argument(*names, dest=name, metavar=leaf.upper(), help=text, **flag)
-    return cli
+    markers = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
+    settings = build(preset, {})
+    tyro.cli(
+        Config, args=["--help"], default=settings, prog="train.py", description=description, use_underscores=True,
+        config=markers,
+    )  # fmt: skip
+    sys.exit(0)
 
 
-def read_options(cli: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
-    """The options, however they are spelled: --data_dir is --data-dir. UserError for a wrong or unknown one."""
-    cli.error = _raise  # argparse itself would print its usage and exit
-    options = {_underscores(option): option for action in cli._actions for option in action.option_strings}
-    words = [word.partition("=") if word.startswith("--") else (word, "", "") for word in argv]
-    namespace, strange = cli.parse_known_args(
-        [options.get(_underscores(name), _underscores(name)) + equals + value for name, equals, value in words]
-    )
-    if strange:
-        raise UserError(unknown("option", strange[0].partition("=")[0], options.values()))
-    return namespace
+# ---- the other commands
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that raises UserError with one line, and takes `--data_dir` for `--data-dir` and ~ for home."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**{"formatter_class": argparse.RawTextHelpFormatter, "allow_abbrev": False} | options)
+
+    def parse_args(self, argv: Sequence[str]) -> argparse.Namespace:
+        args, strange = self.parse_known_args([_normal(word) for word in argv])
+        if strange and strange[0].startswith("--"):
+            raise UserError(unknown("option", strange[0].partition("=")[0], self.options()))
+        if strange:
+            raise UserError(f"unexpected argument {strange[0]!r}")
+        return args
+
+    def options(self) -> Iterable[str]:
+        """Every option's name with its dashes, from the usage line that argparse itself writes."""
+        return [word.strip("[]") for word in self.format_usage().split() if word.strip("[]").startswith("--")]
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def _normal(word: str) -> str:
+    """--data_dir=~/x -> --data-dir=/home/me/x"""
+    if not word.startswith("--"):
+        return expand_home(word)
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + expand_home(value)
 
 
 def check_ranges(args: argparse.Namespace, ranges: Mapping[str, tuple[float, float]]) -> None:
-    """UserError where an option that was given is outside its range."""
+    """Raises UserError where an option that was given is outside its range."""
     for name, (least, most) in ranges.items():
         value = getattr(args, name)
         if value is not None and not least <= value <= most:  # nan is not, either
             raise UserError(f"--{name.replace('_', '-')} is {value}; it must be from {least} to {most}")
-
-
-def _underscores(word: str) -> str:
-    """--learner.token-budget -> --learner.microbatch_tokens; what is no option stays."""
-    return "--" + word[2:].replace("-", "_") if word.startswith("--") else word
-
-
-def _raise(message: str) -> None:
-    raise UserError(message)

@@ -1,21 +1,22 @@
-"""All settings: one typed tree, frozen once it is checked, and how it is filled.
+"""All settings: one typed tree, frozen once it is checked, and the layers that fill it.
 
 The docstring under a field is its `--help` text. A preset holds only what differs from the defaults; a file of the
-user's own and the command line are laid on top, in that order. A wrong setting is one UserError line that names the
-nearest valid word.
+user's own and the command line are laid on top, in that order. A wrong setting raises UserError with one line: the
+value, the limit and the nearest valid word.
 """
 
 from __future__ import annotations
 
 import difflib
 import os
+import re
 import reprlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import date
 from functools import cache
 from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
@@ -25,8 +26,22 @@ from grpo.errors import UserError
 from rewards import weights_from_env
 
 
+def expand_home(text: Any) -> Any:
+    """The text with a leading ~ replaced by the home folder, also behind a comma; what is not text as it is."""
+    return ",".join(map(os.path.expanduser, text.split(","))) if isinstance(text, str) else text
+
+
+PathText = Annotated[str, BeforeValidator(expand_home)]
+"""A path, or a name that may be one."""
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        for field in cls.model_fields.values():
+            field.description = field.description and " ".join(field.description.split())  # the help wraps anew
 
 
 class PolicyConfig(Section):
@@ -58,10 +73,6 @@ class RolloutConfig(Section):
     """Completions per problem. At least 2: the advantage of a group of one is undefined."""
     temperature: float = Field(1.0, gt=0, le=10)
     """The sampling temperature. The trainer's logprobs are of logits / temperature as well."""
-    top_p: float = 1.0
-    """Only 1: the loss differentiates the full distribution, so that is what must be sampled."""
-    top_k: int = 0
-    """Only 0 (off), for the same reason."""
     max_prompt_tokens: int = Field(1024, ge=1)
     """A longer prompt is an error, never cut."""
     max_new_tokens: int = Field(3072, ge=1)
@@ -106,7 +117,7 @@ class RewardConfig(Section):
     """random: nothing without exactly one box, so that the coin keeps the format alive."""
     call_limit_s: float | None = Field(None, gt=0)
     """package.module:function: seconds one call may take before the run stops and says so; none is no limit."""
-    model: str = "nvidia/AceMath-7B-RM"
+    model: PathText = "nvidia/AceMath-7B-RM"
     """hybrid: the sequence-classification reward model."""
     hybrid_a: float = Field(0.5, ge=0, le=1)
     """hybrid: a wrong answer gets -a + 2 a s, with s the reward model's opinion from 0 to 1. a + b is at most 1."""
@@ -181,10 +192,10 @@ class LearnerConfig(Section):
 class EvalConfig(Section):
     every: int = Field(0, ge=0)
     """Evaluate every so many steps, and before the first and after the last. 0: never."""
-    data: tuple[str, ...] = ()
+    data: tuple[PathText, ...] = ()
     """Problems for the curve during training (validation): one set or several, with commas between. What eval.py takes
     as --bench: the names of benchmarks, all, .parquet and .jsonl files."""
-    test: str | None = None
+    test: PathText | None = None
     """Problems scored once before and once after training, and used for nothing else."""
     sampling: Literal["both", "greedy"] = "both"
     """both: each problem once at the training temperature and once greedily. greedy: half the time."""
@@ -198,7 +209,9 @@ class EvalConfig(Section):
     @classmethod
     def _split(cls, value: object) -> object:
         """A text is one name, or several with commas between."""
-        return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
+        if isinstance(value, str):
+            value = [name for name in map(str.strip, value.split(",")) if name]
+        return value
 
 
 class CheckpointConfig(Section):
@@ -218,7 +231,7 @@ def _pairs(value: object) -> object:
         return value
     pairs = [pair.partition("=") for pair in value.split(",")]
     if not all(name.strip() and equals for name, equals, _ in pairs):
-        raise ValueError("expected NAME=VALUE, several with commas between: enable_thinking=false")
+        raise ValueError("NAME=VALUE, several with commas between: enable_thinking=false")
     return {name.strip(): yaml.safe_load(text) for name, _, text in pairs}
 
 
@@ -227,7 +240,7 @@ def _day(value: object) -> str:
     try:
         return date.fromisoformat(str(value)).isoformat()
     except ValueError:
-        raise ValueError("expected a day as 2026-11-29") from None
+        raise ValueError("a day as 2026-11-29") from None
 
 
 class BadRowsConfig(Section):
@@ -240,18 +253,18 @@ class Config(Section):
 
     preset: str = "none"
     """Which file of configs/ the defaults come from."""
-    model: str = "Qwen/Qwen2.5-Math-1.5B"
+    model: PathText = "Qwen/Qwen2.5-Math-1.5B"
     """Folder or Hugging Face id of a causal language model."""
-    data: str = "pi1_r128.parquet"
+    data: PathText = "pi1_r128.parquet"
     """Training problems: a .parquet, .jsonl or .json file, a published set by its bare name, or a Hugging Face dataset
     as owner/name:configuration:split (a folder in that form, too)."""
-    data_dir: str | None = None
+    data_dir: PathText | None = None
     """Folder with local copies of the published data sets (also: GRPO_DATA_DIR)."""
     data_columns: str | None = None
     """Columns of prompt and ground truth, as question,answer. none: found by their usual names."""
     data_limit: int | None = Field(None, ge=1)
     """Train on the first so many rows only."""
-    prompt: str = "multi-signal"
+    prompt: PathText = "multi-signal"
     """System message: a name from prompts/ or a path to a text file. plain: none."""
     template_args: Annotated[dict[str, str | int | float | bool], BeforeValidator(_pairs)] = {}
     """Arguments of the model's chat template, as enable_thinking=false; several with commas between."""
@@ -270,7 +283,7 @@ class Config(Section):
     """torch's CPU threads. 0: torch's own choice. Two threads beside another busy process are slower than one."""
     name: str | None = Field(None, pattern=r"^[\w-][\w.-]*$", max_length=100)
     """The run's folder is out/name. none: preset, data and time."""
-    out: str = "runs"
+    out: PathText = "runs"
     """Where run folders are made."""
     quiet: bool = False
     """One line a step instead of a progress bar and samples."""
@@ -289,6 +302,8 @@ class Config(Section):
 
 ENGINES: tuple[str, ...] = get_args(RolloutConfig.model_fields["engine"].annotation)[1:]
 """Without auto; each is grpo/engines/NAME_engine.py. auto prefers the later ones."""
+MAPPINGS = {name for name, field in Config.model_fields.items() if get_origin(field.annotation) is dict}
+"""Settings whose value is itself a mapping."""
 PRESETS = Path(__file__).resolve().parent.parent / "configs"
 MODES = {
     "ultra-quick": {"steps": 1, "rollout.prompts_per_step": 4, "rollout.group_size": 4, "eval.limit": 16},
@@ -296,22 +311,22 @@ MODES = {
     "dry-run": {"steps": 58, "rollout.prompts_per_step": 16, "rollout.group_size": 8, "eval.limit": 128},
     "full": {},
 }
-"""What a mode leaves of a preset, at most."""
+"""Upper limits that each mode places on the preset."""
 
 
 # ---- layers
 
 
 def build(preset: str | None, overrides: dict[str, Any]) -> Config:
-    """The preset's file, as much of it as the mode leaves, and the overrides on top; checked."""
+    """The preset's settings within the limits of the mode, with the overrides on top; checked."""
     config = parse(_preset(preset)) if preset is not None else Config()
     values = flat(config)
-    limits = MODES.get(overrides.get("mode", config.mode), {})  # of a mode that does not exist the check will tell
+    limits = MODES.get(str(overrides.get("mode", config.mode)), {})  # parse refuses a mode that does not exist
     return changed(config, {name: min(limit, values[name] or limit) for name, limit in limits.items()} | overrides)
 
 
 def changed(config: Config, overrides: dict[str, Any]) -> Config:
-    """The same settings but for these (dotted name -> value, or the text of it), checked again."""
+    """The settings with these overrides (dotted name -> value or its text), checked again."""
     return parse(flat(config) | overrides)
 
 
@@ -335,80 +350,149 @@ def _preset(name: str) -> dict[str, Any]:
         raise UserError(f"unknown preset {name!r}; there are {', '.join(names)}{nearest(name, names)}")
     settings = read_settings(PRESETS / f"{name}.yaml")
     for key in ("model", "data", "eval.data", "eval.test"):
-        built_in = PRESETS.parent / settings.get(key, "")  # seen from where the run is started
+        built_in = PRESETS.parent / settings.get(key, "")  # found from whatever folder the run is started in
         if key in settings and built_in.exists() and not Path(settings[key]).exists():
             settings[key] = str(built_in)
     return settings | {"preset": name}
 
 
-# ---- files
+# ---- YAML files
 
 
-def read_settings(path: str | Path) -> dict[str, Any]:
-    """Dotted name -> value of a YAML file; UserError where it holds no settings or one that does not exist."""
-    settings, known = dotted(read_yaml(path)), fields()
-    if strange := [name for name in settings if name not in known]:
-        raise UserError(f"{path}: {unknown('setting', strange[0], known)}")
-    return settings
+class _Loader(yaml.SafeLoader):
+    """YAML without its traps: no key twice, no octal numbers, no numbers of base 60."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys: set[str] = set()
+        for key, _ in node.value:
+            if str(key.value) in keys:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is set twice", key.start_mark)
+            keys.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        number = super().construct_yaml_int(node)
+        if re.match(r"[-+]?0[0-9_]", node.value) or ":" in node.value:
+            problem = (
+                f"YAML reads {node.value} as {number}; write the number that you mean, without leading 0 and colon"
+            )
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return number
+
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+        number = super().construct_yaml_float(node)
+        if ":" in node.value:
+            problem = f"YAML reads {node.value} as {number}; write the number without a colon"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return number
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML file of named values; UserError with one line for anything else. A byte order mark is read over."""
+    """The named values of a YAML file. Raises UserError with the line that is wrong."""
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:  # a ValueError: not UTF-8, or no date
+        tree = yaml.load(_text(path), _Loader)
+    except yaml.MarkedYAMLError as error:
+        raise UserError(f"{path} line {error.problem_mark.line + 1}: {error.problem}") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # a ValueError: not a date
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict) or not tree:
         raise UserError(f"{path} holds no settings; write them as in configs/cpu.yaml, one a line: steps: 60")
     return tree
 
 
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """Dotted name -> value of a YAML file of settings. Raises UserError with the line of a wrong name or value."""
+    settings = dotted(read_yaml(path))
+    try:
+        _validate(settings)
+    except WrongSetting as error:
+        line = _line(yaml.compose(_text(path), _Loader), error.name)
+        raise UserError(f"{path} line {line}: {error}") from None
+    return settings
+
+
+def _text(path: str | Path) -> str:
+    """The file's text, without a byte order mark."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not YAML: {error}") from None
+
+
+def _line(node: yaml.MappingNode, name: str) -> int:
+    """The line of a setting, counted from 1."""
+    for key, value in node.value:
+        if name.startswith(f"{key.value}.") and isinstance(value, yaml.MappingNode):
+            return _line(value, name.removeprefix(f"{key.value}."))
+        if name == key.value:
+            return key.start_mark.line + 1
+    return node.start_mark.line + 1
+
+
 # ---- one tree, and the dotted names of its leaves
 
 
-def parse(settings: dict[str, Any]) -> Config:
+class WrongSetting(UserError):
+    """A setting that does not exist, or cannot have its value."""
+
+    def __init__(self, name: str, message: str):
+        super().__init__(message)
+        self.name = name
+
+
+def parse(settings: Mapping[str, Any]) -> Config:
     """A checked Config from settings in sections or with dotted names. Raises UserError with one line."""
-    tree: dict[str, Any] = {}
-    known = fields()
-    for name, value in dotted(settings).items():
-        if name not in known:
-            raise UserError(unknown("setting", name, known))
-        if value in ("none", None) and known[name].default in (None, (), {}):
-            value = known[name].default
-        section, _, leaf = name.rpartition(".")
-        (tree.setdefault(section, {}) if section else tree)[leaf] = value
-    try:
-        config = Config.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(_one_line(error)) from None
+    config = _validate(dotted(settings))
     if conflict := next(conflicts(config), None):
         raise UserError(conflict)
     return config
 
 
+def _validate(settings: dict[str, Any]) -> Config:
+    """The Config of dotted settings, each checked by itself."""
+    tree: dict[str, Any] = {}
+    known = fields()
+    for name, value in settings.items():
+        if name not in known:
+            raise WrongSetting(name, _not_a_setting(name, value))
+        if value in ("none", "None", None) and known[name].default in (None, (), {}):
+            value = known[name].default
+        *sections, leaf = name.split(".")
+        section = tree
+        for part in sections:
+            section = section.setdefault(part, {})
+        section[leaf] = value
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise WrongSetting(*_wrong_value(error)) from None
+
+
 def conflicts(config: Config) -> Iterator[str]:
     """A line for each pair of settings that are good by themselves and exclude each other."""
-    r, o, p = config.rollout, config.learner, config.policy
-    if r.top_p != 1 or r.top_k != 0:
-        yield f"rollout.top_p is {r.top_p}, rollout.top_k {r.top_k}: leave them at 1 and 0; the loss assumes that"
-    if r.prompts_per_step % o.minibatches_per_rollout:
-        parts = f"learner.minibatches_per_rollout {o.minibatches_per_rollout}"
-        prompts = f"rollout.prompts_per_step {r.prompts_per_step}"
+    rollout, learner, policy = config.rollout, config.learner, config.policy
+    if rollout.prompts_per_step % learner.minibatches_per_rollout:
+        parts = f"learner.minibatches_per_rollout {learner.minibatches_per_rollout}"
+        prompts = f"rollout.prompts_per_step {rollout.prompts_per_step}"
         yield f"{prompts} does not divide into {parts} equal parts; change one of them"
-    if p.quant != "none" and p.lora_rank == 0:
-        yield f"policy.quant is {p.quant}, but 4-bit weights have no gradient; set policy.lora_rank 64 or quant none"
-    if o.skip_zero_variance and (o.kl_coef or o.entropy_coef):
-        terms = f"kl_coef {o.kl_coef} and entropy_coef {o.entropy_coef}"
+    if policy.quant != "none" and policy.lora_rank == 0:
+        yield f"policy.quant is {policy.quant}, but 4-bit weights have no gradient; set policy.lora_rank 64"
+    if learner.skip_zero_variance and (learner.kl_coef or learner.entropy_coef):
+        terms = f"kl_coef {learner.kl_coef} and entropy_coef {learner.entropy_coef}"
         yield f"learner.skip_zero_variance drops groups that {terms} act on; set both to 0 or do not skip"
-    if o.loss == "gspo" and o.sampler_correction.startswith("token"):
-        mode = o.sampler_correction.removeprefix("token")
+    if learner.loss == "gspo" and learner.sampler_correction.startswith("token"):
+        mode = learner.sampler_correction.removeprefix("token")
         yield (
-            f"learner.sampler_correction {o.sampler_correction} weighs single tokens, but learner.loss gspo has one "
-            f"ratio for a whole completion; use sequence{mode} or none"
+            f"learner.sampler_correction {learner.sampler_correction} weighs single tokens, but learner.loss gspo has "
+            f"one ratio for a whole completion; use sequence{mode} or none"
         )
-    if o.advantage == "maxrl" and config.reward.name == "hybrid" and config.reward.hybrid_a > 0:
+    if learner.advantage == "maxrl" and config.reward.name == "hybrid" and config.reward.hybrid_a > 0:
         yield (
             f"learner.advantage maxrl needs rewards of at least 0, but reward.hybrid_a {config.reward.hybrid_a} makes "
             "wrong answers negative; set reward.hybrid_a 0, or learner.advantage rloo"
@@ -417,12 +501,12 @@ def conflicts(config: Config) -> Iterator[str]:
         yield f"eval.every is {config.eval.every} but eval.data names no file"
 
 
-def dotted(settings: dict[str, Any]) -> dict[str, Any]:
-    """{"learner": {"lr": 1}} -> {"learner.lr": 1}"""
+def dotted(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """{"reward": {"hybrid": {"a": 1}}} -> {"reward.hybrid.a": 1}, at any depth."""
     leaves: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, dict) and key != "template_args":
-            leaves |= {f"{key}.{leaf}": one for leaf, one in value.items()}
+    for key, value in tree.items():
+        if isinstance(value, dict) and key not in MAPPINGS:
+            leaves |= {f"{key}.{leaf}": leaf_value for leaf, leaf_value in dotted(value).items()}
         else:
             leaves[str(key)] = value
     return leaves
@@ -431,12 +515,15 @@ def dotted(settings: dict[str, Any]) -> dict[str, Any]:
 @cache
 def fields() -> dict[str, FieldInfo]:
     """Dotted name -> pydantic field, for every leaf."""
-    return dotted(
-        {
-            name: getattr(field.annotation, "model_fields", field)  # a section has fields of its own
-            for name, field in Config.model_fields.items()
-        }
-    )
+    return dotted(_field_tree(Config))
+
+
+def _field_tree(section: type[Section]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, field in section.model_fields.items():
+        is_section = isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+        tree[name] = _field_tree(field.annotation) if is_section else field
+    return tree
 
 
 def flat(config: Config) -> dict[str, Any]:
@@ -457,16 +544,110 @@ def typed(value: Any) -> str:
         return ",".join(value) or "none"
     if isinstance(value, dict):
         return ",".join(f"{name}={typed(item)}" for name, item in value.items()) or "none"
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "none" if value is None else str(value)
 
 
-# ---- what is wrong, in one line
+# ---- messages
+
+ELSEWHERE = {
+    # TRL's GRPOConfig
+    "num_generations": "rollout.group_size",
+    "learning_rate": "learner.lr",
+    "max_completion_length": "rollout.max_new_tokens",
+    "max_prompt_length": "rollout.max_prompt_tokens",
+    "generation_batch_size": "rollout.prompts_per_step",
+    "per_device_train_batch_size": "learner.microbatch_tokens",
+    "num_iterations": "learner.minibatches_per_rollout",
+    "epsilon": "learner.clip_low",
+    "epsilon_high": "learner.clip_high",
+    "scale_rewards": "learner.advantage",
+    "loss_type": "learner.loss_aggregation",
+    "mask_truncated_completions": "learner.mask_truncated",
+    "vllm_importance_sampling_correction": "learner.sampler_correction",
+    "vllm_importance_sampling_cap": "learner.sampler_correction_cap",
+    "max_grad_norm": "learner.grad_clip",
+    "lr_scheduler_type": "learner.schedule",
+    "warmup_steps": "learner.warmup",
+    "adam_beta1": "learner.beta1",
+    "adam_beta2": "learner.beta2",
+    "optim": "learner.optimizer",
+    "max_steps": "steps",
+    "save_steps": "checkpoint.every",
+    "save_total_limit": "checkpoint.keep",
+    "eval_steps": "eval.every",
+    "output_dir": "out",
+    "run_name": "name",
+    "report_to": "tracker",
+    "model_name_or_path": "model",
+    "dataset_name": "data",
+    "reward_funcs": "reward.name",
+    "reward_weights": "reward.alpha",
+    "system_prompt": "prompt",
+    "use_vllm": "rollout.engine",
+    "bf16": "policy.dtype",
+    "attn_implementation": "policy.attention",
+    "lora_r": "policy.lora_rank",
+    "load_in_4bit": "policy.quant",
+    # verl
+    "n": "rollout.group_size",
+    "train_batch_size": "rollout.prompts_per_step",
+    "ppo_mini_batch_size": "learner.minibatches_per_rollout",
+    "ppo_max_token_len_per_gpu": "learner.microbatch_tokens",
+    "max_response_length": "rollout.max_new_tokens",
+    "clip_ratio_low": "learner.clip_low",
+    "clip_ratio_high": "learner.clip_high",
+    "kl_loss_coef": "learner.kl_coef",
+    "entropy_coeff": "learner.entropy_coef",
+    "adv_estimator": "learner.advantage",
+    "loss_agg_mode": "learner.loss_aggregation",
+    "rollout_is": "learner.sampler_correction",
+    "rollout_is_threshold": "learner.sampler_correction_cap",
+    "total_training_steps": "steps",
+    "save_freq": "checkpoint.every",
+    "test_freq": "eval.every",
+    "train_files": "data",
+    "val_files": "eval.data",
+    "experiment_name": "name",
+}
+"""Names that users of TRL and verl type -> the setting that has that job here."""
+FIXED = {
+    "top_p": "the whole distribution is sampled, because the loss differentiates it",
+    "top_k": "the whole distribution is sampled, because the loss differentiates it",
+    "min_p": "the whole distribution is sampled, because the loss differentiates it",
+}
+"""Names that have no setting here, and the reason."""
+LIMITS = {
+    "greater_than_equal": "at least {ge}",
+    "greater_than": "more than {gt}",
+    "less_than_equal": "at most {le}",
+    "less_than": "less than {lt}",
+    "literal_error": "{expected}",
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "string_too_long": "text of at most {max_length} characters",
+    "value_error": "{error}",
+    "string_pattern_mismatch": "made of letters, digits, _, - and ., and may not begin with a dot",
+}
+"""pydantic's error type -> how the message names the limit."""
 
 
 def unknown(kind: str, word: str, known: Iterable[str]) -> str:
-    """The line for a name that does not exist: its new name where it had another, else the nearest that does."""
+    """The line for a name that does not exist: its name here, or the nearest one that exists."""
     leaf = word.lstrip("-").rpartition(".")[2]
-    same_leaf = [name for name in known if name.rpartition(".")[2] == leaf]  # --lr: --learner.lr
+    if leaf in FIXED:
+        return f"there is no {kind} {word}: {FIXED[leaf]}"
+    same_leaf = [name for name in known if name.lstrip("-").rpartition(".")[2] == leaf]
+    if leaf in ELSEWHERE and not same_leaf:
+        return f"{word} is {'-' * (len(word) - len(word.lstrip('-')))}{ELSEWHERE[leaf]} here"
     return f"unknown {kind} {word}{nearest(word, same_leaf, cutoff=0) or nearest(word, known)}"
 
 
@@ -475,10 +656,29 @@ def nearest(word: str, words: Iterable[str], cutoff: float = 0.4) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _one_line(error: ValidationError) -> str:
-    first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"])
-    message = f"{name} is {reprlib.repr(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}"
-    if first["type"] == "literal_error":
-        message += nearest(str(first["input"]), get_args(fields()[name].annotation))
-    return message
+def _not_a_setting(name: str, value: Any) -> str:
+    examples = [setting for setting in fields() if setting.startswith(f"{name}.")]
+    if not examples:
+        return unknown("setting", name, fields())
+    if value is None:
+        return f"{name}: is empty; write its settings below it, indented, or remove the line"
+    return f"{name} is a section and not {reprlib.repr(value)}; set {examples[0]} or another of its settings"
+
+
+def _wrong_value(error: ValidationError) -> tuple[str, str]:
+    """The name of the first wrong setting, and the line about it: value, limit and nearest choice."""
+    problems = [(_field_of(problem["loc"]), problem) for problem in error.errors()]
+    name, value = problems[0][0], problems[0][1]["input"]
+    limits, near = [], ""
+    for field, problem in problems:  # a field of several types has a problem with each
+        if field == name:
+            limits.append(LIMITS.get(problem["type"], problem["msg"]).format(**problem.get("ctx", {})))
+        if field == name and problem["type"] == "literal_error":
+            near = nearest(str(value), re.findall(r"'(.*?)'", problem["ctx"]["expected"]))
+    return name, f"{name} is {reprlib.repr(value)}; it must be {' or '.join(limits)}{near}"
+
+
+def _field_of(location: tuple[int | str, ...]) -> str:
+    """The dotted name of the field with a problem; pydantic's location may go on inside the field."""
+    names = [".".join(map(str, location[:length])) for length in range(len(location), 0, -1)]
+    return next(name for name in names if name in fields())

@@ -13,7 +13,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from grpo.cli import check_ranges, read_options
+from grpo.cli import Parser, check_ranges
 from grpo.early import answer_early
 from grpo.errors import one_line
 from grpo.settings import ENGINES, read_yaml
@@ -29,7 +29,7 @@ RANGES = {"n": (1, 1000), "temperature": (0, 10), "max_new_tokens": (1, 10**6), 
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    cli = argparse.ArgumentParser(prog="python -m tools.sample", description=__doc__, allow_abbrev=False)
+    cli = Parser(prog="python -m tools.sample", description=__doc__)
     cli.add_argument("run", help="a run's folder: its base and its newest checkpoint; or one model's folder or id")
     cli.add_argument("question", help="what the user says; the run's own system message stands before it")
     cli.add_argument("--truth", help="the right answer: with it all signals are shown, without it the format alone")
@@ -40,7 +40,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     cli.add_argument("--engine", choices=["auto", *ENGINES], default="torch", help="[torch]")
     cli.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: cuda where there is one")
     cli.add_argument("--seed", type=int, default=0)
-    args = read_options(cli, argv)
+    args = cli.parse_args(argv)
     check_ranges(args, RANGES)
     return args
 

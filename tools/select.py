@@ -17,13 +17,15 @@ import operator
 import re
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from data import command
 from data.rows import Row, read, write
+from grpo.cli import Parser
+from grpo.errors import one_line
 
 COMPARISONS = {
     "<=": operator.le, ">=": operator.ge, "==": operator.eq, "!=": operator.ne, "<": operator.lt, ">": operator.gt
@@ -31,15 +33,13 @@ COMPARISONS = {
 CONDITION = re.compile(r"\s*([\w.]+)\s*(<=|>=|==|!=|<|>)\s*(.+?)\s*")
 
 
-@command
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.select", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+@one_line(ValueError, OSError)
+def main(argv: Sequence[str]) -> int:
+    parser = Parser(prog="python -m tools.select", description=__doc__)
     add = parser.add_argument
     add("accuracies", nargs="?", type=Path, metavar="RUN_OR_JSON", help="a run's folder, or a JSON file")
     add("--data", help="the rows [a run's own data]: a file, a published set, or owner/name:config:split")
-    add("--data-dir", "--data_dir", help="folder that holds the published sets")
+    add("--data-dir", help="folder that holds the published sets")
     add("--rank", help="places in the ranking, from 1: 1 or 1,2,13")
     add("--where", help="keep rows for which this holds, such as: level <= 3 and subject == Algebra")
     add("--out", type=Path, required=True, help="the .parquet or .jsonl file to write")
@@ -47,6 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     chosen = select(args)
     write(chosen, args.out)
     print(f"{args.out}: {len(chosen)} rows")
+    return 0
 
 
 def select(args: argparse.Namespace) -> list[Row]:
@@ -133,4 +134,4 @@ def _compare(row: Row, condition: str) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

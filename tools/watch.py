@@ -5,7 +5,6 @@ It only reads the run's folder and asks nvidia-smi where there is one, so it can
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from statistics import median
 
+from grpo.cli import Parser
 from grpo.errors import one_line
 from grpo.run.display import figures
 from grpo.run.files import read_rows
@@ -56,9 +56,7 @@ def gpu() -> str:
 
 @one_line(OSError)
 def main(argv: Sequence[str]) -> int:
-    cli = argparse.ArgumentParser(
-        prog="python -m tools.watch", description="Shows a run's progress until it is finished."
-    )
+    cli = Parser(prog="python -m tools.watch", description="Shows a run's progress until it is finished.")
     cli.add_argument("run", type=Path, metavar="RUN", help="run folder, such as runs/NAME")
     cli.add_argument("--every", type=float, default=10.0, metavar="SECONDS", help="%(default)s; 0: once")
     args = cli.parse_args(argv)

@@ -7,7 +7,6 @@ written a second time, in playground.js; a test holds it equal to what the run l
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 from markupsafe import Markup
 from tokenizers import Tokenizer
 
+from grpo.cli import Parser
 from grpo.errors import UserError, one_line
 from grpo.report.page import environment, hashes, write
 from grpo.report.read import Run, newest_first_then_spread, read_run
@@ -97,7 +97,7 @@ def render(run: Run) -> str:
 
 @one_line(OSError)
 def main(argv: Sequence[str]) -> int:
-    cli = argparse.ArgumentParser(prog="python -m course.playground", description="A run's groups, to play with.")
+    cli = Parser(prog="python -m course.playground", description="A run's groups, to play with.")
     cli.add_argument("run", type=Path, metavar="RUN", help="run folder, such as runs/NAME")
     cli.add_argument("--out", type=Path, metavar="FILE", help="default: playground.html in the run's folder")
     args = cli.parse_args(argv)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from grpo.cli import Parser
 from grpo.errors import UserError, one_line
 from grpo.report.page import render, write
 from grpo.report.read import read_run
@@ -15,7 +15,7 @@ from grpo.terminal import escape_control
 
 @one_line(OSError)
 def main(argv: Sequence[str]) -> int:
-    cli = argparse.ArgumentParser(prog="python -m grpo.report", description="Run folders -> one offline HTML page.")
+    cli = Parser(prog="python -m grpo.report", description="Run folders -> one offline HTML page.")
     cli.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="folder, such as runs/NAME; several are overlaid"
     )

@@ -9,7 +9,6 @@ verl divides batches over GPUs and starts its own servers, so the numbers of a r
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import shutil
 import sys
@@ -21,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jinja2 import Environment, StrictUndefined
 
-from grpo.cli import read_options
+from grpo.cli import Parser
 from grpo.errors import UserError, one_line
 from grpo.problems import training_problems
 from grpo.settings import Config, build, changed, env_weights, flat, parse, read_yaml, typed
@@ -96,7 +95,7 @@ def write(config: Config, out: Path, gpus: int, nodes: int) -> None:
 
 @one_line(OSError)
 def main(argv: Sequence[str]) -> int:
-    cli = argparse.ArgumentParser(prog="python -m tools.export", description="A run's settings for another trainer.")
+    cli = Parser(prog="python -m tools.export", description="A run's settings for another trainer.")
     cli.add_argument("target", choices=["verl"])
     source = cli.add_mutually_exclusive_group(required=True)
     source.add_argument("run", nargs="?", type=Path, metavar="RUN", help="run folder whose settings are exported")
@@ -105,7 +104,7 @@ def main(argv: Sequence[str]) -> int:
     cli.add_argument("--nodes", type=int, default=1)
     cli.add_argument("--data-dir", help="folder with local copies of the published data sets")
     cli.add_argument("--out", type=Path, required=True, metavar="DIR")
-    args = read_options(cli, argv)
+    args = cli.parse_args(argv)
     config = build(args.preset, env_weights()) if args.preset else parse(read_yaml(args.run / "config.yaml"))
     if args.data_dir:
         config = changed(config, {"data_dir": args.data_dir})
