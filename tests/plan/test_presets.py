@@ -32,7 +32,6 @@ SAME = {
     "rollout.max_prompt_tokens": 1024,
     "rollout.max_new_tokens": 3072,
     "rollout.temperature": 0.6,
-    "rollout.top_p": 1.0,
     "learner.kl_coef": 0.001,
     "learner.entropy_coef": 0.001,
     "learner.clip_low": 0.2,
