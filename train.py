@@ -27,7 +27,7 @@ from grpo.plan.preflight import check, plan_run
 from grpo.policy import load_policy
 from grpo.problems import first_prompt, training_problems
 from grpo.report.plot import plot_run
-from grpo.rollout import decode, draw, load_reward, request_seed, rollout, score, warm_up
+from grpo.rollout import calibrate, decode, draw, known, request_seed, rollout, score
 from grpo.run.checkpoint import TrainingState
 from grpo.run.display import next_commands
 from grpo.run.interrupts import Interrupts
@@ -36,6 +36,7 @@ from grpo.run.run import Run, set_seed, set_threads
 from grpo.settings import Config
 from grpo.terminal import escape_control, notify
 from grpo.validation import Validator
+from rewards import load_reward
 
 
 def train(config: Config, resumed: Path | None = None, interrupts: Interrupts | None = None) -> Run:
@@ -57,13 +58,13 @@ def train(config: Config, resumed: Path | None = None, interrupts: Interrupts | 
     sampling, clock = SamplingParams(config.rollout.max_new_tokens, config.rollout.temperature), run.clock
 
     with (
-        closing(load_reward(config)) as reward,
+        closing(load_reward(known(problems[0]), config.seed, device.type, **config.reward.model_dump())) as reward,
         closing(make_engine(plan.engine_config, device)) as engine,
         closing(Validator(config, policy.tokenizer, sets, test_problems, run.clock)) as validator,
         run.recording(TrainingState(policy, learner, reward, problems), bad_rows),
     ):
         engine.sync(policy)
-        warm_up(reward, engine, policy.tokenizer, problems, config)  # the hybrid reward's scale
+        calibrate(reward, engine, policy.tokenizer, problems, config)
         if run.step == 0:
             run.note(before=validator.test(engine))
         if run.unlogged:  # step 0, or a step whose evaluation was cut off

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from grpo.terminal import escape_control
+from rewards import RewardError
 
 
 class UserError(ValueError):
@@ -35,7 +36,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def one_line(*further: type[Exception]) -> Callable:
-    """Decorates `main(argv) -> exit code`: UserErrors, the `further` exceptions and interruptions become one line.
+    """Decorates `main(argv) -> exit code`: UserErrors, RewardErrors, the `further` exceptions and interruptions become one line.
 
     Every other exception is a fault of the program and keeps its traceback.
     """
@@ -45,7 +46,7 @@ def one_line(*further: type[Exception]) -> Callable:
         def command(argv: Sequence[str]) -> int:
             try:
                 return main(argv)
-            except (UserError, *further) as error:
+            except (UserError, RewardError, *further) as error:
                 return _tell(f"error: {error}", 2)
             except TrainingStopped as error:
                 return _tell(f"stopped: {error}", 1)

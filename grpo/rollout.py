@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import Counter
+import re
+from collections import ChainMap, Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from grpo.engines.base import Engine, SamplingParams
-from grpo.errors import UserError
-from grpo.types import Group, Problem, Request
-from rewards import Reward, Score, make_reward, self_test
+from grpo.types import Completion, Group, Problem, Request
+from rewards import Reward, Row, Score
 
 if TYPE_CHECKING:  # eval.py answers --help and mistakes before torch is imported, which takes seconds
     from transformers import PreTrainedTokenizerBase
 
     from grpo.settings import Config
+
+_OPENED = re.compile(r"<think>\s*\Z")
 
 
 def draw(problems: list[Problem], count: int, seed: int, step: int) -> list[Problem]:
@@ -51,57 +53,63 @@ def rollout(
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, groups: Sequence[Group]) -> list[list[str]]:
-    """The completions' text, without special tokens. For reading and scoring only: what is trained are the ids."""
-    return [tokenizer.batch_decode([c.ids for c in g.completions], skip_special_tokens=True) for g in groups]
+    """Returns the completions' texts, [groups][completions], for reading and scoring. Training uses the ids."""
+    return [[text_of(tokenizer, group.problem.prompt, c) for c in group.completions] for group in groups]
+
+
+def text_of(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: Completion) -> str:
+    """Returns a completion's text as the model wrote it, without its stop token and padding.
+
+    Other special tokens stay: some tokenizers have <think> as one. A <think> that the chat template opened at the end
+    of the prompt belongs to the completion, so that it is read with its closing tag.
+    """
+    ids = completion.ids[:-1] if completion.finish_reason == "stop" else completion.ids
+    ids = [token for token in ids if token != tokenizer.pad_token_id]
+    opened = _OPENED.search(prompt)
+    text = tokenizer.decode(ids, skip_special_tokens=False, spaces_between_special_tokens=False)
+    return (opened.group() if opened else "") + text
 
 
 def score(reward: Reward, groups: Sequence[Group], texts: Sequence[Sequence[str]]) -> list[list[Score]]:
-    """[groups][completions] scores. Only the completion is scored: a prompt that shows the tags must not earn them."""
-    try:
-        flat = reward.score_batch(
+    """Returns the scores, [groups][completions]. A prompt that shows the tags earns nothing: only completions count."""
+    scores = iter(
+        reward.score_batch(
             [text for group in texts for text in group],
             [group.problem.ground_truth for group in groups for _ in group.completions],
-            [question(group.problem) for group in groups for _ in group.completions],  # read by a reward model alone
+            [known(group.problem, completion) for group in groups for completion in group.completions],
         )
-    except ValueError as error:  # a user's own reward that returned something else than it did when it was checked
-        raise UserError(str(error)) from error
-    scores = iter(flat)
+    )
     return [[next(scores) for _ in group.completions] for group in groups]
 
 
+def known(problem: Problem, completion: Completion | None = None) -> Row:
+    """Returns what a reward may read beside text and ground truth, by name; the data's own columns come last."""
+    facts = {
+        "question": question(problem),
+        "prompt": problem.prompt,
+        "messages": problem.chat,
+        "completion_ids": list(completion.ids) if completion else [],
+    }
+    return ChainMap(facts, problem.extra)
+
+
 def question(problem: Problem) -> str:
-    """The last message as it stands in the data set."""
+    """Returns the last message as it stands in the data set."""
     return problem.chat[-1]["content"] if problem.chat else problem.prompt
 
 
-def load_reward(config: Config) -> Reward:
-    """The reward that `reward.name` asks for, after its self-test. UserError where it cannot work."""
-    options = config.reward.model_dump()
-    weights = [options.pop(name) for name in ("alpha", "beta", "gamma")]
-    if options["name"] != "hybrid":
-        options = {name: value for name, value in options.items() if not name.startswith("hybrid_")}
-    options = {name.removeprefix("hybrid_"): value for name, value in options.items()}
-    try:
-        reward = make_reward(weights=weights, seed=config.seed, **options)
-        self_test(reward)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    return reward
-
-
-def warm_up(
+def calibrate(
     reward: Reward, engine: Engine, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], config: Config
 ) -> None:
-    """Sets the hybrid reward's scale by completions of the first problems, before training. Other rewards have none."""
-    wanted = getattr(reward, "warmup_left", 0)
-    if not wanted:
+    """Fits the scale of a reward that has one to completions of the first problems, before training."""
+    if not reward.calibration_size:
         return
-    first = problems[: math.ceil(wanted / config.rollout.group_size)]
+    first = problems[: math.ceil(reward.calibration_size / config.rollout.group_size)]
     sampling = SamplingParams(config.rollout.max_new_tokens, config.rollout.temperature)
-    groups = rollout(engine, first, math.ceil(wanted / len(first)), sampling, config.seed, step=0)
-    texts = decode(tokenizer, groups)
-    questions = [question(group.problem) for group in groups for _ in group.completions]
-    reward.warm_up(questions, [text for group in texts for text in group])
+    n = math.ceil(reward.calibration_size / len(first))
+    groups = rollout(engine, first, n, sampling, config.seed, step=0)
+    texts = [text for group in decode(tokenizer, groups) for text in group]
+    reward.calibrate(texts, [known(group.problem, completion) for group in groups for completion in group.completions])
 
 
 def request_seed(*key: int) -> int:

@@ -97,6 +97,26 @@ class RolloutConfig(Section):
         return min(self.max_num_seqs, self.prompts_per_step * self.group_size)
 
 
+class RandomConfig(Section):
+    needs_box: bool = False
+    """Pay nothing without exactly one box, so that the coin keeps the format alive."""
+
+
+class HybridConfig(Section):
+    model: PathText = "nvidia/AceMath-7B-RM"
+    """Folder or Hugging Face id of the sequence-classification reward model."""
+    a: float = Field(0.5, ge=0, le=1)
+    """A wrong answer gets -a + 2 a s, with s the reward model's score from 0 to 1. a + b is at most 1."""
+    b: float = Field(0.5, ge=0, le=1)
+    """A right answer gets 1 - b + 2 b s."""
+    eps: float = Field(0.01, gt=0)
+    """Added to the range of the warm-up's scores, by which s is scaled."""
+    warmup: int = Field(1024, ge=1)
+    """Completions sampled before training whose scores set the scale."""
+    offload: bool = False
+    """Keep the reward model in main memory between scorings."""
+
+
 class RewardConfig(Section):
     name: str = "multi_signal"
     """multi_signal, verify_only, format_only, random, hybrid, or package.module:function."""
@@ -109,26 +129,19 @@ class RewardConfig(Section):
     verifier: Literal["box", "last_number", "answer_tag"] = "box"
     """What the answer is, in training and in held-out figures: the last box (format: think, box and reflection, once
     each, in order), the last number (format: one box), or the last <answer> block (format: think, then answer)."""
-    workers: int = Field(2, ge=1)
-    """Verifier processes."""
+    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Processes that grade answers. auto: one for each core."""
     timeout_s: float = Field(2.0, gt=0)
     """Seconds of processor time one answer may take before its worker is killed and the answer counts as wrong."""
-    random_needs_box: bool = False
-    """random: nothing without exactly one box, so that the coin keeps the format alive."""
+    budget_s: float | None = Field(120.0, gt=0)
+    """Seconds of processor time that grading a step may take, over all workers. Answers left then earn no verify and
+    no reflect signal (outcome/over_budget). none is no limit."""
+    parallel: int = Field(1, ge=1, le=1024)
+    """package.module:function: calls at a time, in threads; raise it for a function that waits for a service."""
     call_limit_s: float | None = Field(None, gt=0)
-    """package.module:function: seconds one call may take before the run stops and says so; none is no limit."""
-    model: PathText = "nvidia/AceMath-7B-RM"
-    """hybrid: the sequence-classification reward model."""
-    hybrid_a: float = Field(0.5, ge=0, le=1)
-    """hybrid: a wrong answer gets -a + 2 a s, with s the reward model's opinion from 0 to 1. a + b is at most 1."""
-    hybrid_b: float = Field(0.5, ge=0, le=1)
-    """hybrid: a right answer gets 1 - b + 2 b s."""
-    hybrid_eps: float = Field(0.01, gt=0)
-    """hybrid: added to the range of the warm-up's scores, by which s is scaled."""
-    hybrid_warmup: int = Field(1024, ge=1)
-    """hybrid: completions sampled before training whose scores set the scale."""
-    hybrid_offload: bool = False
-    """hybrid: keep the reward model in main memory between scorings."""
+    """package.module:function: seconds one call may take before the run stops with an error; none is no limit."""
+    random: RandomConfig = RandomConfig()
+    hybrid: HybridConfig = HybridConfig()
 
 
 class LearnerConfig(Section):
@@ -461,8 +474,9 @@ def _validate(settings: dict[str, Any]) -> Config:
     for name, value in settings.items():
         if name not in known:
             raise WrongSetting(name, _not_a_setting(name, value))
-        if value in ("none", "None", None) and known[name].default in (None, (), {}):
-            value = known[name].default
+        empty = None if type(None) in get_args(known[name].annotation) else known[name].default
+        if value in ("none", "None", None) and empty in (None, (), {}):
+            value = empty
         *sections, leaf = name.split(".")
         section = tree
         for part in sections:
@@ -492,10 +506,10 @@ def conflicts(config: Config) -> Iterator[str]:
             f"learner.sampler_correction {learner.sampler_correction} weighs single tokens, but learner.loss gspo has "
             f"one ratio for a whole completion; use sequence{mode} or none"
         )
-    if learner.advantage == "maxrl" and config.reward.name == "hybrid" and config.reward.hybrid_a > 0:
+    if learner.advantage == "maxrl" and config.reward.name == "hybrid" and config.reward.hybrid.a > 0:
         yield (
-            f"learner.advantage maxrl needs rewards of at least 0, but reward.hybrid_a {config.reward.hybrid_a} makes "
-            "wrong answers negative; set reward.hybrid_a 0, or learner.advantage rloo"
+            f"learner.advantage maxrl needs rewards of at least 0, but reward.hybrid.a {config.reward.hybrid.a} makes "
+            "wrong answers negative; set reward.hybrid.a 0, or learner.advantage rloo"
         )
     if config.eval.every and not config.eval.data:
         yield f"eval.every is {config.eval.every} but eval.data names no file"

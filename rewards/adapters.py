@@ -10,33 +10,33 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
-from rewards.score import Reward, weights_from_env
+from rewards.score import Reward, RewardError, weights_from_env
 from rewards.signals import MultiSignalMathReward
 
 
 def reward_func(reward: Reward, column: str = "ground_truth") -> Callable[..., list[float]]:
-    """`f(completions, **columns) -> list[float]`; `column` is the data set's column with the ground truths."""
+    """Returns `f(completions, **columns) -> list[float]` for TRL; `column` holds the ground truths."""
 
     def total(completions: Sequence[Any], prompts: Sequence[Any] | None = None, **columns: Any) -> list[float]:
         if column not in columns:
-            raise ValueError(f"the data set has no column {column!r} with ground truths, only {sorted(columns)}")
+            raise RewardError(f"the data set has no column {column!r} with ground truths, only {sorted(columns)}")
         texts = [_text(completion) for completion in completions]
-        asked = None if prompts is None else [_text(prompt) for prompt in prompts]
-        return [score.total for score in reward.score_batch(texts, columns[column], asked)]
+        rows = None if prompts is None else [{"question": _text(prompt)} for prompt in prompts]
+        return [score.total for score in reward.score_batch(texts, columns[column], rows)]
 
     total.__name__ = type(reward).__name__  # TRL logs the reward under this name
     return total
 
 
 def multi_signal(completions: Sequence[Any], **columns: Any) -> list[float]:
-    """For TRL: the default reward, weights from REWARD_WEIGHTS where set, truths in the column `ground_truth`."""
+    """The default reward for TRL. Weights come from REWARD_WEIGHTS, ground truths from the column `ground_truth`."""
     return reward_func(_default())(completions, **columns)
 
 
 def compute_score(
     data_source: str, solution_str: str, ground_truth: Any, extra_info: dict | None = None, **_: Any
 ) -> dict[str, float]:
-    """For verl: `score` is the total, `acc` what verl calls accuracy; the signals are logged beside them."""
+    """The default reward for verl: `score` is the total, `acc` verl's accuracy; verl logs the signals beside them."""
     score = _default()(solution_str, ground_truth)
     return {"score": score.total, "acc": score.verify, **score.signals}
 
@@ -47,5 +47,5 @@ def _default() -> MultiSignalMathReward:
 
 
 def _text(message: Any) -> str:
-    """A text, or the contents of a conversation's messages."""
+    """Returns a text as it is; of a conversation the contents of its messages, joined."""
     return message if isinstance(message, str) else "".join(part["content"] or "" for part in message)

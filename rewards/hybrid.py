@@ -1,4 +1,4 @@
-"""A reward model's opinion within the bounds that the verifier sets: a wrong answer never outranks a right one.
+"""A reward model within the bounds that the verifier sets: a wrong answer never outranks a right one.
 
 correct: (1 - b) + 2b * s, wrong: -a + 2a * s, with s = (rm - min) / (max - min + eps) the reward model's score, scaled
 by the smallest and largest score of a warm-up. With a = b = 0.5: right answers get 0.5 .. 1.5, wrong ones -0.5 .. 0.5.
@@ -13,30 +13,31 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rewards.score import Score
+from rewards.score import RewardError, Row, Score
 from rewards.signals import MultiSignalMathReward
 
 DEFAULT_MODEL = "nvidia/AceMath-7B-RM"
 BATCH = 8
-"""Completions read at once"""
+"""Completions in one forward pass"""
 MAX_TOKENS = 4096
-"""Of question and completion together; what is longer loses its beginning"""
+"""Limit for question and completion together; a longer text loses its beginning"""
 
 
 class RewardModel:
     """A Hugging Face sequence-classification model with one output, in bf16.
 
-    `offload` keeps the weights in main memory and brings them to the device for the time of one call.
+    `device`: auto is cuda where there is one. `offload` keeps the weights in main memory between calls.
     """
 
-    def __init__(self, name: str, offload: bool = False) -> None:
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+    def __init__(self, name: str, offload: bool = False, device: str = "auto") -> None:
+        automatic = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = automatic if device == "auto" else device
         self.offload = offload
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(name, padding_side="right", truncation_side="left")
             self.model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=1, dtype=torch.bfloat16)
         except OSError as error:
-            raise ValueError(
+            raise RewardError(
                 f"cannot read the reward model {name}: {str(error).splitlines()[0]}; give a folder with model and "
                 "tokenizer, or a Hugging Face id and a network"
             ) from error
@@ -79,9 +80,10 @@ class RewardModel:
 
 
 class HybridReward(MultiSignalMathReward):
-    """Verifier and reward model. The scale is set once: by `warm_up`, a checkpoint, or else the first batch.
+    """Verifier and reward model. The scale is set once: by `calibrate`, a checkpoint, or else the first batch.
 
-    Scores outside the scale's range are clipped to it, or an outlier would lift a wrong answer above a right one.
+    Scores outside the scale are clipped to it; otherwise an outlier would lift a wrong answer above a right one.
+    `a`, `b`, `eps`: see the module. `warmup`: completions for `calibrate`.
     """
 
     def __init__(
@@ -93,38 +95,38 @@ class HybridReward(MultiSignalMathReward):
         eps: float = 0.01,
         warmup: int = 1024,
         offload: bool = False,
+        device: str = "auto",
         **verifier_options: Any,
     ) -> None:
         if not (a >= 0 and b >= 0 and a + b <= 1):
-            raise ValueError(
+            raise RewardError(
                 f"hybrid reward: a={a}, b={b}: need a, b >= 0 with a + b <= 1 "
                 "(or a wrong answer could outrank a right one)"
             )
         super().__init__(0.0, 0.0, 0.0, **verifier_options)
         self.weights = {"hybrid": 1.0, "verify": 0.0, "model": 0.0}
         self.a, self.b, self.eps, self.warmup = a, b, eps, warmup
-        self.name, self.model = model, RewardModel(model, offload)
+        self.name, self.model = model, RewardModel(model, offload, device)
         self.scale: tuple[float, float] | None = None
 
     @property
-    def warmup_left(self) -> int:
-        """Completions that `warm_up` wants; 0 once the scale is set"""
+    def calibration_size(self) -> int:
         return self.warmup if self.scale is None else 0
 
-    def warm_up(self, questions: Sequence[str], completions: Sequence[str]) -> None:
-        opinions = self.model.score(questions, completions)
+    def calibrate(self, completions: Sequence[str], rows: Sequence[Row]) -> None:
+        opinions = self.model.score([row["question"] for row in rows], completions)
         self.scale = min(opinions), max(opinions)
 
     def score_batch(
-        self, completions: Sequence[str], ground_truths: Sequence[Any], questions: Sequence[str] | None = None
+        self, completions: Sequence[str], ground_truths: Sequence[Any], rows: Sequence[Row] | None = None
     ) -> list[Score]:
-        """Scores in order; ValueError without questions, because a reward model judges an answer to a question."""
-        if questions is None:
-            raise ValueError("hybrid reward: pass the questions to score_batch, one for each completion")
+        """Returns scores in order. Each row must hold its question: a reward model judges the answer to a question."""
+        if rows is None or not all("question" in row for row in rows):
+            raise RewardError('hybrid reward: pass the questions to score_batch: rows=[{"question": ...}, ...]')
         scores = super().score_batch(completions, ground_truths)
-        opinions = self.model.score(questions, completions)
+        opinions = self.model.score([row["question"] for row in rows], completions)
         self.scale = self.scale or (min(opinions), max(opinions))
-        return [self._weighed(*row) for row in zip(scores, opinions, strict=True)]
+        return [self._weighed(*pair) for pair in zip(scores, opinions, strict=True)]
 
     def _weighed(self, score: Score, opinion: float) -> Score:
         low, high = self.scale
@@ -137,7 +139,7 @@ class HybridReward(MultiSignalMathReward):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state.get("model") != self.name:
-            raise ValueError(
+            raise RewardError(
                 f"hybrid reward: model {self.name!r}, but the checkpoint was made with {state.get('model')!r}"
             )
         self.scale = state["scale"]

@@ -1,32 +1,39 @@
-"""What a reward is and returns, its weights, and what the log gets of one step's scores. Imports nothing of ours."""
+"""Reward and Score, the signal weights, and one step's metrics. Imports nothing of ours."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-OUTCOMES = ("correct", "wrong", "no_answer", "unparsed", "timeout")
-"""What became of the answer. `unparsed`: past the length or nesting limit, or not readable as mathematics.
-`timeout`: past the limit of processor time or memory of its worker."""
+Row = Mapping[str, Any]
+"""What else is known of a completion, by name: question, prompt, token ids, and the other columns of its data row"""
+OUTCOMES = ("correct", "wrong", "no_answer", "unparsed", "timeout", "over_budget")
+"""Outcomes of grading an answer. `no_answer`: there is none, or it says nothing. `unparsed`: past the length or nesting
+limit, or not readable as mathematics. `timeout`: past the limit of processor time or memory for one answer.
+`over_budget`: not graded, because the answers before it used the processor time of the whole batch."""
 
 UNVERIFIED = "unverified"
 """The outcome where nothing verifies: a reward function of the user's own."""
 
 
+class RewardError(ValueError):
+    """A reward that cannot work as it is set up or called. The message is one line with the cause and the fix."""
+
+
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One completion's reward, and how it came about."""
+    """One completion's reward and its parts."""
 
     total: float
     signals: dict[str, float]
     answer: str | None
-    """The text in the box that counted, or None"""
+    """The text of the answer that was graded, or None"""
     verdict: str | None
-    """What the reflection says of the answer: "correct", "wrong" or None"""
+    """The reflection's verdict on the answer: "correct", "wrong" or None"""
     outcome: str
     """One of OUTCOMES, or UNVERIFIED"""
 
@@ -39,21 +46,31 @@ class Reward:
     """Text and ground truth in, signals out. A reward sets `weights` and defines `score_batch`."""
 
     weights: dict[str, float]
-    """What each signal is multiplied with in the total"""
+    """Factor of each signal in the total"""
     verifier: Any = None
-    """The `rewards.Verifier` that it asks, if any"""
+    """The `rewards.Verifier` that grades the answers, if any"""
+    warnings: Sequence[str] = ()
+    """Lines to report once, at the start of a run"""
+    calibration_size: int = 0
+    """Completions that `calibrate` needs before training; 0 where it is not needed (any more)"""
 
     def score_batch(
-        self, completions: Sequence[str], ground_truths: Sequence[Any], questions: Sequence[str] | None = None
+        self, completions: Sequence[str], ground_truths: Sequence[Any], rows: Sequence[Row] | None = None
     ) -> list[Score]:
-        """Scores in the order of the completions. Only a reward model reads the questions (see `hybrid`)."""
+        """Returns the scores in the order of the completions."""
         raise NotImplementedError
 
-    def __call__(self, completion: str, ground_truth: Any, question: str = "") -> Score:
-        return self.score_batch([completion], [ground_truth], [question])[0]
+    def __call__(self, completion: str, ground_truth: Any, **row: Any) -> Score:
+        return self.score_batch([completion], [ground_truth], [row])[0]
+
+    def self_test(self, row: Row) -> None:
+        """Raises RewardError where the reward cannot work on this machine or on data such as this row."""
+
+    def calibrate(self, completions: Sequence[str], rows: Sequence[Row]) -> None:
+        """Fits the reward's scale to completions of the untrained policy."""
 
     def cache_hit_rate(self) -> float:
-        """Share of answers whose verdict was already known, since the last call of this function."""
+        """Returns the share of answers whose outcome was already known, since the last call."""
         return self.verifier.cache_hit_rate() if self.verifier else 0.0
 
     def state_dict(self) -> dict[str, Any]:
@@ -61,7 +78,7 @@ class Reward:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state:
-            raise ValueError(f"this reward keeps no state, but the checkpoint holds {sorted(state)}")
+            raise RewardError(f"this reward keeps no state, but the checkpoint holds {sorted(state)}")
 
     def close(self) -> None:
         if self.verifier:
@@ -75,29 +92,32 @@ DEFAULT_WEIGHTS = (1.0, 0.5, 0.5)
 
 
 def check_weights(weights: Sequence[float]) -> tuple[float, ...]:
-    """The same; ValueError unless they are three numbers from 0 to MAX_WEIGHT."""
+    """Returns the weights; RewardError unless they are three numbers from 0 to MAX_WEIGHT."""
     if len(weights) != 3 or not all(0 <= weight <= MAX_WEIGHT for weight in weights):
-        raise ValueError(
+        raise RewardError(
             f"reward weights {weights}: need three finite numbers >= 0, at most {MAX_WEIGHT:g} (alpha, beta, gamma)"
         )
     return tuple(weights)
 
 
 def weights_from_env() -> tuple[float, ...]:
-    """`REWARD_WEIGHTS="alpha,beta,gamma"` where it is set, else the default; ValueError for anything else."""
+    """Returns the weights of `REWARD_WEIGHTS="alpha,beta,gamma"`, or the defaults where it is not set.
+
+    RewardError for any other text.
+    """
     text = os.environ.get("REWARD_WEIGHTS")
     if text is None:
         return DEFAULT_WEIGHTS
     try:
         return check_weights([float(weight) for weight in text.split(",")])
     except ValueError:
-        raise ValueError(
+        raise RewardError(
             f'REWARD_WEIGHTS={text!r}: need three finite numbers >= 0 as "alpha,beta,gamma", for example "1.0,0.5,0.5"'
         ) from None
 
 
 def weight_warnings(weights: dict[str, float]) -> list[str]:
-    """Which unwanted strategy the weights pay for; empty when none. Say these once, at the start."""
+    """Returns a line for each unwanted strategy that multi_signal's weights pay for."""
     alpha, beta, gamma = (weights.get(name, 0.0) for name in SIGNALS)
     warnings = []
     if weights and not any(weights.values()):
@@ -116,7 +136,7 @@ def weight_warnings(weights: dict[str, float]) -> list[str]:
 
 
 def summarize(groups: Sequence[Sequence[Score]]) -> dict[str, float]:
-    """Metrics of one step; `groups[g]` are the scores of problem g's completions.
+    """Returns the metrics of one step; `groups[g]` are the scores of problem g's completions.
 
     Standard deviations divide by n - 1, as the advantage does; a group of one has 0. `*_group_std` is the mean over
     groups. `statistics.stdev` computes in fractions, so equal totals are exactly flat.
@@ -135,12 +155,25 @@ def summarize(groups: Sequence[Sequence[Score]]) -> dict[str, float]:
     return metrics | _verdicts(scores)
 
 
+def right_shares(problems: Sequence[int], groups: Sequence[Sequence[Score]]) -> dict[int, float]:
+    """Returns the share of correct answers of each problem; `groups[g]` belongs to `problems[g]`.
+
+    Groups of the same problem count as one. Scores without a verified answer do not count.
+    """
+    outcomes: dict[int, list[str]] = {}
+    for problem, scores in zip(problems, groups, strict=True):
+        verified = [score.outcome for score in scores if score.outcome != UNVERIFIED]
+        if verified:
+            outcomes.setdefault(problem, []).extend(verified)
+    return {problem: verified.count("correct") / len(verified) for problem, verified in outcomes.items()}
+
+
 def _std(values: Sequence[float]) -> float:
     return stdev(values) if len(values) > 1 else 0.0
 
 
 def _verdicts(scores: Sequence[Score]) -> dict[str, float]:
-    """The 2 x 2 table of verdict and truth, and the share of the larger verdict among those that gave one."""
+    """Returns the 2 x 2 table of verdict and truth, and the majority verdict's share of all given verdicts."""
     table = Counter((score.outcome == "correct", score.verdict) for score in scores)
     given = Counter(score.verdict for score in scores if score.verdict)
     metrics = {

@@ -7,11 +7,12 @@ pattern here is linear in the text, and BOX_WINDOW bounds what ten megabytes of 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rewards.score import SIGNALS, Reward, Score, check_weights
+from rewards.score import SIGNALS, Reward, RewardError, Row, Score, check_weights
 from rewards.verifier import Verifier
 
 Verdict = Literal["correct", "wrong"]
@@ -27,6 +28,8 @@ BOX_WINDOW = 100_000
 """Characters at the end of the text in which boxes are looked for; no answer is nearly that long."""
 MAX_REFLECTION = 20_000
 """Characters; a longer reflection has no verdict."""
+_BLANK_LETTERS = "\u115f\u1160\u2800\u3164\uffa0"
+"""Letters and symbols of Unicode that have no ink"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,24 +78,29 @@ def last_box(text: str) -> str | None:
 
 
 def one_box(text: str) -> bool:
-    r"""Exactly one `\boxed`, complete and not empty."""
-    return text.count("\\boxed") == 1 and bool((last_box(text) or "").strip())
+    r"""Returns whether there is exactly one `\boxed`, complete and not empty."""
+    return text.count("\\boxed") == 1 and visible(last_box(text) or "")
+
+
+def visible(text: str) -> bool:
+    """Returns whether the text shows anything: spaces, marks, controls and blank characters (U+200B) do not."""
+    return any(unicodedata.category(letter)[0] not in "ZCM" and letter not in _BLANK_LETTERS for letter in text)
 
 
 def think_box_reflection(text: str) -> bool:
-    """Each tag once and in order, exactly one box between thought and reflection, nothing empty, nothing after."""
+    """Returns whether each tag stands once and in order, with one box in between, nothing empty and nothing after."""
     pieces = _around(text, "think", "reflection")
     if pieces is None:
         return False
     before, thought, middle, reflection, after = pieces
-    filled = thought.strip() and reflection.strip() and not after.strip()
-    return bool(filled) and "\\boxed" not in before and one_box(middle)
+    filled = visible(thought) and visible(reflection) and not after.strip()
+    return filled and "\\boxed" not in before and one_box(middle)
 
 
 def think_answer(text: str) -> bool:
-    """Each tag once and in order, nothing empty, nothing after."""
+    """Returns whether each tag stands once and in order, nothing empty and nothing after."""
     pieces = _around(text, "think", "answer")
-    return pieces is not None and bool(pieces[1].strip() and pieces[3].strip()) and not pieces[4].strip()
+    return pieces is not None and visible(pieces[1]) and visible(pieces[3]) and not pieces[4].strip()
 
 
 def _around(text: str, *names: str) -> list[str] | None:
@@ -121,6 +129,26 @@ _ANSWERS: dict[str, tuple[Callable[[str], str | None], Callable[[str], bool]]] =
     "answer_tag": (last_answer_tag, think_answer),
 }
 """For each `answer_from`: how the answer is found in a part of the text, and what the whole text has to look like"""
+
+
+_PLACEHOLDER = re.compile(
+    r"(?:i )?(?:do not|don ?t|can ?not|can ?t) (?:know|tell|say)|not (?:sure|known|given)|no (?:idea|answer)"
+    r"|nothing|unknown|unsure|uncertain|unclear|idk|nan|null|tbd|todo|blank|placeholder"
+    r"|(?:(?:the|my|your|final|correct|insert) )*(?:answer|result|solution)(?: here)?",
+    re.IGNORECASE,
+)
+_NO_CONTENT = re.compile(
+    r"\\(?:text|mbox|mathrm|mathbf|textbf|boxed|[lcvd]?dots|quad|qquad|square|Box|underline|_|left|right|,|;|!|\s)|[^\w\\∞∅]|_"
+)
+
+
+def says_nothing(answer: str) -> bool:
+    """Returns whether an answer is empty, punctuation, dots, a blank to be filled in, or a word such as "unknown".
+
+    Calling such an answer wrong is no reflection. Only wrong answers are asked, so a ground truth "none" can be met.
+    """
+    words = " ".join(_NO_CONTENT.sub(" ", answer).split())
+    return not visible(words) or bool(_PLACEHOLDER.fullmatch(words))
 
 
 # A negation reaches a verdict word over these words only, so that "I did not check; it is correct" stays "correct".
@@ -169,11 +197,11 @@ def verdict(reflection: str) -> Verdict | None:
 
 
 class MultiSignalMathReward(Reward):
-    """Scores one completion by three signals, each 0 or 1.
+    """Scores a completion by three signals, each 0 or 1.
 
-    verify: the answer equals the ground truth. format: the completion is laid out as asked. reflect: the reflection's
-    verdict on the answer is true. `answer_from` says what the answer is and which layout is asked.
-    Workers are started when the first answer needs one; `close` ends them.
+    verify: the answer equals the ground truth. format: the completion has the requested layout. reflect: the
+    reflection's verdict on the answer is true; 0 without an answer. `answer_from` defines the answer and the layout.
+    Workers start when the first answer needs one; `close` ends them.
     """
 
     def __init__(
@@ -188,17 +216,32 @@ class MultiSignalMathReward(Reward):
         self.weights = dict(zip(SIGNALS, check_weights((alpha, beta, gamma)), strict=True))
         self.answer_from, self.verifier = answer_from, Verifier(**verifier_options)
 
+    def self_test(self, row: Row) -> None:
+        """Raises RewardError where the workers do not tell right from wrong."""
+        answer = r"\frac{\sqrt{8}}{2}"
+        truths = {r"\sqrt{2}": "correct", r"\sqrt{3}": "wrong"}
+        outcomes = self.verifier.ask([(answer, truth) for truth in truths])
+        for (truth, expected), outcome in zip(truths.items(), outcomes, strict=True):
+            if outcome != expected:
+                raise RewardError(
+                    f"reward self-test: the answer {answer!r} against the ground truth {truth!r} gave {outcome!r}, "
+                    f"expected {expected!r}. The verifier does not work here, so the run does not start."
+                )
+
     def score_batch(
-        self, completions: Sequence[str], ground_truths: Sequence[Any], questions: Sequence[str] | None = None
+        self, completions: Sequence[str], ground_truths: Sequence[Any], rows: Sequence[Row] | None = None
     ) -> list[Score]:
-        """Scores in order. The questions are never read: tags and boxes of a question earn nothing."""
+        """Returns scores in order. The rows are never read: tags and boxes of a question earn nothing."""
         layouts = [read(completion, self.answer_from) for completion in completions]
         pairs = [(layout.answer, truth) for layout, truth in zip(layouts, ground_truths, strict=True)]
-        scores = []
-        for layout, outcome in zip(layouts, self.verifier.check_batch(pairs), strict=True):
-            correct = outcome == "correct"
-            true_verdict = outcome != "no_answer" and layout.verdict == ("correct" if correct else "wrong")
-            signals = {"verify": float(correct), "format": float(layout.format), "reflect": float(true_verdict)}
-            total = sum(self.weights.get(name, 0.0) * value for name, value in signals.items())
-            scores.append(Score(total, signals, layout.answer, layout.verdict, outcome))
-        return scores
+        return [self._scored(*each) for each in zip(layouts, self.verifier.check_batch(pairs), strict=True)]
+
+    def _scored(self, layout: Layout, outcome: str) -> Score:
+        if outcome != "correct" and says_nothing(layout.answer or ""):
+            outcome = "no_answer"
+        correct = outcome == "correct"
+        graded = outcome not in ("no_answer", "over_budget")
+        true_verdict = graded and layout.verdict == ("correct" if correct else "wrong")
+        signals = {"verify": float(correct), "format": float(layout.format), "reflect": float(true_verdict)}
+        total = sum(self.weights.get(name, 0.0) * value for name, value in signals.items())
+        return Score(total, signals, layout.answer, layout.verdict, outcome)

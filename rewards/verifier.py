@@ -1,7 +1,7 @@
-"""Answers against ground truths: decided here where that is plain, else known already, else by workers.
+"""Compares answers with ground truths: trivial cases inline, then a cache, then worker processes.
 
-`Verifier` is what training and evaluation use. `verify` asks in this process and without limits.
-`check_ground_truths` says which ground truths nobody can be graded against, and `self_test` tries the workers.
+Training and evaluation use `Verifier`. `verify` compares in this process and without limits. `check_ground_truths`
+reports the ground truths that no answer can be graded against.
 """
 
 from __future__ import annotations
@@ -9,19 +9,24 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rewards.equivalence.plain import MAX_CHARS, alternatives, decide
-from rewards.score import Reward
+from rewards.score import RewardError
 
 CACHE_SIZE = 10_000
 """Pairs whose outcome is kept; the oldest go first"""
+PATIENCE = 60
+"""Seconds of the clock for each second of processor time that an answer may take"""
+STARTS = 3
+"""Times that a server is started for one batch"""
 CHUNK = 500
 """Ground truths between two calls of `progress`"""
 
@@ -34,76 +39,111 @@ def verify(answer: str, ground_truth: Any) -> bool:
 
 
 class Verifier:
-    """Answers against ground truths, many at a time; from any thread, and in a forked process too.
+    """Compares many answers with their ground truths; from any thread, and in a forked process too.
 
-    Integers, decimals and fractions are compared here. The first answer that needs algebra starts a server
-    (equivalence/server.py) with `workers` processes, `timeout_s` seconds of processor time and `memory_limit_mb` for
-    each answer.
+    Integers, decimals and fractions are compared inline. The first answer that needs algebra starts a server
+    (equivalence/server.py) with `workers` processes ("auto": one for each core). Each answer may use `timeout_s`
+    seconds of processor time and `memory_limit_mb`; all answers of a batch together may use `budget_s` seconds of
+    processor time (None is no limit).
     """
 
-    def __init__(self, workers: int = 1, timeout_s: float = 2.0, memory_limit_mb: int = 1024) -> None:
-        self.limits = (workers, timeout_s, memory_limit_mb)
+    def __init__(
+        self,
+        workers: int | str = 1,
+        timeout_s: float = 2.0,
+        memory_limit_mb: int = 1024,
+        budget_s: float | None = None,
+    ) -> None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        self.limits = (cores if workers == "auto" else workers, timeout_s, memory_limit_mb, budget_s)
+        self.silence_s = 60 + 2 * PATIENCE * timeout_s  # longer than any answer may take
         self._cache: dict[tuple[str, str], str] = {}
         self._asked = self._known = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._server: subprocess.Popen | None = None
         self._owner = 0  # the process that started the server
 
     def check_batch(self, pairs: Sequence[tuple[str | None, Any]]) -> list[str]:
-        """An outcome of `rewards.score.OUTCOMES` for each (answer, ground truth); an answer None is "no_answer"."""
-        wanted = [[(answer, text) for text in alternatives(truth)] if answer else [] for answer, truth in pairs]
-        asked = [pair for options in wanted for pair in options]
-        different = dict.fromkeys(asked)
-        self._asked += len(asked)
-        self._known += len(asked) - sum(pair not in self._cache for pair in different)
+        """Returns the outcome (`rewards.score.OUTCOMES`) of each (answer, ground truth); of None it is "no_answer"."""
+        options = [[(answer, text) for text in alternatives(truth)] if answer else [] for answer, truth in pairs]
+        with self._lock:
+            outcomes = self._graded([pair for row in options for pair in row])
+        return [_best([outcomes[pair] for pair in row]) for row in options]
+
+    def _graded(self, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
+        """Returns the outcome of each pair. Time-outs are remembered too: each costs its limit, at every step."""
+        different = dict.fromkeys(pairs)
+        self._asked += len(pairs)
+        self._known += len(pairs) - sum(pair not in self._cache for pair in different)
         outcomes = {pair: self._cache.get(pair) or decide(*pair) for pair in different}
         hard = [pair for pair, outcome in outcomes.items() if outcome is None]
         outcomes.update(zip(hard, self.ask(hard), strict=True))
         for pair, outcome in outcomes.items():
-            if outcome != "timeout" and len(pair[0]) <= MAX_CHARS:  # a killed worker may know it the next time
+            if outcome != "over_budget" and len(pair[0]) <= MAX_CHARS:
                 self._cache[pair] = outcome
         while len(self._cache) > CACHE_SIZE:
             del self._cache[next(iter(self._cache))]
-        return [_best([outcomes[pair] for pair in options]) for options in wanted]
+        return outcomes
 
     def cache_hit_rate(self) -> float:
-        """Share of answers already known, since the last call; 0 when nothing was asked."""
-        rate = self._known / self._asked if self._asked else 0.0
-        self._asked = self._known = 0
+        """Returns the share of answers whose outcome was known, since the last call; 0 without any answer."""
+        with self._lock:
+            rate = self._known / self._asked if self._asked else 0.0
+            self._asked = self._known = 0
         return rate
 
     def ask(self, pairs: Sequence[tuple[str | None, str]]) -> list[str]:
-        """The workers' outcome of each (answer, ground truth), in order; "timeout" past the limit of time or memory.
+        """Returns the workers' outcome of each (answer, ground truth), in order.
 
-        For an answer None, why the ground truth cannot be graded ("" where it can).
+        For an answer None the outcome is the reason why the ground truth cannot be graded, "" where it can. An answer
+        whose worker was killed from outside is graded again, once, and then counts as "timeout".
         """
-        if not pairs:
-            return []
+        outcomes: dict[int, str] = {}
         with self._lock:
             try:
-                return self._exchange(json.dumps(pairs).encode() + b"\n", len(pairs))
+                for _ in range(2):
+                    missing = [number for number in range(len(pairs)) if number not in outcomes]
+                    if missing:
+                        answers = self._exchange([pairs[number] for number in missing])
+                        outcomes |= {missing[place]: outcome for place, outcome in answers.items()}
             except BaseException:  # Ctrl-C in the middle: the next batch must not read this batch's outcomes
                 self._stop()
                 raise
+        return [outcomes.get(number, "timeout") for number in range(len(pairs))]
 
-    def _exchange(self, batch: bytes, count: int) -> list[str]:
-        """A server that was killed from outside is started anew and asked once more."""
-        for _ in range(2):
+    def _exchange(self, pairs: Sequence[tuple[str | None, str]]) -> dict[int, str]:
+        """Returns the outcomes by place in `pairs`. Restarts a server that ended or stays silent, STARTS times."""
+        batch = json.dumps(pairs).encode() + b"\n"
+        for _ in range(STARTS):
             server = self._started()
-            outcomes = ["timeout"] * count
-            with contextlib.suppress(BrokenPipeError):
-                server.stdin.write(batch)
-                server.stdin.flush()
-            for line in server.stdout:
-                message = json.loads(line)
+            outcomes: dict[int, str] = {}
+            for message in self._messages(server, batch):
                 if message is None:  # the end of the batch
                     return outcomes
-                outcomes[message[0]] = message[1]
+                outcomes.setdefault(*message)
             self._stop()
-        raise RuntimeError(
-            f"the reward workers ended (exit code {server.returncode}); "
-            "run `python -c 'import rewards.equivalence.server'` to see why"
+        raise RewardError(
+            f"the processes that grade answers ended or stopped {STARTS} times (last exit code {server.returncode}). "
+            "Likely causes: not enough memory, or a signal from outside. "
+            "`python -c 'import rewards.equivalence.server'` shows whether they can start"
         )
+
+    def _messages(self, server: subprocess.Popen, batch: bytes) -> Iterator[Any]:
+        """Sends a batch and yields the server's lines, until it ends or is silent for `silence_s`."""
+        # A stopped server does not read, and a long batch does not fit into the pipe: the write needs a limit as well.
+        watchdog = threading.Timer(self.silence_s, os.killpg, (server.pid, signal.SIGKILL))
+        watchdog.start()
+        with contextlib.suppress(BrokenPipeError):
+            server.stdin.write(batch)
+            server.stdin.flush()
+        watchdog.cancel()
+        rest = b""
+        while select.select([server.stdout], [], [], self.silence_s)[0]:
+            chunk = os.read(server.stdout.fileno(), 1 << 16)
+            if not chunk:
+                return
+            *lines, rest = (rest + chunk).split(b"\n")
+            yield from map(json.loads, lines)
 
     def _started(self) -> subprocess.Popen:
         if self._server is None or self._owner != os.getpid():
@@ -166,21 +206,3 @@ def check_ground_truths(
                     reason = f"not read within {timeout_s:g} s" if reason == "timeout" else reason
                     reasons[text] = f"ground truth {text[:200]!r} is unreadable: {reason}"
     return [next(filter(None, map(reasons.get, row)), None) for row in rows]
-
-
-def self_test(reward: Reward) -> None:
-    """The reward's workers tell right from wrong; ValueError that says what failed.
-
-    Rewards without a verifier (a user's own function) have nothing to test.
-    """
-    if reward.verifier is None:
-        return
-    answer = r"\frac{\sqrt{8}}{2}"
-    truths = {r"\sqrt{2}": "correct", r"\sqrt{3}": "wrong"}
-    outcomes = reward.verifier.ask([(answer, truth) for truth in truths])
-    for (truth, expected), outcome in zip(truths.items(), outcomes, strict=True):
-        if outcome != expected:
-            raise ValueError(
-                f"reward self-test: the answer {answer!r} against the ground truth {truth!r} gave {outcome!r}, "
-                f"expected {expected!r}. The verifier does not work here, so the run does not start."
-            )

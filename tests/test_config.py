@@ -205,6 +205,7 @@ def other_value(name: str, value):
         "rollout.engine": "torch",
         "learner.schedule": "linear",
         "reward.verifier": "last_number",
+        "reward.workers": 3,
         "learner.optimizer": "adamw_8bit",
         "learner.advantage": "dr_grpo",
         "learner.loss": "cispo",

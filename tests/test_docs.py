@@ -101,7 +101,7 @@ def config_names() -> set[str]:
 @pytest.mark.parametrize("page", PAGES, ids=ids)
 def test_settings_named_in_the_pages_exist(page: Path):
     sections = {name.partition(".")[0] for name in config_names() if "." in name}
-    for name in re.findall(r"`(?:--)?([a-z_]+\.[a-z_0-9]+)\b[^`]*`", page.read_text()):
+    for name in re.findall(r"`(?:--)?([a-z_]+(?:\.[a-z_0-9]+)+)\b[^`]*`", page.read_text()):
         if name.partition(".")[0] in sections and not name.endswith((".py", ".md", ".yaml", ".jsonl")):
             assert name in config_names(), f"{page.name} names the setting {name}"
 

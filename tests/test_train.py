@@ -13,8 +13,8 @@ from grpo.engines.torch_engine import TorchEngine
 def test_engine_and_reward_are_closed_however_the_run_ends(fails: str | None, tmp_path, monkeypatch):
     closed = []
 
-    def load_reward(*given, load=train.load_reward):
-        reward = load(*given)
+    def load_reward(*given, load=train.load_reward, **settings):
+        reward = load(*given, **settings)
         monkeypatch.setattr(reward, "close", lambda: closed.append("reward"))
         return reward
 

@@ -14,7 +14,7 @@ from grpo.engines.torch_engine import TorchEngine
 from grpo.errors import UserError
 from grpo.evaluation.benchmarks import held_out_problems
 from grpo.policy import load_policy
-from grpo.rollout import load_reward, request_seed
+from grpo.rollout import request_seed
 from grpo.run.display import Clock
 from grpo.settings import build
 from grpo.types import Problem
@@ -53,7 +53,7 @@ def test_training_and_held_out_figures_read_the_same_answer(verifier, verify):
     """ "It is 5." has no box; its last number is right."""
     config = build("cpu", {"reward.verifier": verifier, "eval.data": "none", "eval.every": 0, "eval.test": "none"})
     validator = Validator(config, None, {}, [], clock=None)
-    trained = load_reward(config)
+    trained = make_reward(**config.reward.model_dump())
     for judge in (validator.reward, trained):
         assert judge("It is 5.", "5").verify == verify
         judge.close()

@@ -50,6 +50,7 @@ def sample(args: argparse.Namespace) -> str:
     from grpo.chat_template import ChatTemplate
     from grpo.engines.base import SamplingParams, choose_device, make_engine
     from grpo.problems import check_share, make_problems
+    from grpo.rollout import text_of
     from grpo.saved import of_run, open_policy, single
     from grpo.types import Request
     from rewards import make_reward
@@ -68,14 +69,15 @@ def sample(args: argparse.Namespace) -> str:
             policy = open_policy(target, device)
             problems, bad = make_problems([("the question", row)], ChatTemplate(policy.tokenizer), prompt, graded=False)
             check_share("the command line", len(problems), bad, allowed=0)
-            ids = problems["the question"].prompt_ids
+            problem = problems["the question"]
+            ids = problem.prompt_ids
             if engine is None:
                 rollout = {"engine": args.engine, "max_new_tokens": longest, "max_prompt_tokens": len(ids)}
                 engine = make_engine(settings_of({"model": target.base, "rollout": rollout}), device)
             engine.sync(policy)
             request = Request(ids, args.n if args.temperature else 1, args.seed)
             (completions,) = engine.generate([request], SamplingParams(longest, args.temperature))
-            texts = [policy.tokenizer.decode(completion.ids, skip_special_tokens=True) for completion in completions]
+            texts = [text_of(policy.tokenizer, problem.prompt, completion) for completion in completions]
             scores = reward.score_batch(texts, [row["answer"]] * len(texts))
             columns.append((target.label, list(zip(texts, scores, completions, strict=True))))
         engine.close()

@@ -26,6 +26,7 @@ from grpo.evaluation.results import EvalFolder, Line
 from grpo.evaluation.scores import grade
 from grpo.policy import compute_dtype
 from grpo.problems import prompt_text
+from grpo.rollout import text_of
 from grpo.run import files
 from grpo.saved import Target, fingerprint, open_policy, tokenizer_of
 from grpo.settings import Config, parse
@@ -176,7 +177,7 @@ class Session:
                 "problem": group.problem.index,
                 "sample": sample,
                 "prompt": group.problem.prompt,
-                "completion": self.tokenizer.decode(completion.ids, skip_special_tokens=True),
+                "completion": text_of(self.tokenizer, group.problem.prompt, completion),
                 "tokens": len(completion.ids),
                 "finish_reason": completion.finish_reason,
                 "ground_truth": group.problem.ground_truth,

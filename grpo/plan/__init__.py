@@ -67,7 +67,7 @@ class Plan:
             stay["CUDA context"] = memory.CUDA_CONTEXT
         sampling, sampler = memory.sampler_parts(self)
         if config.reward.name == "hybrid":
-            (sampling if config.reward.hybrid_offload else sampler)["reward model"] = memory.reward_model_bytes(config)
+            (sampling if config.reward.hybrid.offload else sampler)["reward model"] = memory.reward_model_bytes(config)
         learning = memory.learning_parts(config, self.shape, self.element)
         return {"learn": stay | sampler | learning, "rollout": stay | sampler | sampling}
 

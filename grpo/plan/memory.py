@@ -185,7 +185,7 @@ def sampler_parts(plan: Plan) -> tuple[dict[str, float], dict[str, float]]:
 
 def reward_model_bytes(config: Config) -> float:
     """hybrid's reward model in bfloat16; in place of a head it has one output."""
-    shape = shape_of(config.reward.model, config.policy.trust_remote_code)
+    shape = shape_of(config.reward.hybrid.model, config.policy.trust_remote_code)
     head = 0 if shape.text.tie_word_embeddings else shape.text.vocab_size * shape.text.hidden_size
     return 2 * (shape.parameters - head)
 

@@ -25,13 +25,16 @@ from grpo.plan import Plan, decide, describe
 from grpo.plan.memory import GIB, disk_parts, host_bytes, model_config
 from grpo.plan.time import this_card
 from grpo.policy import generation_config, load_tokenizer
-from grpo.problems import first_prompt, training_problems
+from grpo.problems import first_prompt, make_problems, read_data, training_problems
+from grpo.rollout import known
 from grpo.run.resume import new_folder
 from grpo.settings import Config, flat, short, typed
 from grpo.terminal import escape_control, notify
-from rewards import make_reward, self_test, weight_warnings
+from rewards import Row, load_reward
 
 LORA_LEAST_LR = 5e-6
+FIRST_ROWS = 20
+"""Rows in which the reward's self-test looks for a problem"""
 PROBLEM = "PROBLEM: "
 REMEDIES: tuple[dict[str, object], ...] = (
     {"rollout.kv_gib": None}, {"policy.gradient_checkpointing": True}, {"learner.microbatch_tokens": 4096},
@@ -114,13 +117,17 @@ def _data_names(config: Config) -> list[str]:
 
 def _reward(config: Config) -> Iterator[str]:
     """The self-test that a run starts with. The reward model is not loaded."""
-    weights = (config.reward.alpha, config.reward.beta, config.reward.gamma)
     name = "multi_signal" if config.reward.name == "hybrid" else config.reward.name
-    with closing(make_reward(name, weights=weights, workers=1, timeout_s=config.reward.timeout_s)) as reward:
-        self_test(reward)
+    row: Row = {}
+    if ":" in name:  # a user's own function is tried on the first problem
+        first = read_data(config.data, config.data_dir, FIRST_ROWS)
+        found, _ = make_problems(first, None, config.prompt, columns=config.data_columns, graded=False)
+        row = known(next(iter(found.values()))) if found else row
+    settings = config.reward.model_dump() | {"name": name, "workers": 1}
+    with closing(load_reward(row, config.seed, "cpu", **settings)) as reward:
         terms = " + ".join(f"{weight:g} {signal}" for signal, weight in reward.weights.items())
         yield f"{config.reward.name}: {terms}; self-test passed"
-        yield from weight_warnings(reward.weights)
+        yield from reward.warnings
 
 
 def _plan(config: Config, device: torch.device, resumed: Path | None) -> Iterator[str]:
@@ -197,7 +204,7 @@ def problems(plan: Plan) -> Iterator[str]:
 
 def model_problems(config: Config) -> Iterator[str]:
     """Models, and data sets beside them, that are not on this machine and cannot be fetched."""
-    models = [config.model, *([config.reward.model] if config.reward.name == "hybrid" else [])]
+    models = [config.model, *([config.reward.hybrid.model] if config.reward.name == "hybrid" else [])]
     if line := hub.missing(models, _data_names(config), config.data_dir):
         yield line
         return

@@ -136,7 +136,7 @@ def _reward_model(plan: Plan, tokens: float) -> float:
     """The hybrid reward's forward pass over every completion with its prompt."""
     if plan.config.reward.name != "hybrid":
         return 0.0
-    rollout, shape = plan.config.rollout, shape_of(plan.config.reward.model)
+    rollout, shape = plan.config.rollout, shape_of(plan.config.reward.hybrid.model)
     count, length = rollout.prompts_per_step * rollout.group_size, expected(rollout.max_prompt_tokens) + tokens
     work = forward_flops(shape.config, count * length, count * causal_pairs(int(length)), 0)
     return work / (plan.card.flops * plan.card.sustained)

@@ -25,7 +25,6 @@ import yaml
 from grpo.environment import versions
 from grpo.errors import UserError
 from grpo.settings import Config
-from rewards import UNVERIFIED
 
 if TYPE_CHECKING:
     import torch
@@ -176,15 +175,6 @@ def completion_rows(
         for g, group in enumerate(groups)
         for i, completion in enumerate(group.completions)
     ]
-
-
-def right_shares(rows: Iterable[dict]) -> dict[int, float]:
-    """Problem -> the share of its verified completions that was right."""
-    right: dict[int, list[bool]] = {}
-    for row in rows:
-        if row["outcome"] != UNVERIFIED:
-            right.setdefault(row["problem"], []).append(row["outcome"] == "correct")
-    return {problem: sum(found) / len(found) for problem, found in right.items()}
 
 
 def write_completions(folder: Path, step: int, rows: Iterable[dict]) -> None:

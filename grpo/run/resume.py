@@ -22,7 +22,7 @@ from grpo.settings import Config, build, changed, flat, parse, read_yaml, typed
 from grpo.terminal import notify
 from grpo.types import Problem
 
-PATHS = {"model", "data", "data_dir", "prompt", "reward.model", "eval.data", "eval.test"}
+PATHS = {"model", "data", "data_dir", "prompt", "reward.hybrid.model", "eval.data", "eval.test"}
 """May lie elsewhere when a run is continued: the last part of the name has to be the same."""
 WHERE = {"name", "out", "data_dir", "quiet", "show_every", "tracker"}
 HOW_LONG = {

@@ -29,7 +29,7 @@ from grpo.run.trackers import TrackerProcess
 from grpo.settings import Config
 from grpo.terminal import notify
 from grpo.types import Group
-from rewards import Score, summarize, weight_warnings
+from rewards import Score, right_shares, summarize
 
 
 class Run:
@@ -79,7 +79,7 @@ class Run:
             if bad_rows:
                 rows = (json.dumps(dataclasses.asdict(row), default=str) + "\n" for row in bad_rows)
                 files.write(self.folder / "bad_rows.jsonl", "".join(rows))
-        for warning in weight_warnings(state.reward.weights):
+        for warning in state.reward.warnings:
             notify(warning)
         quiet, steps = self.config.quiet or not sys.stderr.isatty(), self.config.steps
         self.bar = tqdm(total=steps, initial=self.step, bar_format=BAR, dynamic_ncols=True, disable=quiet)
@@ -132,7 +132,7 @@ class Run:
         with files.writing(self.folder):
             files.write_completions(self.folder, step, completions)
             self._write_problems(groups)
-            row = {"step": step, "accuracy": files.right_shares(completions)}
+            row = {"step": step, "accuracy": right_shares([group.problem.index for group in groups], scores)}
             files.append(self.folder / "accuracy.jsonl", files.lines([row]))
         metrics = summarize(scores) | completion_metrics(groups) | learned
         metrics["groups/zero_variance"] = (advantages == 0).all(1).double().mean().item()  # exact zeros, no tolerance

@@ -13,6 +13,7 @@ import pytest
 import train
 from data.tiny_base import FOLDER
 from grpo.run.files import read_completions, read_rows
+from rewards.score import OUTCOMES
 
 PROBLEMS, GROUP, LENGTH = 8, 4, 96
 RUNS = {"l4": ["--preset", "l4"], "l4-nf4": ["--preset", "l4", "--quant", "nf4"], "h100": ["--preset", "h100"]}
@@ -43,7 +44,7 @@ def test_two_steps_come_out_sane(runs, name: str):
         assert row["logprob_diff/mean"] < 1e-4, "float32 on both sides"
         assert row["logprob_diff/max"] < 1e-3
         assert 0 <= row["reward/mean"] <= 2  # 1 verify + 0.5 format + 0.5 reflect
-        shares = [row[f"outcome/{o}"] for o in ("correct", "wrong", "no_answer", "unparsed", "timeout")]
+        shares = [row[f"outcome/{outcome}"] for outcome in OUTCOMES]
         assert sum(shares) == pytest.approx(1)
         assert 1 <= row["completion/length_mean"] <= row["completion/tokens_max"] <= LENGTH
         assert row["completion/unique"] > 0.5, "32 samples with seeds of their own"

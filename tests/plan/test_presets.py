@@ -241,8 +241,8 @@ def test_a_step_of_the_other_presets(preset, tmp_path, capsys):
     options = CUT | {"data": str(REPO / "data/questions16.jsonl"), "out": str(tmp_path), "name": "smoke", "steps": "1"}
     if form := OTHERS[preset]:
         options["model"] = llama(tmp_path / "model", *form[:2])
-        options["reward.model"] = llama(tmp_path / "rm", *form[:2], one_output=True)
-    options |= {"quiet": "true", "rollout.max_prompt_tokens": "1500", "reward.hybrid_warmup": "16"}
+        options["reward.hybrid.model"] = llama(tmp_path / "rm", *form[:2], one_output=True)
+    options |= {"quiet": "true", "rollout.max_prompt_tokens": "1500", "reward.hybrid.warmup": "16"}
     argv = ["--preset", preset, *(word for name, value in options.items() for word in (f"--{name}", value))]
     assert train.main(argv) == 0, capsys.readouterr().err
     rows = read_completions(tmp_path / "smoke", 1)

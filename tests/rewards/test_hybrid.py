@@ -7,10 +7,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForSequenceClassification
 
-from grpo.rollout import load_reward, warm_up
+from grpo.rollout import calibrate
 from grpo.settings import build
 from grpo.types import Completion, Problem
-from rewards import make_reward, self_test
+from rewards import load_reward, make_reward
 from rewards.hybrid import HybridReward, RewardModel
 
 RIGHT, WRONG = r"so \boxed{5}", r"so \boxed{6}"
@@ -35,11 +35,15 @@ def model(tmp_path_factory) -> str:
     return str(folder)
 
 
+def asking(questions) -> list[dict[str, str]]:
+    return [{"question": question} for question in questions]
+
+
 def test_the_formula(model):
     """correct: (1 - b) + 2b s, wrong: -a + 2a s, s = (rm - min) / (max - min + eps)."""
     reward = HybridReward(model, a=0.3, b=0.4, eps=0.01)
     completions, prompts = [RIGHT, WRONG, RIGHT, "a"], ["a", "b", "c?", "a b c"]
-    scores = reward.score_batch(completions, ["5"] * 4, prompts)
+    scores = reward.score_batch(completions, ["5"] * 4, asking(prompts))
     opinions = reward.model.score(prompts, completions)
     low, high = min(opinions), max(opinions)
     assert high - low > 0.1, "the random model tells texts apart"
@@ -54,25 +58,25 @@ def test_the_formula(model):
 def test_a_wrong_answer_never_outranks_a_right_one(model):
     """After a warm-up that saw a single score every other one lies outside: clipped, wrong <= 0.5 <= right."""
     reward = HybridReward(model)
-    reward.warm_up(["a"], [RIGHT])
+    reward.calibrate([RIGHT], asking("a"))
     prompts = [" ".join(WORDS[3 + i : 6 + i]) for i in range(9)]
-    right = reward.score_batch([RIGHT] * 9, ["5"] * 9, prompts)
-    wrong = reward.score_batch([RIGHT] * 9, ["6"] * 9, prompts)
+    right = reward.score_batch([RIGHT] * 9, ["5"] * 9, asking(prompts))
+    wrong = reward.score_batch([RIGHT] * 9, ["6"] * 9, asking(prompts))
     assert max(score.total for score in wrong) <= 0.5 <= min(score.total for score in right)
     reward.close()
 
 
 def test_the_scale_is_set_once_saved_and_restored(model):
     reward = HybridReward(model, warmup=2)
-    assert reward.warmup_left == 2
-    reward.score_batch([RIGHT, WRONG], ["5", "5"], ["a", "b"])
+    assert reward.calibration_size == 2
+    reward.score_batch([RIGHT, WRONG], ["5", "5"], asking("ab"))
     scale = reward.scale
-    reward.score_batch([RIGHT, "a"], ["5", "5"], ["c c c", "?"])
+    reward.score_batch([RIGHT, "a"], ["5", "5"], asking(["c c c", "?"]))
     assert reward.scale == scale
     resumed = HybridReward(model, warmup=2)
     resumed.load_state_dict(reward.state_dict())
-    assert resumed.warmup_left == 0
-    batch = ([RIGHT, WRONG, "b"], ["5"] * 3, ["a a", "b b", "c"])
+    assert resumed.calibration_size == 0
+    batch = ([RIGHT, WRONG, "b"], ["5"] * 3, asking(["a a", "b b", "c"]))
     assert resumed.score_batch(*batch) == reward.score_batch(*batch)
     with pytest.raises(ValueError, match="checkpoint was made with"):
         resumed.load_state_dict({**reward.state_dict(), "model": "another"})
@@ -83,7 +87,8 @@ def test_the_scale_is_set_once_saved_and_restored(model):
 def test_a_pass_before_training_sets_the_scale(model):
     """Twelve completions of the first problems at temperature 1, four a problem; a resumed run makes no such pass."""
     config = build(
-        "cpu", {"reward.name": "hybrid", "reward.model": model, "reward.hybrid_warmup": 12, "rollout.group_size": 4}
+        "cpu",
+        {"reward.name": "hybrid", "reward.hybrid.model": model, "reward.hybrid.warmup": 12, "rollout.group_size": 4},
     )
     chats = [[{"role": "user", "content": word}] for word in "abc?so"]
     problems = [Problem(i, f"<user>{chat[0]['content']}", (i,), "5", chat=chat) for i, chat in enumerate(chats)]
@@ -93,19 +98,19 @@ def test_a_pass_before_training_sets_the_scale(model):
         def generate(self, requests, sampling):
             asked.extend(requests)
             return [
-                [Completion((request.prompt_ids[0] + 8 + i,), (0.0,), "stop") for i in range(request.n)]
+                [Completion((request.prompt_ids[0] + 8 + i,), (0.0,), "length") for i in range(request.n)]
                 for request in requests
             ]
 
-    reward = load_reward(config)
-    warm_up(reward, Echo(), reward.model.tokenizer, problems, config)
+    reward = load_reward({}, config.seed, "cpu", **config.reward.model_dump())
+    calibrate(reward, Echo(), reward.model.tokenizer, problems, config)
     assert [(request.prompt_ids, request.n) for request in asked] == [((0,), 4), ((1,), 4), ((2,), 4)]
     texts = [WORDS[8 + index + i] if 8 + index + i < len(WORDS) else "" for index in range(3) for i in range(4)]
     opinions = reward.model.score([word for word in "abc" for _ in range(4)], texts)
     assert reward.scale == (min(opinions), max(opinions))
-    resumed = load_reward(config)
+    resumed = load_reward({}, config.seed, "cpu", **config.reward.model_dump())
     resumed.load_state_dict(reward.state_dict())
-    warm_up(resumed, None, None, problems, config)
+    calibrate(resumed, None, None, problems, config)
     for each in (reward, resumed):
         each.close()
 
@@ -113,9 +118,10 @@ def test_a_pass_before_training_sets_the_scale(model):
 def test_the_settings_reach_the_reward(model):
     given = {"a": 0.25, "b": 0.75, "eps": 0.5, "warmup": 7, "offload": True}
     config = build(
-        "cpu", {"reward.name": "hybrid", "reward.model": model} | {f"reward.hybrid_{k}": v for k, v in given.items()}
+        "cpu",
+        {"reward.name": "hybrid", "reward.hybrid.model": model} | {f"reward.hybrid.{k}": v for k, v in given.items()},
     )
-    reward = load_reward(config)
+    reward = load_reward({}, config.seed, "cpu", **config.reward.model_dump())
     assert {
         **{name: getattr(reward, name) for name in ("a", "b", "eps", "warmup")},
         "offload": reward.model.offload,
@@ -147,18 +153,22 @@ def test_batches_order_and_offload_do_not_change_scores(model, monkeypatch):
 
 
 def test_by_name_with_its_options_and_any_text(model):
-    reward = make_reward("hybrid", model=model, warmup=4)
+    reward = make_reward("hybrid", hybrid={"model": model, "warmup": 4})
     texts = ["", "\ud800", "a " * 6000, RIGHT]
-    scores = reward.score_batch(texts, ["5"] * 4, ["a"] * 4)
+    scores = reward.score_batch(texts, ["5"] * 4, asking("aaaa"))
     assert [score.outcome for score in scores] == ["no_answer"] * 3 + ["correct"]
-    self_test(reward)
+    reward.self_test({})
     reward.close()
-    assert make_reward("hybrid", model=model, verifier="last_number").score_batch(["5"], ["5"], ["a"])[0].verify
+    assert (
+        make_reward("hybrid", hybrid={"model": model}, verifier="last_number")
+        .score_batch(["5"], ["5"], asking("a"))[0]
+        .verify
+    )
 
 
 def test_a_model_that_is_not_there_is_one_clear_error(tmp_path):
     with pytest.raises(ValueError, match="cannot read the reward model"):
-        make_reward("hybrid", model=str(tmp_path / "none"))
+        make_reward("hybrid", hybrid={"model": str(tmp_path / "none")})
 
 
 def test_prompts_are_needed_and_impossible_settings_refused(model):
@@ -167,3 +177,15 @@ def test_prompts_are_needed_and_impossible_settings_refused(model):
         reward.score_batch([RIGHT], ["5"])
     with pytest.raises(ValueError, match="could outrank"):
         HybridReward(model, a=0.7, b=0.7)
+
+
+def test_the_reward_model_obeys_device(model):
+    """--device cpu holds for the reward model too; the device `meta` shows it on a machine without a GPU."""
+    judge = RewardModel(model, device="meta")
+    with pytest.raises(RuntimeError, match="meta"):
+        judge.score(["a"], ["b"])
+    assert judge.model.device.type == "meta"
+    config = build("cpu", {"reward.name": "hybrid", "reward.hybrid.model": model})
+    reward = load_reward({}, 0, "meta", **config.reward.model_dump())
+    assert reward.model.device == "meta"
+    reward.close()

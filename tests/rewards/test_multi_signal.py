@@ -97,7 +97,7 @@ def test_what_the_log_wants(reward):
 
 def test_the_prompt_earns_nothing(reward):
     """The prompt shows perfect tags and the gold; the completion is empty."""
-    assert reward.score_batch([""], ["12.8"], questions=[GOOD])[0].total == 0.0
+    assert reward.score_batch([""], ["12.8"], [{"question": GOOD, "prompt": GOOD}])[0].total == 0.0
 
 
 def test_weights():

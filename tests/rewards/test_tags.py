@@ -87,7 +87,7 @@ def test_the_layout_goes_with_it(source, text, expected):
 
 def test_every_reward_takes_the_choice():
     assert (
-        make_reward("multi_signal", weights=(1, 0.2, 0), verifier="last_number")(r"It is \boxed{56}", "56").total == 1.2
+        make_reward("multi_signal", beta=0.2, gamma=0, verifier="last_number")(r"It is \boxed{56}", "56").total == 1.2
     )
     assert make_reward("verify_only", verifier="last_number")("It is 56", "56").total == 1.0
     assert make_reward("random", verifier="answer_tag")("<answer>56</answer>", "56").verify == 1.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -15,7 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rewards import MultiSignalMathReward, Verifier, self_test
+from rewards import MultiSignalMathReward, RewardError, Verifier
+from rewards.equivalence.server import _line
 
 REPO = Path(__file__).resolve().parents[2]
 HARD = (r"\frac{\sqrt{8}}{2}", r"\sqrt{2}")  # equal, and only algebra can tell
@@ -37,12 +39,13 @@ def gone(pids: list[int]) -> bool:
     return not any(psutil.pid_exists(pid) for pid in pids)
 
 
-def busy_worker(verifier: Verifier) -> int:
+def busy_worker(verifier: Verifier, other_than: int | None = None) -> int:
     """The id of a worker that has computed for a while; waits until there is one."""
     while True:
         with contextlib.suppress(psutil.NoSuchProcess):
             for worker in psutil.Process(verifier._server.pid).children() if verifier._server else ():
-                if worker.status() != psutil.STATUS_ZOMBIE and worker.cpu_times().user > 0.3:
+                alive = worker.status() != psutil.STATUS_ZOMBIE and worker.pid != other_than
+                if alive and worker.cpu_times().user > 0.3:
                     return worker.pid
         time.sleep(0.05)
 
@@ -135,10 +138,13 @@ def test_memory_is_limited():
     verifier.close()
 
 
-def test_a_worker_killed_from_outside_costs_one_answer():
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_worker_killed_or_stopped_from_outside_costs_one_answer(kill):
     verifier, outcomes = Verifier(workers=1, timeout_s=600), []  # the one worker takes HANG first
     run = in_a_thread(lambda: outcomes.extend(verifier.ask([HANG, HARD])))
-    os.kill(busy_worker(verifier), signal.SIGKILL)  # in 600 s nothing else ends it
+    first = busy_worker(verifier)
+    os.kill(first, signal.SIGKILL)  # in 600 s nothing else ends it
+    os.kill(busy_worker(verifier, other_than=first), kill)  # it is graded once more, and then lost
     run.join()
     assert outcomes == ["timeout", "correct"]
     verifier.close()
@@ -239,16 +245,16 @@ def test_ctrl_c_ends_the_workers_and_leaks_nothing_into_the_next_run(verifier):
 def test_self_test_refuses_a_verifier_that_is_broken(monkeypatch, verifier):
     reward = MultiSignalMathReward()
     reward.verifier = verifier
-    self_test(reward)
+    reward.self_test({})
     for broken in ("correct", "wrong", "timeout"):
         monkeypatch.setattr(verifier, "ask", lambda pairs, said=broken: [said] * len(pairs))
         with pytest.raises(ValueError, match="self-test"):
-            self_test(reward)
+            reward.self_test({})
 
 
 def test_a_server_that_cannot_start_says_how_to_see_why(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(RuntimeError, match=r"exit code 1.*import rewards.equivalence.server"):
+    with pytest.raises(RewardError, match=r"3 times.*exit code 1.*import rewards.equivalence.server"):
         Verifier().ask([HARD])
 
 
@@ -264,9 +270,79 @@ def test_the_working_directory_is_no_place_for_modules(tmp_path, monkeypatch):
     assert not (tmp_path / "imported").exists()
 
 
-def test_timeouts_are_not_remembered(monkeypatch):
+def test_a_time_out_is_remembered(monkeypatch):
+    """The limit is of processor time, so the same answer would use all of it again at every step."""
     verifier = Verifier()
     monkeypatch.setattr(verifier, "ask", lambda pairs: ["timeout"] * len(pairs))
-    for _ in range(2):
+    for rate in (0.0, 1.0):
         assert verifier.check_batch([HARD]) == ["timeout"]
-    assert verifier.cache_hit_rate() == 0.0
+        assert verifier.cache_hit_rate() == rate
+
+
+@pytest.mark.parametrize("action", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_server_killed_or_stopped_again_and_again_is_one_line(action, monkeypatch):
+    """Each server that starts is hit at once: three starts, then an error. The batch of 200 kB fits into no pipe."""
+    verifier = Verifier(workers=1)
+    verifier.silence_s = 0.5
+    start = verifier._started
+
+    def hit():
+        server = start()
+        os.kill(server.pid, action)
+        return server
+
+    monkeypatch.setattr(verifier, "_started", hit)
+    with pytest.raises(RewardError, match=r"ended or stopped 3 times .*memory, or a signal"):
+        verifier.ask([("x" * 100, "y" * 100)] * 1000)
+    monkeypatch.undo()
+    verifier.silence_s = 600
+    assert verifier.ask([HARD]) == ["correct"]
+    verifier.close()
+
+
+def test_a_batch_has_a_budget_of_processor_time():
+    """Each answer uses its 1 s: after two of them the budget of 1.5 s is used up, and the others are not graded."""
+    verifier = Verifier(workers=1, timeout_s=1, budget_s=1.5)
+    hang = [(HANG[0].replace("16", str(number)), HANG[1]) for number in range(16, 20)]
+    assert verifier.check_batch([HARD, *hang, HARD]) == [
+        "correct", "timeout", "timeout", "over_budget", "over_budget", "correct",
+    ]  # fmt: skip
+    assert verifier.check_batch(hang[2:]) == ["timeout"] * 2, "what was not graded is graded in the next batch"
+    verifier.close()
+
+
+def test_an_answer_left_ungraded_earns_no_reflection():
+    reward = MultiSignalMathReward(workers=1, timeout_s=1, budget_s=0.001)
+    text = r"<think>a</think>\boxed{%s}<reflection>wrong</reflection>"
+    scores = reward.score_batch([text % (rf"\frac{{\sqrt{{{n}}}}}{{2}}") for n in (7, 11, 13)], [HARD[1]] * 3)
+    assert [score.outcome for score in scores] == ["wrong", "over_budget", "over_budget"]
+    assert [score.signals["reflect"] for score in scores] == [1.0, 0.0, 0.0]
+    reward.close()
+
+
+def test_a_verifier_keeps_its_cache_small_under_threads(monkeypatch):
+    """Each thread asks 200 pairs of its own; without a lock around the cache two threads evict the same pair."""
+    monkeypatch.setattr("rewards.verifier.CACHE_SIZE", 5)
+    verifier, failures = Verifier(), []
+
+    def work(thread: int) -> None:
+        try:
+            for number in range(200):
+                assert verifier.check_batch([(f"{thread}{number}", f"{thread}{number}"), ("1", f"{number}2")]) == [
+                    "correct", "wrong",
+                ]  # fmt: skip
+        except (AssertionError, KeyError, RuntimeError) as error:
+            failures.append(error)
+
+    for thread in [in_a_thread(work, index) for index in range(6)]:
+        thread.join()
+    assert not failures
+    assert len(verifier._cache) <= 5
+
+
+def test_a_line_fits_into_a_pipe_whole():
+    """500 emoji are 500 x 12 bytes of JSON; a pipe takes select.PIPE_BUF bytes in one piece."""
+    line = _line(3, "\U0001f600" * 500)
+    assert len(line) <= select.PIPE_BUF
+    assert json.loads(line)[0] == 3
+    assert json.loads(_line(3, "correct")) == [3, "correct"]

@@ -223,7 +223,8 @@ def main() -> None:
     cli.add_argument("--seed", type=int, default=0)
     given = cli.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        hybrid = {"reward.name": "hybrid", "reward.model": reward_model(Path(folder) / "reward"), "reward.workers": 1}
+        model = reward_model(Path(folder) / "reward")
+        hybrid = {"reward.name": "hybrid", "reward.hybrid.model": model, "reward.workers": 1}
         kinds = {"full": {}, "lora": LORA, "hybrid": hybrid}
         print(attack(Path(folder), kinds, given.kills, given.damages, given.seed))
 

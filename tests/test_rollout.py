@@ -1,0 +1,76 @@
+"""Decoding for rewards and readers: the text is what the model wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from grpo.rollout import decode, known
+from grpo.types import Completion, Group, Problem
+from rewards import MultiSignalMathReward
+
+TAGS = ["<think>", "</think>", "<reflection>", "</reflection>"]
+WORDS = ["<pad>", "<eos>", *TAGS, "a", "\\boxed{5}", "\\boxed{6}", "correct"]
+PAD, EOS = 0, 1
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tags are special", "tags are words"])
+def tokenizer(request) -> PreTrainedTokenizerFast:
+    """A tokenizer of ten words; the tags are special tokens, as they are in DeepSeek's, or words like any other."""
+    vocabulary = {word: index for index, word in enumerate(WORDS)}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="a"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {"additional_special_tokens": TAGS} if request.param else {}
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", **special)
+
+
+def ids(text: str) -> tuple[int, ...]:
+    return tuple(WORDS.index(word) for word in text.split())
+
+
+def texts(tokenizer, prompt: str, *completions: Completion) -> list[str]:
+    (decoded,) = decode(tokenizer, [Group(Problem(0, prompt, (), "5"), completions)])
+    return decoded
+
+
+LAID_OUT = "<think> a </think> \\boxed{5} <reflection> correct </reflection>"
+
+
+def test_tags_that_are_special_tokens_stay_and_stop_and_pad_do_not(tokenizer):
+    """A box in a thought is no answer, whether the tags are special tokens or not."""
+    stopped = Completion((*ids(LAID_OUT), EOS), (), "stop")
+    padded = Completion((PAD, *ids(LAID_OUT), PAD), (), "length")
+    thought = Completion(ids("<think> \\boxed{5} </think>"), (), "length")
+    written = texts(tokenizer, "a", stopped, padded, thought)
+    assert written[:2] == [LAID_OUT, LAID_OUT]
+    assert [MultiSignalMathReward()(text, "5").total for text in written] == [2.0, 2.0, 0.0]
+
+
+@pytest.mark.parametrize(("prompt", "format"), [("ask <think>\n", (1.0, 0.0)), ("ask <think></think>", (0.0, 1.0))])
+def test_a_thought_that_the_template_opened_belongs_to_the_completion(tokenizer, prompt, format):
+    """Where the template wrote <think>, a completion that begins with the thought has the layout and one that opens a
+    second thought has not; where it wrote a whole (empty) thought, it is the other way round."""
+    continued = Completion(ids(LAID_OUT)[1:], (), "length")
+    second = Completion(ids(LAID_OUT), (), "length")
+    scores = MultiSignalMathReward().score_batch(texts(tokenizer, prompt, continued, second), ["5", "5"])
+    assert tuple(score.signals["format"] for score in scores) == format
+    assert [score.verify for score in scores] == [1.0, 1.0]
+
+
+def test_a_reward_may_know_the_row_but_columns_hide_nothing():
+    problem = Problem(3, "<user>2+3?", (1,), "5", extra={"level": 2, "question": "another"}, chat=[{"content": "2+3?"}])
+    row = known(problem, Completion((4, 5), (), "stop"))
+    assert {name: row[name] for name in row} == {
+        "question": "2+3?", "prompt": "<user>2+3?", "messages": problem.chat, "completion_ids": [4, 5], "level": 2,
+    }  # fmt: skip
+
+
+def test_texts_for_reading_are_decoded_in_one_place():
+    """Training, held-out figures, evaluation and the sample command share rollout.text_of."""
+    root = Path(__file__).resolve().parent.parent
+    paths = [*root.glob("grpo/**/*.py"), *root.glob("tools/*.py"), root / "train.py", root / "eval.py"]
+    decoding = {path.name for path in paths if "skip_special_tokens" in path.read_text()}
+    assert decoding == {"rollout.py", "benchmarks.py"}  # the second cuts prompts for the contamination audit
