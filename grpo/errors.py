@@ -36,7 +36,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def one_line(*further: type[Exception]) -> Callable:
-    """Decorates `main(argv) -> exit code`: UserErrors, RewardErrors, the `further` exceptions and interruptions become one line.
+    """Decorates `main(argv) -> exit code`: user errors, the `further` exceptions and interruptions become one line.
 
     Every other exception is a fault of the program and keeps its traceback.
     """
