@@ -22,7 +22,7 @@ from grpo.errors import one_line
 from grpo.evaluation.benchmarks import held_out_problems
 from grpo.learner import Learner
 from grpo.packing import to_training_samples
-from grpo.plan import planned_and_measured
+from grpo.plan.planner import planned_and_measured
 from grpo.plan.preflight import check, plan_run
 from grpo.policy import load_policy
 from grpo.problems import first_prompt, training_problems

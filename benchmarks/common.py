@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 from data.tiny_base import make_tokenizer
 from grpo.learner import Learner
 from grpo.packing import pack
-from grpo.plan.memory import causal_pairs, training_flops
+from grpo.plan.shapes import ModelShape
+from grpo.plan.time import causal_pairs, training_flops
 from grpo.policy import Policy, compute_dtype
 from grpo.settings import Config, build, changed
 from grpo.types import Sample
@@ -108,7 +109,11 @@ def packed_work(learner: Learner, groups: list[list[Sample]]) -> tuple[int, int]
     )
     policy = learner.policy
     predicted = sum(len(batch.targets) for batch in batches)
-    return tokens, training_flops(policy.network.config, tokens, pairs, predicted, frozen=policy.lora)
+    head = policy.network.get_output_embeddings()
+    linear = [m for m in policy.network.modules() if isinstance(m, torch.nn.Linear) and m is not head]
+    sizes = tuple((m.in_features, m.out_features) for m in linear)
+    shape = ModelShape(policy.network.config, 0, sizes)
+    return tokens, training_flops(shape, tokens, pairs, predicted, frozen=policy.lora)
 
 
 def packing_and_decoding(groups: list[list[Sample]]) -> dict[str, float]:

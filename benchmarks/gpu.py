@@ -50,8 +50,8 @@ from grpo.engines.base import make_engine
 from grpo.environment import installed, versions
 from grpo.errors import UserError
 from grpo.evaluation.benchmarks import load
-from grpo.plan import decide, make_plan
-from grpo.plan.time import this_card
+from grpo.plan.hardware import this_hardware
+from grpo.plan.planner import decide, make_plan
 from grpo.policy import Policy
 from grpo.rollout import rollout
 from grpo.run.checkpoint import Checkpoints
@@ -118,7 +118,7 @@ def learner(bench: Bench, preset: str, completions: int, cap_gib: float | None =
             with profile() as profiler:
                 work.update(groups[: config.learner.minibatches_per_rollout])
             print(profiler.key_averages().table(sort_by=f"self_{DEVICE.type}_time_total", row_limit=15))
-    plan = make_plan(config, this_card(DEVICE))
+    plan = make_plan(config, this_hardware(DEVICE))
     mean = sum(len(sample.completion_ids) for group in groups for sample in group) / completions
     return memory | {
         "planned_gib": plan.needs("learn") / GIB,
@@ -154,7 +154,7 @@ def step(bench: Bench, preset: str, quant: str = "none") -> dict[str, float]:
     run |= {"out": str(bench.scratch), "name": f"{preset}-{quant}"}
     run |= {"rollout.prompts_per_step": problems, "rollout.group_size": group, "rollout.max_prompt_tokens": 64}
     run |= {"rollout.max_new_tokens": tokens, "rollout.engine": "auto" if DEVICE.type == "cuda" else "torch"}
-    plan, _ = decide(build(preset, run), this_card(DEVICE))
+    plan, _ = decide(build(preset, run), this_hardware(DEVICE))
     command = ["--preset", preset, *(f"--{name}={value}" for name, value in run.items())]
     with patch.object(Checkpoints, "save"):  # 20 GiB for all weights
         if train.main(command):
@@ -170,7 +170,7 @@ def step(bench: Bench, preset: str, quant: str = "none") -> dict[str, float]:
         "completion/length_mean",
         "groups/",
     )
-    planned |= {"engine": plan.engine, "planned/peak_gib": max(plan.totals().values()) / GIB}
+    planned |= {"engine": plan.engine.name, "planned/peak_gib": max(plan.totals().values()) / GIB}
     return planned | {name: value for name, value in row.items() if name.startswith(measured)}
 
 
@@ -187,7 +187,7 @@ def vllm(bench: Bench) -> dict[str, float]:
     params = SamplingParams(n=group, max_tokens=tokens, ignore_eos=True, detokenize=False)
     sampling = SamplingParams(tokens, config.rollout.temperature, ignore_eos=True)
     started = time.perf_counter()
-    engine = make_engine(make_plan(config, this_card(DEVICE)).engine_config, DEVICE)
+    engine = make_engine(make_plan(config, this_hardware(DEVICE)).engine_config, DEVICE)
     figures = {"start_s": time.perf_counter() - started}
     figures["first_sync_s"] = stopwatch(lambda: engine.sync(policy))["seconds"]
     for turn in range(3):  # the first warms up, the last is kept

@@ -183,9 +183,9 @@ class LearnerConfig(Section):
     max_new_tokens)."""
     minibatches_per_rollout: int = Field(1, ge=1)
     """Optimiser steps per rollout, each on its own share of the problems. With 1 the ratio is exactly 1."""
-    microbatch_tokens: int = Field(16384, ge=1)
+    microbatch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = 16384
     """Tokens (prompt and completion) in a micro-batch; one longer sequence still goes alone. Changes memory and speed,
-    not the result."""
+    not the result. auto: what the memory plan finds fastest, together with policy.gradient_checkpointing auto."""
     logit_chunk: int = Field(1024, ge=1)
     """Completion tokens whose logits exist at a time: chunk x vocabulary is the peak of the head."""
     skip_zero_variance: bool = False

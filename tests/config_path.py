@@ -1,4 +1,4 @@
-"""Counts where the settings go before the first step: python tests/config_path.py
+"""Counts where the settings go before the first step: python tests/config_path.py [options of train.py]
 
 A stay is a run of consecutive calls in one module that receive the `Config`, as an argument. A climb is a stay in a
 module that stands above the one before it: it imports that module, directly or through others.
@@ -75,7 +75,7 @@ def below(module: str) -> frozenset[str]:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        calls = visits([*RUN, "--out", folder])
+        calls = visits([*RUN, "--out", folder, *sys.argv[1:]])
     stays = [call for before, call in pairwise([("", ""), *calls]) if before[0] != call[0]]
     climbs = [(low, high) for low, high in pairwise(stays) if low[0] in below(high[0])]
     for module, function in stays:

@@ -139,7 +139,8 @@ def held_out_problems(
     config: Config, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[dict[str, list[Problem]], list[Problem]]:
     """The run's validation sets by label, and its test problems."""
-    sets = {label(name): _fitting(name, config, tokenizer) for name in names(config.eval.data)}
+    curve = names(config.eval.data) if config.eval.every else []
+    sets = {label(name): _fitting(name, config, tokenizer) for name in curve}
     return sets, _fitting(config.eval.test, config, tokenizer) if config.eval.test else []
 
 

@@ -1,4 +1,4 @@
-"""python -m grpo.plan --preset h100 --gpu h100: the plan for a card that is not in this machine."""
+"""python -m grpo.plan --preset h100 --gpu h100: the plan for a GPU that is not in this machine."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-import torch
-
 from grpo.cli import parse_args
+from grpo.engines.base import choose_device
 from grpo.errors import UserError, one_line
-from grpo.plan import decide, describe
-from grpo.plan.preflight import misfit
-from grpo.plan.time import card_named, this_card
+from grpo.plan.hardware import hardware_named, this_hardware
+from grpo.plan.planner import decide, describe
+from grpo.plan.preflight import fit_error
 from grpo.settings import short
 
 
@@ -22,11 +21,11 @@ def main(argv: Sequence[str]) -> int:
     own = argparse.ArgumentParser(prog="python -m grpo.plan", add_help=False, allow_abbrev=False)
     own.add_argument("--gpu")
     given, rest = own.parse_known_args(argv)
-    here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    card = card_named(given.gpu) if given.gpu else this_card(here)
-    plan, notes = decide(parse_args(rest, "l4").config, card)
+    config = parse_args(rest, "l4").config
+    hardware = hardware_named(given.gpu) if given.gpu else this_hardware(choose_device(config.device))
+    plan, notes = decide(config, hardware)
     print("\n".join([short(plan.config), describe(plan), *notes]))
-    if line := misfit(plan):
+    if line := fit_error(plan):
         raise UserError(line)
     return 0
 

@@ -1,6 +1,6 @@
-"""What is known before a run starts: its plan, and what around it would make it fail. Loads nothing big.
+"""Checks a run before it starts: the plan, and everything known that would make the run fail. Loads nothing big.
 
-Every run goes through `plan_run`; `train.py --check` also reads all data and tries the reward.
+Every run goes through `plan_run`; `train.py --check` also reads all data and tests the reward.
 """
 
 from __future__ import annotations
@@ -17,51 +17,50 @@ import torch
 from data.sources import SOURCES
 from grpo import hub
 from grpo.chat_template import ChatTemplate
-from grpo.engines.base import engine_type
 from grpo.environment import installed, versions
 from grpo.errors import UserError
 from grpo.evaluation import benchmarks
-from grpo.plan import Plan, decide, describe
-from grpo.plan.memory import GIB, disk_parts, host_bytes, model_config
-from grpo.plan.time import this_card
+from grpo.plan.hardware import GIB, this_hardware
+from grpo.plan.memory import disk_parts, host_bytes
+from grpo.plan.planner import Plan, decide, describe
+from grpo.plan.shapes import model_config
 from grpo.policy import generation_config, load_tokenizer
 from grpo.problems import first_prompt, make_problems, read_data, training_problems
 from grpo.rollout import known
 from grpo.run.resume import new_folder
-from grpo.settings import Config, flat, short, typed
+from grpo.settings import Config, short, typed
 from grpo.terminal import escape_control, notify
 from rewards import Row, load_reward
 
-LORA_LEAST_LR = 5e-6
+LEAST_LORA_STEP = 3e-4
 FIRST_ROWS = 20
 """Rows in which the reward's self-test looks for a problem"""
 PROBLEM = "PROBLEM: "
-REMEDIES: tuple[dict[str, object], ...] = (
+FIXES: tuple[dict[str, object], ...] = (
     {"rollout.kv_gib": None}, {"policy.gradient_checkpointing": True}, {"learner.microbatch_tokens": 4096},
     {"learner.logit_chunk": 256}, {"rollout.sleep": True}, {"rollout.max_num_seqs": 32},
     {"policy.lora_rank": 64, "learner.lr": 1e-5},
 )  # fmt: skip
-"""What may be changed to make a run fit, the mildest first: memory and speed, then what is trained"""
+"""Changes that can make a run fit, the mildest first: memory and speed, then what is trained"""
 
 
 def plan_run(config: Config, device: torch.device) -> Plan:
-    """The plan of a run that is about to start, printed. Raises UserError with all that would make the run fail.
+    """Prints and returns the plan of a run that is about to start. Raises UserError with one line for each blocker.
 
-    `plan.config` are the settings to run with: what was left to the plan (auto) is decided in them.
+    `plan.config` are the settings to run with: what was auto is decided in them.
     """
-    plan, notes = decide(config, this_card(device))
-    lines = describe(plan)
-    print(lines.splitlines()[0] if config.quiet else f"{short(plan.config)}\n{lines}", flush=True)
-    if wrong := list(problems(plan)):
-        raise UserError("\n".join([*without_gpu(plan), *wrong]))
+    plan, notes = decide(config, this_hardware(device))
+    if lines := blockers(plan):
+        raise UserError("\n".join(lines))
+    text = describe(plan)
+    print(text.splitlines()[0] if config.quiet else f"{short(plan.config)}\n{text}", flush=True)
     for line in (*notes, *warnings(plan)):
         notify(line)
     return plan
 
 
 def check(config: Config, device: torch.device, resumed: Path | None = None) -> int:
-    """Prints what would run, or go on in the folder `resumed`, and everything that is wrong with it. 1 if the run would
-    fail, else 0."""
+    """Prints what would run, or continue in the folder `resumed`, and all problems. Returns 1 if there is one."""
     print(short(config))
     sections = {
         "machine": _machine(config, device),
@@ -78,7 +77,8 @@ def check(config: Config, device: torch.device, resumed: Path | None = None) -> 
             lines.append(f"{PROBLEM}{error}")
         print(escape_control("\n".join([name, *(f"    {line}" for line in lines)])))
         failures += sum(line.startswith(PROBLEM) for line in lines)
-    print(f"{failures} problem{'s' * (failures != 1)}: the run would fail" if failures else "ready to run")
+    plural = "problem" if failures == 1 else "problems"
+    print(f"{failures} {plural}: the run would fail" if failures else "ready to run")
     return int(failures > 0)
 
 
@@ -99,20 +99,21 @@ def _data(config: Config) -> Iterator[str]:
         published = None if Path(name).exists() else SOURCES.get(Path(name).stem)
         checksum = f", sha256 {published.sha256[:12]} verified" if published else ""
         if name == config.data:
-            found, _ = training_problems(config, tokenizer)
+            problems, _ = training_problems(config, tokenizer)
         else:
             template, columns = ChatTemplate.of_run(config, tokenizer), config.eval.columns
-            found = benchmarks.load(name, template, config.prompt, config.data_dir, columns=columns)
-        longest = max(len(problem.prompt_ids) for problem in found)
+            problems = benchmarks.load(name, template, config.prompt, config.data_dir, columns=columns)
+        longest = max(len(problem.prompt_ids) for problem in problems)
         of = f"longest prompt {longest if here else 'not known'} of {config.rollout.max_prompt_tokens} tokens"
-        truths = len({problem.ground_truth for problem in found})
-        yield f"{name}: {len(found)} rows{checksum}; ground truths: {truths}; {of}"
+        truths = len({problem.ground_truth for problem in problems})
+        yield f"{name}: {len(problems)} rows{checksum}; ground truths: {truths}; {of}"
         if tokenizer and name == config.data:
-            yield from first_prompt(found, config, tokenizer, generation_config(config.model))
+            yield from first_prompt(problems, config, tokenizer, generation_config(config.model))
 
 
 def _data_names(config: Config) -> list[str]:
-    return list(dict.fromkeys(filter(None, [config.data, *benchmarks.names(config.eval.data), config.eval.test])))
+    curve = benchmarks.names(config.eval.data) if config.eval.every else []
+    return list(dict.fromkeys(filter(None, [config.data, *curve, config.eval.test])))
 
 
 def _reward(config: Config) -> Iterator[str]:
@@ -131,38 +132,38 @@ def _reward(config: Config) -> Iterator[str]:
 
 
 def _plan(config: Config, device: torch.device, resumed: Path | None) -> Iterator[str]:
-    """The plan, and below it what is wrong around it."""
-    plan, notes = decide(config, this_card(device))
-    yield from describe(plan).removeprefix("plan: ").splitlines()
-    yield from notes
-    if wrong := list(problems(plan)):
-        yield from (PROBLEM + line for line in (*without_gpu(plan), *wrong))
+    plan, notes = decide(config, this_hardware(device))
+    lines = blockers(plan)
+    if NO_GPU not in lines:
+        yield from describe(plan).removeprefix("plan: ").splitlines()
+        yield from notes
+    yield from (PROBLEM + line for line in lines)
     yield from (f"warning: {line}" for line in warnings(plan))
     if resumed is None:
         new_folder(config)  # UserError where the name is taken
 
 
-# ---- what is known to go wrong
+# ---- fit
 
 
-def misfit(plan: Plan) -> str | None:
-    """Why the plan does not fit its card, and what would make it fit."""
+def fit_error(plan: Plan) -> str | None:
+    """Why the plan does not fit, and a change that makes it fit; None where it fits."""
     if plan.fits:
         return None
-    used = f"{plan.usable / GIB:.1f} of {plan.card.memory / GIB:.1f} GiB may be used"
+    used = f"{plan.usable / GIB:.1f} of {plan.hardware.memory / GIB:.1f} GiB may be used"
     phase, need = max(plan.totals().items(), key=lambda item: item[1])
     problem = f"{phase} needs {need / GIB:.1f} GiB"
     if need <= plan.usable:
-        problem = f"the KV cache holds {plan.kv_sequences} sequences of {plan.config.rollout.longest_sequence} tokens"
-    change = " ".join(f"--{name} {typed(value)}" for name, value in remedy(plan).items())
-    advice = f"It fits with: {change}" if change else "Use a smaller --model, or a larger card"
-    return f"does not fit {plan.card.name}: {problem}, and {used}. {advice}"
+        problem = f"the KV cache holds {plan.kv_sequences} sequences of {plan.run.longest_sequence} tokens"
+    change = " ".join(f"--{name} {typed(value)}" for name, value in suggest_fix(plan).items())
+    advice = f"It fits with: {change}" if change else "Use a smaller --model, or a larger GPU"
+    return f"does not fit {plan.hardware.name}: {problem}, and {used}. {advice}"
 
 
-def remedy(plan: Plan) -> dict[str, object]:
-    """The mildest of REMEDIES that makes the plan fit, else all that lower its need, else nothing."""
+def suggest_fix(plan: Plan) -> dict[str, object]:
+    """The mildest of FIXES that makes the plan fit, else all that lower its need together, else nothing."""
     together: dict[str, object] = {}
-    for options in REMEDIES:
+    for options in FIXES:
         if plan.but(options).fits:
             return options
         if sum(plan.but(together | options).totals().values()) < sum(plan.but(together).totals().values()):
@@ -170,39 +171,75 @@ def remedy(plan: Plan) -> dict[str, object]:
     return together if plan.but(together).fits else {}
 
 
-def without_gpu(plan: Plan) -> Iterator[str]:
-    """The line that explains the others, where a run for a GPU is started on a machine without one."""
-    if plan.card.is_cpu and plan.config.device != "cpu":
-        yield "this machine has no GPU; --preset cpu and --preset laptop run here"
+# ---- what would make the run fail
+
+NO_GPU = "this machine has no GPU; --preset cpu and --preset laptop run here"
 
 
-def problems(plan: Plan) -> Iterator[str]:
-    """One line each for what would make the run fail, with its cure. Empty: nothing known stands in the way."""
-    config, rollout, context = plan.config, plan.config.rollout, plan.shape.context
-    if context is not None and rollout.longest_sequence > context:
-        room = context - rollout.max_prompt_tokens
-        cure = f"--rollout.max_new_tokens {room}" if room > 0 else f"--rollout.max_prompt_tokens {context // 4}"
+def blockers(plan: Plan) -> list[str]:
+    """One line for each known reason why the run would fail, with its fix; first that there is no GPU."""
+    machine = [*machine_blockers(plan), *_not_at_hand(plan.config)] if plan.hardware.here else []
+    lines = [
+        *_context(plan),
+        *machine,
+        *_out_folder(plan),
+        hub.weights_problem(Path(plan.config.model)),
+        fit_error(plan),
+    ]
+    lines = [line for line in lines if line]
+    no_gpu = plan.hardware.is_cpu and plan.config.device != "cpu" and lines
+    return [NO_GPU, *lines] if no_gpu else lines
+
+
+def _context(plan: Plan) -> Iterator[str]:
+    run, context = plan.run, plan.model.context
+    if context is not None and run.longest_sequence > context:
+        room = context - run.max_prompt_tokens
+        fix = f"--rollout.max_new_tokens {room}" if room > 0 else f"--rollout.max_prompt_tokens {context // 4}"
         yield (
-            f"rollout.max_prompt_tokens + rollout.max_new_tokens is {rollout.longest_sequence}, but {config.model} has "
-            f"positions for {context} tokens; use {cure}"
+            f"rollout.max_prompt_tokens + rollout.max_new_tokens is {run.longest_sequence}, but {plan.config.model} "
+            f"has positions for {context} tokens; use {fix}"
         )
-    if plan.card.here:
-        yield from machine_problems(plan)
-        yield from model_problems(config)
-    there = existing_parent(Path(config.out))
-    checkpoint, _, completions = disk_parts(config, plan.shape, plan.element)
-    need = checkpoint * (config.checkpoint.keep + 1) + completions  # one is being written
-    if there is None or not os.access(there, os.W_OK):
-        yield f"out is {config.out}, where nothing can be written; name another folder by --out"
-    elif need > (free := shutil.disk_usage(there).free):
+
+
+def _out_folder(plan: Plan) -> Iterator[str]:
+    folder, keep = existing_parent(Path(plan.config.out)), plan.run.keep
+    checkpoint, _, completions = disk_parts(plan.run, plan.model)
+    need = checkpoint * (keep + 1) + completions  # one is being written
+    if folder is None or not os.access(folder, os.W_OK):
+        yield f"out is {plan.config.out}, where nothing can be written; name another folder by --out"
+    elif need > (free := shutil.disk_usage(folder).free):
         yield (
-            f"{there} has {free / GIB:.1f} GiB free, and {config.checkpoint.keep + 1} checkpoints with the completions "
-            f"take {need / GIB:.1f}; use --out on another disk or --checkpoint.keep 1"
+            f"{folder} has {free / GIB:.1f} GiB free, and {keep + 1} checkpoints with the completions take "
+            f"{need / GIB:.1f}; use --out on another disk or --checkpoint.keep 1"
         )
-    yield from filter(None, [hub.weights_problem(Path(config.model)), misfit(plan)])
 
 
-def model_problems(config: Config) -> Iterator[str]:
+def machine_blockers(plan: Plan) -> Iterator[str]:
+    """What this machine cannot do."""
+    run = plan.run
+    yield from plan.engine.problems(plan.hardware.device)
+    if not plan.hardware.bf16 and run.element == 2:
+        yield (
+            f"{plan.hardware.name} does not compute in bfloat16, and float16 is not offered; use a GPU of 2020 or "
+            "later (compute capability 8.0), or --policy.dtype float32"
+        )
+    need, free = host_bytes(run), psutil.virtual_memory().available
+    if need > free:
+        yield (
+            f"the completions of a step may take {need / GIB:.1f} GiB of the {free / GIB:.1f} GiB of main memory that "
+            "are free; lower rollout.prompts_per_step, rollout.group_size or rollout.max_new_tokens"
+        )
+    needs_bitsandbytes = {
+        "policy.quant nf4": run.quant == "nf4",
+        "learner.optimizer adamw_8bit": run.optimizer == "adamw_8bit",
+    }
+    for setting, needed in needs_bitsandbytes.items():
+        if needed and not installed("bitsandbytes"):
+            yield f"{setting} needs bitsandbytes: pip install 'bitsandbytes>=0.50'"
+
+
+def _not_at_hand(config: Config) -> Iterator[str]:
     """Models, and data sets beside them, that are not on this machine and cannot be fetched."""
     models = [config.model, *([config.reward.hybrid.model] if config.reward.name == "hybrid" else [])]
     if line := hub.missing(models, _data_names(config), config.data_dir):
@@ -216,35 +253,18 @@ def model_problems(config: Config) -> Iterator[str]:
                 yield str(error)
 
 
-def machine_problems(plan: Plan) -> Iterator[str]:
-    """What this machine cannot do."""
-    config = plan.config
-    yield from engine_type(plan.engine).problems("cpu" if plan.card.is_cpu else "cuda")
-    if not plan.card.bf16 and plan.element == 2:
-        yield (
-            f"{plan.card.name} does not compute in bfloat16, and float16 is not offered; use a card of 2020 or later "
-            "(compute capability 8.0), or --policy.dtype float32"
-        )
-    need, free = host_bytes(config), psutil.virtual_memory().available
-    if need > free:
-        yield (
-            f"the completions of a step may take {need / GIB:.1f} GiB of the {free / GIB:.1f} GiB of main memory that "
-            "are free; lower rollout.prompts_per_step, rollout.group_size or rollout.max_new_tokens"
-        )
-    for setting, value in (("policy.quant", "nf4"), ("learner.optimizer", "adamw_8bit")):
-        if flat(config)[setting] == value and not installed("bitsandbytes"):
-            yield f"{setting} {value} needs bitsandbytes: pip install 'bitsandbytes>=0.50'"
-
-
 def warnings(plan: Plan) -> Iterator[str]:
-    """One line each for what a run survives but its owner should know."""
-    lr = plan.config.learner.lr
-    if plan.config.policy.lora_rank and lr < LORA_LEAST_LR:
-        yield f"learner.lr {lr:g} is a rate for all weights; LoRA learns next to nothing below {LORA_LEAST_LR:g}"
-    yield from engine_type(plan.engine).notices()
+    """One line for each thing that a run survives and its owner should know."""
+    policy, lr = plan.config.policy, plan.config.learner.lr
+    if policy.lora_rank and policy.lora_alpha * lr < LEAST_LORA_STEP:
+        yield (
+            f"policy.lora_alpha x learner.lr is {policy.lora_alpha * lr:.2g}, a rate for all weights; LoRA runs that "
+            f"were published lie between {LEAST_LORA_STEP:g} and 3e-3"
+        )
+    yield from plan.engine.notices()
 
 
 def existing_parent(path: Path) -> Path | None:
-    """The folder, or the nearest above it that is there; None where a file is in the way."""
-    there = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
-    return there if there.is_dir() else None
+    """The folder, or the nearest above it that exists; None where a file is in the way."""
+    nearest = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+    return nearest if nearest.is_dir() else None

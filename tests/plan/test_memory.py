@@ -7,15 +7,18 @@ import weakref
 
 import pytest
 import torch
+from meta_kernels import meta_kernels
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from benchmarks.roofline import Count, meta_kernels
+from grpo.engines.vllm_engine import VLLMEngine
 from grpo.errors import UserError
 from grpo.optim import Optimizer
 from grpo.packing import pack
-from grpo.plan.memory import GIB, NF4_BYTES, Shape, learning_parts, model_config, policy_parts, shape_of
+from grpo.plan.hardware import GIB, GPUS
+from grpo.plan.memory import NF4_BYTES, learning_parts, policy_parts
+from grpo.plan.shapes import ModelShape, RunShape, model_config, model_shape
 from grpo.policy import Policy
 from grpo.settings import build, changed
 from grpo.types import Sample
@@ -50,9 +53,9 @@ def by_hand(hidden, layers, heads, kv_heads, intermediate, tied, vocabulary=1519
     return layers * layer + hidden + vocabulary * hidden * (1 if tied else 2)
 
 
-def shape_from(tmp_path, config) -> Shape:
+def shape_from(tmp_path, config) -> ModelShape:
     config.save_pretrained(tmp_path)
-    return shape_of(str(tmp_path))
+    return model_shape(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -70,10 +73,10 @@ def test_an_untied_head_counts_twice(tmp_path):
 
 
 def test_the_model_of_the_presets_is_known_without_a_network():
-    shape = shape_of("Qwen/Qwen2.5-Math-1.5B")
+    shape = model_shape("Qwen/Qwen2.5-Math-1.5B")
     assert shape.parameters == 1_543_714_304
     assert shape.context == 4096
-    assert shape.kv_bytes == 28 * 1024  # 2 (k, v) x 28 layers x 2 heads x 128 x 2 bytes
+    assert shape.kv_elements == 14 * 1024  # 2 (k, v) x 28 layers x 2 heads x 128
     # rank 64 on q, k, v, o, gate, up, down of 28 layers
     outs = (1536, 256, 256, 1536, 8960, 8960)
     assert shape.adapter(64) == 28 * 64 * (sum(1536 + out for out in outs) + 8960 + 1536)
@@ -85,12 +88,16 @@ def test_an_unknown_model_is_one_line(tmp_path):
     assert "\n" not in str(error.value)
 
 
+def run_shape(config) -> RunShape:
+    return RunShape.of(config, GPUS["h100"], VLLMEngine.costs)
+
+
 def test_nf4_packs_the_linear_layers_and_nothing_else():
-    shape = shape_of("Qwen/Qwen2.5-Math-1.5B")
+    shape = model_shape("Qwen/Qwen2.5-Math-1.5B")
     l4 = build("l4", {"policy.quant": "none"})
-    plain = policy_parts(l4, shape, 2)
-    packed = policy_parts(changed(l4, {"policy.quant": "nf4"}), shape, 2)
-    linear = sum(a * b for a, b in shape.linear)
+    plain = policy_parts(run_shape(l4), shape)
+    packed = policy_parts(run_shape(changed(l4, {"policy.quant": "nf4"})), shape)
+    linear = shape.linear_elements
     assert plain["weights"] == 2 * shape.parameters
     assert plain["weights"] - packed["weights"] == pytest.approx(linear * (2 - NF4_BYTES))
     assert {k: v for k, v in plain.items() if k != "weights"} == {k: v for k, v in packed.items() if k != "weights"}
@@ -130,7 +137,7 @@ class NoTokenizer:
         return {}
 
 
-def live_peak(config, shape: Shape) -> tuple[float, float]:
+def live_peak(config, shape: ModelShape) -> tuple[float, float]:
     """(bytes of what stays, peak) of two accumulated micro-batches at the token budget and an optimiser step."""
     rollout, live = config.rollout, LiveBytes()
     completions = config.learner.microbatch_tokens // rollout.longest_sequence
@@ -139,7 +146,7 @@ def live_peak(config, shape: Shape) -> tuple[float, float]:
         Sample((2,) * (rollout.max_prompt_tokens - 1) + (i,), (3,) * length, (0.0,) * length, 1.0)
         for i in range(completions)
     ]
-    with meta_kernels(Count()), live:
+    with meta_kernels(), live:
         model = AutoModelForCausalLM.from_config(shape.config, dtype=getattr(torch, config.policy.dtype))
         policy = Policy(model, NoTokenizer(), config)
         optimizer = Optimizer(policy.trainable().values(), config.learner)
@@ -185,9 +192,8 @@ def test_learning_memory_is_what_the_learner_uses(case, tmp_path):
     shape = shape_from(
         tmp_path, qwen2(1536, heads=12, kv_heads=2, intermediate=8960, tied=True, **{"layers": 3} | dimensions)
     )
-    element = 4 if config.policy.dtype == "float32" else 2
     stay, peak = live_peak(config, shape)
-    planned_stay = sum(policy_parts(config, shape, element).values())
-    planned = planned_stay + sum(learning_parts(config, shape, element).values())
+    planned_stay = sum(policy_parts(run_shape(config), shape).values())
+    planned = planned_stay + sum(learning_parts(run_shape(config), shape).values())
     assert planned_stay == pytest.approx(stay, rel=0.01), f"{planned_stay / GIB:.3f} planned, {stay / GIB:.3f} used"
     assert 0.97 * peak < planned < 1.1 * peak, f"{planned / GIB:.3f} planned, {peak / GIB:.3f} used"

@@ -13,11 +13,11 @@ import torch
 import train
 from grpo import hub
 from grpo.engines import vllm_engine
-from grpo.plan import Plan, make_plan
 from grpo.plan import preflight as traps
-from grpo.plan.memory import GIB, disk_parts
+from grpo.plan.hardware import GIB, GPUS, hardware_named
+from grpo.plan.memory import disk_parts
+from grpo.plan.planner import Plan, make_plan
 from grpo.plan.preflight import check
-from grpo.plan.time import CARDS, card_named
 from grpo.settings import build
 from rewards import Verifier
 
@@ -39,11 +39,11 @@ def cpu(**options):
 
 def on(preset: str, card: str, **options) -> Plan:
     overrides = {"policy.quant": "none"} | {key.replace("__", "."): value for key, value in options.items()}
-    return make_plan(build(preset, overrides), card_named(card))
+    return make_plan(build(preset, overrides), hardware_named(card))
 
 
-def machine_problems(plan: Plan) -> list[str]:
-    return list(traps.machine_problems(plan))
+def machine_blockers(plan: Plan) -> list[str]:
+    return list(traps.machine_blockers(plan))
 
 
 # ---- the whole report
@@ -177,12 +177,12 @@ def test_what_this_machine_cannot_do(monkeypatch):
     """A card without bfloat16, and 128 x 65,536 completions of 4096 tokens at 120 bytes."""
     monkeypatch.setattr(vllm_engine, "versions_of", lambda packages: {"vllm": "0.32.0"})
     monkeypatch.setattr(vllm_engine, "compiler_problems", lambda: [])
-    old = replace(CARDS["a10"], name="Tesla T4", here=True, bf16=False)
-    [line] = machine_problems(make_plan(build("l4", {"policy.quant": "none"}), old))
+    old = replace(GPUS["a10"], name="Tesla T4", here=True, bf16=False)
+    [line] = machine_blockers(make_plan(build("l4", {"policy.quant": "none"}), old))
     assert line.startswith("Tesla T4 does not compute in bfloat16")
-    assert machine_problems(make_plan(build("l4", {"policy.dtype": "float32"}), old)) == []
+    assert machine_blockers(make_plan(build("l4", {"policy.dtype": "float32"}), old)) == []
     many = build("l4", {"policy.quant": "none", "rollout.group_size": 65536})
-    [line] = machine_problems(make_plan(many, replace(CARDS["l4"], here=True)))
+    [line] = machine_blockers(make_plan(many, replace(GPUS["l4"], here=True)))
     assert "of main memory" in line  # 128 x 65536 x 4096 x 120 bytes: 3840 GiB
 
 
@@ -190,20 +190,20 @@ def test_the_presets_on_their_cards_have_no_problem_of_their_own(tmp_path, monke
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1000 * GIB, 0, 1000 * GIB))
     for preset in ("l4", "h100"):
         plan = on(preset, preset, out=str(tmp_path))
-        assert list(traps.problems(plan)) == []
+        assert list(traps.blockers(plan)) == []
         assert list(traps.warnings(plan)) == []
 
 
 def test_longer_than_the_models_context(monkeypatch):
     """1024 + 3072 = 4096 is all that Qwen2.5-Math has."""
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1000 * GIB, 0, 1000 * GIB))
-    [line] = traps.problems(on("l4", "l4", rollout__max_new_tokens=3073))
+    [line] = traps.blockers(on("l4", "l4", rollout__max_new_tokens=3073))
     assert "is 4097" in line
     assert "--rollout.max_new_tokens 3072" in line
 
 
 def test_bitsandbytes_is_asked_for_only_where_it_is_needed(monkeypatch):
-    here = replace(CARDS["l4"], here=True)
+    here = replace(GPUS["l4"], here=True)
     monkeypatch.setattr(vllm_engine, "versions_of", lambda packages: {"vllm": "0.32.0"})
     monkeypatch.setattr(vllm_engine, "compiler_problems", lambda: [])
     monkeypatch.setattr(traps, "installed", lambda package: package != "bitsandbytes")
@@ -212,7 +212,7 @@ def test_bitsandbytes_is_asked_for_only_where_it_is_needed(monkeypatch):
         ({"policy.quant": "nf4"}, ["policy.quant nf4 needs"]),
         ({"policy.quant": "none", "learner.optimizer": "adamw_8bit"}, ["learner.optimizer adamw_8bit needs"]),
     ):
-        found = machine_problems(make_plan(build("l4", options), here))
+        found = machine_blockers(make_plan(build("l4", options), here))
         assert [line.partition(" bitsandbytes")[0] for line in found] == asks
 
 
@@ -220,25 +220,27 @@ def test_a_full_disk(monkeypatch, tmp_path):
     """LoRA: 0.28 GiB of float32 adapter, twice (weights and masters), and 0.55 of moments: 1.1 GiB a checkpoint, 3 of
     them; and 500 x 1024 completions of 768 tokens at 1.3 bytes: 0.48 GiB. 3.78 together."""
     plan = on("l4", "l4", out=str(tmp_path / "deep" / "runs"))
-    checkpoint, weights, completions = disk_parts(plan.config, plan.shape, plan.element)
-    assert checkpoint == 16 * plan.shape.adapter(64)
-    assert weights == 4 * plan.shape.adapter(64) * (500 // 20 - 2)  # evaluated and saved every 20 steps, 2 are whole
+    checkpoint, weights, completions = disk_parts(plan.run, plan.model)
+    assert checkpoint == 16 * plan.model.adapter(64)
+    assert weights == 4 * plan.model.adapter(64) * (500 // 20 - 2)  # evaluated and saved every 20 steps, 2 are whole
     assert completions == 500 * 1024 * 768 * 1.3
     for free, problems in ((3.7, 1), (3.85, 0)):
         monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: Usage(100 * GIB, 0, free * GIB))
-        assert len(list(traps.problems(plan))) == problems
+        assert len(list(traps.blockers(plan))) == problems
 
 
 def test_a_checkpoint_of_all_weights():
     """bf16 weights 2 + masters 4 + moments 8 bytes a parameter."""
     h100 = on("h100", "h100")
-    assert disk_parts(h100.config, h100.shape, h100.element)[0] == 14 * h100.shape.parameters
+    assert disk_parts(h100.run, h100.model)[0] == 14 * h100.model.parameters
 
 
 def test_lora_with_a_rate_for_all_weights():
+    """In alpha x lr: 128 x 1e-6 is 1.3e-4, under all that was published; rank 32 with alpha 32 at 4e-5 is not."""
     assert list(traps.warnings(on("l4", "l4", learner__lr=5e-6))) == []
+    assert list(traps.warnings(on("l4", "l4", learner__lr=4e-5, policy__lora_alpha=32))) == []
     [line] = list(traps.warnings(on("l4", "l4", learner__lr=1e-6)))
-    assert "LoRA learns next to nothing" in line
+    assert line.startswith("policy.lora_alpha x learner.lr is 0.00013")
     assert list(traps.warnings(on("h100", "h100", learner__lr=1e-6))) == []
 
 

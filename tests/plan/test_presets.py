@@ -14,8 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 
 import train
 from grpo.engines import vllm_engine
-from grpo.plan import decide, make_plan
-from grpo.plan.time import card_named
+from grpo.plan.hardware import hardware_named
+from grpo.plan.planner import decide, make_plan
 from grpo.run.files import read_completions
 from grpo.settings import PRESETS, Config, build, flat, short
 from rewards import check_ground_truths
@@ -99,13 +99,13 @@ CARDS_OF = {
 
 @pytest.mark.parametrize(("preset", "card"), CARDS_OF.items())
 def test_it_fits_its_card_and_its_model(preset, card):
-    plan, _ = decide(build(preset, {}), card_named(card))
+    plan, _ = decide(build(preset, {}), hardware_named(card))
     assert plan.fits
-    assert plan.config.rollout.longest_sequence <= plan.shape.context
+    assert plan.config.rollout.longest_sequence <= plan.model.context
 
 
 def test_speedrun_is_under_an_hour_on_an_h100_and_fits_24_gb_with_lora():
-    fast = make_plan(build("speedrun", {}), card_named("h100"))
+    fast = make_plan(build("speedrun", {}), hardware_named("h100"))
     assert fast.step_seconds * fast.config.steps < 3600
     lora = {
         "policy.lora_rank": "64",
@@ -113,13 +113,13 @@ def test_speedrun_is_under_an_hour_on_an_h100_and_fits_24_gb_with_lora():
         "rollout.sleep": "true",
         "learner.microbatch_tokens": "8192",
     }
-    assert make_plan(build("speedrun", lora), card_named("l4")).fits
+    assert make_plan(build("speedrun", lora), hardware_named("l4")).fits
 
 
 @pytest.mark.parametrize("mode", ["ultra-quick", "quick", "dry-run"])
 @pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))
 def test_a_mode_is_a_part_of_every_preset_and_the_plan_shows_it(preset, mode):
-    whole, part = (make_plan(build(preset, o), card_named("h100")) for o in ({}, {"mode": mode}))
+    whole, part = (make_plan(build(preset, o), hardware_named("h100")) for o in ({}, {"mode": mode}))
     longest = {"ultra-quick": 1, "quick": 15, "dry-run": 58}[mode]
     assert part.config.steps == min(whole.config.steps, longest)
     assert all(part.seconds()[phase] <= whole.seconds()[phase] for phase in ("rollout", "learn"))

@@ -1,0 +1,88 @@
+"""GPUs by their data sheets, and the machine at hand."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+import torch
+import yaml
+
+from grpo.errors import UserError
+from grpo.settings import nearest
+
+GIB = 2**30
+KNOWN = yaml.safe_load(Path(__file__).with_name("hardware.yaml").read_text(encoding="utf-8"))
+"""GPUs and models, for a plan without either at hand"""
+CPU_FLOPS_PER_CORE = 20e9
+CPU_BANDWIDTH = 10e9
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """A GPU, or this machine's processor."""
+
+    name: str
+    memory: float
+    """bytes in all; of this machine's, the bytes that are free"""
+    flops: float
+    """dense bf16 operations a second with float32 sums, by the data sheet (CPU: float32, a rough figure)"""
+    bandwidth: float
+    """bytes a second of its own memory"""
+    sustained: float
+    """share of `flops` that matrix products keep up"""
+    here: bool = False
+    """in this machine, not only in the table"""
+    bf16: bool = True
+    """computes in bfloat16"""
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.name.startswith("CPU")
+
+    @property
+    def device(self) -> str:
+        """torch's name for its kind."""
+        return "cpu" if self.is_cpu else "cuda"
+
+
+GPUS = {
+    key: Hardware(gpu["name"], gpu["gib"] * GIB, gpu["teraflops"] * 1e12, gpu["gigabytes"] * 1e9, gpu["sustained"])
+    for key, gpu in KNOWN["gpus"].items()
+}
+FALLBACK = "a10"
+"""has the speed that is assumed for a GPU that is not in the table"""
+
+
+def hardware_named(name: str) -> Hardware:
+    """A GPU of the table, or `cpu`: this machine's processor. Raises UserError for another name."""
+    if name.lower() == "cpu":
+        return _cpu(psutil.virtual_memory().total)
+    if name.lower() not in GPUS:
+        names = [*GPUS, "cpu"]
+        raise UserError(f"no data sheet for {name!r}; there are {', '.join(names)}{nearest(name.lower(), names)}")
+    return GPUS[name.lower()]
+
+
+def this_hardware(device: torch.device) -> Hardware:
+    """The device of a run, with the memory that is free now."""
+    if device.type != "cuda":
+        return _cpu(psutil.virtual_memory().available)
+    free, _ = torch.cuda.mem_get_info(device)
+    name = torch.cuda.get_device_name(device).removeprefix("NVIDIA ")
+    bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
+    return replace(data_sheet(name) or GPUS[FALLBACK], name=name, memory=float(free), here=True, bf16=bf16)
+
+
+def data_sheet(name: str) -> Hardware | None:
+    """The GPU of the table whose name stands in the device's as whole words: an L40S is not an L4."""
+    matching = [gpu for gpu in GPUS.values() if re.search(rf"\b{gpu.name}\b", name)]
+    return max(matching, key=lambda gpu: len(gpu.name), default=None)
+
+
+def _cpu(memory: float) -> Hardware:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Hardware(f"CPU, {cores} cores", float(memory), cores * CPU_FLOPS_PER_CORE, CPU_BANDWIDTH, 1.0, here=True)
