@@ -1,8 +1,8 @@
-"""What is kept of an evaluation, and how it is shown.
+"""Evaluation folders on disk, and tables of their scores.
 
-`evals/<model>/<bench>-<settings hash>/`: settings.json says what was asked, outputs.jsonl holds one row a completion,
-scores.json the figures. The hash of the settings is in the folder's name, so rows made under other settings (another
-model file, prompt, temperature, library version) can never be continued or mixed.
+`evals/<model>/<bench>-<hash>/` holds settings.json, outputs.jsonl with one row per completion, and scores.json. The
+hash is that of the settings, so rows made under other settings (another model file, prompt, day, temperature or library
+version) can never be continued or mixed.
 """
 
 from __future__ import annotations
@@ -22,26 +22,40 @@ from grpo.run import files
 from rewards import Verifier
 
 OUTPUTS, SETTINGS, SCORES = "outputs.jsonl", "settings.json", "scores.json"
+SETTING_TYPES = {
+    "bench": str, "data_sha256": str, "problems": int, "prompt": str, "samples": int, "temperature": int | float,
+}  # fmt: skip
+ROW_TYPES = {"problem": int, "sample": int, "completion": str, "ground_truth": str, "finish_reason": str}
+"""Fields without which a settings.json or a row of outputs.jsonl is damaged"""
 PAPER_SCORES = (
     "The paper's own figures, not ours (Wang et al. 2025, arXiv:2504.20571, Qwen2.5-Math-1.5B): math500 36.0 base, "
     "73.6 after pi1; average of its six 17.6 base, 35.7 after pi1"
 )
 
 
+def damage(fields: object, types: dict[str, type]) -> str:
+    """The first of `types` that the JSON object lacks or holds as another type; "" if it is whole."""
+    if not isinstance(fields, dict):
+        return "it is no JSON object"
+    return next((f"{name} is missing" for name, kind in types.items() if not isinstance(fields.get(name), kind)), "")
+
+
 class EvalFolder:
-    """Rows are on the disk before the next are asked for; whoever opens the folder again finds them."""
+    """One evaluation on disk. Every row is flushed before the next is sampled."""
 
     def __init__(self, path: str | Path) -> None:
-        """An existing one. UserError where it is none."""
+        """Opens an existing folder. Raises UserError if it is no evaluation."""
         self.path, self.outputs = Path(path), Path(path) / OUTPUTS
         try:
             self.settings = json.loads((self.path / SETTINGS).read_bytes())
-        except (OSError, ValueError) as error:
+            if problem := damage(self.settings, SETTING_TYPES):
+                raise ValueError(f"{SETTINGS}: {problem}")
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{path} is no evaluation (evals/<model>/<bench>-<hash> is one): {error}") from None
 
     @classmethod
     def create(cls, root: Path, model: str, settings: dict) -> EvalFolder:
-        """The folder of these settings, new or begun earlier."""
+        """The folder of these settings, new or to be continued."""
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         path = root / model / f"{settings['bench']}-{digest[:10]}"
         with files.writing(path):
@@ -50,26 +64,27 @@ class EvalFolder:
         return cls(path)
 
     def rows(self) -> list[dict]:
-        """The rows of the problems that have all their samples, by problem and sample, each once.
+        """The rows of the problems that have all their samples, sorted by problem and sample, each once.
 
-        A line that is cut or damaged is not a row: its problem is to be asked again.
+        A damaged line is not a row: its problem will be sampled again.
         """
-        rows = {(row["problem"], row["sample"]): row for row in files.read_rows(self.outputs)}
+        whole = (row for row in files.read_rows(self.outputs) if not damage(row, ROW_TYPES))
+        rows = {(row["problem"], row["sample"]): row for row in whole}
         groups = by_problem([rows[key] for key in sorted(rows)]).values()
         return [row for group in groups if len(group) == self.settings["samples"] for row in group]
 
     def append(self, rows: Sequence[dict]) -> None:
-        """On the disk before it returns. A full disk costs at most these rows."""
+        """Adds rows and flushes them to the disk. A full disk costs at most these rows."""
         with files.writing(self.path):
             files.append(self.outputs, _lines(rows))
 
     def replace(self, rows: Sequence[dict]) -> None:
-        """All rows anew, in one step."""
+        """Replaces all rows in one step."""
         with files.writing(self.path):
             files.write(self.outputs, _lines(rows))
 
     def save_scores(self, rows: Sequence[dict]) -> dict:
-        """The rows' figures, kept with the versions of the graders that gave them."""
+        """Computes the rows' scores and saves them with the graders' versions."""
         scores = score_rows(rows)
         with files.writing(self.path):
             files.write(self.path / SCORES, _json(scores | {"graded_with": versions_of(("math-verify", "sympy"))}))
@@ -85,12 +100,12 @@ def _lines(rows: Sequence[dict]) -> str:
 
 
 def regrade(folder: EvalFolder, verifier: Verifier) -> tuple[Line, int]:
-    """Grades the saved completions anew, without a model. The line, and how many rows changed."""
+    """Grades the saved completions again, without a model. Returns the line and the number of rows that changed."""
     with files.lock(folder.path):
         rows = folder.rows()
         if not rows:
             raise UserError(f"{folder.path} holds no finished problem")
-        anew = grade(rows, verifier)
+        anew = grade(rows, verifier, folder.settings.get("answer_from", "box"))
         folder.replace(anew)
         scores = folder.save_scores(anew)
     changed = sum(old != new for old, new in zip(rows, anew, strict=True))
@@ -98,11 +113,14 @@ def regrade(folder: EvalFolder, verifier: Verifier) -> tuple[Line, int]:
 
 
 def difference(a: EvalFolder, b: EvalFolder) -> dict[str, dict]:
-    """Column -> paired b - a, and the problems that flipped. UserError where they were not asked the same."""
+    """Column -> paired b - a, and the problems that flipped. Raises UserError if the two cannot be compared."""
     for key in ("bench", "data_sha256", "problems"):
         if a.settings[key] != b.settings[key]:
             raise UserError(f"{a.path} and {b.path} differ in {key}: {a.settings[key]} and {b.settings[key]}")
-    before, after = by_problem(a.rows()), by_problem(b.rows())
+    before, after = (folder.rows() for folder in (a, b))
+    if ungraded := [row for row in (*before, *after) if not all(column in row for column in COLUMNS)]:
+        raise UserError(f"{len(ungraded)} rows of {a.path} and {b.path} have no grades; run --regrade on both")
+    before, after = by_problem(before), by_problem(after)
     if not before or before.keys() != after.keys():
         raise UserError(f"{a.path} and {b.path} do not hold the same problems: one of them is unfinished")
     return {column: paired_difference(before, after, column) for column in COLUMNS}
@@ -120,63 +138,94 @@ class Line(NamedTuple):
     scores: dict
 
     @property
+    def name(self) -> str:
+        """A short name inside the table of one run."""
+        return self.model if self.step is None else f"step {self.step}" if self.step else "base"
+
+    @property
     def bench(self) -> str:
-        return self.settings["bench"] + "*" * (self.settings["limit"] is not None)
+        limited = self.settings.get("limit") is not None
+        return self.settings["bench"] + ("*" if limited else "")
+
+    @property
+    def sampling(self) -> str:
+        """How many problems and samples, and the temperature: 500 greedy, 30x8 T=0.6."""
+        samples = f"x{self.scores['samples']}" if self.scores["samples"] > 1 else ""
+        return f"{self.scores['problems']}{samples} {Protocol(1, self.settings['temperature'])}"
 
 
 def table(lines: Sequence[Line]) -> str:
-    """The scores in percent with 95% intervals; what several samples and sets add; the paper's figures, marked."""
-    shares = [*COLUMNS, *(["continued"] if all("continued" in line.scores for line in lines) else [])]
-    rows = [("model", "benchmark", "prompt", "n x k", "sampling", *shares, "cut", "no box")]
-    rows += [
-        (
-            line.model,
-            line.bench,
-            line.settings["prompt"],
-            f"{line.scores['problems']} x {line.scores['samples']}",
-            str(Protocol(1, line.settings["temperature"])),
-            *(_percent(line.scores[share]) for share in shares),
-            *(f"{line.scores[share]:.1%}" for share in ("truncated", "no_box")),
-        )
-        for line in lines
-    ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    text = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    text.append(
-        "strict: last complete box. flexible: the paper's rule (without a box what follows 'answer is', else the last "
-        "number). In brackets: 95%, Wilson's interval for one sample a problem, else the bootstrap over problems."
-    )
-    if "continued" in shares:
-        text.append(
-            "continued: the model wrote the rest of the question word for word. Who never saw a text does not; a right "
-            "answer to a question that was cut can be a guess."
-        )
-    if any(line.settings["limit"] is not None for line in lines):
-        text.append("*: only the first rows (--limit): a smoke figure, not the benchmark's score.")
-    if any(line.settings["bench"] == "math500" for line in lines):
-        text.append(PAPER_SCORES)
+    """Scores in percent with 95% intervals, then notes.
+
+    Several models are compared benchmark by benchmark; what is common to a table's rows stands above it.
+    """
+    several = len({line.model for line in lines}) > 1
+    key = (lambda line: (line.bench, line.settings["prompt"])) if several else (lambda line: None)
+    groups: dict[object, list[Line]] = {}
     for line in lines:
-        text += [_several_samples(line, column) for column in COLUMNS if "pass" in line.scores[column]]
-    for asked in dict.fromkeys((line.model, line.settings["prompt"]) for line in lines):
-        group = [line for line in lines if (line.model, line.settings["prompt"]) == asked]
+        groups.setdefault(key(line), []).append(line)
+    return "\n".join([*map(_rows, groups.values()), *_notes(lines)])
+
+
+def _rows(lines: Sequence[Line]) -> str:
+    labels = {
+        "model": [line.name for line in lines],
+        "benchmark": [line.bench for line in lines],
+        "prompt": [line.settings["prompt"] for line in lines],
+        "sampling": [line.sampling for line in lines],
+    }
+    common = [f"{name} {values[0]}" for name, values in labels.items() if len(set(values)) == 1 < len(lines)]
+    columns = {name: values for name, values in labels.items() if len(lines) == 1 or len(set(values)) > 1}
+    shares = [*COLUMNS, *(["continued"] if all("continued" in line.scores for line in lines) else [])]
+    columns |= {share: [_percent(line.scores[share]) for line in lines] for share in shares}
+    columns |= {
+        name: [f"{100 * line.scores[share]:.1f}" for line in lines]
+        for name, share in (("cut", "truncated"), ("blank", "no_answer"))
+    }
+    cells = [[name, *values] for name, values in columns.items()]
+    widths = [max(map(len, column)) for column in cells]
+    text = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in zip(*cells, strict=True)]
+    return "\n".join([*([", ".join(common)] if common else []), *text])
+
+
+def _notes(lines: Sequence[Line]) -> list[str]:
+    notes = [
+        "Percent. strict: the answer as the reward reads it. flexible: by the paper's",
+        "rules (without a box the text after 'answer is', else the last number). In",
+        "brackets: 95%, Wilson's interval for one sample a problem, else the bootstrap",
+        "over problems. cut: at the token limit. blank: without a strict answer.",
+    ]
+    if all("continued" in line.scores for line in lines):
+        notes.append(
+            "continued: the model wrote the rest of the question word for word. A model that has not seen the text\n"
+            "rarely does this; a correct answer to a cut question may be a guess."
+        )
+    if any(line.bench.endswith("*") for line in lines):
+        notes.append("*: only the first rows (--limit): a smoke figure, not the benchmark's score.")
+    if any(line.settings["bench"] == "math500" for line in lines):
+        notes.append(PAPER_SCORES)
+    for line in lines:
+        notes += [_several_samples(line, column) for column in COLUMNS if "pass" in line.scores[column]]
+    for model, prompt in dict.fromkeys((line.model, line.settings["prompt"]) for line in lines):
+        group = [line for line in lines if (line.model, line.settings["prompt"]) == (model, prompt)]
         if len(group) > 1:
-            text.append(f"{asked[0]}, prompt {asked[1]}  average of {len(group)}: {_means(group)}")
-    return "\n".join(text)
+            notes.append(f"{group[0].name}, prompt {prompt}, average of {len(group)}: {_means(group)}")
+    return notes
 
 
-def _percent(figure: dict) -> str:
-    return f"{100 * figure['mean']:5.1f} [{100 * figure['low']:.1f}, {100 * figure['high']:.1f}]"
+def _percent(score: dict) -> str:
+    return f"{100 * score['mean']:5.1f} [{100 * score['low']:.1f}, {100 * score['high']:.1f}]"
 
 
 def _several_samples(line: Line, column: str) -> str:
-    found = {f"pass@{k}": value for k, value in line.scores[column]["pass"].items()}
-    found[f"maj@{line.scores['samples']}"] = line.scores[column]["maj"]
-    means = "  ".join(f"{name} {100 * value['mean']:.1f}" for name, value in found.items())
-    return f"{line.model}  {line.bench}  {column}: {means}"
+    scores = {f"pass@{k}": score for k, score in line.scores[column]["pass"].items()}
+    scores[f"maj@{line.scores['samples']}"] = line.scores[column]["maj"]
+    means = "  ".join(f"{name} {100 * score['mean']:.1f}" for name, score in scores.items())
+    return f"{line.name}  {line.bench}  {column}: {means}"
 
 
 def _mean(lines: Sequence[Line], column: str) -> float:
-    """Percent; unweighted over benchmarks: the paper's "average" when the lines are its six."""
+    """Percent, unweighted over benchmarks: the paper's "average" if the lines are its six."""
     return 100 * sum(line.scores[column]["mean"] for line in lines) / len(lines)
 
 
@@ -185,12 +234,11 @@ def _means(lines: Sequence[Line]) -> str:
 
 
 def last_and_best(lines: Sequence[Line]) -> str:
-    """For the checkpoints of one run, oldest first; the base model (step 0) is neither."""
+    """The last and the best checkpoint of one run, from lines with the oldest first; the base (step 0) is neither."""
     steps = {step: list(group) for step, group in groupby(lines, key=lambda line: line.step) if step}
     best = max(steps, key=lambda step: _mean(steps[step], "strict"))
     text = [f"{name}: step {step}, {_means(steps[step])}" for name, step in (("last", max(steps)), ("best", best))]
-    rule = "highest strict mean over the benchmarks evaluated, the earliest on a tie"
-    return "\n".join([*text, f"best is chosen by: {rule}; on the problems that score it, so it flatters. Report last."])
+    return "\n".join([*text, "best: the highest strict mean here, the earliest on a tie. It flatters; report last."])
 
 
 def plot(lines: Sequence[Line], title: str, path: Path) -> Path:

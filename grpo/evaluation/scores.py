@@ -1,12 +1,11 @@
-"""From completions to figures: grading in two columns, and the statistics with their intervals.
+"""Scores of an evaluation: grades in two columns, and statistics with their intervals.
 
-strict: the last complete box of the answer part, as the training reward reads it (`rewards.signals`), compared exactly.
-flexible: what the paper's harness does (Qwen2.5-Math's evaluation, `extract_answer` and `math_equal`): without a box it
-takes what follows "answer is", else the last number in the text, and numbers within 1e-4 or off by a factor of 100
-count as equal. The gap between the two is format, not mathematics.
+strict: the answer as the training reward reads it (`rewards.signals`), compared exactly.
+flexible: the answer by the rules of the paper's harness (Qwen2.5-Math's `extract_answer` and `math_equal`), where
+numbers within 1e-4 or off by a factor of 100 count as equal. The gap between the columns is format, not mathematics.
 
-Intervals are over problems: the benchmark's own problems are what a score is a sample of. The samples of one problem
-stay together, because they are not independent evidence about the model.
+Intervals are over problems, because a score is a sample of the benchmark's problems. The samples of one problem stay
+together: they are not independent evidence about the model.
 """
 
 from __future__ import annotations
@@ -21,12 +20,11 @@ from statistics import NormalDist, fmean
 import numpy as np
 
 from rewards import Verifier, last_box
-from rewards.signals import read
+from rewards.signals import AnswerFrom, read
 
 COLUMNS = {"strict": "answer", "flexible": "flexible_answer"}
 """Column -> the field of a row that holds its answer"""
 NUMBER = re.compile(r"-?\d*\.?\d+")
-ANNOUNCED = ("he answer is", "final answer is")
 RELATIVE_TOLERANCE = 1e-4
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
@@ -34,49 +32,62 @@ Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)  # 1.96
 
 
 def new_verifier(workers: int = 2) -> Verifier:
-    """More patient than in training (2 s of processor time an answer)."""
+    """A verifier with more time than in training: 10 s of processor time for an answer, not 2."""
     return Verifier(workers=workers, timeout_s=10.0)
 
 
 # ---- grading
 
 
-def grade(rows: Sequence[dict], verifier: Verifier) -> list[dict]:
-    """The rows, each with the grades of its completion: both answers, whether they are right, and `outcome`, which says
-    of the strict one: correct, wrong, no_answer, unparsed, timeout."""
+def grade(rows: Sequence[dict], verifier: Verifier, answer_from: AnswerFrom = "box") -> list[dict]:
+    """The rows with the grades of their completions: both answers, whether each is right, and the outcome of the strict
+    one (correct, wrong, no_answer, unparsed or timeout). `answer_from` is the run's `reward.verifier`."""
     truths = [row["ground_truth"] for row in rows]
-    strict = [read(row["completion"]).answer for row in rows]
-    flexible = [flexible_answer(row["completion"]) for row in rows]
+    strict = [read(row["completion"], answer_from).answer for row in rows]
+    tags = strict if answer_from == "answer_tag" else [None] * len(rows)
+    flexible = [flexible_answer(row["completion"], tag) for row, tag in zip(rows, tags, strict=True)]
     outcomes = verifier.check_batch(list(zip(strict, truths, strict=True)))
-    other = verifier.check_batch([(answer or None, truth) for answer, truth in zip(flexible, truths, strict=True)])
+    flexible_outcomes = verifier.check_batch([(a or None, truth) for a, truth in zip(flexible, truths, strict=True)])
     return [
         row
         | {
             "answer": answer,
             "strict": outcome == "correct",
             "flexible_answer": loose,
-            "flexible": outcome_loose == "correct" or close_numbers(loose, row["ground_truth"]),
+            "flexible": loose_outcome == "correct" or close_numbers(loose, row["ground_truth"]),
             "outcome": outcome,
         }
-        for row, answer, loose, outcome, outcome_loose in zip(rows, strict, flexible, outcomes, other, strict=True)
+        for row, answer, loose, outcome, loose_outcome in zip(
+            rows, strict, flexible, outcomes, flexible_outcomes, strict=True
+        )
     ]
 
 
-def flexible_answer(text: str) -> str:
-    """The paper's rule, in its order; "" where the text holds nothing that could be an answer."""
-    if "boxed" in text:
+def flexible_answer(text: str, tag: str | None = None) -> str:
+    """The harness's rules, in its order; "" if the text holds nothing that could be an answer.
+
+    `tag`, the content of an <answer> block, replaces the rules: the harness knows no such block.
+    """
+    if tag:
+        answer = last_box(tag) or tag
+    elif "final answer is $" in text and "$. I hope" in text:  # Minerva's few-shot form
+        answer = text.partition("final answer is $")[2].partition("$. I hope")[0]
+    elif "boxed" in text:
         answer = _after_last_boxed(text)
-    elif phrase := next((phrase for phrase in ANNOUNCED if phrase in text), None):
-        answer = text.split(phrase)[-1].strip()
+    elif "he answer is" in text:
+        answer = text.rpartition("he answer is")[2]
+    elif "final answer is" in text:
+        answer = text.rpartition("final answer is")[2]
+    elif "答案是" in text:
+        answer = text.split("答案是")[1].strip().partition("\n\n")[0].removesuffix("。")
     else:
-        numbers = NUMBER.findall(text.replace(",", ""))
-        answer = numbers[-1] if numbers else ""
-    answer = re.sub(r"\n\s*", "", answer).removeprefix(":").removesuffix(".").removesuffix("/")
+        answer = next(reversed(NUMBER.findall(text.replace(",", ""))), "")
+    answer = re.sub(r"\n\s*", "", answer.strip()).removeprefix(":").removesuffix(".").removesuffix("/")
     return answer.replace("\\$", "").replace("$", "").strip()
 
 
 def _after_last_boxed(text: str) -> str:
-    """Inside the braces after the last "boxed", to the end where they never close; without braces, up to the next $."""
+    """The content of the braces after the last "boxed", up to the end if they never close; without braces, up to $."""
     rest = text.rpartition("boxed")[2]
     if not rest.startswith("{"):
         return rest.partition("$")[0].strip()
@@ -85,7 +96,7 @@ def _after_last_boxed(text: str) -> str:
 
 
 def close_numbers(answer: str, truth: str) -> bool:
-    """Both are plain numbers, and equal to 1e-4 relative, times 100 or divided by 100 (percent) included."""
+    """Whether both are plain numbers and equal within 1e-4, as they are or 100 times each other (percent)."""
     a, b = _number(answer), _number(truth)
     if not (math.isfinite(a) and math.isfinite(b)):
         return False
@@ -93,7 +104,7 @@ def close_numbers(answer: str, truth: str) -> bool:
 
 
 def _number(text: str) -> float:
-    """Its value; NaN where it is no plain number."""
+    """The value of a plain number; NaN for any other text."""
     text = text.replace(",", "").strip()
     try:
         value = float(text.removesuffix("%").removesuffix("\\"))
@@ -114,7 +125,7 @@ def pass_at_k(correct: Sequence[bool], k: int) -> float:
 
 
 def majority(answers: Sequence[str | None], correct: Sequence[bool]) -> float:
-    """Is the commonest answer of a problem's samples correct? Samples without an answer (None) do not vote.
+    """1 if the most frequent answer of a problem's samples is correct, else 0. Samples without an answer do not vote.
 
     Answers vote by their text, and a tie gives each tied answer its share: the expectation over fair tie-breaking.
     """
@@ -145,7 +156,7 @@ def wilson(right: int, total: int) -> tuple[float, float]:
 
 
 def bootstrap(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """Percentiles of the mean over problems drawn again with replacement; seeded, so it repeats itself."""
+    """95% percentile interval of the mean, from problems drawn again with replacement. The seed makes it repeatable."""
     generator, shape = np.random.default_rng(seed), (RESAMPLES // 10, len(values))
     means = [values[generator.integers(0, len(values), shape)].mean(axis=1) for _ in range(10)]
     low, high = np.quantile(np.concatenate(means), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
@@ -153,34 +164,55 @@ def bootstrap(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
 
 
 def paired_difference(a: dict[int, list[dict]], b: dict[int, list[dict]], column: str) -> dict:
-    """Mean of b - a over the same problems with its interval, and the problems that were gained and lost.
+    """Mean of b - a over the same problems with its 95% interval, and the problems that were gained and lost.
 
-    The pairs are resampled together: what is common to both (hard problems are hard for both) cancels, so the interval
-    is much narrower than the two scores' own.
+    Pairs stay together: problems that are hard for both cancel, so the interval is narrower than the scores' own.
     """
-    gains = {
-        problem: fmean(row[column] for row in b[problem]) - fmean(row[column] for row in a[problem]) for problem in a
-    }
-    differences = np.asarray(list(gains.values()))
-    low, high = bootstrap(differences)
+    sides = [
+        np.array([fmean(row[column] for row in side[problem]) for problem in a], dtype=np.float64) for side in (a, b)
+    ]
+    gains = sides[1] - sides[0]
+    whole = all(np.isin(side, (0.0, 1.0)).all() for side in sides)
+    low, high = newcombe(*sides) if whole else bootstrap(gains)
     return {
-        "mean": float(differences.mean()),
+        "mean": float(gains.mean()),
         "low": low,
         "high": high,
-        "gained": [problem for problem, gain in gains.items() if gain > 0],
-        "lost": [problem for problem, gain in gains.items() if gain < 0],
+        "method": "Newcombe's score interval" if whole else "bootstrap over problems",
+        "gained": [problem for problem, gain in zip(a, gains, strict=True) if gain > 0],
+        "lost": [problem for problem, gain in zip(a, gains, strict=True) if gain < 0],
     }
+
+
+def newcombe(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """95% interval of mean(b) - mean(a) for paired 0/1 values: Newcombe 1998 (Stat. Med. 17:2635), method 10.
+
+    Wilson's intervals of the two shares, joined by their correlation phi. It keeps a width where nothing flips.
+    """
+    n, both = len(a), float((a * b).sum())
+    p, q = a.mean(), b.mean()
+    (low_p, high_p), (low_q, high_q) = wilson(int(a.sum()), n), wilson(int(b.sum()), n)
+    covariance = both * (n * (1 - p - q) + both) - (n * p - both) * (n * q - both)
+    if covariance > 0:
+        covariance = max(covariance - n / 2, 0.0)  # continuity correction
+    variance = n**4 * p * (1 - p) * q * (1 - q)
+    phi = covariance / math.sqrt(variance) if variance > 0 else 0.0
+
+    def distance(x: float, y: float) -> float:
+        return math.sqrt(max(0.0, x**2 - 2 * phi * x * y + y**2))
+
+    return float(q - p - distance(q - low_q, high_p - p)), float(q - p + distance(high_q - q, p - low_p))
 
 
 def by_problem(rows: Sequence[dict]) -> dict[int, list[dict]]:
-    """Problem -> its samples. The rows stand in the order of the problems."""
+    """Problem -> its samples, from rows sorted by problem."""
     return {problem: list(group) for problem, group in groupby(rows, key=lambda row: row["problem"])}
 
 
 def score_rows(rows: Sequence[dict]) -> dict:
     """The figures of one benchmark. Both columns as {"mean", "low", "high"} of avg@k; pass@k for powers of two.
 
-    truncated: share of completions cut by the length limit; no_box: share without a complete box (strict: wrong).
+    truncated, no_answer: shares of completions that the length limit cut, or that hold no strict answer.
     continued, in an audit: share of completions that begin with the words that were cut off the question.
     """
     groups = list(by_problem(rows).values())
@@ -189,7 +221,7 @@ def score_rows(rows: Sequence[dict]) -> dict:
         "problems": len(groups),
         "samples": samples,
         "truncated": fmean(row["finish_reason"] == "length" for row in rows),
-        "no_box": fmean(row["answer"] is None for row in rows),
+        "no_answer": fmean(row["answer"] is None for row in rows),
     }
     if "rest" in rows[0]:  # of an audit
         result["continued"] = figure([float(_begins(row["completion"], row["rest"])) for row in rows])
@@ -205,6 +237,6 @@ def score_rows(rows: Sequence[dict]) -> dict:
 
 
 def _begins(completion: str, rest: str) -> bool:
-    """Whether the completion goes on with exactly these words, however they are spaced."""
+    """Whether the completion begins with these words, however they are spaced."""
     words = rest.split()
     return completion.split()[: len(words)] == words

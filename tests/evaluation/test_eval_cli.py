@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -142,7 +143,7 @@ def test_stopped_and_continued_equals_uninterrupted(run, tiny, tmp_path, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(EvalFolder, "append", save_and_stop)
         code, _, error = run(*ask, tmp_path / "cut")
-    assert (code, error.splitlines()[-1]) == (130, "stopped; the same command goes on from here")
+    assert (code, error.splitlines()[-1]) == (130, "stopped; the same command continues from here")
     folder = folder_of(tmp_path / "cut", "arithmetic-test")
     assert len(rows_of(folder)) == 3
     with (folder / OUTPUTS).open("a") as file:
@@ -209,9 +210,10 @@ def test_adapter_merged_model_and_run(run, tiny, tmp_path):
     code, out, _ = run(*ask, "--run", run_folder)
     assert code == 0
     assert out.count("prompt multi-signal  ->") == 3
-    assert [line.split()[0] for line in out.splitlines() if " x 1 " in line] == [
-        "demo--base", "demo--step_000004", "demo--step_000012"
-    ]  # fmt: skip
+    heading, header, *lines = out[out.index("benchmark ") :].splitlines()
+    assert heading == "benchmark arithmetic-test*, prompt multi-signal, sampling 4 greedy"
+    assert [header.split()[0], *(line[:8].rstrip() for line in lines[:3])] == ["model", "base", "step 4", "step 12"]
+    assert max(map(len, [heading, header, *lines[:3]])) <= 80
     # All score 0, so last is the last step and best the first: earliest on a tie. The base is neither.
     assert "last: step 12" in out
     assert "best: step 4" in out
@@ -236,8 +238,89 @@ def test_adapter_merged_model_and_run(run, tiny, tmp_path):
     (sides[1] / OUTPUTS).write_text("".join(json.dumps(row) + "\n" for row in rows))
     code, out, _ = run("--compare", *sides)
     assert code == 0
-    assert "strict    B - A = +25.0 points [+0.0, +75.0]" in out  # 1 of 4; P(none of 4 draws) = .32, P(4 of 4) = .004
+    # 0 and 1 of 4. Wilson: [0, 0.4899] and [0.0456, 0.6994]; 0.25 - sqrt(0.2044^2 + 0.4899^2), 0.25 + 0.4494
+    assert "strict    B - A = +25.0 points [-28.1, +69.9] (95%, paired: Newcombe's score interval)" in out
     assert "gained 1: rows 2" in out
+
+
+def test_more_than_ten_flips_are_counted_and_not_listed(run, tiny, tmp_path):
+    ask = ("--bench", "arithmetic-test", "--model", tiny, "--limit", 14, "--max-new-tokens", 2, "--out", tmp_path)
+    assert run(*ask)[0] == run(*ask, "--seed", 1)[0] == 0
+    a, b = tmp_path.glob("*/arithmetic-test-*")
+    rows = [row | {"strict": row["problem"] < 12} for row in rows_of(b)]
+    (b / OUTPUTS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, out, _ = run("--compare", a, b)
+    assert "gained 12: rows 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more" in out
+
+
+@pytest.fixture(scope="module")
+def own_run(tmp_path_factory, tiny) -> Path:
+    """A run of two steps that answers by <answer> tags and has a held-out set with columns of its own."""
+    place = tmp_path_factory.mktemp("own")
+    rows = [{"text": f"{i}+1=?", "sum": str(i + 1)} for i in range(3)]
+    (place / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shutil.copytree(tiny, place / "tiny")
+    settings = {
+        "model": "tiny", "data": str(REPO / "data" / "arithmetic" / "one_r128.parquet"), "steps": 2, "out": "runs",
+        "name": "own", "eval.data": "held.jsonl", "eval.columns": "text,sum", "eval.test": "none",
+        "reward.verifier": "answer_tag", "rollout.max_new_tokens": 7, "checkpoint.every": 2,
+        "rollout.prompts_per_step": 2, "rollout.group_size": 2, "policy.lora_rank": 0,
+    }  # fmt: skip
+    with contextlib.chdir(place):
+        assert train.main(["--preset", "cpu", *(word for k, v in settings.items() for word in (f"--{k}", str(v)))]) == 0
+    return place / "runs" / "own"
+
+
+def test_a_run_alone_is_evaluated_on_its_own_sets_as_it_was_graded(run, own_run, tmp_path, monkeypatch):
+    """From another folder: base, data and prompt were named from the folder in which the run started."""
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run("--run", own_run, "--out", tmp_path / "evals")
+    assert code == 0
+    for path in tmp_path.glob("evals/*/*/settings.json"):
+        settings = json.loads(path.read_text())
+        assert (settings["bench"], settings["problems"], settings["max_new_tokens"]) == ("held", 3, 7)
+        assert (settings["answer_from"], settings["prompt"]) == ("answer_tag", "plain")
+    assert "step 2" in out
+    folder = next(tmp_path.glob("evals/own--base/held-*"))
+    rows = [row | {"completion": f"<answer>{row['ground_truth']}</answer>"} for row in rows_of(folder)]
+    (folder / OUTPUTS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run("--regrade", folder)[0] == 0
+    assert all(row["strict"] for row in rows_of(folder))
+
+
+def test_columns_and_verifier_are_options_too(run, tiny, own_run, tmp_path):
+    held = own_run.parents[1] / "held.jsonl"
+    ask = ("--bench", held, "--model", tiny, "--max-new-tokens", 2, "--out", tmp_path, "--verifier", "last_number")
+    assert "no prompt" in run(*ask)[2]
+    assert run(*ask, "--columns", "text,sum")[0] == 0
+    settings = json.loads((folder_of(tmp_path, "held") / "settings.json").read_text())
+    assert settings["answer_from"] == "last_number"
+
+
+def test_a_run_without_held_out_sets_asks_for_a_benchmark(run, tiny, tmp_path):
+    (tmp_path / "run" / "checkpoints" / "step_000001").mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump({"model": str(tiny), "prompt": "plain"}))
+    code, _, error = run("--run", tmp_path / "run", "--out", tmp_path / "evals")
+    assert code == 2
+    assert "has no held-out sets (eval.data, eval.test); name a benchmark: --bench math500" in error
+
+
+def test_two_days_of_a_dated_template_never_mix_and_equal_prompts_are_reported(run, tiny, tmp_path):
+    dated = tmp_path / "dated"
+    shutil.copytree(tiny, dated)
+    template = (tiny / "chat_template.jinja").read_text()
+    (dated / "chat_template.jinja").write_text("{{ strftime_now('%d') }} " + template)
+    ask = ("--bench", "arithmetic-test", "--model", dated, "--limit", 2, "--max-new-tokens", 2, "--out", tmp_path / "e")
+    for day in ("2026-11-29", "2026-11-30", "2026-11-29"):
+        code, _, error = run(*ask, "--prompts", "plain", "--template-date", day)
+        assert (code, error) == (0, "")
+    assert len(list((tmp_path / "e" / "dated").iterdir())) == 2
+    (tmp_path / "none.txt").write_text("")
+    code, _, error = run(*ask, "--prompts", f"plain,{tmp_path / 'none.txt'}")
+    assert code == 0
+    assert "dated: plain and" in error
+    assert "are the same prompts" in error
+    assert "template_args has level" in run(*ask, "--template-args", "level=3")[2]
 
 
 BAD = {
@@ -265,7 +348,7 @@ BAD = {
     "no number": (["--bench", "arithmetic", "--limit", "ten"], "argument --limit: invalid int value: 'ten'"),
     "unknown option": (["--bench", "arithmetic", "--sample", "4"], "unknown option --sample; did you mean --samples?"),
     "two of one": (["--model", "A", "--run", "B"], "not allowed with argument"),
-    "nothing named": (["--model", "TINY"], "name what to ask: --bench math500"),
+    "nothing named": (["--model", "TINY"], "which benchmark? For example --bench math500"),
     "twice": (["--bench", "math500,all"], "math500 is named twice"),
     "steering": (["--bench", "a\x1b[31m.jsonl", "--model", "TINY"], "a\\x1b[31m.jsonl"),
     "audit": (["--bench", "math500", "--audit-contamination", "--samples", "2"], "is greedy and has no prompt"),
@@ -350,8 +433,9 @@ def test_base_by_prompt(run, tiny, tmp_path):
     ask = ("--bench", "fresh_arithmetic", "--model", tiny, "--limit", 3, "--max-new-tokens", 4, "--out", tmp_path)
     code, out, _ = run(*ask, "--prompts", "plain,multi-signal")
     assert code == 0
-    lines = [line.split() for line in out.splitlines() if " x 1 " in line]
-    assert [line[1:3] for line in lines] == [["fresh_arithmetic*", "plain"], ["fresh_arithmetic*", "multi-signal"]]
+    heading, header, *lines = out[out.index("model tiny") :].splitlines()
+    assert heading == "model tiny, benchmark fresh_arithmetic*, sampling 3 greedy"
+    assert [line.split()[0] for line in (header, *lines[:2])] == ["prompt", "plain", "multi-signal"]
     assert "0.0 [0.0, 56.1]" in out  # Wilson, 0 of 3: z^2 / (3 + z^2) = 3.84 / 6.84
     run(*ask, "--prompts", "plain", "--seed", 1)
     digests = {json.loads(path.read_text())["data_sha256"] for path in tmp_path.glob("*/*/settings.json")}

@@ -8,16 +8,23 @@ import resource
 
 import pytest
 
+import eval as cli
 from grpo.errors import UserError
 from grpo.evaluation.results import OUTPUTS, EvalFolder
 
+SETTINGS = {
+    "bench": "math500", "data_sha256": "0", "problems": 3, "prompt": "plain",
+    "samples": 1, "temperature": 0.0, "seed": 0,
+}  # fmt: skip
+
 
 def row(problem: int, sample: int = 0, text: str = "") -> dict:
-    return {"problem": problem, "sample": sample, "completion": text}
+    asked = {"problem": problem, "sample": sample, "completion": text}
+    return asked | {"ground_truth": "1", "finish_reason": "stop"}
 
 
 def make(tmp_path, **settings) -> EvalFolder:
-    return EvalFolder.create(tmp_path, "model", {"bench": "math500", "seed": 0, "samples": 1} | settings)
+    return EvalFolder.create(tmp_path, "model", SETTINGS | settings)
 
 
 def test_same_settings_same_folder_and_any_other_another(tmp_path):
@@ -25,7 +32,7 @@ def test_same_settings_same_folder_and_any_other_another(tmp_path):
     assert folder.path == make(tmp_path).path
     assert folder.path.parent == tmp_path / "model"
     assert folder.path.name.startswith("math500-")
-    assert folder.settings == {"bench": "math500", "seed": 0, "samples": 1}
+    assert folder.settings == SETTINGS
     assert make(tmp_path, seed=1).path != folder.path != make(tmp_path, extra=None).path
 
 
@@ -83,6 +90,31 @@ def test_what_is_no_evaluation(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write to .*--out"):
         EvalFolder.create(tmp_path / "file", "model", {"bench": "math500"})
+
+
+@pytest.mark.parametrize("settings", ["{}", "[]", "7", "{", '{"bench": 3}', "[" * 9999])
+def test_damaged_settings_are_one_line(tmp_path, settings, capsys):
+    folder = make(tmp_path)
+    (folder.path / "settings.json").write_text(settings)
+    for argv in (["--regrade", str(folder.path)], ["--compare", str(folder.path), str(folder.path)]):
+        assert cli.main(argv) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "line", ["{}", "[]", '{"problem": 1}', '{"problem": "1", "sample": 0}', "null", '{"a": ' * 9999, "\x00", "7" * 5000]
+)
+def test_a_damaged_row_is_sampled_again_and_breaks_no_command(tmp_path, line, capsys):
+    folder = make(tmp_path)
+    folder.append([row(0), row(2)])
+    with (folder.path / OUTPUTS).open("a") as file:
+        file.write(line + "\n")
+    assert [r["problem"] for r in folder.rows()] == [0, 2]
+    assert cli.main(["--compare", str(folder.path), str(folder.path)]) == 2
+    assert "have no grades; run --regrade" in capsys.readouterr().err
+    assert cli.main(["--regrade", str(folder.path)]) == 0
+    assert "1 problems are not sampled yet" in capsys.readouterr().out
+    assert cli.main(["--compare", str(folder.path), str(folder.path)]) == 0
 
 
 def test_rows_are_json_lines(tmp_path):

@@ -50,10 +50,30 @@ def test_saved_outputs_give_these_counts():
         ("1 and .5", ".5"),
         ("nothing", ""),
         (r"\boxed{\$18.90}", "18.90"),
+        (r"Final Answer: The final answer is $\frac{3}{4}$. I hope it is correct.", r"\frac{3}{4}"),
+        ("答案是B", "B"),
+        ("所以答案是：7。\n\n谢谢", "：7"),
     ],
 )
 def test_flexible_answer(text, answer):
     assert flexible_answer(text).strip(": ") == answer
+
+
+@pytest.mark.parametrize(
+    ("answer_from", "text", "strict", "flexible"),
+    [
+        ("answer_tag", "<think>3+4</think><answer>7</answer>", True, True),
+        ("answer_tag", r"<think>3+4</think><answer>\frac{14}{2}</answer>", True, True),
+        ("answer_tag", r"<answer>\boxed{7}</answer>", True, True),
+        ("answer_tag", "The answer is 7.", False, True),
+        ("box", r"<think>3+4</think><answer>\frac{14}{2}</answer>", False, False),
+        ("last_number", "The total is 7", True, True),
+    ],
+)
+def test_an_answer_is_read_as_the_run_reads_it(answer_from, text, strict, flexible):
+    with closing(new_verifier(workers=1)) as verifier:
+        (row,) = grade([{"completion": text, "ground_truth": "7"}], verifier, answer_from)
+    assert (row["strict"], row["flexible"]) == (strict, flexible)
 
 
 def test_close_numbers_is_for_plain_numbers_only():

@@ -7,7 +7,7 @@ from itertools import combinations, product
 import numpy as np
 import pytest
 
-from grpo.evaluation.scores import bootstrap, figure, majority, paired_difference, pass_at_k
+from grpo.evaluation.scores import bootstrap, figure, majority, newcombe, paired_difference, pass_at_k
 
 
 def test_pass_at_k_is_the_share_of_all_subsets_that_hold_a_correct_one():
@@ -67,7 +67,40 @@ def test_pairs_are_resampled_together():
         return {problem: [{"strict": i < count} for i in range(4)] for problem, count in enumerate(right)}
 
     a, b = side(*[0, 1, 2, 3] * 10), side(*[1, 2, 3, 4] * 10)
-    found = {"mean": 0.25, "low": 0.25, "high": 0.25, "gained": list(range(40)), "lost": []}
-    assert paired_difference(a, b, "strict") == found
+    gain = paired_difference(a, b, "strict")
+    assert (gain["mean"], gain["low"], gain["high"]) == (0.25, 0.25, 0.25)
+    assert (gain["gained"], gain["lost"]) == (list(range(40)), [])
     worse = paired_difference(side(4, 0), side(0, 0), "strict")
     assert (worse["mean"], worse["gained"], worse["lost"]) == (-0.5, [], [0])
+
+
+def pairs(both: int, lost: int, gained: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
+    counts = (both, lost, gained, neither)
+    return np.repeat([1.0, 1.0, 0.0, 0.0], counts), np.repeat([1.0, 0.0, 1.0, 0.0], counts)
+
+
+def test_the_paired_interval_is_newcombes():
+    """Newcombe 1998, table III: 36, 12, 2 and 0 pairs give 0.0569 to 0.3404 for the first share minus the second."""
+    a, b = pairs(36, 12, 2, 0)
+    assert newcombe(b, a) == pytest.approx((0.0569, 0.3404), abs=5e-5)
+    assert newcombe(a, b) == pytest.approx((-0.3404, -0.0569), abs=5e-5)
+
+
+def test_the_paired_interval_keeps_a_width_where_all_agree():
+    """30 pairs. Wilson of 30/30 is [1 - w, 1] with w = 3.8415 / 33.8415 = 0.11351. Nothing flips: phi is 0, [-w, w].
+    Everything flips: 1 - sqrt(w^2 + w^2) = 1 - 0.16053, to 1."""
+    for count in ((30, 0, 0, 0), (0, 0, 0, 30)):
+        assert newcombe(*pairs(*count)) == pytest.approx((-0.11351, 0.11351), abs=1e-5)
+    assert newcombe(*pairs(0, 0, 30, 0)) == pytest.approx((1 - 0.16053, 1.0), abs=1e-5)
+
+
+def test_the_paired_interval_covers_the_true_difference():
+    """400 draws of 40 pairs, P(right) 0.6 and 0.8 and correlated: 95% is 380; fewer than 360 has chance 1e-5."""
+    generator = np.random.default_rng(3)
+    covered = 0
+    for _ in range(400):
+        common, own = generator.random(40), generator.random((2, 40))
+        mixed = np.where(generator.random(40) < 0.5, common, own)  # half of the problems are equally hard for both
+        low, high = newcombe((mixed[0] < 0.6).astype(float), (mixed[1] < 0.8).astype(float))
+        covered += low <= 0.2 <= high
+    assert covered >= 360
