@@ -142,6 +142,14 @@ def test_bad_input_is_one_line_that_says_what_would_be_good(argv, message):
         (("--learner.kl_coef", "0.1"), ("skip_zero_variance", "kl_coef 0.1")),
         (("--learner.entropy_coef", "0.1"), ("skip_zero_variance", "entropy_coef 0.1")),
         (("--eval.data", "none"), ("eval.every is", "eval.data")),
+        (
+            ("--learner.loss", "gspo", "--learner.sampler_correction", "token_mask"),
+            ("token_mask weighs single tokens", "gspo has one ratio", "use sequence_mask or none"),
+        ),
+        (
+            ("--learner.advantage", "maxrl", "--reward.name", "hybrid"),
+            ("maxrl needs rewards of at least 0", "reward.hybrid_a 0.5", "learner.advantage rloo"),
+        ),
     ],
 )
 def test_settings_that_exclude_each_other(argv, words):

@@ -66,9 +66,35 @@ def naive_logprobs(network, prompt, ids):
     return logp.gather(-1, torch.tensor(ids)[:, None])[:, 0], -(logp.exp() * logp).sum(-1)
 
 
+def naive_surrogate(config: LearnerConfig, logprobs, old, sampler, advantage: float) -> list[torch.Tensor]:
+    """The loss of each trained token of one completion, before KL and entropy, the way the papers write it."""
+    n = len(logprobs)
+    low, high = 1 - config.clip_low, 1 + config.clip_high
+    ratios = [(logprobs[t] - old[t]).exp() for t in range(n)]
+    if config.loss == "gspo":
+        ratios = [math.prod(ratios) ** (1 / n)] * n
+    if config.loss in ("grpo", "gspo"):
+        losses = [-min(ratio * advantage, ratio.clamp(low, high) * advantage) for ratio in ratios]
+    elif config.loss == "cispo":
+        losses = [-min(max(ratios[t].item(), low), high) * advantage * logprobs[t] for t in range(n)]
+    else:
+        losses = [-advantage * logprobs[t] for t in range(n)]
+    weights = [(old[t] - sampler[t]).exp().item() for t in range(n)]
+    if config.sampler_correction.startswith("sequence"):
+        weights = [math.prod(weights)] * n
+    if config.sampler_correction.endswith("truncate"):
+        weights = [min(weight, config.sampler_correction_cap) for weight in weights]
+    elif config.sampler_correction.endswith("mask"):
+        weights = [weight if weight <= config.sampler_correction_cap else 0.0 for weight in weights]
+    else:
+        weights = [1.0] * n
+    return [weight * loss for weight, loss in zip(weights, losses, strict=True)]
+
+
 def naive_step(policy: Policy, samples: list[Sample], config: LearnerConfig, old: dict, max_new_tokens: int):
-    """Loss and metrics of one optimiser step, the way the formula reads."""
-    count = sum(len(s.completion_ids) for s in samples)
+    """Loss and metrics of one optimiser step, one completion at a time. `old` holds all tokens of a completion."""
+    masks = {s: s.mask or (True,) * len(s.completion_ids) for s in samples}
+    count, completions = sum(map(sum, masks.values())), sum(map(any, masks.values()))
     loss, kl_sum, entropy_sum = 0.0, 0.0, 0.0
     for sample in samples:
         logprobs, entropy = naive_logprobs(policy.network, sample.prompt_ids, sample.completion_ids)
@@ -78,19 +104,18 @@ def naive_step(policy: Policy, samples: list[Sample], config: LearnerConfig, old
                     ref, _ = naive_logprobs(policy.network, sample.prompt_ids, sample.completion_ids)
             else:
                 ref, _ = naive_logprobs(policy._reference, sample.prompt_ids, sample.completion_ids)
-        for t in range(len(sample.completion_ids)):
-            ratio = (logprobs[t] - old[sample][t]).exp()
-            low, high = 1 - config.clip_low, 1 + config.clip_high
-            surrogate = -torch.minimum(ratio * sample.advantage, ratio.clamp(low, high) * sample.advantage)
-            if config.sampler_correction != "none":
-                weight = (old[sample][t] - sample.sampler_logprobs[t]).exp().clamp(max=config.sampler_correction_cap)
-                surrogate = surrogate * weight
+        kept = [t for t, trained in enumerate(masks[sample]) if trained]
+        if not kept:
+            continue
+        sampler = torch.tensor(sample.sampler_logprobs, dtype=torch.float64)[kept]
+        surrogate = naive_surrogate(config, logprobs[kept], old[sample][kept], sampler, sample.advantage)
+        for place, t in enumerate(kept):
             kl = (ref[t] - logprobs[t]).exp() - (ref[t] - logprobs[t]) - 1
-            token = surrogate + config.kl_coef * kl - config.entropy_coef * entropy[t]
+            token = surrogate[place] + config.kl_coef * kl - config.entropy_coef * entropy[t]
             share = {
                 "token-mean": 1 / count,
-                "seq-mean": 1 / (len(samples) * len(sample.completion_ids)),
-                "dr_grpo": 1 / (len(samples) * max_new_tokens),
+                "seq-mean": 1 / (completions * len(kept)),
+                "dr_grpo": 1 / (completions * max_new_tokens),
             }[config.loss_aggregation]
             loss = loss + share * token
             kl_sum, entropy_sum = kl_sum + kl.item(), entropy_sum + entropy[t].item()
@@ -176,6 +201,93 @@ def test_two_optimiser_steps_use_the_weights_that_sampled_and_their_own_counts()
     tokens = [sum(len(s.completion_ids) for s in group) for group in groups]
     mean = sum(loss * n for loss, n in zip(losses, tokens, strict=True)) / sum(tokens)
     assert metrics["loss/total"] == pytest.approx(mean, rel=1e-8)
+
+
+def distorted(groups: list[list[Sample]]) -> list[list[Sample]]:
+    """The groups with a sampler that is off by up to 1.5 nats, and with masks: a tool's output and a cut completion."""
+    generator = torch.Generator().manual_seed(4)
+    tool, cut = (True, False, False, True), (False,) * 9
+    masks = {(3, 7, 9, EOS): tool, (6, 6, 2, 5, 8, 3, 9, 4, 7): cut, (2, 0, 8, EOS): (False, True, True, True)}
+
+    def distort(s: Sample) -> Sample:
+        error = 1.5 * (2 * torch.rand(len(s.completion_ids), generator=generator, dtype=torch.float64) - 1)
+        noisy = tuple((torch.tensor(s.sampler_logprobs, dtype=torch.float64) + error).tolist())
+        return dataclasses.replace(s, sampler_logprobs=noisy, mask=masks.get(s.completion_ids))
+
+    return [[distort(s) for s in group] for group in groups]
+
+
+@pytest.mark.parametrize("correction", ["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"])
+@pytest.mark.parametrize("loss", ["grpo", "gspo", "cispo", "reinforce"])
+@pytest.mark.parametrize("aggregation", ["token-mean", "seq-mean", "dr_grpo"])
+def test_every_loss_and_correction_with_masks_equals_the_formula(loss, correction, aggregation):
+    if loss == "gspo" and correction.startswith("token"):
+        pytest.skip("refused by the settings")
+    policy = make_policy()
+    groups = distorted(make_groups(policy))
+    settings = {"loss": loss, "sampler_correction": correction, "loss_aggregation": aggregation}
+    settings |= {"sampler_correction_cap": 1.5, "clip_low": 0.02, "clip_high": 0.05, "kl_coef": 0.1, "lr": 0.03}
+    config = LearnerConfig(minibatches_per_rollout=2, grad_clip=1e9, **settings)
+    naive = copy.deepcopy(policy)
+    old = {s: naive_logprobs(naive.network, s.prompt_ids, s.completion_ids)[0].detach() for g in groups for s in g}
+    sgd = torch.optim.SGD(naive.trainable().values(), lr=0.03)
+    learner = Learner(policy, whole(config))
+    learner.optimizer.adamw = torch.optim.SGD(learner.optimizer.masters, lr=0.03)
+    metrics = learner.update(groups)
+    for group in groups:
+        sgd.zero_grad()
+        naive_step(naive, group, config, old, max_new_tokens=9)[0].backward()
+        sgd.step()
+    for name, p in policy.trainable().items():
+        torch.testing.assert_close(p, naive.trainable()[name], rtol=1e-8, atol=1e-11)
+    assert metrics["policy/ratio_max"] != 1.0
+    clipped = metrics["policy/clip_fraction_low"] + metrics["policy/clip_fraction_high"]
+    assert (clipped > 0) == (loss != "reinforce")
+
+
+def test_a_masked_token_is_seen_and_enters_no_number():
+    """The same completion with the tool's tokens trained or not: the others keep their log-probabilities, and masked
+    tokens are in no mean, maximum or length. A NaN in their place shows any leak."""
+    policy = make_policy()
+    groups = make_groups(policy)
+    nan = (math.nan,) * 2
+    masked = dataclasses.replace(
+        groups[0][1],
+        mask=(True, False, False, True),
+        sampler_logprobs=(groups[0][1].sampler_logprobs[0], *nan, groups[0][1].sampler_logprobs[3]),
+    )
+    other = dataclasses.replace(masked, completion_ids=(3, 8, 8, EOS))
+    for correction in ("none", "sequence_mask", "token_truncate"):
+        settings = {"sampler_correction": correction, "entropy_coef": 0.1, "kl_coef": 0.1}
+        found, metrics = gradients(policy, [[masked, *groups[0][2:]], groups[1]], **settings)
+        assert all(math.isfinite(value) for value in metrics.values())
+        assert metrics["logprob_diff/mean"] == pytest.approx(0.1, rel=1e-9)
+        changed, _ = gradients(policy, [[other, *groups[0][2:]], groups[1]], **settings)
+        assert any(not torch.equal(found[name], changed[name]) for name in found)  # the last token saw them
+
+
+def test_gspo_counts_completions_and_the_other_losses_tokens():
+    """Ratios far from 1: of group 1, whose advantages are 0.3, -1.2, 0.8 and 0.1, gspo clips whole completions."""
+    groups = make_groups(make_policy())
+    shares = {}
+    for loss in ("grpo", "gspo", "cispo"):
+        metrics = learn(
+            make_policy(), groups, loss=loss, minibatches_per_rollout=2, lr=0.05, clip_low=0.01, clip_high=0.01
+        )
+        shares[loss] = metrics["policy/clip_fraction_low"] + metrics["policy/clip_fraction_high"]
+    assert (shares["gspo"] * 8) % 1 == pytest.approx(0, abs=1e-9)  # of 8 completions
+    tokens = sum(len(ids) for group in COMPLETIONS for ids in group)
+    assert (shares["grpo"] * tokens) % 1 == pytest.approx(0, abs=1e-9)
+    assert shares["cispo"] > shares["grpo"] > 0  # cispo bounds every ratio, whatever the advantage's sign
+
+
+@pytest.mark.parametrize("groups", [1, 3, 5])
+def test_groups_that_do_not_divide_are_refused(groups: int):
+    policy = make_policy()
+    first = make_groups(policy)[0]
+    learner = Learner(policy, whole(LearnerConfig(minibatches_per_rollout=2)))
+    with pytest.raises(ValueError, match=rf"{groups} groups do not divide into learner.minibatches_per_rollout 2"):
+        learner.update([first] * groups)
 
 
 def test_rows_may_stand_in_any_order():
@@ -322,6 +434,7 @@ def test_a_non_finite_step_is_skipped_counted_and_in_the_end_fatal():
     learner = Learner(policy, whole(config))
     before = {name: p.detach().clone() for name, p in policy.trainable().items()}
     assert learner.update(bad)["learner/skipped_steps"] == 1
+    assert learner.optimizer.steps == 1  # the schedule counts it, or it would not end with the run
     for name, p in policy.trainable().items():
         assert torch.equal(p, before[name])
     assert learner.update(groups)["learner/skipped_steps"] == 0  # a good step in between starts the count again

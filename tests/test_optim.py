@@ -81,6 +81,8 @@ def test_schedules():
     assert rates() == [1.0] * 6
     assert rates(warmup=2) == [0.5, 1, 1, 1, 1, 1]
     assert rates(warmup=2, schedule="linear") == [0.5, 1, 1, 0.75, 0.5, 0.25]
+    # Zero one step after the last: a last step at rate 0 would waste its rollout.
+    assert rates(schedule="linear") == pytest.approx([6 / 6, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo.packing import assign, pack, sequence_length
-from grpo.types import Sample
+from grpo.packing import assign, pack, to_training_samples
+from grpo.types import Completion, Group, Problem, Sample
 
 PROMPTS = st.lists(st.integers(2, 9), min_size=1, max_size=6).map(tuple)
 IDS = st.lists(st.integers(2, 9), max_size=12).map(tuple)
@@ -19,13 +20,17 @@ IDS = st.lists(st.integers(2, 9), max_size=12).map(tuple)
 def sample_lists(draw):
     prompts = draw(st.lists(PROMPTS, min_size=1, max_size=3))
     rows = draw(st.lists(st.tuples(st.sampled_from(prompts), IDS), min_size=1, max_size=12))
-    return [Sample(p, ids, tuple(-0.1 * i for i in ids), float(n)) for n, (p, ids) in enumerate(rows)]
+    masks = draw(st.lists(st.integers(0, 2**12), min_size=len(rows), max_size=len(rows)))
+    return [
+        Sample(p, ids, tuple(-0.1 * i for i in ids), float(n), tuple(bool(mask >> t & 1) for t in range(len(ids))))
+        for n, ((p, ids), mask) in enumerate(zip(rows, masks, strict=True))
+    ]
 
 
 @settings(deadline=None, max_examples=150)
 @given(sample_lists(), st.integers(1, 60))
-def test_every_completion_token_is_there_once_in_its_place(samples, budget):
-    flat = [(t, s.advantage, w) for s, w in zip(samples, range(len(samples)), strict=True) for t in s.completion_ids]
+def test_every_trained_token_is_there_once_in_its_place(samples, budget):
+    flat = [(s.completion_ids[t], s.advantage, w) for w, s in enumerate(samples) for t in s.trained]
     seen = {}
     for batch in pack(samples, list(range(len(samples))), budget):
         rows = zip(
@@ -56,8 +61,10 @@ def test_each_token_is_predicted_from_the_one_before_it_in_its_own_sequence(samp
         expected = [
             ((*samples[i].prompt_ids, *samples[i].completion_ids)[p - 1], p - 1)
             for i in rows
-            for p in range(len(samples[i].prompt_ids), sequence_length(samples[i]))
+            for t in samples[i].trained
+            for p in [len(samples[i].prompt_ids) + t]
         ]
+        assert batch.lengths.tolist() == [len(samples[i].trained) for i in rows]
         assert [(ids[p], positions[p]) for p in batch.logit_positions.tolist()] == expected
 
 
@@ -91,3 +98,23 @@ def test_micro_batches_are_about_equally_full(seed):
     # A batch can only be short by less than the completion that did not fit into it.
     assert max(sizes) <= 16384
     assert max(sizes) - min(sizes) < max(lengths) + 150
+
+
+def test_masks_come_from_the_completion_and_from_truncation():
+    completions = (
+        Completion((4, 5, 6), (-1.0, 0.0, -1.0), "stop", mask=(True, False, True)),
+        Completion((4, 5), (-1.0, -1.0), "length"),
+        Completion((4, 5), (-1.0, -1.0), "stop"),
+    )
+    group = Group(Problem(0, "q", (3,), "1"), completions)
+    advantages = torch.tensor([[1.0, -1.0, 0.0]])
+    (kept,) = to_training_samples([group], advantages, mask_truncated=False)
+    assert [list(sample.trained) for sample in kept] == [[0, 2], [0, 1], [0, 1]]
+    (masked,) = to_training_samples([group], advantages, mask_truncated=True)
+    assert [list(sample.trained) for sample in masked] == [[0, 2], [], [0, 1]]
+    assert [sample.advantage for sample in masked] == [1.0, -1.0, 0.0]  # still a part of its group's statistics
+
+
+def test_a_mask_of_another_length_is_an_error():
+    with pytest.raises(ValueError, match="shorter"):
+        pack([Sample((1,), (2, 3), (0.0, 0.0), 1.0, mask=(True,))], [1.0], 10)
