@@ -1,7 +1,7 @@
 """Batched sampling in plain PyTorch, for any causal language model of transformers on any device.
 
-It samples with the policy's own weights, so they cannot be stale. The prompts' common beginning is read once, then every
-distinct prompt, whose KV cache is copied for its completions. Rows that have finished are dropped from the batch.
+It samples with the policy's own weights, so they cannot be stale. The prompts' common beginning is read once, then
+every distinct prompt, whose KV cache is copied for its completions. Rows that have finished leave the batch.
 
 Randomness is a function of (request seed, position) alone: one uniform number per token, drawn by hashing, picks the
 token from the cumulative distribution. A completion therefore does not depend on what else is in the batch.
