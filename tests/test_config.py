@@ -148,7 +148,7 @@ def test_bad_input_is_one_line_that_says_what_would_be_good(argv, message):
         ),
         (
             ("--learner.advantage", "maxrl", "--reward.name", "hybrid"),
-            ("maxrl needs rewards of at least 0", "reward.hybrid_a 0.5", "learner.advantage rloo"),
+            ("maxrl needs rewards of at least 0", "reward.hybrid.a 0.5", "learner.advantage rloo"),
         ),
     ],
 )
