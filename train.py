@@ -47,6 +47,7 @@ def train(config: Config, resumed: Path | None = None, interrupts: Interrupts | 
     config = plan.config
     run = Run(config, resumed, interrupts)
     set_seed(config.seed)
+    run.progress.phase("loading the model")
     policy = load_policy(config, device)
     if policy.attention_note:
         notify(policy.attention_note)
@@ -57,6 +58,7 @@ def train(config: Config, resumed: Path | None = None, interrupts: Interrupts | 
     learner = Learner(policy, config, notify, run.interrupts.hold, run.save_bad_batch)
     sampling, clock = SamplingParams(config.rollout.max_new_tokens, config.rollout.temperature), run.clock
 
+    run.progress.phase("starting the reward and the sampler")
     with (
         closing(load_reward(known(problems[0]), config.seed, device.type, **config.reward.model_dump())) as reward,
         closing(make_engine(plan.engine_config, device)) as engine,
@@ -66,11 +68,12 @@ def train(config: Config, resumed: Path | None = None, interrupts: Interrupts | 
         engine.sync(policy)
         calibrate(reward, engine, policy.tokenizer, problems, config)
         if run.step == 0:
+            run.progress.phase("evaluating the untrained model", engine.progress)
             run.note(before=validator.test(engine))
         if run.unlogged:  # step 0, or a step whose evaluation was cut off
             run.log(validator.evaluate(engine, run.step))
 
-        for step in range(run.step + 1, config.steps + 1):
+        for step in run.steps():
             set_seed(request_seed(config.seed, step) % 2**32)  # the same after a resume, for rewards that draw lots
             # 1. Sample: a group of completions for each problem.
             with clock("rollout"):

@@ -31,7 +31,7 @@ def add_lora(model: PreTrainedModel, rank: int, alpha: float) -> PeftModel:
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
     wrapped = get_peft_model(model, config, autocast_adapter_dtype=True)
     for layer in layers(wrapped):
-        layer.forward = MethodType(_forward, layer)
+        layer.forward, layer.frozen = MethodType(_forward, layer), None
     return wrapped
 
 
@@ -90,16 +90,13 @@ def _sum(layer: LoraLayer, base: torch.Tensor) -> torch.Tensor:
 
 
 def layers(model: torch.nn.Module) -> list[LoraLayer]:
-    """Those that have an adapter."""
+    """Those that have an adapter. `layer.frozen` is their sum where it was made once, for sampling, else None."""
     return [module for module in model.modules() if isinstance(module, LoraLayer)]
 
 
-def is_part(name: str) -> bool:
-    """True for the modules inside a layer that has an adapter."""
-    return ".lora_" in name or name.endswith(".base_layer")
-
-
 def _forward(layer: LoraLayer, x: torch.Tensor) -> torch.Tensor:
+    if layer.frozen is not None:
+        return linear(x, layer.frozen, layer.base_layer.bias)
     return _MergedLinear.apply(x, layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight, layer)
 
 

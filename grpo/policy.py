@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from peft.tuners.lora import LoraLayer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,7 +24,6 @@ from transformers.utils.logging import disable_progress_bar
 from grpo import attention, hub, lora
 from grpo.chat_template import stop_ids
 from grpo.errors import UserError
-from grpo.linear import packs, product
 from grpo.logprob import addmm, token_logprobs
 from grpo.packing import Batch
 from grpo.settings import Config
@@ -80,8 +78,6 @@ class Policy:
         The head's bias and the model's logit scale are in them; the temperature is not.
         """
         head = self.network.get_output_embeddings()
-        if packs(head.weight):
-            return head(hidden) if self.logit_scale == 1 else head(hidden).mul_(self.logit_scale)
         logits = hidden.new_empty(len(hidden), len(head.weight), dtype=torch.promote_types(hidden.dtype, torch.float32))
         addmm(logits, hidden, head.weight.T, beta=0, alpha=self.logit_scale)
         if (bias := getattr(head, "bias", None)) is not None:
@@ -114,28 +110,17 @@ class Policy:
 
     @contextlib.contextmanager
     def sampling(self) -> Iterator[None]:
-        """For sampling with the policy's own network: eval mode, LoRA's sums and packed weights made once."""
-        forwards = {}
+        """For generating with the policy's own network: eval mode, and LoRA's sums made once."""
         self.network.eval()
+        adapted = lora.layers(self.network) if self.lora else []
         try:
-            for module, weight, bias in self._products():
-                forwards[module] = vars(module).get("forward")
-                module.forward = product(weight, bias)
+            for layer in adapted:
+                layer.frozen = lora.merged(layer)
             yield
         finally:
-            for module, forward in forwards.items():
-                del module.forward
-                if forward:
-                    module.forward = forward
+            for layer in adapted:
+                layer.frozen = None
             self.network.train()
-
-    def _products(self) -> Iterator[tuple[torch.nn.Module, torch.Tensor, torch.Tensor | None]]:
-        """(layer, weight, bias) of those whose products a sampler computes otherwise than the layer itself."""
-        for name, module in self.network.named_modules():
-            if isinstance(module, LoraLayer):
-                yield module, lora.merged(module), module.base_layer.bias
-            elif type(module) is torch.nn.Linear and packs(module.weight) and not lora.is_part(name):
-                yield module, module.weight, module.bias
 
     def arrived(self) -> float:
         """The share of the adapter's change that the rounded weights have; 1 where nothing is rounded."""

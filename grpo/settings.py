@@ -302,8 +302,8 @@ class Config(Section):
     """One line a step instead of a progress bar and samples."""
     show_every: int = Field(10, ge=1)
     """Steps between showing one good and one bad completion."""
-    tracker: Literal["none", "wandb", "trackio"] = "none"
-    """Also log to Weights & Biases (offline without a key) or to trackio (on this machine)."""
+    tracker: Literal["none", "wandb", "trackio", "tensorboard"] = "none"
+    """Also log to Weights & Biases (offline without a key), to trackio or to TensorBoard (both on this machine)."""
     bad_rows: BadRowsConfig = BadRowsConfig()
     policy: PolicyConfig = PolicyConfig()
     rollout: RolloutConfig = RolloutConfig()
@@ -407,7 +407,7 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The named values of a YAML file. Raises UserError with the line that is wrong."""
     try:
-        tree = yaml.load(_text(path), _Loader)
+        tree = _Loader(_text(path)).get_single_data()
     except yaml.MarkedYAMLError as error:
         raise UserError(f"{path} line {error.problem_mark.line + 1}: {error.problem}") from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:  # a ValueError: not a date
@@ -565,73 +565,9 @@ def typed(value: Any) -> str:
 
 # ---- messages
 
-ELSEWHERE = {
-    # TRL's GRPOConfig
-    "num_generations": "rollout.group_size",
-    "learning_rate": "learner.lr",
-    "max_completion_length": "rollout.max_new_tokens",
-    "max_prompt_length": "rollout.max_prompt_tokens",
-    "generation_batch_size": "rollout.prompts_per_step",
-    "per_device_train_batch_size": "learner.microbatch_tokens",
-    "num_iterations": "learner.minibatches_per_rollout",
-    "epsilon": "learner.clip_low",
-    "epsilon_high": "learner.clip_high",
-    "scale_rewards": "learner.advantage",
-    "loss_type": "learner.loss_aggregation",
-    "mask_truncated_completions": "learner.mask_truncated",
-    "vllm_importance_sampling_correction": "learner.sampler_correction",
-    "vllm_importance_sampling_cap": "learner.sampler_correction_cap",
-    "max_grad_norm": "learner.grad_clip",
-    "lr_scheduler_type": "learner.schedule",
-    "warmup_steps": "learner.warmup",
-    "adam_beta1": "learner.beta1",
-    "adam_beta2": "learner.beta2",
-    "optim": "learner.optimizer",
-    "max_steps": "steps",
-    "save_steps": "checkpoint.every",
-    "save_total_limit": "checkpoint.keep",
-    "eval_steps": "eval.every",
-    "output_dir": "out",
-    "run_name": "name",
-    "report_to": "tracker",
-    "model_name_or_path": "model",
-    "dataset_name": "data",
-    "reward_funcs": "reward.name",
-    "reward_weights": "reward.alpha",
-    "system_prompt": "prompt",
-    "use_vllm": "rollout.engine",
-    "bf16": "policy.dtype",
-    "attn_implementation": "policy.attention",
-    "lora_r": "policy.lora_rank",
-    "load_in_4bit": "policy.quant",
-    # verl
-    "n": "rollout.group_size",
-    "train_batch_size": "rollout.prompts_per_step",
-    "ppo_mini_batch_size": "learner.minibatches_per_rollout",
-    "ppo_max_token_len_per_gpu": "learner.microbatch_tokens",
-    "max_response_length": "rollout.max_new_tokens",
-    "clip_ratio_low": "learner.clip_low",
-    "clip_ratio_high": "learner.clip_high",
-    "kl_loss_coef": "learner.kl_coef",
-    "entropy_coeff": "learner.entropy_coef",
-    "adv_estimator": "learner.advantage",
-    "loss_agg_mode": "learner.loss_aggregation",
-    "rollout_is": "learner.sampler_correction",
-    "rollout_is_threshold": "learner.sampler_correction_cap",
-    "total_training_steps": "steps",
-    "save_freq": "checkpoint.every",
-    "test_freq": "eval.every",
-    "train_files": "data",
-    "val_files": "eval.data",
-    "experiment_name": "name",
-}
-"""Names that users of TRL and verl type -> the setting that has that job here."""
-FIXED = {
-    "top_p": "the whole distribution is sampled, because the loss differentiates it",
-    "top_k": "the whole distribution is sampled, because the loss differentiates it",
-    "min_p": "the whole distribution is sampled, because the loss differentiates it",
-}
-"""Names that have no setting here, and the reason."""
+OTHER_TRAINERS = Path(__file__).with_name("other_trainers.yaml")
+WHOLE_DISTRIBUTION = ("top_p", "top_k", "min_p")
+"""Names of settings that other trainers have, and this one cannot have."""
 LIMITS = {
     "greater_than_equal": "at least {ge}",
     "greater_than": "more than {gt}",
@@ -657,11 +593,12 @@ LIMITS = {
 def unknown(kind: str, word: str, known: Iterable[str]) -> str:
     """The line for a name that does not exist: its name here, or the nearest one that exists."""
     leaf = word.lstrip("-").rpartition(".")[2]
-    if leaf in FIXED:
-        return f"there is no {kind} {word}: {FIXED[leaf]}"
+    if leaf in WHOLE_DISTRIBUTION:
+        return f"there is no {kind} {word}: the whole distribution is sampled, because the loss differentiates it"
     same_leaf = [name for name in known if name.lstrip("-").rpartition(".")[2] == leaf]
-    if leaf in ELSEWHERE and not same_leaf:
-        return f"{word} is {'-' * (len(word) - len(word.lstrip('-')))}{ELSEWHERE[leaf]} here"
+    elsewhere = read_yaml(OTHER_TRAINERS)
+    if leaf in elsewhere and not same_leaf:
+        return f"{word} is {'--' if word.startswith('--') else ''}{elsewhere[leaf]} here"
     return f"unknown {kind} {word}{nearest(word, same_leaf, cutoff=0) or nearest(word, known)}"
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 import textwrap
 import unicodedata
 from collections.abc import Callable
+from pathlib import Path
 from typing import TextIO
 
 from tqdm import tqdm
@@ -20,6 +22,19 @@ def notify(message: str) -> None:
         width, whole = shutil.get_terminal_size().columns, {"break_long_words": False, "break_on_hyphens": False}
         text = "\n".join(textwrap.fill(line, width, **whole) for line in text.splitlines())
     tqdm.write(text, file=sys.stderr)
+
+
+def command(words: str, path: Path) -> str:
+    """`python WORDS PATH` as it can be typed in the present folder, with the Python that runs now."""
+    python, found, repository = os.path.relpath(sys.executable), shutil.which("python"), Path(__file__).parents[1]
+    if found and Path(found).parent == Path(sys.executable).parent:
+        python = "python"
+    elif python.startswith(".."):
+        python = sys.executable
+    if Path.cwd() == repository:
+        return f"{shlex.quote(python)} {words} {shlex.quote(str(path))}"
+    there, whole = shlex.quote(str(repository)), shlex.quote(str(path.absolute()))
+    return f"cd {there} && {shlex.quote(sys.executable)} {words} {whole}"
 
 
 def escape_control(text: str) -> str:

@@ -15,7 +15,7 @@ from grpo.errors import UserError
 from grpo.evaluation.benchmarks import held_out_problems
 from grpo.policy import load_policy
 from grpo.rollout import request_seed
-from grpo.run.display import Clock
+from grpo.run.clock import Clock
 from grpo.settings import build
 from grpo.types import Problem
 from grpo.validation import Validator, sample_groups, summarise

@@ -104,6 +104,10 @@ class Engine(Protocol):
         """Gives accelerator memory to the learner until the next `sync`. Does nothing where there is none to give."""
         ...
 
+    def progress(self) -> str:
+        """Finished and all completions of the present `generate`, as 12/62; empty where that is not known."""
+        ...
+
     def close(self) -> None: ...
 
 

@@ -129,6 +129,9 @@ class VLLMEngine:
             return [group * request.n for group, request in zip(groups, requests, strict=True)]
         return groups
 
+    def progress(self) -> str:
+        return ""
+
     def sleep(self) -> None:
         if self.config.sleep and not self._asleep:
             self._llm.sleep(level=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from statistics import fmean
@@ -16,43 +17,58 @@ WATCHED = AMOUNTS + VERDICTS
 
 
 class Alarms:
-    """Says what went wrong over the last WINDOW steps, each thing once, and only where enough was seen to claim it."""
+    """Reports each failure mode of the last WINDOW steps once, and only where enough was measured to claim it."""
 
     def __init__(self) -> None:
         self.rows: deque[dict[str, float]] = deque(maxlen=WINDOW)
         self.first: dict[str, float] = {}
         """Means over the first WINDOW steps."""
-        self.best, self.said = 0.0, set()
+        self.best, self.reported = -math.inf, set()
 
     def __call__(self, row: dict[str, float]) -> list[str]:
         self.rows.append(row)
         if len(self.rows) < WINDOW:
             return []
         now = {name: fmean(row[name] for row in self.rows) for name in WATCHED}
+        now["verified"] = sum(row[name] for row in self.rows for name in row if name.startswith("outcome/"))
         self.first = self.first or now
-        found = dict(diseases(self.first, now, self.best))
-        new = [text for name, text in found.items() if name not in self.said]
-        self.said |= found.keys()
+        modes = dict(failure_modes(self.first, now, self.best))
+        new = [text for name, text in modes.items() if name not in self.reported]
+        self.reported |= modes.keys()
         self.best = max(self.best, now["reward/mean"])
         return new
 
 
-def diseases(first: dict[str, float], now: dict[str, float], best: float) -> Iterator[tuple[str, str]]:
-    """Name, and what to say. `best` is the highest mean reward of any window before."""
-    right, reward = now["outcome/correct"], now["reward/mean"]
-    if now["groups/zero_variance"] == 1 and right <= 0.95:
+def failure_modes(first: dict[str, float], now: dict[str, float], best: float) -> Iterator[tuple[str, str]]:
+    """Name and message of each. `best` is the highest mean reward of any window before.
+
+    Where no answer was verified (a user's own reward), only the reward itself tells whether a task is solved: rewards
+    that are all equal are reported when they are below an earlier mean, or were 0 from the start.
+    """
+    reward, right, verified = now["reward/mean"], now["outcome/correct"], now["verified"] > 0
+    flat = now["groups/zero_variance"] == 1
+    if flat and verified and right <= 0.95:
         yield "flat", f"for {WINDOW} steps all rewards of each group were equal: nothing was learned; see outcome/*"
+    elif flat and not verified and (reward < best - 1e-6 or reward == first["reward/mean"] == 0):
+        yield "flat", f"for {WINDOW} steps all rewards of each group were equal, {reward:.3g}: nothing was learned"
     if best >= 0.05 and abs(reward) <= 0.01 * best:
         yield "fallen", f"the reward fell to 0 after a mean of {best:.2g}: lower learner.lr, or go back to a checkpoint"
     tokens, before = now["completion/length_mean"], first["completion/length_mean"]
-    if tokens <= before / 4 and right <= first["outcome/correct"] + 0.05:
-        shrank = f"completions shrank from {before:.0f} to {tokens:.0f} tokens"
-        yield "shrunk", f"{shrank} and are right no more often: read a few"
-    # The reflection signal: shares of the completions, by what is true and what the reflection says.
+    improved = right > first["outcome/correct"] + 0.05 if verified else reward > first["reward/mean"]
+    if tokens <= before / 4 and not improved:
+        gain = "are right no more often" if verified else "earn no more"
+        yield "shrunk", f"completions shrank from {before:.0f} to {tokens:.0f} tokens and {gain}: read a few"
+    yield from _dead_reflection(now)
+
+
+def _dead_reflection(now: dict[str, float]) -> Iterator[tuple[str, str]]:
+    """The reflection gives the same verdict on right and wrong answers. Shares are of all completions."""
     right_correct, right_wrong, wrong_correct, wrong_wrong = (now[name] for name in VERDICTS)
     of_right, of_wrong = right_correct + right_wrong, wrong_correct + wrong_wrong
-    if WINDOW * now["completion/tokens"] / tokens * min(of_right, of_wrong) >= ENOUGH:
-        all_correct, rates = right_correct + wrong_correct, (right_correct / of_right, wrong_correct / of_wrong)
-        if not 0.05 < all_correct / (of_right + of_wrong) < 0.95 and abs(rates[0] - rates[1]) <= 0.05:
-            said = f"'correct' of {rates[0]:.0%} of the right and of {rates[1]:.0%} of the wrong answers"
-            yield "same verdict", f"the reflection says {said}: the reflection signal is dead"
+    completions = WINDOW * now["completion/tokens"] / now["completion/length_mean"]
+    if completions * min(of_right, of_wrong) < ENOUGH:
+        return
+    share_correct, rates = right_correct + wrong_correct, (right_correct / of_right, wrong_correct / of_wrong)
+    if not 0.05 < share_correct / (of_right + of_wrong) < 0.95 and abs(rates[0] - rates[1]) <= 0.05:
+        verdicts = f"'correct' of {rates[0]:.0%} of the right and of {rates[1]:.0%} of the wrong answers"
+        yield "same verdict", f"the reflection says {verdicts}: the reflection signal is dead"

@@ -1,25 +1,81 @@
-"""The words of a run on a terminal: figures, samples, results, and the clock of its phases."""
+"""A run on the terminal: its progress line, samples and results."""
 
 from __future__ import annotations
 
-import shlex
+import os
+import shutil
+import sys
 import textwrap
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Sequence
 from operator import itemgetter
 from pathlib import Path
 
-from grpo.terminal import escape_control
+from tqdm import tqdm
 
-BAR = "step {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
+from grpo.terminal import command, escape_control, notify
+
+STARTING = "{desc} {elapsed}"
+STEPS = "step {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
 BEFORE_FIGURES = len("step 2000/2000 [10:00:00<10:00:00],  ")
 LONGEST = 1200
 """Characters of a completion that are shown; the rest is in completions/."""
+GREEN, RED, PLAIN = "\x1b[32m", "\x1b[31m", "\x1b[0m"
+WHY_NO_LOSS = (
+    "the loss stays near 0 by construction: the advantages of a group sum to 0 and the importance ratio starts at 1. "
+    "Watch reward/mean and eval/* instead"
+)
+
+
+class Progress:
+    """One line that a terminal rewrites every second; elsewhere a line for each phase of the start and each step."""
+
+    def __init__(self, steps: int, quiet: bool):
+        self.quiet = quiet
+        self.bar = tqdm(
+            total=steps, bar_format=STARTING, dynamic_ncols=True, disable=quiet or not sys.stderr.isatty(), leave=False
+        )
+        self._count: Callable[[], str] = str
+        self._phase, self._ended = "", threading.Event()
+        self._shown: dict[str, float] = {}
+        if not self.bar.disable:
+            threading.Thread(target=self._refresh, daemon=True).start()
+
+    def phase(self, text: str, count: Callable[[], str] = str) -> None:
+        """Shows the start's present phase, and behind it what `count` returns at the moment."""
+        self._phase, self._count = text, count
+        if self.bar.disable and not self.quiet:
+            notify(text)
+
+    def _refresh(self) -> None:
+        while not self._ended.wait(1.0):
+            self.bar.set_description_str(f"{self._phase} {self._count()}".strip())
+
+    def begin(self, step: int) -> None:
+        """Ends the start: from here on the line shows steps, times and figures."""
+        self.bar.bar_format, self.bar.leave = STEPS, True
+        if not self.bar.disable:
+            self.bar.reset()
+            self.bar.initial = self.bar.n = step
+
+    def step(self, row: dict[str, float], limit: int | None) -> None:
+        """Shows a step's figures. On a terminal the last held-out figures stay until there are new ones."""
+        if self.bar.disable:
+            line = "  ".join(figures(row, limit))
+            print(f"step {row['step']}/{self.bar.total}  {line}  {row['time/step']:.1f} s", flush=True)
+            return
+        self._shown |= row
+        width = self.bar.format_dict["ncols"] or 80  # None where the terminal has gone
+        self.bar.set_postfix_str(fitted(figures(self._shown, limit), width), refresh=False)
+        self.bar.update(int(row["step"] > 0))
+
+    def close(self) -> None:
+        self._ended.set()
+        self.bar.close()
 
 
 def fitted(parts: Sequence[str], width: int) -> str:
-    """As many of them, from the first on, as fit behind the step and the times on a line of that width."""
+    """The first parts, as many as fit on a line of that width behind the step and the times."""
     while len("  ".join(parts)) > width - BEFORE_FIGURES and parts:
         parts = parts[:-1]
     return "  ".join(parts)
@@ -37,7 +93,12 @@ def figures(metrics: dict[str, float], limit: int | None = None) -> list[str]:
         "tokens": "completion/length_mean",
         "tokens/s": "speed/tokens_per_second",
     }
-    return [f"{label} {metrics[key]:.3g}" for label, key in shown.items() if metrics.get(key) is not None]
+    return [f"{label} {_number(metrics[key])}" for label, key in shown.items() if metrics.get(key) is not None]
+
+
+def _number(value: float) -> str:
+    """0.123, 12.3 and 11,600: three digits, and no powers of ten."""
+    return f"{float(f'{value:.3g}'):,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def before_and_after(summary: dict) -> str:
@@ -50,62 +111,37 @@ def before_and_after(summary: dict) -> str:
 
 
 def next_commands(folder: Path, steps: int) -> str:
-    """What a person does with a finished run."""
-    name = shlex.quote(str(folder))
+    """The commands that follow a finished run, as they can be typed here."""
     return (
-        f"look       python -m grpo.report {name}\n"
-        f"evaluate   python eval.py --run {name}\n"
-        f"go on      python train.py --resume {name} --steps {2 * steps}"
+        f"look       {command('-m grpo.report', folder)}\n"
+        f"evaluate   {command('eval.py --run', folder)}\n"
+        f"continue   {command('train.py --resume', folder)} --steps {2 * steps}"
     )
 
 
-def good_and_bad(rows: Sequence[dict], truths: Sequence[str]) -> str:
-    """The step's best and worst completion, as text that is safe to print. `rows` as in completions/; truths[group]."""
+def good_and_bad(rows: Sequence[dict], truths: Sequence[str], width: int = 80, colours: bool = False) -> str:
+    """The step's best and worst completion, wrapped to the width, as text that is safe to print.
+
+    `rows` as in completions/; truths[group].
+    """
     blocks = []
-    for label, choose in (("best", max), ("worst", min)):
+    for label, choose, colour in (("best", max, GREEN), ("worst", min, RED)):
         row = choose(rows, key=itemgetter("reward"))
         signals = "  ".join(f"{name} {value:g}" for name, value in row["signals"].items())
-        ending = f"truth {truths[row['group']]}, {row['tokens']} tokens, {row['finish_reason']}"
-        head = f"--- {label} of the step: reward {row['reward']:g}  {signals}  ({ending})  answer {row['answer']}"
+        head = f"--- {label} of step {row['step']}: reward {row['reward']:g}  {signals}"
+        tail = f"answer {row['answer']}, truth {truths[row['group']]}, {row['tokens']} tokens, {row['finish_reason']}"
         text = row["completion"]
         if len(text) > LONGEST:
             half = LONGEST // 2
             text = f"{text[:half]} ... [{len(text) - 2 * half} characters] ... {text[-half:]}"
-        blocks += [textwrap.shorten(head, 300), text]
-    return escape_control("\n".join(blocks))
+        paragraphs = [head[:300], tail[:300], *text.expandtabs(4).split("\n")]
+        wrapped = [textwrap.fill(escape_control(paragraph), width, subsequent_indent="  ") for paragraph in paragraphs]
+        wrapped[0] = f"{colour}{wrapped[0]}{PLAIN}" if colours else wrapped[0]
+        blocks += wrapped
+    return "\n".join(blocks)
 
 
-PHASES = ("rollout", "reward", "learn", "sync", "eval")
-
-
-class Clock:
-    """Seconds by phase, and the most `memory` that was in use at the end of one."""
-
-    def __init__(self, memory: Callable[[], float] = lambda: 0.0) -> None:
-        self._memory, self._peak = memory, 0.0
-        self._restart()
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._seconds[phase] += time.perf_counter() - start
-            self._peak = max(self._peak, self._memory())
-
-    def read(self) -> dict[str, float]:
-        """Seconds by phase since the last reading, `time/step` being all of them."""
-        total = time.perf_counter() - self._start
-        seconds = {f"time/{phase}": value for phase, value in self._seconds.items()}
-        seconds |= {"time/other": total - sum(self._seconds.values()), "time/step": total}
-        self._restart()
-        return seconds
-
-    def read_peak(self) -> float:
-        """Of the memory, since the last such reading."""
-        peak, self._peak = max(self._peak, self._memory()), 0.0
-        return peak
-
-    def _restart(self) -> None:
-        self._start, self._seconds = time.perf_counter(), dict.fromkeys(PHASES, 0.0)
+def show_samples(rows: Sequence[dict], truths: Sequence[str]) -> None:
+    """Prints the best and the worst completion above the progress line, in colours where the terminal has them."""
+    colours = "NO_COLOR" not in os.environ and os.environ.get("TERM", "dumb") != "dumb"
+    tqdm.write(good_and_bad(rows, truths, shutil.get_terminal_size().columns, colours), file=sys.stderr)

@@ -1,12 +1,13 @@
 """A run's folder on disk: written so that a reader never sees half a file and a power cut loses nothing.
 
-runs/NAME/config.yaml  versions.json  metrics.jsonl  accuracy.jsonl  problems.jsonl  bad_rows.jsonl
+runs/NAME/config.yaml  run_id  versions.json  metrics.jsonl  accuracy.jsonl  problems.jsonl  bad_rows.jsonl
           completions/step_000001.jsonl.gz  checkpoints/  bad_batches.jsonl  summary.json  plot.png
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import gzip
 import json
@@ -17,6 +18,7 @@ import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -25,6 +27,7 @@ import yaml
 from grpo.environment import versions
 from grpo.errors import UserError
 from grpo.settings import Config
+from grpo.terminal import notify
 
 if TYPE_CHECKING:
     import torch
@@ -34,16 +37,17 @@ if TYPE_CHECKING:
 
 NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 GROWING = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
-"""A link with the file's name, in a folder that somebody sent, is never written through."""
-STARTED = {"completions", ".lock", "versions.json"}
-CHECK = b', "check": "'
-LAST_LINE = re.compile(r"\n# run ([0-9a-f]{16})\n$")
+"""O_NOFOLLOW: never write through a symlink in an untrusted run folder."""
+STARTED = {"completions", ".lock", "run_id", "versions.json"}
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+UNSUPPORTED = {errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK}
+"""What file systems answer that have no fsync or no locks."""
 
 # ---- writing
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """All of it or nothing: written beside under a name that did not exist, flushed to the disk, renamed."""
+    """Writes all of it or nothing: to a new file beside it, flushed to the disk, then renamed."""
     beside = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.partial")
     try:
         _write(os.open(beside, NEW, 0o666), content)
@@ -62,42 +66,58 @@ def _write(descriptor: int, content: str | bytes) -> None:
     with open(descriptor, "wb") as file:
         file.write(content if isinstance(content, bytes) else content.encode(errors="backslashreplace"))
         file.flush()
-        os.fsync(file.fileno())
+        _fsync(descriptor)
 
 
 def sync(path: Path) -> None:
-    """A file's content, or a folder's list of names, on the disk itself."""
+    """Flushes a file's content, or a folder's list of names, to the disk itself."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        _fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
+def _fsync(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        _notify_once("this file system has no fsync: a power cut may lose the last steps")
+
+
+_notify_once = cache(notify)
+
+
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """A full disk or a folder that cannot be written is the user's to mend: one line instead of a traceback."""
+    """Turns a full disk or a folder that cannot be written into a UserError."""
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"cannot write to {folder}: {error.strerror or error}; free space and go on from there, or choose another "
-            "folder with --out"
-        ) from error
+        fix = "free space and --resume" if error.errno in NO_SPACE else "check the folder"
+        reason = error.strerror or error
+        raise UserError(f"cannot write to {folder}: {reason}; {fix}, or choose another with --out") from error
 
 
-def lock(folder: Path, name: str = ".lock", wait: bool = False) -> IO:
-    """Holds the folder for this process until the returned file is closed or the process is gone, however it went.
+def lock(folder: Path, name: str = ".lock") -> IO:
+    """Holds the folder for this process until the returned file is closed or the process has ended, in whatever way.
 
-    UserError if another process holds it (two would write over each other), unless `wait`.
+    Raises UserError if another process holds it: two would write over each other.
     """
     with writing(folder):
         file = open(os.open(folder / name, GROWING, 0o666), "ab")  # noqa: SIM115  (the caller closes it)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
         raise UserError(f"another process is using {folder}; wait for it to end, or write to another folder") from None
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            file.close()
+            raise UserError(f"cannot lock {folder}: {error.strerror}; choose another folder with --out") from error
+        _notify_once(f"the file system of {folder} has no locks: start nothing else that writes there")
     return file
 
 
@@ -105,36 +125,29 @@ def lock(folder: Path, name: str = ".lock", wait: bool = False) -> IO:
 
 
 def lines(rows: Iterable[dict]) -> str:
-    """The rows as lines of JSON, each ending with a checksum of what stands before it."""
-    texts = [json.dumps(row)[:-1] for row in rows]
-    return "".join(f'{text}{CHECK.decode()}{zlib.crc32(text.encode()):08x}"}}\n' for text in texts)
+    """The rows as lines of JSON."""
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def row_of(line: bytes, checked: bool = True) -> dict | None:
-    """The row without its checksum; None where the line was damaged or, if it must be `checked`, has none."""
-    text, mark, check = line.rpartition(CHECK)
-    if (not mark and checked) or (mark and check.rstrip(b"\n") != b'%08x"}' % zlib.crc32(text)):
-        return None
+def row_of(line: bytes) -> dict | None:
+    """The row; None where the line is damaged or was cut off."""
     try:
-        row = json.loads(text + b"}" if mark else line)
+        row = json.loads(line) if line.endswith(b"\n") else None
     except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None
 
 
 def read_rows(path: Path, damaged: list[bytes] | None = None) -> list[dict]:
-    """The whole rows of a .jsonl file, as `rows_of` its lines."""
+    """The complete rows of a .jsonl file, as `rows_of` its lines."""
     return rows_of(path.read_bytes().splitlines(keepends=True) if path.is_file() else [], damaged)
 
 
-def rows_of(found: Sequence[bytes], damaged: list[bytes] | None = None) -> list[dict]:
-    """The whole rows among lines of one file. Damaged lines go to `damaged`; a last line that was cut off is left out.
-
-    Rows written by hand may lack checksums, but not in a file where other rows have them.
-    """
-    checked, rows = any(CHECK in line for line in found), []
-    for line in found:
-        row = row_of(line, checked) if line.endswith(b"\n") else None
+def rows_of(raw: Sequence[bytes], damaged: list[bytes] | None = None) -> list[dict]:
+    """The complete rows among lines of one file. Skips a last line that was cut off, adds damaged ones to `damaged`."""
+    rows = []
+    for line in raw:
+        row = row_of(line)
         if row is not None:
             rows.append(row)
         elif damaged is not None and line.endswith(b"\n"):
@@ -143,9 +156,9 @@ def rows_of(found: Sequence[bytes], damaged: list[bytes] | None = None) -> list[
 
 
 def numbered(folder: Path, suffix: str = "") -> dict[int, Path]:
-    """Step -> path, in order, of what a run named by a step. A copy or a note with another name is none of its."""
-    found = ((re.fullmatch(rf"step_(\d{{6,}}){suffix}", path.name), path) for path in folder.glob("step_*"))
-    return dict(sorted((int(match[1]), path) for match, path in found if match))
+    """Maps step number to path for files named step_NNNNNN; ignores everything else."""
+    matches = ((re.fullmatch(rf"step_(\d{{6,}}){suffix}", path.name), path) for path in folder.glob("step_*"))
+    return dict(sorted((int(match[1]), path) for match, path in matches if match))
 
 
 def completion_rows(
@@ -155,7 +168,7 @@ def completion_rows(
     scores: Sequence[Sequence[Score]],
     advantages: torch.Tensor,
 ) -> list[dict]:
-    """What was written, what it was paid for, and what it taught. Everything is [groups, completions]."""
+    """One row per completion: its text, reward, signals and advantage. Everything is [groups, completions]."""
     return [
         {
             "step": step,
@@ -198,7 +211,7 @@ def read_completions(folder: Path, step: int) -> list[dict]:
 
 
 def create(folder: Path, config: Config) -> IO:
-    """The new run's folder, and the lock that holds it. UserError when another run has taken the name just now.
+    """Makes the new run's folder and returns the lock that holds it. Raises UserError when the name was just taken.
 
     config.yaml comes last: with it the run can be resumed. A start that was killed before leaves STARTED, which the
     next start of that name takes over.
@@ -209,7 +222,8 @@ def create(folder: Path, config: Config) -> IO:
         raise UserError(f"{folder} exists: another run has just taken the name; choose another --name")
     try:
         write_versions(folder)
-        write_config(folder, config, secrets.token_hex(8))
+        write(folder / "run_id", secrets.token_hex(8))
+        write_config(folder, config)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -217,20 +231,24 @@ def create(folder: Path, config: Config) -> IO:
     return held
 
 
-def run_id(folder: Path) -> str | None:
-    """What checkpoints name their run by: the last line of config.yaml. None where the file was cut off."""
-    found = LAST_LINE.search((folder / "config.yaml").read_text(errors="replace"))
-    return found and found[1]
+def run_id(folder: Path) -> str:
+    """The name by which checkpoints know their run, wherever its folder is moved."""
+    try:
+        return (folder / "run_id").read_text()
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{folder / 'run_id'} cannot be read ({error}); restore it from the run's other copies"
+        ) from None
 
 
 def write_versions(folder: Path, name: str = "versions.json") -> list[str]:
-    """Keeps what results depend on besides the settings. Returns what is other than at the start of the run."""
+    """Writes what results depend on besides the settings. Returns what has changed since the start of the run."""
     now, before = versions(), {}
-    with contextlib.suppress(OSError, ValueError, TypeError):  # damaged: nothing but this line needs it
+    with contextlib.suppress(OSError, ValueError, TypeError):  # damaged: only this comparison needs it
         before = dict(json.loads((folder / "versions.json").read_text()))
     write(folder / name, json.dumps(now, indent=2))
     return [f"{key} {was} -> {now.get(key)}" for key, was in before.items() if now.get(key) != was]
 
 
-def write_config(folder: Path, config: Config, run: str) -> None:
-    write(folder / "config.yaml", f"{yaml.safe_dump(config.model_dump(), sort_keys=False)}# run {run}\n")
+def write_config(folder: Path, config: Config) -> None:
+    write(folder / "config.yaml", yaml.safe_dump(config.model_dump(), sort_keys=False))

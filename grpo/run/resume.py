@@ -1,13 +1,12 @@
-"""Which folder a run has, new or continued; and for `--resume`, whether all is as at the start, and the way back.
-
-The way back leads to the last whole step: settings, base model and problems have to be those the run was started with.
-"""
+"""Chooses the run folder. For --resume: checks that nothing relevant changed and rewinds to the last complete step."""
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import re
 import shlex
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +16,8 @@ import torch
 from grpo.cli import Command
 from grpo.errors import UserError
 from grpo.policy import Policy
-from grpo.run.files import STARTED, append, lines, numbered, read_rows, run_id, write
-from grpo.settings import Config, build, changed, flat, parse, read_yaml, typed
+from grpo.run.files import STARTED, append, lines, numbered, read_rows, write
+from grpo.settings import Config, build, changed, dotted, fields, flat, parse, read_yaml, typed
 from grpo.terminal import notify
 from grpo.types import Problem
 
@@ -48,7 +47,7 @@ ROW_FILES = ("metrics.jsonl", "accuracy.jsonl", "bad_batches.jsonl", "problems.j
 def resolve_run(command: Command, default_preset: str) -> tuple[Config, Path | None]:
     """The settings to run with, and the folder to continue in (None: a new one).
 
-    UserError when there is no such run, or with the list of settings that differ in what matters.
+    Raises UserError when there is no such run, or with the list of settings that differ in what matters.
     """
     if command.resume is None:
         return command.config, None
@@ -74,7 +73,7 @@ def resolve_run(command: Command, default_preset: str) -> tuple[Config, Path | N
 
 
 def new_folder(config: Config) -> Path:
-    """Where a new run goes. UserError where there is one: nothing of an earlier run is ever written over."""
+    """The folder of a new run. Raises UserError where it exists: nothing of an earlier run is ever overwritten."""
     name = config.name or f"{config.preset}-{Path(config.data).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = Path(config.out) / name
     if any(path.name not in STARTED and path.suffix != ".partial" for path in folder.rglob("*")):
@@ -84,7 +83,7 @@ def new_folder(config: Config) -> Path:
 
 
 def newest_run(config: Config) -> Path | None:
-    """The named run, else the one written to last; None where there is none."""
+    """The named run, else the one written to last; None without any run."""
     runs = [path.parent for path in Path(config.out).glob(f"{config.name or '[!.]*'}/config.yaml")]
 
     def last_written(folder: Path) -> float:  # by the run itself: a report or a note in its folder does not count
@@ -95,30 +94,32 @@ def newest_run(config: Config) -> Path | None:
 
 
 def read_config(folder: Path) -> Config:
-    tree = read_yaml(folder / "config.yaml")
-    if run_id(folder) is None:
-        raise UserError(f"{folder / 'config.yaml'} was cut off: its last line does not name the run; bring it back")
+    """The settings of a run. Raises UserError where one is missing or wrong; how the file is laid out is free."""
+    path = folder / "config.yaml"
+    tree = read_yaml(path)
+    if missing := fields().keys() - dotted(tree).keys():
+        raise UserError(f"{path} was cut off, or written by another version: it has no {min(missing)}; restore it")
     try:
         return parse(tree)
     except UserError as error:
-        raise UserError(f"{folder / 'config.yaml'}: {error}") from None
+        raise UserError(f"{path}: {error}") from None
 
 
 def is_finished(folder: Path, config: Config) -> bool:
-    """Whether all steps and the figures after them are there."""
+    """Whether all steps and the figures after them are on disk."""
     rows = read_rows(folder / "metrics.jsonl")
     return (folder / "summary.json").is_file() and bool(rows) and rows[-1]["step"] >= config.steps
 
 
 def relocate_paths(config: Config, folder: Path) -> Config:
-    """Files that were named from the folder the run was started in are found from any other."""
+    """Finds files that were named from the folder in which the run was started, from any other folder."""
     places = (Path(), *folder.absolute().parents, Path(__file__).parents[2])
 
     def find(name: str) -> str:
         return next((str(place / name) for place in places if (place / name).exists()), name)
 
-    found = {name: value for name, value in flat(config).items() if name in PATHS and value}
-    moved = {name: find(value) if isinstance(value, str) else tuple(map(find, value)) for name, value in found.items()}
+    named = {name: value for name, value in flat(config).items() if name in PATHS and value}
+    moved = {name: find(value) if isinstance(value, str) else tuple(map(find, value)) for name, value in named.items()}
     return changed(config, moved)
 
 
@@ -130,7 +131,7 @@ def decisive(config: Config) -> dict[str, str]:
 
 
 def refuse_other(before: dict[str, str], after: dict[str, str], what: Path, cure: str) -> None:
-    """UserError with the list of settings that are not the same."""
+    """Raises UserError with the list of settings that are not the same."""
     if refused := sorted(name for name in before if before[name] != after.get(name, before[name])):
         listed = ", ".join(f"{name} {before[name]} -> {after[name]}" for name in refused)
         raise UserError(f"{what} was started with other settings: {listed}. {cure}, or start a new run (--name)")
@@ -142,16 +143,16 @@ def check_same(saved: Config, wanted: Config, folder: Path) -> None:
     refuse_other(decisive(saved), decisive(wanted), folder, "Leave them out to continue it")
     before, after = flat(saved), flat(wanted)
     if inexact := sorted(name for name in ROUNDING if before[name] != after[name]):
-        notify(f"{', '.join(inexact)} differs from the start of the run: it goes on, but not bit for bit the same")
+        notify(f"{', '.join(inexact)} differs from the start of the run: it continues, but not bit for bit the same")
 
 
-# ---- back to the last whole step
+# ---- back to the last complete step
 
 
 def rewind(folder: Path, step: int, pending: bool) -> list[dict]:
-    """Removes what was written after `step`, which is done again. `pending`: the row of `step` was not written yet.
+    """Removes everything written after `step`, which is done again. `pending`: the row of `step` is still to come.
 
-    Returns the rows of metrics.jsonl that stay. Damaged lines are said, and kept in a file of their own.
+    Returns the rows of metrics.jsonl that stay. Damaged lines are reported and moved to a file of their own.
     """
     for path in (folder / name for name in ROW_FILES if (folder / name).exists()):
         damaged: list[bytes] = []
@@ -175,20 +176,31 @@ def rewind(folder: Path, step: int, pending: bool) -> list[dict]:
 
 
 def check_identity(checkpoint: Path, saved: dict, now: dict) -> None:
-    """UserError where run, settings, base model or problems are not those the checkpoint was written with."""
-    refuse_other(saved["settings"], now["settings"], checkpoint, "config.yaml was changed: put them back")
+    """Raises UserError where run, settings, base model or problems differ from those of the checkpoint."""
+    refuse_other(saved["settings"], now["settings"], checkpoint, "config.yaml was changed: restore them")
     other = {
         "run": "is of another run: move it out of the checkpoints",
-        "base": "belongs to another base model than this one: bring the old model back",
-        "data": "was trained on other problems (prompt, ground truth or order differ): bring the old data back",
+        "base": "belongs to another base model than this one: restore the old model",
+        "data": "was trained on other problems (prompt, ground truth or order differ): restore the old data",
     }
-    for name, what in other.items():
+    for name, difference in other.items():
         if saved[name] != now[name]:
-            raise UserError(f"{checkpoint} {what}, or start a new run with another --name")
+            raise UserError(f"{checkpoint} {difference}, or start a new run with another --name")
+
+
+def check_reward(checkpoint: Path, saved: dict, now: dict) -> None:
+    """Reports a reward whose source was edited since the checkpoint. Raises UserError where its signals differ."""
+    if saved["signals"] and now["signals"] and saved["signals"] != now["signals"]:
+        raise UserError(
+            f"{checkpoint} was trained on the signals {', '.join(saved['signals'])}, and the reward now returns "
+            f"{', '.join(now['signals'])}: restore it, or start a new run with another --name"
+        )
+    if saved["reward_source"] != now["reward_source"]:
+        notify(f"the reward's source was edited after {checkpoint.name}: from here on the run follows the new one")
 
 
 def digest_problems(problems: Sequence[Problem]) -> str:
-    """Of what training sees of the data: token ids and ground truths, in order."""
+    """SHA-256 of all that training sees of the data: token ids and ground truths, in order."""
     seen = hashlib.sha256()
     for problem in problems:
         seen.update(repr((problem.prompt_ids, problem.ground_truth)).encode())
@@ -196,10 +208,19 @@ def digest_problems(problems: Sequence[Problem]) -> str:
 
 
 def digest_weights(policy: Policy) -> str:
-    """Of the base model: what is not trained under LoRA, all weights (as they were loaded) without it."""
+    """SHA-256 of the base model: the frozen weights under LoRA, all weights as they were loaded without it."""
     seen = hashlib.sha256()
     for name, parameter in policy.network.named_parameters():
         if not (policy.lora and parameter.requires_grad):
             seen.update(name.encode())
             seen.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return seen.hexdigest()
+
+
+def digest_reward(name: str) -> str:
+    """SHA-256 of the module of a user's own reward, package.module:function; empty for a built-in reward."""
+    module = sys.modules.get(name.partition(":")[0])
+    try:
+        return hashlib.sha256(inspect.getsource(module).encode()).hexdigest() if module and ":" in name else ""
+    except OSError:  # its source is not on this machine
+        return ""

@@ -1,4 +1,4 @@
-"""A run: what it writes after every step, so that it can stop at any moment and go on exactly."""
+"""A run: everything it writes after each step, so that it can stop at any moment and continue exactly."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import dataclasses
 import json
 import math
 import random
-import resource
-import shlex
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,18 +13,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from grpo.problems import BadRow
 from grpo.run import files
 from grpo.run.alarms import Alarms
 from grpo.run.checkpoint import Checkpoints, TrainingState
-from grpo.run.display import BAR, Clock, before_and_after, figures, fitted, good_and_bad
+from grpo.run.clock import Clock, memory_in_use_gib
+from grpo.run.display import WHY_NO_LOSS, Progress, before_and_after, show_samples
 from grpo.run.interrupts import Interrupts
-from grpo.run.resume import decisive, new_folder, rewind
-from grpo.run.trackers import TrackerProcess
+from grpo.run.resume import decisive, digest_reward, new_folder, rewind
+from grpo.run.trackers import Tracker
 from grpo.settings import Config
-from grpo.terminal import notify
+from grpo.terminal import command, notify
 from grpo.types import Group
 from rewards import Score, right_shares, summarize
 
@@ -44,8 +41,8 @@ class Run:
         self.accuracy: dict[int, float] = {}
         """Step -> what the best checkpoint is chosen by."""
         self.best_by = "eval/sampled_accuracy" if config.eval.sampling == "both" else "eval/greedy_accuracy"
+        self.progress = Progress(config.steps, config.quiet)
         self._known: set[int] = set()
-        self._shown: dict[str, float] = {}
         self._alarms = Alarms()
         if self.resumed:
             self._lock = files.lock(self.folder)
@@ -55,38 +52,43 @@ class Run:
     @contextmanager
     def recording(self, state: TrainingState, bad_rows: Sequence[BadRow]) -> Iterator[None]:
         """Owns the run folder. On any exit, saves the last complete step and prints the resume command."""
+        finished = False
         self._begin(state, bad_rows)
         try:
             yield
+            finished = True
         except BaseException:  # also SystemExit, which a user's reward may raise
             self._save_last_step()
-            notify(f"resume with: python train.py --resume {shlex.quote(str(self.folder))}")
+            notify(f"resume with: {command('train.py --resume', self.folder)}")
             raise
         finally:
-            self.bar.close()
-            self._tracker.close()
+            self.progress.close()
+            self._tracker.close(finished)
             self._lock.close()
 
     def _begin(self, state: TrainingState, bad_rows: Sequence[BadRow]) -> None:
-        """Makes the folder, or puts everything back to where its last whole checkpoint stands."""
+        """Makes the folder, or rewinds it to its last complete checkpoint."""
         self.state = state
         with files.writing(self.folder):
             if not self.resumed:
                 self._lock = files.create(self.folder, self.config)
-            state.identity |= {"run": files.run_id(self.folder), "settings": decisive(self.config)}
-            if self.resumed:
-                self._restore()
+            state.identity |= {
+                "run": files.run_id(self.folder),
+                "settings": decisive(self.config),
+                "reward_source": digest_reward(self.config.reward.name),
+            }
+            last_logged = self._restore() if self.resumed else -1
             if bad_rows:
                 rows = (json.dumps(dataclasses.asdict(row), default=str) + "\n" for row in bad_rows)
                 files.write(self.folder / "bad_rows.jsonl", "".join(rows))
         for warning in state.reward.warnings:
             notify(warning)
-        quiet, steps = self.config.quiet or not sys.stderr.isatty(), self.config.steps
-        self.bar = tqdm(total=steps, initial=self.step, bar_format=BAR, dynamic_ncols=True, disable=quiet)
-        self._tracker = TrackerProcess(self.config.tracker, self.folder)
-        self.clock.read()  # what loading took belongs to no step
+        self._tracker = Tracker(self.config.tracker, self.folder, self.config, last_logged)
+        self.clock.read()  # the time of loading belongs to no step
 
-    def _restore(self) -> None:
+    def _restore(self) -> int:
+        """Rewinds the folder to its last complete checkpoint. Returns the last step that had been logged before."""
+        logged = [row["step"] for row in self.rows()]
         if self.checkpoints.restore(self.state.read) is None:
             notify(f"{self.folder} has no whole checkpoint: starting again from step 1")
         else:
@@ -97,21 +99,27 @@ class Run:
         self.accuracy = {row["step"]: row[self.best_by] for row in rows if row.get(self.best_by) is not None}
         self._known = {row["problem"] for row in files.read_rows(self.folder / "problems.jsonl")}
         self.checkpoints.prune(self.accuracy)
-        files.write_config(self.folder, self.config, self.state.identity["run"])
-        if other := files.write_versions(self.folder, f"versions_after_{self.step:06d}.json"):
-            notify(f"other than at the start of the run, so figures may differ: {', '.join(other)}")
+        files.write_config(self.folder, self.config)
+        if changes := files.write_versions(self.folder, f"versions_after_{self.step:06d}.json"):
+            notify(f"changed since the start of the run, so figures may differ: {', '.join(changes)}")
+        return max(logged, default=-1)
 
     @property
     def step(self) -> int:
-        """The last whole step."""
+        """The last complete step."""
         return self.state.step
 
     @property
     def unlogged(self) -> bool:
-        """The last whole step is not in metrics.jsonl yet."""
+        """Whether the last complete step is still missing in metrics.jsonl."""
         return self.state.row is not None
 
     # ---- step by step
+
+    def steps(self) -> Iterator[int]:
+        """The steps that are still to be done."""
+        self.progress.begin(self.step)
+        yield from range(self.step + 1, self.config.steps + 1)
 
     def note(self, **figures: object) -> None:
         """Keeps figures in every checkpoint, for the summary at the end."""
@@ -126,7 +134,7 @@ class Run:
         advantages: torch.Tensor,
         learned: dict[str, float],
     ) -> None:
-        """The weights have taken the step: keep what belongs to it. From here on it is not lost when the run stops."""
+        """Records a step that the weights have taken. From here on it is not lost when the run stops."""
         self.interrupts.hold()  # the learner does before its step; one that was skipped took none
         completions = files.completion_rows(step, groups, texts, scores, advantages)
         with files.writing(self.folder):
@@ -138,8 +146,10 @@ class Run:
         metrics["groups/zero_variance"] = (advantages == 0).all(1).double().mean().item()  # exact zeros, no tolerance
         metrics["verifier/cache_hit_rate"] = self.state.reward.cache_hit_rate()
         self.state.complete(step, {"step": step} | metrics | self.clock.read())
-        if not self.bar.disable and step % self.config.show_every == 0:
-            tqdm.write(good_and_bad(completions, [group.problem.ground_truth for group in groups]), file=sys.stderr)
+        if not self.progress.bar.disable and step % self.config.show_every == 0:
+            show_samples(completions, [group.problem.ground_truth for group in groups])
+        if step == 1 and not self.config.quiet:
+            notify(WHY_NO_LOSS)
         for alarm in self._alarms(metrics):
             notify(alarm)
         self.interrupts.release()
@@ -155,14 +165,15 @@ class Run:
         self._known |= new.keys()
 
     def log(self, evaluation: dict[str, float]) -> None:
-        """The last step's row, sent to metrics.jsonl and the terminal; a checkpoint is written if one is due."""
+        """Writes the last step's row to metrics.jsonl, tracker and terminal; saves a checkpoint if one is due."""
         row, step, every = self._finished_row() | evaluation, self.step, self.config.checkpoint.every
         with files.writing(self.folder):
             files.append(self.folder / "metrics.jsonl", files.lines([row]))
         self.state.row = None
         if row.get(self.best_by) is not None:
             self.accuracy[step] = row[self.best_by]
-        self._show(row)
+        self._tracker.log(row)
+        self.progress.step(row, self.config.eval.limit)
         if step and (step == self.config.steps or (every and step % every == 0)):
             self.save()
 
@@ -174,18 +185,6 @@ class Run:
             row["speed/tokens_per_second"] = row.pop("completion/tokens") / (row["time/step"] - row["time/eval"])
         row |= {"memory/peak_gib": self.clock.read_peak(), "time": time.time()}
         return {name: value if math.isfinite(value) else None for name, value in row.items()}  # JSON has no NaN
-
-    def _show(self, row: dict[str, float]) -> None:
-        """On a terminal the bar, which keeps the last held-out figures until there are new ones; else a line."""
-        step, limit = row["step"], self.config.eval.limit
-        if self.bar.disable:
-            line = "  ".join(figures(row, limit))
-            print(f"step {step}/{self.config.steps}  {line}  {row['time/step']:.1f} s", flush=True)
-        else:
-            self._shown |= row
-            width = self.bar.format_dict["ncols"] or 80  # none where the terminal has gone
-            self.bar.set_postfix_str(fitted(figures(self._shown, limit), width), refresh=False)
-            self.bar.update(int(step > 0))
 
     def save(self) -> None:
         self.checkpoints.save(self.step, self.state.write, self.accuracy)
@@ -204,7 +203,7 @@ class Run:
     # ---- the end
 
     def _save_last_step(self) -> None:
-        """Not while the weights are ahead of the record; then the checkpoint before stands."""
+        """Does nothing while the weights are ahead of the record; then the previous checkpoint is the last."""
         if self.interrupts.held:
             notify(f"stopped while step {self.step + 1} was being recorded; going back to the last checkpoint")
         elif self.step and self.step not in self.checkpoints.steps():
@@ -216,7 +215,7 @@ class Run:
                 notify(f"saved {self.checkpoints.path(self.step)}")
 
     def finish(self, after: dict[str, float]) -> str:
-        """All steps are done; `after` are the test figures of the final weights. What came of it, as text."""
+        """Writes summary.json with the test figures of the final weights. Returns them beside those before, as text."""
         seconds = sum(row["time/step"] for row in self.rows())
         summary = {"before": self.state.notes["before"], "after": after, "steps": self.step, "seconds": seconds}
         summary["limit"] = self.config.eval.limit
@@ -251,11 +250,3 @@ def completion_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "completion/truncated": sum(c.finish_reason == "length" for c in completions) / len(completions),
         "completion/unique": len({c.ids for c in completions}) / len(completions),
     }
-
-
-def memory_in_use_gib() -> float:
-    """Of the GPU, torch's cache and vLLM's pool and other processes included; else this process's peak so far."""
-    if torch.cuda.is_initialized():
-        free, total = torch.cuda.mem_get_info()
-        return (total - free) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)

@@ -133,7 +133,7 @@ def test_a_long_run_is_thinned_but_keeps_its_held_out_figures(tmp_path: Path, mo
     )
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     parsed = []
-    monkeypatch.setattr(read.files, "row_of", lambda line, checked: parsed.append(line) or json.loads(line))
+    monkeypatch.setattr(read.files, "row_of", lambda line: parsed.append(line) or json.loads(line))
     run = read.read_run(folder, 10)
     assert len(parsed) == len(run.steps)  # what is not shown is not parsed
     assert len(run.steps) == 3334 + 1  # 10,000 rows, at most 4,000: one in three (0, 3, 6, ...), and step 5

@@ -20,7 +20,8 @@ import train
 from grpo.environment import versions
 from grpo.errors import UserError
 from grpo.run import files
-from grpo.run.display import Clock, before_and_after, figures, good_and_bad
+from grpo.run.clock import Clock
+from grpo.run.display import before_and_after, figures, good_and_bad
 from grpo.run.files import read_completions, read_rows
 from grpo.terminal import escape_control
 
@@ -133,8 +134,8 @@ def test_a_bar_and_samples_on_a_terminal(tmp_path, quiet):
         shown += chunk
     assert child.wait() == 0, shown
     text = shown.decode(errors="replace")
-    assert ("best of the step: reward" in text) is not quiet
-    assert ("worst of the step: reward" in text) is not quiet
+    assert ("best of step 2: reward" in text) is not quiet
+    assert ("worst of step 2: reward" in text) is not quiet
     assert ("step 2/2 [" in text) is not quiet  # the counter and times
     assert ("step 2/2  " in text) is quiet
 
@@ -158,7 +159,7 @@ def test_nothing_a_model_writes_steers_the_terminal():
 
 
 def test_samples_are_the_best_and_the_worst_and_harmless():
-    same = {"group": 0, "signals": {"verify": 0.0}, "answer": EVIL, "tokens": 3, "finish_reason": "stop"}
+    same = {"step": 1, "group": 0, "signals": {"verify": 0.0}, "answer": EVIL, "tokens": 3, "finish_reason": "stop"}
     rows = [
         same | {"reward": reward, "completion": text}
         for reward, text in ((0.5, "middle"), (2.0, EVIL), (0.0, "lowest" * 1000))
@@ -171,6 +172,10 @@ def test_samples_are_the_best_and_the_worst_and_harmless():
     assert "reward 0" in worst
     assert "characters] ..." in worst  # cut, or one completion fills the terminal
     assert len(worst) < 2000
+    assert all(len(line) <= 80 for line in shown.splitlines())
+    coloured = good_and_bad(rows, [EVIL], 80, colours=True)
+    assert re.findall(r"\x1b\[\d+m", coloured) == ["\x1b[32m", "\x1b[0m", "\x1b[31m", "\x1b[0m"]  # ours alone
+    assert re.sub(r"\x1b\[\d+m", "", coloured) == shown
 
 
 def test_the_line_has_the_parts_of_the_reward():
@@ -234,7 +239,7 @@ def test_an_existing_folder_is_never_written_over(folder, capsys):
 def test_the_versions_of_a_resume_are_kept_beside_those_of_the_start(folder, capsys):
     (folder / "versions.json").write_text('{"torch": "1.0"}')
     assert train.main(["--resume", str(folder), "--steps", "3"]) == 0
-    assert f"other than at the start of the run, so figures may differ: torch 1.0 -> {torch.__version__}" in (
+    assert f"changed since the start of the run, so figures may differ: torch 1.0 -> {torch.__version__}" in (
         capsys.readouterr().err
     )
     assert (folder / "versions.json").read_text() == '{"torch": "1.0"}'

@@ -52,7 +52,7 @@ def test_held_out_figures_show_at_any_width_and_no_word_is_broken(tmp_path, monk
     after = [line for line in lines if not line.startswith("step 0/5")]
     for line in after:  # also those of steps 3 and 5, in which nothing was evaluated: the figures of the last time
         assert re.fullmatch(
-            r"step \d/5 \[\d\d:\d\d<[\d:?]+, sampled\* [\d.]+  greedy\* [\d.]+  reward [\d.]+(  [\w/]+ [\d.e+]+)*\]?",
+            r"step \d/5 \[\d\d:\d\d<[\d:?]+, sampled\* [\d.]+  greedy\* [\d.]+  reward [\d.]+(  [\w/]+ [\d.,]+)*\]?",
             line.replace("], ", ", "),
         ), line
     if columns == 200:

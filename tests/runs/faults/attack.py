@@ -67,8 +67,11 @@ def row_of_metrics(run: Path, chance: random.Random) -> str | None:
     if len(lines) < 3:
         return None
     index = chance.randrange(len(lines) - 1)  # an unfinished last line is no damage
-    place = chance.randrange(len(lines[index]) - 1)
-    lines[index] = lines[index][:place] + chance.choice([b"", b"#"]) + lines[index][place + 1 :]
+    if chance.random() < 0.5:  # a line break is lost
+        lines[index] = lines[index].rstrip()
+    else:  # a block that never reached the disk
+        place = chance.randrange(len(lines[index]) - 1)
+        lines[index] = lines[index][:place] + bytes(16) + lines[index][place + 16 :].rstrip() + b"\n"
     (run / "metrics.jsonl").write_bytes(b"".join(lines))
     return "damaged lines moved"
 

@@ -20,6 +20,7 @@ from grpo.learner import Learner
 from grpo.run import files as run_files
 from grpo.run import run as run_module
 from grpo.run.checkpoint import TrainingState
+from grpo.run.display import Progress
 from grpo.run.interrupts import Interrupts
 from grpo.validation import Validator
 
@@ -36,7 +37,7 @@ POINTS = {
     "optimiser step": (torch.optim.AdamW, "step", 2),
     "record": (run_files, "completion_rows", 2),
     "evaluation": (Validator, "_measure", 4),  # the test set, which is empty, then steps 0, 1 and 2
-    "log": (run_module, "figures", 3),
+    "log": (Progress, "step", 3),
     "save": (TrainingState, "write", 2),
     "only save": (TrainingState, "write", 1),
     "start-up, model": (train, "load_policy", 1),

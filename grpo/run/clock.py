@@ -1,0 +1,54 @@
+"""Time and memory of a run's phases."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+PHASES = ("rollout", "reward", "learn", "sync", "eval")
+
+
+class Clock:
+    """Seconds by phase, and the most `memory` (GiB) that was in use at the end of one."""
+
+    def __init__(self, memory: Callable[[], float] = lambda: 0.0) -> None:
+        self._memory, self._peak = memory, 0.0
+        self._restart()
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[phase] += time.perf_counter() - start
+            self._peak = max(self._peak, self._memory())
+
+    def read(self) -> dict[str, float]:
+        """Seconds by phase since the last reading; `time/step` is their sum with time/other."""
+        total = time.perf_counter() - self._start
+        seconds = {f"time/{phase}": value for phase, value in self._seconds.items()}
+        seconds |= {"time/other": total - sum(self._seconds.values()), "time/step": total}
+        self._restart()
+        return seconds
+
+    def read_peak(self) -> float:
+        """GiB at the peak since the last such reading."""
+        peak, self._peak = max(self._peak, self._memory()), 0.0
+        return peak
+
+    def _restart(self) -> None:
+        self._start, self._seconds = time.perf_counter(), dict.fromkeys(PHASES, 0.0)
+
+
+def memory_in_use_gib() -> float:
+    """Of the GPU, with torch's cache, vLLM's pool and other processes; without a GPU this process's peak so far."""
+    if torch.cuda.is_initialized():
+        free, total = torch.cuda.mem_get_info()
+        return (total - free) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
