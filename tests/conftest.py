@@ -22,6 +22,7 @@ BESIDE = REPO.parent / "shared" / "data" / "one-shot-rlvr"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--data-dir", help="folder with the One-Shot RLVR data sets (see python -m data list)")
+    parser.addoption("--reports-dir", help="folder with the inputs of public bug reports")
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +32,16 @@ def data_dir(request: pytest.FixtureRequest) -> Path:
     folder = Path(named) if named else BESIDE
     if not folder.is_dir():
         pytest.skip("no real data: pass --data-dir DIR or set GRPO_DATA_DIR (python -m data fetch gets it)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reports_dir(request: pytest.FixtureRequest) -> Path:
+    """Inputs of public bug reports, which are never committed: --reports-dir, or the folder beside the data sets."""
+    named = request.config.getoption("--reports-dir")
+    folder = Path(named) if named else BESIDE.parent / "reports"
+    if not folder.is_dir():
+        pytest.skip("no inputs of bug reports: pass --reports-dir DIR")
     return folder
 
 

@@ -37,6 +37,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     cli.add_argument("--temperature", type=float, default=1.0, help="0 is greedy [1]")
     cli.add_argument("--max-new-tokens", type=int, help="a longer completion is cut [the run's, else 512]")
     cli.add_argument("--prompt", help="system message: a name from prompts/ or a text file [the run's, else plain]")
+    cli.add_argument("--template-args", metavar="X=Y", help="arguments of the chat template [the run's, else none]")
     cli.add_argument("--engine", choices=["auto", *ENGINES], default="torch", help="[torch]")
     cli.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: cuda where there is one")
     cli.add_argument("--seed", type=int, default=0)
@@ -63,11 +64,13 @@ def sample(args: argparse.Namespace) -> str:
     row = {"question": args.question, "answer": args.truth or "0"}
     device = choose_device(args.device)
     verifier = settings.get("reward", {}).get("verifier", "box")
+    pinned = settings_of({"template_args": args.template_args or settings.get("template_args", {})})
     engine, columns = None, []
     with closing(make_reward("multi_signal", verifier=verifier)) as reward:
         for target in targets:
             policy = open_policy(target, device)
-            problems, bad = make_problems([("the question", row)], ChatTemplate(policy.tokenizer), prompt, graded=False)
+            template = ChatTemplate(policy.tokenizer, pinned.template_args, settings.get("template_date"))
+            problems, bad = make_problems([("the question", row)], template, prompt, graded=False)
             check_share("the command line", len(problems), bad, allowed=0)
             problem = problems["the question"]
             ids = problem.prompt_ids
@@ -79,7 +82,8 @@ def sample(args: argparse.Namespace) -> str:
             (completions,) = engine.generate([request], SamplingParams(longest, args.temperature))
             texts = [text_of(policy.tokenizer, problem.prompt, completion) for completion in completions]
             scores = reward.score_batch(texts, [row["answer"]] * len(texts))
-            columns.append((target.label, list(zip(texts, scores, completions, strict=True))))
+            name = target.label if target.step is None else f"step {target.step}" if target.step else "base"
+            columns.append((name, list(zip(texts, scores, completions, strict=True))))
         engine.close()
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")  # no-color.org
     return side_by_side(columns, args.truth is not None, shutil.get_terminal_size().columns, colour)

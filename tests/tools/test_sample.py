@@ -29,7 +29,7 @@ def test_the_same_weights_say_the_same_on_both_sides(run, capsys):
     """Also in the order of the seeds: a completion follows from seed and place, not from the model's side."""
     assert main([str(run), "567+876=?", "--truth", "1443", "--n", "3"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["demo--base", "|", "demo--step_000003"]
+    assert lines[0].split() == ["base", "|", "step", "3"]
     cells = [line.split(" | ") for line in lines[1:] if line]
     assert all(left.strip() == right.strip() for left, right in cells)
     assert sum("tokens" in left for left, _ in cells) == 3
