@@ -27,7 +27,7 @@ from grpo.plan.preflight import check, plan_run
 from grpo.policy import load_policy
 from grpo.problems import first_prompt, training_problems
 from grpo.report.plot import plot_run
-from grpo.rollout import calibrate, decode, draw, known, request_seed, rollout, score
+from grpo.rollout import calibrate, decode, draw, known, replace_flat_groups, request_seed, rollout, score
 from grpo.run.checkpoint import TrainingState
 from grpo.run.display import next_commands
 from grpo.run.interrupts import Interrupts
@@ -83,12 +83,16 @@ def train(config: Config, resumed: Path | None = None, interrupts: Interrupts | 
             with clock("reward"):
                 texts = decode(policy.tokenizer, groups)
                 scores = score(reward, groups, texts)
-                advantages = compute_advantages(scores, reward.weights, config.learner.advantage)
+            with clock("rollout"):  # only with rollout.resample_flat_groups
+                groups, texts, scores, draws = replace_flat_groups(
+                    engine, reward, policy.tokenizer, problems, (groups, texts, scores), config, step
+                )
+            advantages = compute_advantages(scores, reward.weights, config.learner.advantage)
             # 3. Step: raise the probability of what did better than its group.
             with clock("learn"):
                 engine.sleep()
                 learned = learner.update(to_training_samples(groups, advantages, config.learner.mask_truncated))
-            run.record(step, groups, texts, scores, advantages, learned)  # from here on the step cannot be lost
+            run.record(step, groups, texts, scores, advantages, learned | draws)  # from here on the step cannot be lost
             # 4. Hand the new weights to the sampler.
             with clock("sync"):
                 engine.sync(policy)

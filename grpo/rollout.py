@@ -52,6 +52,45 @@ def rollout(
     return [Group(problem, tuple(group)) for problem, group in zip(problems, completions, strict=True)]
 
 
+def replace_flat_groups(
+    engine: Engine,
+    reward: Reward,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    sampled: tuple[list[Group], list[list[str]], list[list[Score]]],
+    config: Config,
+    step: int,
+) -> tuple[list[Group], list[list[str]], list[list[Score]], dict[str, float]]:
+    """Puts further problems in the place of groups without advantages: DAPO's dynamic sampling (arXiv 2503.14476, 3.2).
+
+    Returns groups, texts, scores and the number of draws. Makes at most `rollout.resample_flat_groups` further draws
+    from a permutation that follows from (seed, step), without the problems of the step.
+    """
+    if not config.rollout.resample_flat_groups:
+        return *sampled, {}
+    from grpo.advantage import compute_advantages  # imports torch
+
+    groups, texts, scores = (list(part) for part in sampled)
+    drawn = {group.problem.index for group in groups}
+    order = np.random.default_rng([config.seed, step, 1]).permutation(len(problems))
+    further = [problems[i] for i in order if problems[i].index not in drawn]
+    sampling = SamplingParams(config.rollout.max_new_tokens, config.rollout.temperature)
+    draws = 0
+    while draws < config.rollout.resample_flat_groups and further:
+        advantages = compute_advantages(scores, reward.weights, config.learner.advantage)
+        flat = (advantages == 0).all(1).nonzero().flatten().tolist()[: len(further)]
+        if not flat:
+            break
+        new = rollout(engine, further[: len(flat)], config.rollout.group_size, sampling, config.seed, step)
+        further = further[len(flat) :]
+        new_texts = decode(tokenizer, new)
+        new_scores = score(reward, new, new_texts)
+        for place, group, text, group_scores in zip(flat, new, new_texts, new_scores, strict=True):
+            groups[place], texts[place], scores[place] = group, text, group_scores
+        draws += 1
+    return groups, texts, scores, {"groups/further_draws": draws}
+
+
 def decode(tokenizer: PreTrainedTokenizerBase, groups: Sequence[Group]) -> list[list[str]]:
     """Returns the completions' texts, [groups][completions], for reading and scoring. Training uses the ids."""
     return [[text_of(tokenizer, group.problem.prompt, c) for c in group.completions] for group in groups]

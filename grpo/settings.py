@@ -71,6 +71,9 @@ class RolloutConfig(Section):
     """Problems drawn per step; each becomes one group."""
     group_size: int = Field(8, ge=2, le=65_536)
     """Completions per problem. At least 2: the advantage of a group of one is undefined."""
+    resample_flat_groups: int = Field(0, ge=0, le=100)
+    """DAPO's dynamic sampling: groups without advantages are replaced by further problems, in at most so many further
+    draws a step. 0 is off; of no use with a single problem."""
     temperature: float = Field(1.0, gt=0, le=10)
     """The sampling temperature. The trainer's logprobs are of logits / temperature as well."""
     max_prompt_tokens: int = Field(1024, ge=1)

@@ -8,9 +8,11 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from grpo.rollout import decode, known
+from grpo.engines.base import SamplingParams
+from grpo.rollout import decode, draw, known, replace_flat_groups, rollout, score
+from grpo.settings import build
 from grpo.types import Completion, Group, Problem
-from rewards import MultiSignalMathReward
+from rewards import MultiSignalMathReward, Reward, Score
 
 TAGS = ["<think>", "</think>", "<reflection>", "</reflection>"]
 WORDS = ["<pad>", "<eos>", *TAGS, "a", "\\boxed{5}", "\\boxed{6}", "correct"]
@@ -66,6 +68,59 @@ def test_a_reward_may_know_the_row_but_columns_hide_nothing():
     assert {name: row[name] for name in row} == {
         "question": "2+3?", "prompt": "<user>2+3?", "messages": problem.chat, "completion_ids": [4, 5], "level": 2,
     }  # fmt: skip
+
+
+class Odd(Reward):
+    """Groups of a problem with an even number are flat; of one with an odd number, every other completion is right."""
+
+    def __init__(self):
+        self.weights = {"odd": 1.0}
+
+    def score_batch(self, completions, ground_truths, rows=None):
+        values = [float(int(truth) % 2 and index % 2) for index, truth in enumerate(ground_truths)]
+        return [Score(value, {"odd": value}, None, None, "unverified") for value in values]
+
+
+class Engine:
+    """Writes one token for each completion, and records what it was asked for."""
+
+    def __init__(self):
+        self.prompts = []
+
+    def generate(self, requests, sampling):
+        self.prompts += [request.prompt_ids for request in requests]
+        return [[Completion((6,), (0.0,), "length")] * request.n for request in requests]
+
+
+@pytest.mark.parametrize(("most", "size"), [(0, 20), (1, 20), (9, 20), (9, 6)])
+def test_flat_groups_are_replaced_by_further_problems(tokenizer, most, size):
+    """Half of the problems are flat. Each draw asks only for what is missing, for problems new to the step. A group
+    with a spread stays in its place. With few problems the draws end when they are used up."""
+    problems = [Problem(index, f"p{index}", (index,), str(index)) for index in range(size)]
+    config = build(
+        "cpu", {"rollout.resample_flat_groups": most, "rollout.prompts_per_step": 5, "rollout.group_size": 2}
+    )
+    runs = []
+    for _ in range(2):
+        engine, reward = Engine(), Odd()
+        groups = rollout(engine, draw(problems, 5, 0, 1), 2, SamplingParams(4, 1.0), 0, 1)
+        texts = decode(tokenizer, groups)
+        before = groups, texts, score(reward, groups, texts)
+        runs.append((replace_flat_groups(engine, reward, tokenizer, problems, before, config, 1), engine.prompts))
+    (after, texts, scores, figures), prompts = runs[0]
+    assert runs[0] == runs[1], "a function of (seed, step)"
+    assert len(after) == len(texts) == len(scores) == 5
+    assert len(prompts) == len(set(prompts)) <= size, "no problem twice in a step"
+    kept = [group for group in groups if group.problem.index % 2]
+    assert [group for group in after if group in kept] == kept
+    flat = [group.problem.index for group in after if group.problem.index % 2 == 0]
+    assert figures == ({} if most == 0 else {"groups/further_draws": figures["groups/further_draws"]})
+    assert (after == groups) == (most == 0)
+    if (most, size) == (9, 20):
+        assert not flat
+        assert 1 < figures["groups/further_draws"] < 9, "it stops when no group is flat"
+    if size == 6:
+        assert figures["groups/further_draws"] == 1, "one problem is left over by the step"
 
 
 def test_texts_for_reading_are_decoded_in_one_place():

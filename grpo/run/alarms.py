@@ -12,7 +12,14 @@ WINDOW = 5
 ENOUGH = 20
 """Reflections on right answers, and on wrong ones, before their rates are compared."""
 VERDICTS = tuple(f"verdict/{truth}_says_{word}" for truth in ("right", "wrong") for word in ("correct", "wrong"))
-AMOUNTS = ("reward/mean", "outcome/correct", "groups/zero_variance", "completion/tokens", "completion/length_mean")
+AMOUNTS = (
+    "reward/mean",
+    "outcome/correct",
+    "outcome/over_budget",
+    "groups/zero_variance",
+    "completion/tokens",
+    "completion/length_mean",
+)
 WATCHED = AMOUNTS + VERDICTS
 
 
@@ -29,7 +36,7 @@ class Alarms:
         self.rows.append(row)
         if len(self.rows) < WINDOW:
             return []
-        now = {name: fmean(row[name] for row in self.rows) for name in WATCHED}
+        now = {name: fmean(row.get(name, 0.0) for row in self.rows) for name in WATCHED}
         now["verified"] = sum(row[name] for row in self.rows for name in row if name.startswith("outcome/"))
         self.first = self.first or now
         modes = dict(failure_modes(self.first, now, self.best))
@@ -58,6 +65,9 @@ def failure_modes(first: dict[str, float], now: dict[str, float], best: float) -
     if tokens <= before / 4 and not improved:
         gain = "are right no more often" if verified else "earn no more"
         yield "shrunk", f"completions shrank from {before:.0f} to {tokens:.0f} tokens and {gain}: read a few"
+    if ungraded := now["outcome/over_budget"]:
+        fix = "raise it or reward.workers, and read a few answers"
+        yield "over budget", f"{ungraded:.1%} of the answers were not graded: reward.budget_s was used up; {fix}"
     yield from _dead_reflection(now)
 
 

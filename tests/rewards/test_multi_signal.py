@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewards import MultiSignalMathReward, Reward, weight_warnings, weights_from_env
+from grpo.errors import one_line
+from grpo.rollout import score as score_groups
+from grpo.types import Completion, Group, Problem
+from rewards import (
+    MultiSignalMathReward,
+    Reward,
+    RewardError,
+    make_reward,
+    weight_warnings,
+    weights_from_env,
+)
 
 GOOD = r"<think>8 * 1.6</think> So \boxed{12.8}. <reflection>The answer is correct.</reflection>"
 
@@ -171,3 +181,75 @@ ANY = MultiSignalMathReward(timeout_s=20)
 def _close():
     yield
     ANY.close()
+
+
+SILENT = [
+    "", " ", "?", "??", "...", r"\ldots", r"\text{?}", "-", "___", r"\square", r"\text{unknown}", "Unknown.", "idk",
+    "not sure", "I don't know", "no answer", r"\text{answer}", "your answer here", "\u200b", r"\boxed{?}",
+]  # fmt: skip
+SPEAKING = [
+    "0", "x", r"\pi", r"\infty", "no", "No", "yes", "A", r"\emptyset", "∅", "undefined", "no solution", "-1", r"\alpha",
+    "nothing to do 5", "answer 5", "None",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("answers", "reflect"), [(SILENT, 0.0), (SPEAKING, 1.0)])
+def test_an_answer_that_says_nothing_earns_no_reflection(reward, answers, reflect):
+    r"""beta + gamma for a wrong answer that is admitted, beta alone for `\boxed{?}`; nothing to be wrong about."""
+    for answer in answers:
+        score = reward(rf"<think>a</think>\boxed{{{answer}}}<reflection>wrong</reflection>", "7.25")
+        assert (answer, score.signals["reflect"]) == (answer, reflect)
+        assert score.outcome == "no_answer" if reflect == 0 else score.outcome in ("wrong", "unparsed")
+
+
+def test_a_ground_truth_that_looks_like_no_answer_can_be_met(reward):
+    score = reward(r"<think>a</think>\boxed{\text{unknown}}<reflection>correct</reflection>", r"\text{unknown}")
+    assert score.total == 2.0
+
+
+@pytest.mark.parametrize(
+    "blank", ["\u200b", "\u2060", "\u00ad", "\u3164", "\u2800", "\ufeff", "\u0301", "\x07", "\u00a0"]
+)
+def test_a_blank_character_fills_nothing(reward, blank):
+    text = "<think>{}</think>\\boxed{{5}}<reflection>{}</reflection>"
+    assert reward(text.format("a", "correct"), "5").signals["format"] == 1.0
+    assert reward(text.format(blank, "correct"), "5").signals["format"] == 0.0
+    assert reward(text.format("a" + blank, "correct"), "5").signals["format"] == 1.0
+    assert make_reward("format_only", verifier="last_number")(rf"5 \boxed{{{blank}}}", "5").total == 0.0
+
+
+def test_only_multi_signal_warns_of_its_weights(tmp_path, monkeypatch):
+    """Not a function whose signals are called format and reflect, nor a control: each is meant to pay what it pays."""
+    (tmp_path / "named.py").write_text("def f(a, b): return {'format': 1.0, 'reflect': 0.0}")
+    monkeypatch.syspath_prepend(tmp_path)
+    function = make_reward("named:f")
+    function.self_test({})
+    for quiet in (function, make_reward("format_only"), make_reward("random"), make_reward("multi_signal")):
+        assert list(quiet.warnings) == []
+    assert len(make_reward("multi_signal", alpha=0.5).warnings) == 2
+
+
+def test_the_docs_arithmetic_of_the_strategies(reward):
+    r"""alpha = beta + gamma: a bare right answer and an admitted wrong one tie at 1; `\boxed{?}` earns beta."""
+    laid_out = r"<think>a</think>\boxed{%s}<reflection>%s</reflection>"
+    texts = [r"\boxed{5}", laid_out % ("0", "wrong"), laid_out % ("?", "wrong"), laid_out % ("5", "correct")]
+    assert [score.total for score in reward.score_batch(texts, ["5"] * 4)] == [1.0, 1.0, 0.5, 2.0]
+
+
+def test_a_fault_of_a_reward_keeps_its_traceback(reward, monkeypatch):
+    """A ValueError that is not a RewardError is a bug: the trainer turns only the latter into one line."""
+
+    def broken(text, answer_from):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr("rewards.signals.read", broken)
+    group = Group(Problem(0, "p", (1,), "5"), (Completion((2,), (0.0,), "length"),))
+    main = one_line()(lambda argv: score_groups(reward, [group], [["text"]]))
+    with pytest.raises(ValueError, match="a bug"):
+        main([])
+
+    def misused(text, answer_from):
+        raise RewardError("not like this")
+
+    monkeypatch.setattr("rewards.signals.read", misused)
+    assert main([]) == 2

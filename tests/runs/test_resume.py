@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from small_runs import SMALL, arguments, completions, rows, same_run, weights
+from small_runs import REPO, SMALL, arguments, completions, rows, same_run, weights
 
 import train
 from grpo.cli import Command
@@ -28,6 +28,13 @@ LORA = {
     "learner.skip_zero_variance": "false",
     "learner.kl_coef": 0.01,
     "reward.name": "small_runs:lots_reward",
+}
+RESAMPLED = {
+    "data": str(REPO / "data" / "arithmetic" / "128.parquet"),
+    "reward__name": "format_only",
+    "rollout__resample_flat_groups": 3,
+    "rollout__group_size": 2,
+    "rollout__max_new_tokens": 40,
 }
 HARD = {
     "learner.minibatches_per_rollout": 2,
@@ -75,7 +82,9 @@ def stopped(copied) -> Path:
 
 
 @pytest.mark.parametrize(
-    "settings", [EVALUATED, LORA, HARD], ids=["full, eval", "lora, lots", "bf16, 2 updates, random"]
+    "settings",
+    [EVALUATED, LORA, HARD, RESAMPLED],
+    ids=["full, eval", "lora, lots", "bf16, 2 updates, random", "resampled groups"],
 )
 def test_two_and_two_are_four(tmp_path, settings):
     """rows, texts, weights, moments and masters, bit for bit; also where a reward draws lots"""
@@ -85,6 +94,8 @@ def test_two_and_two_are_four(tmp_path, settings):
     random.seed(), np.random.seed(), torch.seed()
     assert train.main(["--resume", str(tmp_path / "both"), "--steps", "4"]) == 0
     same_run(tmp_path / "four", tmp_path / "both", 4)
+    if settings is RESAMPLED:
+        assert any(row["groups/further_draws"] for row in rows(tmp_path / "four") if row["step"])
     kept = sorted((tmp_path / "both" / "checkpoints").iterdir())
     start, end = weights(kept[0]), weights(kept[-1])
     assert not all(torch.equal(start[name], end[name]) for name in start)  # or equality would say nothing

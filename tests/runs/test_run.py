@@ -96,7 +96,7 @@ def test_every_metric_is_documented_once_and_every_documented_one_exists(folder)
     documented = re.findall(r"^\| `([a-z_/]+)` \|", text, re.MULTILINE)
     assert len(documented) == len(set(documented))
     written = {name for row in read_rows(folder / "metrics.jsonl") for name in row}
-    assert written == set(documented)
+    assert written | {"groups/further_draws"} == set(documented)  # that one only with rollout.resample_flat_groups
 
 
 def test_the_best_and_the_newest_checkpoints_stay(folder):

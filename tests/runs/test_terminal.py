@@ -200,6 +200,12 @@ def test_every_alarm_fires_on_its_disease_once_and_not_before_the_window_is_full
     assert said in found[0]
 
 
+def test_answers_left_ungraded_are_reported_at_once():
+    """One step of the last five with 25% ungraded: 5% of the window."""
+    (alarm,) = alarms(*[{}] * WINDOW, {"outcome/over_budget": 0.25}, *[{}] * WINDOW)
+    assert alarm.startswith("5.0% of the answers were not graded: reward.budget_s was used up")
+
+
 @pytest.mark.parametrize(
     "step",
     [
