@@ -1,8 +1,8 @@
 """Which example to train on: the paper's historical variance, and filters by any column.
 
-    python -m tools.select runs/NAME --rank 1 --out one.parquet
-    python -m tools.select acc_step_500.json --data dsr_sub.parquet --rank 1,2,13 --out three.jsonl
-    python -m tools.select --data problems.jsonl --where 'difficulty <= 3 and subject == Algebra' --out easy.jsonl
+    python -m tools.select_examples runs/NAME --rank 1 --out one.parquet
+    python -m tools.select_examples acc_step_500.json --data dsr_sub.parquet --rank 1,2,13 --out three.jsonl
+    python -m tools.select_examples --data all.jsonl --where 'level <= 3 and subject == Algebra' --out easy.jsonl
 
 An example is ranked by the standard deviation of its accuracy over training (Wang et al. 2025, arXiv 2504.20571,
 section 2): rank 1 is the one whose accuracy varied most. Accuracies come from a run that trained on the whole data
@@ -35,7 +35,7 @@ CONDITION = re.compile(r"\s*([\w.]+)\s*(<=|>=|==|!=|<|>)\s*(.+?)\s*")
 
 @one_line(ValueError, OSError)
 def main(argv: Sequence[str]) -> int:
-    parser = Parser(prog="python -m tools.select", description=__doc__)
+    parser = Parser(prog="python -m tools.select_examples", description=__doc__)
     add = parser.add_argument
     add("accuracies", nargs="?", type=Path, metavar="RUN_OR_JSON", help="a run's folder, or a JSON file")
     add("--data", help="the rows [a run's own data]: a file, a published set, or owner/name:config:split")
@@ -54,7 +54,7 @@ def select(args: argparse.Namespace) -> list[Row]:
     """The rows of those ranks, best first, for which the condition holds. ValueError with one line."""
     run, data = args.accuracies, args.data
     if (args.rank is None) != (run is None):
-        raise ValueError("--rank goes with accuracies: python -m tools.select RUN_OR_JSON --rank 1 --out FILE")
+        raise ValueError("--rank goes with accuracies: python -m tools.select_examples RUN_OR_JSON --rank 1 --out FILE")
     if data is None and run is not None and run.is_dir():
         data = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["data"]
     if data is None:

@@ -8,14 +8,14 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from tools import select
+from tools import select_examples
 
 
 def test_the_ranks_of_the_paper_are_its_examples(data_dir, tmp_path):
     """pi1, pi2, pi13 and pi1209 were published as files of their own."""
     words = [str(data_dir / "acc_step_500.json"), "--data", str(data_dir / "dsr_sub.parquet")]
     out = tmp_path / "four.parquet"
-    assert select.main([*words, "--rank", "1,2,13,1209", "--out", str(out)]) == 0
+    assert select_examples.main([*words, "--rank", "1,2,13,1209", "--out", str(out)]) == 0
     for row, name in zip(pq.read_table(out).to_pylist(), ("pi1", "pi2", "pi13", "pi1209"), strict=True):
         assert row == pq.read_table(data_dir / f"{name}_r128.parquet").slice(0, 1).to_pylist()[0]
 
@@ -40,7 +40,7 @@ def run(tmp_path, *lines) -> str:
 
 
 def chosen(tmp_path, *words) -> list[str]:
-    assert select.main([*words, "--out", str(tmp_path / "out.jsonl")]) == 0
+    assert select_examples.main([*words, "--out", str(tmp_path / "out.jsonl")]) == 0
     return [json.loads(line)["question"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
 
 
@@ -84,7 +84,7 @@ def test_what_is_wrong_is_one_line_and_nothing_is_written(tmp_path, data, capsys
     names["RUN"] = run(tmp_path, {"0": 0, "1": 1, "2": 0})
     out = tmp_path / "out.jsonl"
     words = [names.get(word, word) for word in words]
-    assert select.main([*words, "--data", str(data), "--out", str(out)]) == 2
+    assert select_examples.main([*words, "--data", str(data), "--out", str(out)]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
@@ -92,4 +92,4 @@ def test_what_is_wrong_is_one_line_and_nothing_is_written(tmp_path, data, capsys
 
 
 def test_examples_in_docstrings():
-    assert doctest.testmod(select).failed == 0
+    assert doctest.testmod(select_examples).failed == 0
