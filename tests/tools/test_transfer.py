@@ -17,9 +17,12 @@ from tools import transfer
 def write_evaluation(folder: Path, model: str, right: set[int], temperature: float = 1.0) -> None:
     """One completion of each of the 64 products; those whose number is in `right` are answered correctly."""
     folder.mkdir(parents=True)
-    (folder / "settings.json").write_text(json.dumps({"model": model, "temperature": temperature, "samples": 1}))
+    settings = {"model": model, "temperature": temperature, "samples": 1, "problems": 64}
+    settings |= {"bench": "all", "data_sha256": "0", "prompt": "products"}
+    (folder / "settings.json").write_text(json.dumps(settings))
+    shared = {"sample": 0, "finish_reason": "stop"}
     rows = [
-        {"problem": n, "sample": 0, "completion": f"\\boxed{{{a * b + (n not in right)}}}", "ground_truth": str(a * b)}
+        {"problem": n, "completion": f"\\boxed{{{a * b + (n not in right)}}}", "ground_truth": str(a * b)} | shared
         for n, (a, b) in enumerate(ALL)
     ]
     (folder / "outputs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
