@@ -1,11 +1,12 @@
-"""The rows of a data set, one at a time, so that a million of them need little memory.
+"""Rows of a data set, one at a time, so that a million of them need little memory.
 
-Every row comes with its place ("row 3", "line 7"). A line that cannot be read comes as the reason why; what to do
-about it is the caller's choice. A file that cannot be read at all is a ValueError with one line.
+Every row comes with its place ("row 3", "line 7"). A line that cannot be read comes as a reason instead of a row. A
+file that cannot be read at all raises ValueError with one line.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -19,7 +20,7 @@ from data import sources
 
 Row = dict[str, Any]
 Placed = tuple[str, Row | str]
-"""Where the row stands, and the row or why it cannot be read"""
+"""The place of a row, and the row or the reason why it cannot be read"""
 BATCH = 1000
 
 
@@ -30,10 +31,10 @@ def read(name: str, data_dir: str | None = None) -> Iterator[Placed]:
         return
     path = sources.find(name, data_dir)
     if path.suffix not in READERS:
-        raise ValueError(f"{path}: data files are .parquet, .jsonl or .json")
+        raise ValueError(f"{path}: data files are {', '.join(READERS)}")
     try:
         yield from READERS[path.suffix](path)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
 
 
@@ -57,15 +58,21 @@ def _lines(path: Path) -> Iterator[Placed]:
 
 def _list(path: Path) -> Iterator[Placed]:
     try:
-        found = json.loads(path.read_bytes().removeprefix(BYTE_ORDER_MARK))
+        rows = json.loads(path.read_bytes().removeprefix(BYTE_ORDER_MARK))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"cannot read {path}: {error}") from error
-    if not isinstance(found, list):
+    if not isinstance(rows, list):
         raise ValueError(f"{path} holds no list of rows")
-    yield from ((f"row {i}", _object(row)) for i, row in enumerate(found))
+    yield from ((f"row {i}", _object(row)) for i, row in enumerate(rows))
 
 
-READERS = {".parquet": _parquet, ".jsonl": _lines, ".json": _list}
+def _table(path: Path) -> Iterator[Placed]:
+    """A first line with the columns' names. Every value is text, so 007 keeps its zeros."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        yield from ((f"row {i}", row) for i, row in enumerate(csv.DictReader(file)))
+
+
+READERS = {".parquet": _parquet, ".jsonl": _lines, ".json": _list, ".csv": _table}
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -74,7 +81,7 @@ def _object(row: object) -> Row | str:
 
 
 def is_dataset(name: str) -> bool:
-    """Whether the name means a Hugging Face dataset: `owner/name`, a folder, or either with `:config:split`."""
+    """Whether the name is a Hugging Face dataset: `owner/name` or a folder, either with `:config:split`."""
     base = name.partition(":")[0]
     if Path(name).is_file() or Path(base).suffix in READERS:
         return False
@@ -82,18 +89,18 @@ def is_dataset(name: str) -> bool:
 
 
 def _dataset(name: str) -> Iterator[Placed]:
-    """The rows of `openai/gsm8k:main:test`. No configuration is the set's only one, no split is train."""
-    import datasets  # takes seconds, and only those who ask for a dataset pay for it
+    """The rows of `openai/gsm8k:main:test`. Without a configuration: the set's only one; without a split: train."""
+    import datasets  # takes seconds, so it is imported only for a dataset
 
     datasets.disable_progress_bars()
     base, config, split = [*name.split(":", 2), "", ""][:3]
     try:
-        found = datasets.load_dataset(base, config or None, split=split or "train")
+        dataset = datasets.load_dataset(base, config or None, split=split or "train")
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        said = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0]
         form = "owner/name:configuration:split, or owner/name::split"
-        raise ValueError(f"cannot read the dataset {name} as {form}: {said}") from error
-    yield from _from_arrow(found.with_format("arrow").iter(BATCH))
+        raise ValueError(f"cannot read the dataset {name} as {form}: {reason}") from error
+    yield from _from_arrow(dataset.with_format("arrow").iter(BATCH))
 
 
 def _from_arrow(batches: Iterable[pyarrow.RecordBatch | pyarrow.Table]) -> Iterator[Placed]:
@@ -102,7 +109,7 @@ def _from_arrow(batches: Iterable[pyarrow.RecordBatch | pyarrow.Table]) -> Itera
 
 
 def write(rows: list[Row], path: Path) -> None:
-    """As .parquet or .jsonl, by the name's ending."""
+    """Writes a .parquet or a .jsonl file, by the name's ending."""
     if path.suffix == ".parquet":
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     elif path.suffix == ".jsonl":

@@ -1,8 +1,10 @@
-"""The paper's data sets: where each file comes from, its checksum, and how it gets onto this machine.
+"""The paper's data sets: the address and checksum of each file, and its download.
 
-Nothing of these files is kept in the repository. `obtain` looks in a folder of the user's own (`--data-dir` or
-`$GRPO_DATA_DIR`) where one is named, else in the cache, and downloads what is not there. Whatever it returns has the
-table's sha256.
+The repository holds none of these files. `obtain` looks in the user's folder (`--data-dir` or `$GRPO_DATA_DIR`) if one
+is named, else in the cache, and downloads what is missing. Every file it returns has the table's sha256.
+
+The downloader is our own because of three promises: a server that refuses is not asked again, half a file never gets a
+file's name, and a machine without network gets one line with the address and the place to put the file.
 """
 
 from __future__ import annotations
@@ -67,7 +69,7 @@ def find(name: str | Path, data_dir: str | Path | None = None) -> Path:
 
 
 def obtain(source: Source, data_dir: str | Path | None = None) -> Path:
-    """Path of a verified copy, downloaded if need be. Raises ValueError with one line that says what to do."""
+    """Path of a verified copy, downloaded if it is missing. Raises ValueError with one line that names the fix."""
     found = locate(source, data_dir)
     if found is None:
         return download(source, _folder(data_dir) / source.local)
@@ -76,13 +78,13 @@ def obtain(source: Source, data_dir: str | Path | None = None) -> Path:
 
 
 def locate(source: Source, data_dir: str | Path | None = None) -> Path | None:
-    """Where the file lies now, unverified; None where it is not on this machine."""
+    """Path of the file, unverified; None if it is not on this machine."""
     places = (_folder(data_dir) / source.local, _folder(data_dir) / source.path)
     return next((place for place in places if place.is_file()), None)
 
 
 def _folder(data_dir: str | Path | None) -> Path:
-    """The user's own, else the cache."""
+    """The user's folder, else the cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(data_dir or os.environ.get("GRPO_DATA_DIR") or cache / "one-shot-grpo")
 
@@ -94,7 +96,7 @@ def _check(source: Source, content: bytes, problem: str) -> None:
 
 
 def download(source: Source, target: Path) -> Path:
-    """Fetches the file (1.5 MB at most), verifies it, and only then puts it in its place."""
+    """Downloads the file (1.5 MB at most), verifies it, then renames it into place."""
     part = target.with_name(f"{target.name}.part-{os.getpid()}")
     try:
         content = _fetch(source.url)
@@ -113,7 +115,7 @@ def download(source: Source, target: Path) -> Path:
 
 
 def _fetch(url: str) -> bytes:
-    """What the server sends. After a cut line or a server's error it is asked again, after a refusal it is not."""
+    """The file's bytes. Tries three times after a cut connection or a server's error, once after a refusal (4xx)."""
     for pause_s in (1, 2):
         try:
             return _read(url)

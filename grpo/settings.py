@@ -210,7 +210,7 @@ class EvalConfig(Section):
     """Evaluate every so many steps, and before the first and after the last. 0: never."""
     data: tuple[PathText, ...] = ()
     """Problems for the curve during training (validation): one set or several, with commas between. What eval.py takes
-    as --bench: the names of benchmarks, all, .parquet and .jsonl files."""
+    as --bench: the names of benchmarks, all, data files and datasets."""
     test: PathText | None = None
     """Problems scored once before and once after training, and used for nothing else."""
     sampling: Literal["both", "greedy"] = "both"
@@ -272,8 +272,8 @@ class Config(Section):
     model: PathText = "Qwen/Qwen2.5-Math-1.5B"
     """Folder or Hugging Face id of a causal language model."""
     data: PathText = "pi1_r128.parquet"
-    """Training problems: a .parquet, .jsonl or .json file, a published set by its bare name, or a Hugging Face dataset
-    as owner/name:configuration:split (a folder in that form, too)."""
+    """Training problems: a .parquet, .jsonl, .json or .csv file, a published set by its bare name, or a Hugging Face
+    dataset as owner/name:configuration:split (a folder in that form, too)."""
     data_dir: PathText | None = None
     """Folder with local copies of the published data sets (also: GRPO_DATA_DIR)."""
     data_columns: str | None = None

@@ -1,4 +1,4 @@
-"""System messages, one plain text file each. An empty file means: no system message."""
+"""System messages, one text file each. An empty file means no system message."""
 
 from __future__ import annotations
 

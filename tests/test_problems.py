@@ -177,6 +177,12 @@ def test_mathematics_is_no_marker(tmp_path, tokenizer, question):
     assert problem.chat[-1]["content"] == question
 
 
+def test_a_table_of_text(tmp_path, tokenizer):
+    (tmp_path / "data.csv").write_text('\ufeffquestion,answer\n"1+1=?, or\n2",007\n', encoding="utf-8")
+    (problem,) = load_problems(tmp_path / "data.csv", tokenizer)
+    assert (problem.chat[-1]["content"], problem.ground_truth) == ("1+1=?, or\n2", "007")
+
+
 def test_columns_of_bytes_are_text(tmp_path, tokenizer):
     (problem,) = load_problems(write(tmp_path, [{"question": b"1+1=?", "answer": b"2"}], "parquet"), tokenizer)
     assert (problem.chat[-1]["content"], problem.ground_truth) == ("1+1=?", "2")
@@ -252,7 +258,9 @@ def test_unreadable_files(tmp_path, tokenizer):
         ("a.parquet", b"not parquet", "cannot read"),
         ("a.jsonl", b"\xff\xfe", "not JSON"),
         ("a.json", b"{}", "no list of rows"),
-        ("a.csv", b"a,b", r"\.parquet, \.jsonl or \.json"),
+        ("a.txt", b"a,b", r"data files are \.parquet, \.jsonl, \.json, \.csv"),
+        ("a.csv", b"question,answer\n\xff,7", "cannot read"),
+        ("b.csv", b"question,answer\n" + b"7" * 200_000 + b",7", "field larger than field limit"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=message):

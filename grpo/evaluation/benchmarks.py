@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from data import rows, sources
+from data import rows
 from grpo.chat_template import ChatTemplate
 from grpo.errors import UserError
 from grpo.problems import check_share, make_problems, read_data
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 DEFAULT_MODEL = "Qwen/Qwen2.5-Math-1.5B"
-"""What is asked where no model is named: the paper's base."""
+"""The model of a command that names none: the paper's base."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Protocol:
 
 
 class Benchmark(NamedTuple):
-    """A set of problems, and how it is asked."""
+    """A set of problems and its sampling."""
 
     place: str
     """A published set by its name, a Hugging Face dataset or a file"""
@@ -70,25 +70,25 @@ SETS = {
 
 
 def find(name: str) -> Benchmark:
-    """The benchmark of that name; a file or a dataset of one's own is asked greedily."""
+    """The benchmark of that name; any other file or data set is sampled greedily."""
     return BENCHMARKS.get(name, Benchmark(name, 0, GREEDY))
 
 
-def names(asked: Iterable[str]) -> list[str]:
-    """What `--bench` and `eval.data` stand for: benchmarks, all, arithmetic, files or datasets."""
-    found: list[str] = []
+def names(given: Iterable[str]) -> list[str]:
+    """The sets that `--bench` or `eval.data` name: benchmarks, all, arithmetic, files or datasets. Raises UserError."""
+    sets: list[str] = []
     known = (*BENCHMARKS, *SETS)
-    for name in asked:
+    for name in given:
         if name not in known and Path(name).suffix not in rows.READERS and not rows.is_dataset(name):
             raise UserError(
                 f"{name!r} is no benchmark; there are {', '.join(known)}, "
                 f"or name a data file or a Hugging Face dataset{nearest(name, known)}"
             )
-        found += SETS.get(name, [name])
-    labels = [label(name) for name in found]
+        sets += SETS.get(name, [name])
+    labels = [label(name) for name in sets]
     if twice := next((name for name in labels if labels.count(name) > 1), None):
         raise UserError(f"{twice} is named twice; their figures would have one name")
-    return found
+    return sets
 
 
 def label(name: str) -> str:
@@ -98,20 +98,16 @@ def label(name: str) -> str:
 
 
 def read(name: str, data_dir: str | None = None, seed: int = 0) -> Iterator[rows.Placed]:
-    """The benchmark's rows. The seed draws fresh_arithmetic's; the other sets are what they are."""
+    """The benchmark's rows. Only those of fresh_arithmetic depend on the seed."""
     if name == FRESH:
         return ((f"row {index}", row) for index, row in enumerate(fresh(seed)))
     return read_data(find(name).place, data_dir)
 
 
-def digest(name: str, data_dir: str | None = None, seed: int = 0) -> str:
-    """sha256 of the file; of a dataset or of fresh calculations that of their rows."""
-    place = find(name).place
-    if name == FRESH or rows.is_dataset(place):
-        content = repr(list(read(name, data_dir, seed))).encode()
-    else:
-        content = sources.find(place, data_dir).read_bytes()
-    return hashlib.sha256(content).hexdigest()
+def digest(problems: Sequence[Problem]) -> str:
+    """sha256 of the questions and their reference answers, whatever prompt stands around them."""
+    content = repr([(question(problem), problem.ground_truth) for problem in problems])
+    return hashlib.sha256(content.encode(errors="backslashreplace")).hexdigest()
 
 
 def load(
@@ -158,7 +154,7 @@ def _fitting(name: str, config: Config, tokenizer: PreTrainedTokenizerBase) -> l
 
 
 def beginnings(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, share: float) -> list[Problem]:
-    """Each question's first `share` of tokens as a prompt of plain text; what was cut off is its extra "rest"."""
+    """Each question's first `share` of tokens as a prompt of plain text; extra["rest"] holds the text that was cut."""
     cut = []
     for problem in problems:
         ids = tokenizer(question(problem))["input_ids"]
@@ -169,9 +165,9 @@ def beginnings(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, 
 
 
 def fresh(seed: int) -> list[dict[str, str]]:
-    """Calculations with numbers of two to four digits, drawn from the seed: no model has seen them as a set."""
+    """Calculations with numbers of two to four digits, drawn from the seed. No model has seen them as a set."""
     draw = random.Random(f"{FRESH} {seed}")
-    found = []
+    rows = []
     for _ in range(BENCHMARKS[FRESH].size):
         a, b, c = (draw.randrange(10 ** (digits - 1), 10**digits) for digits in draw.choices((2, 3, 4), k=3))
         text, value = draw.choice(
@@ -182,5 +178,5 @@ def fresh(seed: int) -> list[dict[str, str]]:
                 (f"({a} + {b}) * {c}", (a + b) * c),
             ]
         )
-        found.append({"question": f"What is {text}?", "answer": str(value)})
-    return found
+        rows.append({"question": f"What is {text}?", "answer": str(value)})
+    return rows

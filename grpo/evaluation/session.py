@@ -203,7 +203,7 @@ class Session:
         prompts = "\0".join(problem.prompt for problem in evaluation.problems)
         return {
             "bench": benchmarks.label(evaluation.name),
-            "data_sha256": benchmarks.digest(evaluation.name, config.data_dir, request.seed),
+            "data_sha256": benchmarks.digest(evaluation.problems),
             "problems": len(evaluation.problems),
             "limit": request.limit,
             "model": evaluation.target.path,
