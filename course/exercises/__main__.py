@@ -1,4 +1,4 @@
-"""python -m course.exercises [1 ... 6] [--solutions]: check the answers, and say what is wrong in words."""
+"""python -m course.exercises [1 ... 7] [--solutions]: check the answers, and say what is wrong in words."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from types import ModuleType
 
 from course.exercises.check_packing import check_packing
 from course.exercises.check_reward import check_hacked_reward
-from course.exercises.checks import check_advantage, check_k3, check_normaliser, check_ratio_and_clip
+from course.exercises.checks import (
+    check_advantage,
+    check_k3,
+    check_normaliser,
+    check_ratio_and_clip,
+    check_sequence_ratio,
+)
 from course.exercises.judge import Wrong
 
 EXERCISES = {
@@ -20,6 +26,7 @@ EXERCISES = {
     "e4_k3": check_k3,
     "e5_packing": check_packing,
     "e6_hacked_reward": check_hacked_reward,
+    "e7_sequence_ratio": check_sequence_ratio,
 }
 FUNCTIONS = {
     "e1_advantage": ("group_advantages",),
@@ -28,6 +35,7 @@ FUNCTIONS = {
     "e4_k3": ("k3",),
     "e5_packing": ("pack",),
     "e6_hacked_reward": ("cheap", "repaired"),
+    "e7_sequence_ratio": ("sequence_ratio",),
 }
 
 

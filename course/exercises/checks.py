@@ -1,4 +1,4 @@
-"""The checks of exercises 1 to 4: cases, the right formula, and the usual wrong ones with what to say about them.
+"""The checks of exercises 1 to 4 and 7: cases, the right formula, and the usual wrong ones with what to say about them.
 
 The right formulas are written here once more and not taken from the repository, so that the two check each other.
 """
@@ -196,3 +196,37 @@ def check_k3(module) -> None:
     if (found < 0).any():
         d, value = small[found < 0][0].item(), found[found < 0][0].item()
         raise Wrong(f"in float32, d = {d:.6f} gives {value:.1e}, which is negative: use torch.expm1(d), not exp(d) - 1")
+
+
+def check_sequence_ratio(module) -> None:
+    def total(values, mask):
+        return (values * mask).sum(1)
+
+    def right(new, old, mask):
+        return (total(new - old, mask) / mask.sum(1)).exp()
+
+    wrong = {
+        "this is the product of the token ratios; divide the sum of the logs by the number of tokens": lambda n, o, m: (
+            total(n - o, m).exp()
+        ),
+        "this is the mean of the token ratios; take the mean of their logs, then exp": lambda n, o, m: (
+            total((n - o).exp(), m) / m.sum(1)
+        ),
+        "this is the log of the ratio: take its exp": lambda n, o, m: total(n - o, m) / m.sum(1),
+        "your ratio is old / new; it is new / old, exp(logprob - old_logprob)": lambda n, o, m: right(o, n, m),
+        "you divide by T; divide by the number of tokens with mask True": lambda n, o, m: (
+            total(n - o, m) / m.shape[1]
+        ).exp(),
+        "you ignore the mask: padding and a tool's tokens are in the mean": lambda n, o, m: (n - o).mean(1).exp(),
+        "your sum contains tokens with mask False: multiply by the mask": lambda n, o, m: (
+            (n - o).sum(1) / m.sum(1)
+        ).exp(),
+        "your mean is over all completions; each has its own": lambda n, o, m: (
+            (total(n - o, m).sum() / m.sum()).exp().expand(len(m))
+        ),
+    }
+    old = tensor((-1.0, -2.0, -0.5), (-3.0, -1.5, -0.7), (-2.2, -1.1, -0.4))
+    new = old + tensor((0.5, 2.0, 3.0), (4.0, 1.0, 0.5), (1.2, 0.9, 0.8)).log()
+    mask = torch.tensor([[True, True, False], [True, False, True], [True, True, True]])
+    judge(module.sequence_ratio, right, wrong, [(new, old, mask), (new[:2], old[:2], mask[:2])])
+    judge_gradient(module.sequence_ratio, right, lambda: (new.clone().requires_grad_(), old, mask))

@@ -155,6 +155,18 @@ MUTANTS = {
         (lambda s: packing(before)([((), c) for _, c in s]), "prompts are missing"),
         (lambda s: packing(before)(s)[:3], "four lists"),
     ],
+    "e7_sequence_ratio": [
+        (lambda n, o, m: ((n - o) * m).sum(1).exp(), "this is the product"),
+        (lambda n, o, m: ((n - o).exp() * m).sum(1) / m.sum(1), "mean of the token ratios"),
+        (lambda n, o, m: ((n - o) * m).sum(1) / m.sum(1), "this is the log"),
+        (lambda n, o, m: (((o - n) * m).sum(1) / m.sum(1)).exp(), "your ratio is old / new"),
+        (lambda n, o, m: ((n - o) * m).mean(1).exp(), "you divide by T"),
+        (lambda n, o, m: (n - o).mean(1).exp(), "you ignore the mask"),
+        (lambda n, o, m: ((n - o).sum(1) / m.sum(1)).exp(), "your sum contains"),
+        (lambda n, o, m: (n - o)[m].mean().exp().repeat(len(m)), "over all completions"),
+        (lambda n, o, m: (((n - o) * m).sum(1) / m.sum(1)).exp().detach(), "no gradient flows"),
+        (lambda n, o, m: (((n - o) * m).sum(1) / m.sum(1)).exp().mean(), "leave out the mean"),
+    ],
 }  # fmt: skip
 
 
@@ -167,6 +179,10 @@ RIGHT = {
     "e1_advantage": [in_place, lambda r: (dev(r) / (std(r) + 1e-6)).float()],
     "e2_ratio_and_clip": [lambda n, o, a, lo, hi: surrogate(n.exp() / o.exp(), a, lo, hi)],
     "e3_normaliser": [lambda b: flat(b).mean()],
+    "e7_sequence_ratio": [
+        lambda n, o, m: torch.where(m, (n - o).exp(), 1.0).prod(1) ** (1 / m.sum(1)),
+        lambda n, o, m: torch.stack([(a - b)[c].mean().exp() for a, b, c in zip(n, o, m, strict=True)]),
+    ],
 }
 
 
@@ -228,12 +244,12 @@ def test_a_cheap_reward_that_teaches_care_is_found_out_by_training(monkeypatch: 
 def test_the_solutions_pass(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     monkeypatch.chdir(REPO)
     assert main(["--solutions"]) == 0
-    assert capsys.readouterr().out.count("right (") == 6
+    assert capsys.readouterr().out.count("right (") == len(EXERCISES)
 
 
 def test_the_blanks_are_blank_and_say_so(capsys: pytest.CaptureFixture):
     assert main([]) == 1
-    assert capsys.readouterr().out.count("still blank") == 6
+    assert capsys.readouterr().out.count("still blank") == len(EXERCISES)
 
 
 def test_a_file_that_python_cannot_read_is_one_line(tmp_path, monkeypatch: pytest.MonkeyPatch):
@@ -249,9 +265,9 @@ def test_a_file_that_python_cannot_read_is_one_line(tmp_path, monkeypatch: pytes
 
 def test_an_exercise_that_does_not_exist_is_named(capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit) as left:
-        main(["7"])
+        main(["8"])
     assert left.value.code == 2
-    assert "there is no exercise 7; they are numbered 1 to 6" in capsys.readouterr().err
+    assert "there is no exercise 8; they are numbered 1 to 7" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("exercise", EXERCISES)
