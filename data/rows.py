@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from data import sources
+from data import sources, tasks
 
 Row = dict[str, Any]
 Placed = tuple[str, Row | str]
@@ -26,6 +26,9 @@ BATCH = 1000
 
 def read(name: str, data_dir: str | None = None) -> Iterator[Placed]:
     """The rows of a file, of a published set by its bare name, or of a Hugging Face dataset by its id."""
+    if name.startswith(tasks.PREFIX):
+        yield from tasks.read(name)
+        return
     if is_dataset(name):
         yield from _dataset(name)
         return
@@ -81,7 +84,10 @@ def _object(row: object) -> Row | str:
 
 
 def is_dataset(name: str) -> bool:
-    """Whether the name is a Hugging Face dataset: `owner/name` or a folder, either with `:config:split`."""
+    """Whether the name is no file: a Hugging Face dataset (`owner/name` or a folder, either with `:config:split`) or a
+    task of reasoning-gym."""
+    if name.startswith(tasks.PREFIX):
+        return True
     base = name.partition(":")[0]
     if Path(name).is_file() or Path(base).suffix in READERS:
         return False

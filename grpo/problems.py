@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 import prompts
-from data import rows
+from data import rows, tasks
 from grpo import chat_template, hub
 from grpo.chat_template import CONTROL_TOKEN, Chat, ChatTemplate
 from grpo.errors import UserError
@@ -55,9 +55,9 @@ class BadRow:
 def training_problems(config: Config, tokenizer: PreTrainedTokenizerBase | None) -> tuple[list[Problem], list[BadRow]]:
     """The run's problems and the skipped rows. Raises UserError if more rows are skipped than bad_rows.limit allows.
 
-    The verifier must be able to grade each ground truth, unless the reward is the user's own function.
+    The verifier must be able to grade each ground truth, unless the reward or the scorer of a task does.
     """
-    graded = ":" not in config.reward.name
+    graded = ":" not in config.reward.name and not config.data.startswith(tasks.PREFIX)  # a task has a scorer
     placed = read_data(config.data, config.data_dir, config.data_limit)
     template, longest = ChatTemplate.of_run(config, tokenizer), config.rollout.max_prompt_tokens
     problems, bad = make_problems(placed, template, config.prompt, longest, config.data_columns, graded)

@@ -7,10 +7,11 @@ import math
 import re
 from collections import ChainMap, Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data import tasks
 from grpo.engines.base import Engine, SamplingParams
 from grpo.types import Completion, Group, Problem, Request
 from rewards import Reward, Row, Score
@@ -123,12 +124,15 @@ def score(reward: Reward, groups: Sequence[Group], texts: Sequence[Sequence[str]
 
 def known(problem: Problem, completion: Completion | None = None) -> Row:
     """Returns what a reward may read beside text and ground truth, by name; the data's own columns come last."""
-    facts = {
+    facts: dict[str, Any] = {
         "question": question(problem),
         "prompt": problem.prompt,
         "messages": problem.chat,
         "completion_ids": list(completion.ids) if completion else [],
     }
+    task = str(problem.extra.get("task", ""))
+    if task.startswith(tasks.PREFIX):
+        facts["score_answer"] = tasks.scorer(task, problem.extra["item"])
     return ChainMap(facts, problem.extra)
 
 

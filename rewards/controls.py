@@ -30,7 +30,7 @@ class RandomReward(MultiSignalMathReward):
         self, completions: Sequence[str], ground_truths: Sequence[Any], rows: Sequence[Row] | None = None
     ) -> list[Score]:
         scores = []
-        for text, score in zip(completions, super().score_batch(completions, ground_truths), strict=True):
+        for text, score in zip(completions, super().score_batch(completions, ground_truths, rows), strict=True):
             drawn = f"{self.seed} {self.tossed} ".encode() + text.encode("utf-8", "surrogatepass")
             self.tossed += 1
             heads = hashlib.sha256(drawn).digest()[0] & 1

@@ -123,7 +123,7 @@ class HybridReward(MultiSignalMathReward):
         """Returns scores in order. Each row must hold its question: a reward model judges the answer to a question."""
         if rows is None or not all("question" in row for row in rows):
             raise RewardError('hybrid reward: pass the questions to score_batch: rows=[{"question": ...}, ...]')
-        scores = super().score_batch(completions, ground_truths)
+        scores = super().score_batch(completions, ground_truths, rows)
         opinions = self.model.score([row["question"] for row in rows], completions)
         self.scale = self.scale or (min(opinions), max(opinions))
         return [self._weighed(*pair) for pair in zip(scores, opinions, strict=True)]
@@ -131,7 +131,7 @@ class HybridReward(MultiSignalMathReward):
     def _weighed(self, score: Score, opinion: float) -> Score:
         low, high = self.scale
         s = min(max((opinion - low) / (high - low + self.eps), 0.0), 1.0)
-        total = (1 - self.b) + 2 * self.b * s if score.verify else -self.a + 2 * self.a * s
+        total = (1 - self.b) + 2 * self.b * s if score.outcome == "correct" else -self.a + 2 * self.a * s
         return replace(score, total=total, signals={"hybrid": total, "verify": score.verify, "model": s})
 
     def state_dict(self) -> dict[str, Any]:

@@ -197,7 +197,7 @@ def verdict(reflection: str) -> Verdict | None:
 
 
 class MultiSignalMathReward(Reward):
-    """Scores a completion by three signals, each 0 or 1.
+    """Scores a completion by three signals, each 0 or 1 (between where a task's scorer gives partial credit).
 
     verify: the answer equals the ground truth. format: the completion has the requested layout. reflect: the
     reflection's verdict on the answer is true; 0 without an answer. `answer_from` defines the answer and the layout.
@@ -231,17 +231,35 @@ class MultiSignalMathReward(Reward):
     def score_batch(
         self, completions: Sequence[str], ground_truths: Sequence[Any], rows: Sequence[Row] | None = None
     ) -> list[Score]:
-        """Returns scores in order. The rows are never read: tags and boxes of a question earn nothing."""
-        layouts = [read(completion, self.answer_from) for completion in completions]
-        pairs = [(layout.answer, truth) for layout, truth in zip(layouts, ground_truths, strict=True)]
-        return [self._scored(*each) for each in zip(layouts, self.verifier.check_batch(pairs), strict=True)]
+        """Returns scores in order. Question and prompt are never read: their tags and boxes earn nothing.
 
-    def _scored(self, layout: Layout, outcome: str) -> Score:
+        A row with `score_answer` (a task's own scorer, answer -> 0 to 1) is graded by it instead of the verifier.
+        """
+        layouts = [read(completion, self.answer_from) for completion in completions]
+        if rows and "score_answer" in rows[0]:
+            graded = [_by_scorer(layout.answer, row["score_answer"]) for layout, row in zip(layouts, rows, strict=True)]
+        else:
+            pairs = [(layout.answer, truth) for layout, truth in zip(layouts, ground_truths, strict=True)]
+            graded = [(outcome, float(outcome == "correct")) for outcome in self.verifier.check_batch(pairs)]
+        return [self._scored(layout, *grade) for layout, grade in zip(layouts, graded, strict=True)]
+
+    def _scored(self, layout: Layout, outcome: str, value: float) -> Score:
         if outcome != "correct" and says_nothing(layout.answer or ""):
             outcome = "no_answer"
         correct = outcome == "correct"
         graded = outcome not in ("no_answer", "over_budget")
         true_verdict = graded and layout.verdict == ("correct" if correct else "wrong")
-        signals = {"verify": float(correct), "format": float(layout.format), "reflect": float(true_verdict)}
+        signals = {"verify": value, "format": float(layout.format), "reflect": float(true_verdict)}
         total = sum(self.weights.get(name, 0.0) * value for name, value in signals.items())
         return Score(total, signals, layout.answer, layout.verdict, outcome)
+
+
+def _by_scorer(answer: str | None, score_answer: Callable[[str], float]) -> tuple[str, float]:
+    """Returns outcome and score; "unparsed" where the scorer fails on the answer, which any text of a model may do."""
+    if answer is None:
+        return "no_answer", 0.0
+    try:
+        value = float(score_answer(answer))
+    except Exception:  # noqa: BLE001
+        return "unparsed", 0.0
+    return ("correct" if value >= 1 else "wrong"), min(max(value, 0.0), 1.0)
