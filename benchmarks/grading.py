@@ -2,13 +2,16 @@
 
 python -m benchmarks.grading speed        completions a second
 python -m benchmarks.grading pairs        false positives and negatives by category
+python -m benchmarks.grading truths       seconds to check 8,000 ground truths of science, first and again
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -16,7 +19,7 @@ from pathlib import Path
 
 import math_verify
 
-from rewards import MultiSignalMathReward, Verifier
+from rewards import MultiSignalMathReward, Verifier, check_ground_truths
 
 Case = tuple[str, str]  # completion, ground truth
 PAIRS = Path(__file__).resolve().parent.parent / "tests" / "rewards" / "pairs.jsonl"
@@ -74,9 +77,39 @@ def pairs(workers: int) -> None:
         print(f"| {category} | {len(chosen)} | {cells[0]} | {cells[1]} |")
 
 
+UNITS = "m s kg N J W V Pa K mol Hz cm km mL days apples m/s m/s^2 kJ/mol cm^2 kg/m^3 J/(mol·K)"
+WORDS = "oxidation reduction mitosis meiosis anode cathode covalent ionic convection diffusion"
+SHAPES = [
+    lambda rng, n: rf"{n / 10:.1f}\text{{ {rng.choice(UNITS.split())}}}",
+    lambda rng, n: f"{n} {rng.choice(UNITS.split())}",
+    lambda rng, n: rf"{n % 90 / 10 + 1:.2f} \times 10^{{{n % 40 - 20}}} \text{{ {rng.choice(UNITS.split())}}}",
+    lambda rng, n: rf"{n}\,\mathrm{{{rng.choice(UNITS.split())}}}",
+    lambda rng, n: rf"\frac{{{n} m v^2}}{{{rng.randint(2, 9)} r}}",
+    lambda rng, n: rf"{n} \sqrt{{{rng.randint(2, 99)}}} \text{{ cm}}",
+    lambda rng, n: rf"x = {n} e^{{-{rng.randint(2, 9)} t}}",
+    lambda rng, n: f"C_{n % 40 + 2}H_{{{n}}}O_{rng.randint(2, 9)}",
+    lambda rng, n: f"{rng.choice(WORDS.split())} of type {chr(65 + n % 26)}",
+    lambda rng, n: f"{n}-{n + rng.randint(1, 99)}",
+]
+"""Ground truths as data sets of science have them; a third of them are words, texts of a kind or algebra"""
+
+
+def truths(workers: int) -> None:
+    """Seconds to check 8,000 different ground truths for the first time, and again from the cache."""
+    rng, texts = random.Random(1), {}
+    while len(texts) < 8000:
+        texts[rng.choice(SHAPES)(rng, rng.randint(1, 10**5))] = None
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["XDG_CACHE_HOME"] = folder
+        for title in ("first", "again"):
+            start = time.perf_counter()
+            bad = sum(reason is not None for reason in check_ground_truths(list(texts), workers))
+            print(f"{title}: {time.perf_counter() - start:.1f} s, {bad} of {len(texts)} cannot be graded", flush=True)
+
+
 if __name__ == "__main__":
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cli.add_argument("part", choices=["speed", "pairs"])
+    cli.add_argument("part", choices=["speed", "pairs", "truths"])
     cli.add_argument("--workers", type=int, default=2, help="verifier processes [2]")
     given = cli.parse_args()
-    {"speed": speed, "pairs": pairs}[given.part](given.workers)
+    {"speed": speed, "pairs": pairs, "truths": truths}[given.part](given.workers)

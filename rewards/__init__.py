@@ -28,4 +28,5 @@ from rewards.score import (
     weights_from_env,
 )
 from rewards.signals import AnswerFrom, MultiSignalMathReward, last_box
-from rewards.verifier import Verifier, check_ground_truths, verify
+from rewards.truths import check_ground_truths
+from rewards.verifier import Verifier, verify

@@ -20,8 +20,22 @@ AnswerFrom = Literal["box", "last_number", "answer_tag"]
 """What counts as the answer: the last box, the last number written in digits, or the last `<answer>` block"""
 
 _THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
-_WHOLE = r"[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+"
-_DIGITS = re.compile(rf"(?<![\w.])(?:(?<![\w)\]}}])-)?(?:{_WHOLE}|(?=\.[0-9]))(?:\.[0-9]+)?(?:/[0-9]+)?")
+_FULL_WIDTH = {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}
+_PLAIN = str.maketrans(dict.fromkeys("\u2212\u2013\u2014\u2010\u2011\u2012", "-") | {"\u00d7": "x"} | _FULL_WIDTH)
+_WHOLE = r"[0-9]{1,3}(?:(?:,|[ \u00a0\u202f\u2009]|\\,|\{,\}|,\\!)[0-9]{3})+(?![0-9])|[0-9]+"
+_DECIMAL = rf"(?:{_WHOLE}|(?=\.[0-9]))(?:\.[0-9]+)?"
+_POWER = r"\^(?:\{-?[0-9]+\}|-?[0-9]+)"
+_NUMBERS = re.compile(
+    rf"(?P<skipped>{_DECIMAL}(?:(?P<mark>[-/.:]){_DECIMAL})(?:(?P=mark){_DECIMAL})+|[0-9]+:[0-9]+"  # a date, a time
+    rf"|[A-Za-z\u00b5)\]}}](?:{_POWER}|_?[0-9]+(?:\.[0-9]+)*))"  # cm^2, x2
+    rf"|(?<![\w.])(?P<number>(?:(?<![\w)\]}}])-)?(?:\\[dtc]?frac\{{{_DECIMAL}\}}\{{{_DECIMAL}\}}"
+    rf"|{_DECIMAL}(?:[eE][-+]?[0-9]+(?![\w.])| ?(?:x|\*|\\times|\\cdot) ?10{_POWER}|{_POWER}"
+    rf"|\\[dtc]?frac\{{[0-9]+\}}\{{[0-9]+\}}| ?/ ?{_DECIMAL}(?![0-9/]))?))"
+)
+_NOT = re.compile(
+    r"(?:\b(?:not|never|neither|nor|(?:is|was)n['’]t)|\u2260|\\neq?|!=)"
+    r"(?:\s+(?:be|equals?|to|exactly|just|only|the|even))*[\s$({\[]*\Z"
+)
 _BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 
 BOX_WINDOW = 100_000
@@ -111,9 +125,26 @@ def _around(text: str, *names: str) -> list[str] | None:
 
 
 def last_number(text: str) -> str | None:
-    """The last number written in digits (-1,234.5 or 3/4), or None. The minus of `7-5` is not a sign."""
-    found = _DIGITS.findall(text[-BOX_WINDOW:])
-    return found[-1] if found else None
+    """The last number written in digits (-1,234.5, 3/4, 1.5e-3, 2 x 10^5), of the last box where one holds a number.
+
+    None without one. A piece of a date, a time or a unit (cm^2) is no number, and neither is one that the text denies
+    ("not 42"). The minus of `7-5` is not a sign.
+    """
+    box = last_box(text)
+    for part in (box, text) if box else (text,):
+        part = part[-BOX_WINDOW:].translate(_PLAIN)
+        matches = [match for match in _NUMBERS.finditer(part) if match["number"]]
+        denied = {match["number"] for match in matches if _NOT.search(part, max(0, match.start() - 40), match.start())}
+        numbers = [match["number"] for match in matches if match["number"] not in denied]
+        if matches:
+            return _joined(numbers[-1]) if numbers else None
+    return None
+
+
+def _joined(number: str) -> str:
+    """A number without the spaces that group its digits and stand around its operators."""
+    groups = r"(?<=[0-9])(?:\\,|\{,\}|,\\!|\s)(?=[0-9])"
+    return re.sub(rf"{groups}|(?<=[0-9]) (?=[/x*\\])|(?<=[/x*]) (?=[0-9])", "", number)
 
 
 def last_answer_tag(text: str) -> str | None:

@@ -1,7 +1,6 @@
 """Compares answers with ground truths: trivial cases inline, then a cache, then worker processes.
 
-Training and evaluation use `Verifier`. `verify` compares in this process and without limits. `check_ground_truths`
-reports the ground truths that no answer can be graded against.
+Training and evaluation use `Verifier`. `verify` compares in this process and without limits.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,6 @@ PATIENCE = 60
 """Seconds of the clock for each second of processor time that an answer may take"""
 STARTS = 3
 """Times that a server is started for one batch"""
-CHUNK = 500
-"""Ground truths between two calls of `progress`"""
 
 
 def verify(answer: str, ground_truth: Any) -> bool:
@@ -179,30 +176,3 @@ def _best(outcomes: list[str]) -> str:
     if not outcomes:
         return "no_answer"
     return "correct" if "correct" in outcomes else outcomes[0]
-
-
-def check_ground_truths(
-    truths: Sequence[Any],
-    workers: int = 2,
-    timeout_s: float = 5.0,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[str | None]:
-    """For each ground truth None, or one line that says why no answer can be graded against it.
-
-    Each different text is read once, in workers, because some texts keep a parser busy for minutes.
-    `progress(done, all)` is called on the way. ValueError for what is neither text nor number.
-    """
-    rows = [alternatives(truth) for truth in truths]
-    texts = dict.fromkeys(text for row in rows for text in row)
-    hard = [text for text in texts if decide("0", text) not in ("correct", "wrong")]  # the others are numbers
-    reasons: dict[str, str] = {}
-    with contextlib.closing(Verifier(workers, timeout_s)) as verifier:
-        for start in range(0, len(hard), CHUNK):
-            if progress:
-                progress(start, len(hard))
-            chunk = hard[start : start + CHUNK]
-            for text, reason in zip(chunk, verifier.ask([(None, text) for text in chunk]), strict=True):
-                if reason:
-                    reason = f"not read within {timeout_s:g} s" if reason == "timeout" else reason
-                    reasons[text] = f"ground truth {text[:200]!r} is unreadable: {reason}"
-    return [next(filter(None, map(reasons.get, row)), None) for row in rows]

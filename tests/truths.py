@@ -2,9 +2,9 @@
 
     python tests/truths.py [--data-dir DIR]
 
-Each must be readable, must be right when it is spelled another way, and must be wrong after a mutation: one digit
-changed anywhere, or one letter of a name that stands there more than once (a name changed throughout may be the same
-answer). Whatever disagrees is listed. The test suite tries a sample.
+Each must be gradable, must be right when it is spelled another way, and must be wrong after a mutation: one digit or
+letter changed anywhere, two parts or letters exchanged, another unit, a word that changes the value, or "and" for "or".
+Disagreements are listed. The test suite tries a sample.
 """
 
 from __future__ import annotations
@@ -61,20 +61,55 @@ def pools(data_dir: str | None) -> Iterator[tuple[str, list[str]]]:
 
 
 def mutations(truth: str) -> list[str]:
-    """The truth with one digit changed, or one letter of a name that stands in it more than once."""
-    changed = [
+    """Other answers that look like the truth."""
+    return list(dict.fromkeys([*_digits(truth), *_letters(truth), *_orders(truth), *_words(truth)]))
+
+
+def _digits(truth: str) -> list[str]:
+    return [
         truth[:place] + str((int(truth[place]) + step) % 10) + truth[place + 1 :]
         for place in (match.start() for match in re.finditer("[0-9]", truth))
         for step in (1, 5)
     ]
-    names = re.sub(r"\\[A-Za-z]+|(?<=text\{)[^}]*|[A-Za-z]{3,}", lambda match: " " * len(match[0]), truth)
+
+
+def _letters(truth: str) -> list[str]:
+    """One letter of a name, a word or a unit changed. The x of f(x)= may be any letter."""
+    skipped = r"\\(?:begin|end)\{[a-z]*\}|\\[A-Za-z]+|(?<=^[a-zA-Z]\()[a-z](?=\)=)"
+    names = re.sub(skipped, lambda match: " " * len(match[0]), truth)
     letters = [(match.start(), match[0]) for match in re.finditer("[A-Za-z]", names)]
+    changed = []
     for place, letter in letters:
-        if names.count(letter) > 1:
-            new = next(other for other in "qwmz" if other not in truth)
-            present = next((other for _, other in letters if other != letter), new)
-            changed += [truth[:place] + other + truth[place + 1 :] for other in (new, present)]
-    return list(dict.fromkeys(changed))
+        new = next(other for other in "qwzvj" if other not in truth)
+        present = next((other for _, other in letters if other.lower() != letter.lower()), new)
+        changed += [truth[:place] + other + truth[place + 1 :] for other in (new, present)]
+    return changed
+
+
+def _orders(truth: str) -> list[str]:
+    """Two neighbouring letters of a word, or two parts of a tuple, a range or a ratio, exchanged."""
+    changed = []
+    pairs = r"(?<=[(\[])([^(),\[\]{}]+)(,\s*)([^(),\[\]{}]+)(?=[,)\]])|^([0-9]+)(\s*[-:]\s*)([0-9]+)(?=$|[-:])"
+    for match in re.finditer(pairs, truth):
+        first, mark, second = (part for part in match.groups() if part)
+        if first.strip() != second.strip():
+            changed.append(truth[: match.start()] + second + mark + first + truth[match.end() :])
+    for match in re.finditer(r"(?<![\\A-Za-z{])[A-Za-z]{2,}(?![A-Za-z{])|(?<=\\text\{)[A-Za-z]+(?=\})", truth):
+        word = match[0]
+        if word[0].lower() != word[1].lower() and word in (truth, truth[6:-1]):
+            changed.append(truth[: match.start()] + word[1] + word[0] + word[2:] + truth[match.end() :])
+    return changed
+
+
+def _words(truth: str) -> list[str]:
+    """Another connective, and words beside a number that change it."""
+    changed = [re.sub(rf"\b{old}\b", new, truth) for old, new in (("or", "and"), ("OR", "AND"), ("and", "or"))]
+    if re.fullmatch(r"-?[0-9.]+", truth) and float(truth) != 0:
+        changed += [rf"{truth}\text{{ {word}}}" for word in ("million", "cents", "is wrong", "squared")]
+        changed += [rf"\text{{{word} }}{truth}" for word in ("negative", "not", "at least", "about")] + [f"{truth}+0"]
+    if match := re.fullmatch(r"(-?[0-9.]+) ?\\(?:text|mbox|mathrm) ?\{[^{}]*\}(?:\^\{?[0-9]\}?)?", truth):
+        changed += [rf"{match[1]}\text{{ {unit}}}" for unit in ("lb", "eV", "apples", "km^3")]
+    return [text for text in changed if text != truth]
 
 
 def respelled(answer: str) -> str:

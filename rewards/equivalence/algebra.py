@@ -6,9 +6,11 @@ something it raises what it likes, and `compare.judge` counts the answer as unpa
 
 from __future__ import annotations
 
+import random
 from contextlib import suppress
 
 import sympy
+from sympy.core.function import AppliedUndef
 
 from rewards.equivalence.grammar import expression
 from rewards.equivalence.plain import Unreadable
@@ -26,7 +28,9 @@ def equal(first: sympy.Basic, second: sympy.Basic) -> bool:
 
 
 def is_zero(difference: sympy.Expr) -> bool:
-    """Refuted by numbers, or proved by algebra. What is neither counts as not zero: a reward needs a proof."""
+    """Whether a difference is refuted by numbers, or proved by algebra or at random points. Neither is not zero."""
+    if difference.has(sympy.factorial, sympy.binomial, sympy.gamma):
+        difference = sympy.gammasimp(difference)
     if difference.is_Rational:
         return difference == 0
     symbols = sorted(difference.free_symbols, key=str)
@@ -34,7 +38,32 @@ def is_zero(difference: sympy.Expr) -> bool:
         point = {symbol: start * (index + 1) + index for index, symbol in enumerate(symbols)}
         if _nonzero(difference.xreplace(point)):
             return False
-    return sympy.expand(difference) == 0 or sympy.simplify(difference) == 0 or _is_algebraic_zero(difference)
+    if sympy.expand(difference) == 0 or (symbols and _vanishes(difference, symbols)):
+        return True
+    return sympy.simplify(difference) == 0 or _is_algebraic_zero(difference)
+
+
+_PIECEWISE = (sympy.floor, sympy.ceiling, sympy.Abs, sympy.sign, sympy.Max, sympy.Min, sympy.Piecewise, sympy.Mod)
+_PIECEWISE += (sympy.re, sympy.im, sympy.arg, sympy.conjugate, AppliedUndef)
+POINTS = 8
+"""Random points at which a difference has to vanish to be zero everywhere (Schwartz-Zippel, for analytic functions)"""
+
+
+def _vanishes(difference: sympy.Expr, symbols: list[sympy.Symbol]) -> bool:
+    """Whether an analytic expression is zero at random points of either sign and of many sizes."""
+    if difference.has(*_PIECEWISE):
+        return False
+    rng = random.Random(str(difference))
+    for _ in range(POINTS):
+        sizes = [rng.choice((1, 10, 1000)) for _ in symbols]
+        point = {
+            symbol: sympy.Rational(rng.randint(-(10**6), 10**6) * size, 10**6 + 3)
+            for symbol, size in zip(symbols, sizes, strict=True)
+        }
+        value = difference.xreplace(point)
+        if not value.is_number or value.has(sympy.nan, sympy.zoo) or _nonzero(value):
+            return False
+    return True
 
 
 def _nonzero(value: sympy.Expr) -> bool:

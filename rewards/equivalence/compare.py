@@ -1,4 +1,4 @@
-"""Is an answer mathematically the ground truth? `judge` says, shape by shape and leaf by leaf. Imports sympy."""
+"""Is an answer mathematically the ground truth? `judge` tells, shape by shape and leaf by leaf. Imports sympy."""
 
 from __future__ import annotations
 
@@ -11,26 +11,31 @@ from fractions import Fraction
 import sympy
 
 from rewards.equivalence.algebra import equal, same_equations, same_points
-from rewards.equivalence.grammar import NotModelled, expression
-from rewards.equivalence.leaf import numeral, split_unit, strip_bare_unit, strip_leading_text, word
-from rewards.equivalence.plain import Unreadable, check_limits, decide, number
+from rewards.equivalence.grammar import NotModelled, expression, numeral
+from rewards.equivalence.kinds import Text, same_kind, textual, why_prose
+from rewards.equivalence.plain import Unreadable, check_limits, decide, number, written_out
 from rewards.equivalence.shape import Node, assignment, parse
-from rewards.equivalence.text import clean, squeeze
+from rewards.equivalence.text import clean, rename_letters, squeeze, strip_harmless
+from rewards.equivalence.units import CENT, DEGREE, PERCENT, TEMPERATURES, Quantity, quantity
 
 
 def judge(answer: str, truth: str) -> str:
-    """The outcome: correct, wrong, no_answer or unparsed (an expression that cannot be read). May run for ever."""
+    """The outcome: correct, wrong, no_answer or unparsed (an expression that cannot be read). May run forever."""
     if outcome := decide(answer, truth):
         return outcome
     answer, truth = clean(answer), clean(truth)
     if not answer:
         return "no_answer"
+    if answer == truth:
+        return "correct"
+    if about := _ABOUT.match(truth):
+        truth, answer = truth[about.end() :], _ABOUT.sub("", answer)
     try:
-        shape = parse(answer)
-        if answer == truth or same(parse(truth), shape):
+        shape = parse(rename_letters(truth, strip_harmless(answer)))
+        if same(parse(truth), shape):
             return "correct"
         if shape.kind == "leaf":
-            _read(shape)
+            _read(shape, ())
         return "wrong"
     except Unreadable:
         return "unparsed"
@@ -41,27 +46,44 @@ def judge(answer: str, truth: str) -> str:
         return "unparsed"
 
 
+_ABOUT = re.compile(r"(?:\\text\{ ?)?(?:about|approximately|approx\.?|around|roughly) ?\}? ?|\\approx ?", re.IGNORECASE)
+"""Only where the ground truth has such a word may the answer have one"""
+
+
 def why_ungradable(truth: str) -> str:
-    """Why no answer can be graded against this ground truth; "" where one can. May run for long, or for ever."""
+    """Why no usual answer meets this ground truth; "" where one does. May run for long, or forever."""
     try:
         check_limits(truth)
         if not (cleaned := clean(truth)):
             return "empty"
-        _read(parse(cleaned))
+        if written_out(truth):
+            return "a float with all its digits, which no answer repeats; give the exact value"
+        if reason := why_prose(cleaned):
+            return reason
+        node = parse(_ABOUT.sub("", cleaned, count=1))
+        _read(node, None)
     except Unreadable as error:
         return str(error)
-    return ""
+    plain = quantity(node.text, None, glued=False)
+    without_unit = [plain.value] if plain.unit and plain.factor == 1 and not textual(node.text) else []
+    own = [f"\\boxed{{{truth}}}", *without_unit]
+    refused = [answer for answer in own if judge(answer, truth) != "correct"]
+    return f"its own plain answer {refused[0]!r} does not count" if refused else ""
 
 
-def _read(node: Node) -> None:
-    r"""Raises Unreadable for a part that is neither number nor word nor mathematics. The name in m_{\max}=5 is none."""
+def _read(node: Node, nouns: Sequence[str] | None) -> None:
+    r"""Raises Unreadable for a part that is neither number nor text of a kind nor mathematics.
+
+    The name in m_{\max}=5 is not read.
+    """
     named = assignment(node)
     for part in [named[1]] if named else node.parts:
-        _read(part)
-    value = split_unit(node.text)[0]
-    if not node.parts and word(value) is None:
-        with suppress(NotModelled):  # compared as text
-            expression(value)
+        _read(part, nouns)
+    if not node.parts:
+        value = quantity(node.text, nouns, glued=False).value
+        if textual(node.text) is None and textual(value) is None:
+            with suppress(NotModelled):  # compared as text
+                expression(value)
 
 
 def same(truth: Node, answer: Node) -> bool:
@@ -76,15 +98,20 @@ def same(truth: Node, answer: Node) -> bool:
         return same(truth_named[1], answer)
     elif answer.kind == "relation" and truth.kind != "relation" and (value := _one_value(answer)):
         return same(truth, value)
+    elif truth.kind == "relation" and "\\approx" in truth.marks and set(truth.marks) <= {"=", "\\approx"}:
+        value = _one_value(answer) if answer.kind == "relation" else answer
+        return value is not None and any(same(part, value) for part in truth.parts)
     return _same_shape(truth, answer) or (_may_be_points(truth, answer) and same_points(truth, answer))
 
 
 def _one_value(node: Node) -> Node | None:
     r"""The value of a chain 2+3=5 whose members agree, and of 1/3 \approx 0.333 where the decimal is its rounding."""
-    first = node.parts[0]
+    *_, last = node.parts
     agree = {"=": same, "\\approx": _is_rounding}
-    pairs = zip(node.marks, node.parts[1:], strict=True)
-    return first if all(mark in agree and agree[mark](first, part) for mark, part in pairs) else None
+    pairs = zip(node.marks, node.parts, node.parts[1:], strict=False)
+    if not all(mark in agree and agree[mark](first, second) for mark, first, second in pairs):
+        return None
+    return node.parts[0] if "\\approx" in node.marks else last
 
 
 def _is_rounding(exact: Node, decimal: Node) -> bool:
@@ -103,12 +130,17 @@ def _same_shape(truth: Node, answer: Node) -> bool:
     match truth.kind, answer.kind:
         case "leaf", "leaf":
             return same_text(truth.text, answer.text)
+        case "leaf", "list" if len(answer.parts) > 1:
+            return _letters(answer) != "" and truth.text == _letters(answer)  # ABC and A, B, C
         case "leaf", "list" | "set":
             return len(answer.parts) == 1 and same(truth, answer.parts[0])
+        case "list" | "set", "leaf" if _letters(truth):
+            return sorted(_letters(truth)) == sorted(answer.text)
         case "list" | "set", "leaf" if "," in answer.text and parse(answer.text, as_list=True).kind == "list":
             return same(truth, parse(answer.text, as_list=True))
         case "list", "list":
-            return _any_order(truth.parts, answer.parts)
+            joined = {word for node in (truth, answer) for word in ("and", "or") if node.says(word)}
+            return len(joined) < 2 and _any_order(truth.parts, answer.parts)
         case "list" | "set", "list" | "set":
             return _all_in(truth.parts, answer.parts) and _all_in(answer.parts, truth.parts)
         case "list" | "set", "tuple":
@@ -120,6 +152,10 @@ def _same_shape(truth: Node, answer: Node) -> bool:
         case "tuple", "list":
             plain = not any(part.kind == "relation" for part in answer.parts)
             return plain and truth.marks == ("(", ")") and _in_order(truth.parts, answer.parts)
+        case "tuple", "matrix":
+            return truth.marks == ("(", ")") and _in_order(truth.parts, _column(answer))
+        case "matrix", "tuple":
+            return answer.marks == ("(", ")") and _in_order(_column(truth), answer.parts)
         case "matrix", "matrix":
             return _in_order(truth.parts, answer.parts)
         case "relation", "relation":
@@ -127,6 +163,17 @@ def _same_shape(truth: Node, answer: Node) -> bool:
             written = truth.marks == answer.marks and any(_in_order(truth.parts, parts) for parts in orders)
             return written or same_equations(truth, answer)
     return False
+
+
+def _letters(node: Node) -> str:
+    """A list of choices as one word; "" for any other list."""
+    word = "".join(part.text for part in node.parts)
+    return word if len(word) == len(node.parts) and word.isalpha() and word.isupper() else ""
+
+
+def _column(matrix: Node) -> Sequence[Node]:
+    """The entries of a column; none for a matrix of another form."""
+    return [row.parts[0] for row in matrix.parts] if all(len(row.parts) == 1 for row in matrix.parts) else []
 
 
 def _may_be_points(truth: Node, answer: Node) -> bool:
@@ -161,40 +208,85 @@ def _any_order(truth: Sequence[Node], answer: Sequence[Node]) -> bool:
 
 
 def same_text(truth: str, answer: str) -> bool:
-    """Whether two cleaned texts without structure are equal: as numerals or words, else by algebra."""
+    """Whether two cleaned texts without structure are equal: as texts of a kind, as quantities, else by algebra."""
     if truth == answer:
         return truth != ""
-    (wanted, wanted_unit), (given, unit) = split_unit(truth), split_unit(answer)
-    percents = (wanted_unit, unit).count("%")
-    if wanted_unit and unit and wanted_unit != unit and not percents:
+    expected, given = (None if numeral(text) else textual(text) for text in (truth, answer))
+    if expected and given:
+        return same_kind(expected, given)
+    if expected and expected.kind not in ("letter", "option", "size"):
+        return expected.kind == "ratio" and _as_ratio(answer) == truth
+    wanted = quantity(truth, None, glued=False)
+    if not wanted.unit and given and not _may_be_algebra(given):
+        return given.kind == "ratio" and _as_ratio(truth) == answer
+    return _same_quantity(wanted, quantity(answer, [name for name, _ in wanted.unit]))
+
+
+def _may_be_algebra(text: Text) -> bool:
+    """Whether a text beside mathematics may be a product: x, ab, 2 \\times 3."""
+    return text.kind in ("letter", "option", "size") or (text.kind == "words" and len(text.written) < 4)
+
+
+def _as_ratio(text: str) -> str:
+    r"""1:2 for \frac{1}{2} and 1/2, unless it could be a time of day."""
+    match = re.fullmatch(r"(?:\\frac\{([0-9]+)\}\{([0-9]+)\}|([0-9]+)/([0-9]+))", text)
+    parts = [part for part in match.groups() if part] if match else []
+    return ":".join(parts) if parts and len(parts[1]) != 2 else ""
+
+
+def _same_quantity(truth: Quantity, answer: Quantity) -> bool:
+    factors = _factors(truth, answer)
+    if (truth.unit or answer.unit) and textual(truth.value):
+        return factors[:1] == [1] and same_text(truth.value, answer.value)
+    return any(_same_value(truth.value, answer.value, factor) for factor in factors)
+
+
+def _factors(truth: Quantity, answer: Quantity) -> list[Fraction | sympy.Expr]:
+    """The numbers by which the answer's value may be multiplied to be the truth's; none where the units differ."""
+    scale = answer.factor / truth.factor
+    match truth.unit, answer.unit:
+        case expected, given if expected == given:
+            return [scale]
+        case (_, given) if not truth.unit and given == PERCENT:  # 50\% for 0.5, and for 50, but not 0.5\% for 0.5
+            value = number(truth.value)
+            return [scale / 100] if value is None or abs(value) < 1 else [scale / 100, scale]
+        case expected, given if expected == PERCENT and not given:
+            return [scale, scale * 100]
+        case (_, given) if not truth.unit and given == DEGREE:
+            return [scale, sympy.pi / 180]
+        case expected, given if expected == DEGREE and not given:
+            return [scale, 180 / sympy.pi]
+        case expected, given if DEGREE in (expected, given) and {expected, given} <= {DEGREE, *TEMPERATURES}:
+            return [scale]
+        case expected, given if given != CENT and not (expected and given):
+            return [scale]
+        case expected, given if expected == CENT and not given:
+            return [scale]
+    return []
+
+
+_PLAIN = r"(?:[0-9][0-9,]*(?:\.[0-9]*)?|\.[0-9]+|\\frac\{[0-9.]+\}\{[0-9.]+\})"
+_OPERATION = re.compile(
+    rf"(?<![\w.}}^\\])(?!1\\cdot){_PLAIN}\)*(?:[+*-]|\\cdot|\\times|\\div)\(*-?{_PLAIN}(?![\w.^!({{]|\\(?!cdot|times|div|frac))"
+)
+"""Numbers with an operation still to do (a factor of 1 is none): no answer to a ground truth that is a number"""
+
+
+def _same_value(truth: str, answer: str, factor: Fraction | sympy.Expr) -> bool:
+    """Whether the answer's value times the factor is the ground truth's."""
+    if base := numeral(truth):  # 42 restates the question whose answer is 52_8
+        return base == numeral(answer)
+    expected, given = number(truth), number(answer)
+    if expected is not None and given is not None and isinstance(factor, Fraction):
+        return expected == given * factor
+    if expected is not None and given is None and _OPERATION.search(answer):
         return False
-    if base := numeral(wanted):  # 42 restates the question whose answer is 52_8
-        return base == numeral(given)
-    given = strip_leading_text(given)
-    if wanted == given:
-        return given != ""
-    words = word(truth), word(answer)
-    if any(words):
-        plain = [re.sub(r"\\text\{([^{}]*)\}|[()]", r"\1", text).strip().lower() for text in (truth, answer)]
-        return words[0] == words[1] or plain[0] == plain[1]
-    readings = [(given, Fraction(1))]
-    if percents == 1:  # 50\% is 0.5, and 50 too: the sign may be left away
-        readings.append((given, Fraction(1, 100) if wanted_unit else Fraction(100)))
-    if not re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", wanted)):
-        readings.append((strip_bare_unit(given), Fraction(1)))
-    return _same_expression(wanted, readings)
-
-
-def _same_expression(truth: str, readings: Sequence[tuple[str, Fraction]]) -> bool:
-    """Whether one of the readings is the ground truth times its factor."""
     try:
-        expected = expression(truth)
+        value = expression(truth)
     except NotModelled:
-        return squeeze(truth) == squeeze(readings[0][0])
+        return squeeze(truth) == squeeze(answer)
     except Unreadable:
         return False
-    for reading, factor in readings:
-        with suppress(Unreadable):
-            if equal(expected if factor == 1 else expected * sympy.Rational(factor), expression(reading)):
-                return True
+    with suppress(Unreadable):
+        return equal(value, expression(answer) if factor == 1 else expression(answer) * sympy.sympify(factor))
     return False

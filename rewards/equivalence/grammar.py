@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from contextlib import suppress
 from fractions import Fraction
 from functools import lru_cache
 
@@ -18,7 +19,7 @@ from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy
 from latex2sympy2_extended.math_normalization import NormalizationConfig, normalize_latex
 from sympy.core.function import AppliedUndef
 
-from rewards.equivalence.leaf import numeral
+from rewards.equivalence.kinds import FUNCTIONS
 from rewards.equivalence.plain import Unreadable, number
 
 MAX_DIGITS = 20_000
@@ -26,13 +27,14 @@ MAX_DIGITS = 20_000
 _NORMALIZATION = NormalizationConfig(basic_latex=True, malformed_operators=True, boxed="none")
 _CONVERSION = ConversionConfig(lowercase_symbols=False)
 _REFUSED = re.compile(r"\.\.|'|\\text\{[^{}]{2,}\}|\?|[0-9]\}?\)?_")
+_WORDS = re.compile(r"[A-Za-z]{4,}|[A-Za-z]{2,} [A-Za-z]{2,}|[^\W\d_a-zA-Z]")
+"""Words, which the grammar would read as products and sometimes never finish"""
 _GREEK = (
     r"\\(?:alpha|beta|gamma|delta|(?:var)?epsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi|rho|sigma|tau|upsilon|phi|"
     r"varphi|chi|psi|omega|Gamma|Delta|Theta|Lambda|Xi|Sigma|Phi|Psi|Omega|ell|hbar)(?![A-Za-z])"
 )
-_FUNCTION = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi"
 _MODELLED = re.compile(
-    rf"{_GREEK}|\\(?:{_FUNCTION}|frac|cdot|times|div|infty|binom|[lr]floor|[lr]ceil|[lr]?vert|max|min|gcd|"
+    rf"{_GREEK}|\\(?:{FUNCTIONS}|frac|cdot|times|div|infty|binom|[lr]floor|[lr]ceil|[lr]?vert|max|min|gcd|"
     r"mathbb|emptyset|cup|cap|setminus|text)"
 )
 _SCRIPT = r"_(?:\{(?:[^{}]|\{[^{}]*\})*\}|\\[A-Za-z]+|\w)"
@@ -47,8 +49,8 @@ _TIDY = [
     for pattern, replacement in [
         (r"\bnp\.", ""),
         (r"(?<=[0-9])\.(?![0-9.])", ""),
-        (rf"(?<![\\A-Za-z])({_FUNCTION})(?![A-Za-z])", r"\\\1"),
-        (rf"\\operatorname\{{\\({_FUNCTION})\}}", r"\\\1"),
+        (rf"(?<![\\A-Za-z])({FUNCTIONS})(?![A-Za-z])", r"\\\1"),
+        (rf"\\operatorname\{{\\({FUNCTIONS})\}}", r"\\\1"),
         (r"\\sqrt(\[[^\[\]]*\])? ?(\w)", r"\\sqrt\1{\2}"),
         (r"\\text\{(.?)\}", r"\1"),
         (r"\\[dt]?binom ?([0-9]) ?([0-9])", r"\\binom{\1}{\2}"),
@@ -85,6 +87,20 @@ class _Exact(_Latex2Sympy):
         return super().convert_postfix_list(arr, i)
 
 
+_BASE = re.compile(r"(?:\\text\{)?\(?([0-9A-Z]+)\)?\}?_(?:\{(?:\\text\{)?([0-9]{1,2})\}?\}|([0-9]{1,2}))")
+
+
+def numeral(text: str) -> tuple[int, int] | None:
+    """Value and base of a numeral with its base as subscript (52_8, FF_{16}); None for a symbol with an index (a_1)."""
+    match = _BASE.fullmatch(text)
+    base = int(match[2] or match[3]) if match else 0
+    if not 2 <= base <= 36 or re.fullmatch("[A-Z]", match[1]):
+        return None
+    with suppress(ValueError):  # a digit that the base does not have
+        return int(match[1], base), base
+    return None
+
+
 @lru_cache(maxsize=4096)
 def expression(text: str) -> sympy.Basic:
     """The expression a cleaned leaf stands for; Unreadable if there is none.
@@ -98,7 +114,7 @@ def expression(text: str) -> sympy.Basic:
     for pattern, replacement in _TIDY:
         text = pattern.sub(replacement, text)
     named = _NAME.sub(_symbol, text)
-    if _REFUSED.search(named):
+    if _REFUSED.search(named) or _WORDS.search(re.sub(r"\\[A-Za-z]+", " ", named)):
         raise Unreadable(f"not a single expression: {text}")
     unknown = [command for command in re.findall(r"\\[A-Za-z]+", named) if not _MODELLED.fullmatch(command)]
     if unknown or _DROPPED.search(named) or ("\\infty" in named and named.strip("+-") != "\\infty"):

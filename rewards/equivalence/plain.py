@@ -1,4 +1,4 @@
-r"""What needs no algebra: a ground truth as text, the same text, two numbers. All that an integer task ever asks.
+r"""Comparison without algebra: identical text or exact rational numbers. Integer tasks never need more.
 
 A number is a `Fraction`, or it is not a number. Nothing is ever a float.
 """
@@ -9,6 +9,7 @@ import contextlib
 import json
 import math
 import re
+import struct
 from decimal import Decimal
 from fractions import Fraction
 from itertools import accumulate
@@ -27,17 +28,61 @@ class Unreadable(ValueError):
 
 
 def alternatives(value: Any) -> tuple[str, ...]:
-    r"""The ground truth as accepted texts: "18", 18, 12.8, '["18"]', ["18"]. Any of several counts as right.
+    r"""The accepted texts of a ground truth: "18", 18, 12.8, '["18"]', ["18"], a NumPy number or array.
 
-    In a string, `["0", "1"]` and `[18]` are lists and `[0,1]` is an interval. ValueError for anything else.
+    Each of several texts counts as right. In a string, `["0", "1"]` and `[18]` are lists and `[0,1]` is an interval.
+    Raises ValueError for anything else.
     """
-    if isinstance(value, str):
-        return _listed(value.strip())
+    if hasattr(value, "tolist"):  # NumPy: a number knows its own precision, an array is a list
+        value = str(value) if getattr(value, "ndim", 0) == 0 and isinstance(value, Real) else value.tolist()
+    if isinstance(value, list | tuple) and len(value) == 1 and not isinstance(value[0], list | tuple):
+        value = value[0].strip() if isinstance(value[0], str) else value[0]
+        return (value,) if isinstance(value, str) else alternatives(value)
     if isinstance(value, list | tuple) and value and all(isinstance(item, str) for item in value):
-        return tuple(item.strip() for item in value)
+        return tuple(shortest(item.strip()) for item in value)
+    if isinstance(value, str):
+        return tuple(map(shortest, _listed(value.strip())))
     if isinstance(value, Real | Decimal) and not isinstance(value, bool) and abs(value) < math.inf:
-        return (str(value),)
+        return (shortest(str(value)),)
     raise ValueError(f"ground truth {value!r} of type {type(value).__name__}: need a string or a finite number")
+
+
+_LONG = re.compile(r"-?[0-9]+\.[0-9]+")
+LONG_DIGITS = 15
+"""Significant digits from which a decimal is a float written out"""
+
+
+def shortest(text: str) -> str:
+    """The decimal that a written-out float means: 0.1 for 0.10000000149011612 (float32) and 0.30000000000000004.
+
+    The text itself where it is no written-out float, or where no short decimal is meant (33.333333333333336).
+    """
+    digits = len(text.lstrip("-0.").replace(".", ""))
+    if digits < 12 or not _LONG.fullmatch(text) or repr(float(text)) != text:
+        return text
+    value = float(text)
+    mantissa = Fraction(value).numerator.bit_length()  # 0.0000152587890625 is 1 / 2^16, and meant as it stands
+    for code, bits, precision, largest in (("e", 9, 4, 60), ("f", 19, 8, 1000)):  # half and single precision
+        with contextlib.suppress(OverflowError):
+            if _rounded(value, code) != value or mantissa < bits:
+                continue
+            shorter = (f"{value:.{count}g}" for count in range(1, precision + 2))
+            meant = next((short for short in shorter if _rounded(float(short), code) == value), text)
+            near = Fraction(value).limit_denominator(largest)
+            recurs = _rounded(float(near), code) == value and 10**9 % near.denominator
+            return text if recurs or len(meant) > digits - 3 else f"{Decimal(meant):f}"
+    meant = f"{value:.{LONG_DIGITS}g}"
+    return f"{Decimal(meant):f}" if digits > LONG_DIGITS and len(meant) < LONG_DIGITS - 2 else text
+
+
+def written_out(text: str) -> bool:
+    """Whether a decimal has all the digits of a float that no short decimal means."""
+    return bool(_LONG.fullmatch(text)) and len(text.strip("-0.")) > LONG_DIGITS and repr(float(text)) == text
+
+
+def _rounded(value: float, code: str) -> float:
+    """The value in half ("e") or single ("f") precision."""
+    return struct.unpack(code, struct.pack(code, value))[0]
 
 
 def _listed(text: str) -> tuple[str, ...]:
@@ -51,16 +96,16 @@ def _listed(text: str) -> tuple[str, ...]:
 
 
 def ground_truth_text(value: Any) -> str:
-    """The ground truth as one string, as a problem stores it; ValueError where it is neither text nor number.
+    """The ground truth as one string, as a problem stores it. Raises ValueError where it is neither text nor number.
 
-    Nothing is parsed: `check_ground_truths` says whether it can be graded.
+    Nothing is parsed: `check_ground_truths` reports whether it can be graded.
     """
     texts = alternatives(value)
     return texts[0] if len(texts) == 1 else json.dumps(list(texts))
 
 
 def decide(answer: str, truth: str) -> str | None:
-    """ "correct", "wrong" or "unparsed" (past a limit) where that is plain; None where algebra must tell."""
+    """ "correct", "wrong" or "unparsed" (past a limit) where no algebra is needed; else None."""
     if answer.strip() == truth.strip():
         return "correct"
     try:
@@ -105,14 +150,14 @@ _PART = rf"(?:\{{([+-]?(?:{_DECIMAL}))\}}|([0-9]))"
 
 
 _POWER_OF_TEN = re.compile(rf"(?:({_DECIMAL})\\times)?10\^(?:\{{([+-]?[0-9]+)\}}|([0-9]+))")
-_FRACTION = re.compile(rf"({_DECIMAL})/({_DECIMAL})|([0-9]+)?\\frac{_PART}{_PART}")
+_FRACTION = re.compile(rf"({_DECIMAL})/({_DECIMAL})|([0-9]+)?\\frac{_PART}{_PART}|([0-9]+) ([0-9]+)/([0-9]+)")
 _REPEATING = re.compile(r"([0-9]*)\.([0-9]*)\\(?:overline|bar|dot)\{([0-9]+)\}")
 
 
 def number(text: str) -> Fraction | None:
     r"""The exact value, or None.
 
-    Read are 1,234 and -0.5, 1.2\times10^{-5}, 3/4 and \frac34, the mixed number 1\frac{1}{2}, and 0.\overline{3}.
+    Reads 1,234 and -0.5, 1.2\times10^{-5}, 3/4 and \frac34, mixed numbers (1\frac{1}{2}, 1 1/2), and 0.\overline{3}.
     """
     unsigned = text.lstrip("+-")
     value = _unsigned(unsigned)
@@ -129,11 +174,12 @@ def _unsigned(text: str) -> Fraction | None:
             raise Unreadable(f"exponent {exponent}, the limit is {MAX_EXPONENT}")
         return _decimal(match[1] or "1") * Fraction(10) ** exponent
     if match := _FRACTION.fullmatch(text):
-        above, below = (_decimal(part) for part in match.group(1, 2, 4, 5, 6, 7) if part)
-        if match[3] is None:
+        above, below = (_decimal(part) for part in match.group(1, 2, 4, 5, 6, 7, 9, 10) if part)
+        whole = match[3] or match[8]
+        if whole is None:
             return above / below if below else None
-        mixed = below > 0 <= above and above.denominator == below.denominator == 1
-        return int(match[3]) + above / below if mixed else None
+        mixed = below > 0 <= above and above.denominator == below.denominator == 1 and (match[3] or above < below)
+        return int(whole) + above / below if mixed else None
     if match := _REPEATING.fullmatch(text):
         whole, fixed, period = match.groups()
         nines = (10 ** len(period) - 1) * 10 ** len(fixed)

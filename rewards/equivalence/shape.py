@@ -7,11 +7,13 @@ and the order of a list is lost. compare.py then goes leaf by leaf.
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal
 
-from rewards.equivalence.leaf import word
+from rewards.equivalence.kinds import textual
 from rewards.equivalence.plain import depths, enclosed, number
 from rewards.equivalence.text import unwrap
 
@@ -28,11 +30,11 @@ class Node:
 
     def says(self, word: str) -> bool:
         """Whether it is a list with this word between its parts."""
-        return self.kind == "list" and word in " ".join(self.marks)
+        return self.kind == "list" and word in " ".join(self.marks).lower()
 
 
 _LIST = re.compile(r",? ?\\text\{,?(?:or|and)\} ?|,? (?:or|and) |[,;]", re.IGNORECASE)
-_LIST_OF_THOUSANDS = re.compile(_LIST.pattern.replace("[,;]", r";|(?<![0-9]),|,(?![0-9]{3}(?![0-9]))"), re.IGNORECASE)
+_THOUSANDS = re.compile(r"(?<![\w,.^])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9]|,[0-9])")
 _UNION = re.compile(r"\\cup(?![A-Za-z])")
 _RELATION = re.compile(r"[=<>]|\\(?:le|ge|ne|in|approx|equiv|sim)(?![A-Za-z])")
 _SUCH_THAT = re.compile(r"[A-Za-z](?:\\in\\mathbb\{R\})? ?(?:\\mid(?![A-Za-z])|[|:])(.*)")
@@ -52,7 +54,7 @@ def split(text: str, separator: re.Pattern) -> tuple[list[str], list[str]]:
 def parse(text: str, as_list: bool = False) -> Node:
     """The shape of a cleaned answer. `as_list` reads 100,200 as two numbers where it could be one."""
     text = unwrap(text)
-    if not as_list and (number(text) is not None or word(text) is not None):
+    if not as_list and (number(text) is not None or textual(text) is not None):
         return Node("leaf", text)
     pieces, marks = _split_list(text, as_list)
     if marks:
@@ -65,17 +67,27 @@ def parse(text: str, as_list: bool = False) -> Node:
 
 
 def _split_list(text: str, as_list: bool) -> tuple[list[str], list[str]]:
-    """List items; 1,000, 2,000 has two, because a comma with a space says which commas separate."""
-    return split(text, _LIST_OF_THOUSANDS if ", " in text and not as_list else _LIST)
+    """List items; 1,000, 2,000 has two, because a comma with a space shows which commas separate."""
+    if ", " not in text or as_list:
+        return split(text, _LIST)
+    depth = depths(text)
+    joined = _THOUSANDS.sub(lambda m: m[0] if depth[m.start()] else m[0].replace(",", ""), text)
+    return split(joined, _LIST)
 
 
 def _list(text: str, pieces: list[str], marks: list[str]) -> Node:
-    """x=1,2 and x=1 or 2 mean two values of x: the name before the first is taken off."""
-    parts = [parse(piece) for piece in pieces]
-    named = [part.kind == "relation" for part in parts]
-    if named[0] and not any(named[1:]) and (name_and_value := assignment(parts[0])):
-        parts[0] = name_and_value[1]
-    return Node("list", text, _flat(parts), tuple(marks))
+    """A list. x=1,2 and x=1 or 2 mean two values of x."""
+    parts = _flat(map(parse, pieces))
+    first, *others = parts
+    if (
+        first.kind == "relation"
+        and first.marks[0] == "="
+        and assignment(first)
+        and all(p.kind != "relation" for p in others)
+    ):
+        name = first.parts[0]
+        parts = (first, *(Node("relation", f"{name.text}={p.text}", (name, p), ("=",)) for p in others))
+    return Node("list", text, parts, tuple(marks))
 
 
 def _flat(parts: Iterable[Node]) -> tuple[Node, ...]:
@@ -99,7 +111,7 @@ def _enclosed(text: str) -> Node | None:
     if printed:
         return Node("set", text, _flat(map(parse, pieces)))
     if marks:
-        return Node("tuple", text, tuple(map(parse, pieces)), (text[0], text[-1]))
+        return _tuple(text, tuple(map(parse, pieces)))
     whole = parse(inside)  # brackets that only hold together: (30^\circ), [5\text{ cm}]
     return whole if whole.kind == "leaf" and text[0] + text[-1] in ("()", "[]") else None
 
@@ -114,28 +126,62 @@ def _condition(inside: str) -> Node | None:
     return Node("list", node.text, node.parts, ("and",)) if every else node
 
 
+def _tuple(text: str, parts: tuple[Node, ...]) -> Node:
+    r"""A tuple; with \pm in its entries, the list of the tuples it stands for."""
+    if not any("\\pm" in part.text for part in parts):
+        return Node("tuple", text, parts, (text[0], text[-1]))
+    choices = [part.parts if part.kind == "list" else (part,) for part in parts]
+    if "\\mp" in text:  # the signs change together
+        return Node("list", text, tuple(map(parse, _both_signs(text, "\\pm", "\\mp"))))
+    return Node("list", text, tuple(Node("tuple", text, entries, (text[0], text[-1])) for entries in product(*choices)))
+
+
 def _signs(text: str) -> Node:
-    r"""a \pm b is the two answers a + b and a - b."""
+    r"""a \pm b is the two answers a + b and a - b; each further \pm doubles them, and \mp follows the \pm."""
     if "\\pm" not in text and "\\mp" not in text:
         return Node("leaf", text)
-    upper, lower = (
-        re.sub(r"^\+|(?<=[({\[])\+", "", text.replace("\\pm", plus).replace("\\mp", minus))
-        for plus, minus in (("+", "-"), ("-", "+"))
-    )
-    return Node("list", text, (Node("leaf", upper), Node("leaf", lower)))
+    texts = [text]
+    if "\\mp" in text:
+        texts = _both_signs(text, "\\pm", "\\mp")
+    while "\\pm" in texts[0] and len(texts) < 16:
+        texts = [signed for each in texts for signed in _both_signs(each, "\\pm")]
+    return Node("list", text, tuple(Node("leaf", each) for each in texts))
 
 
+def _both_signs(text: str, plus_minus: str, minus_plus: str = "") -> list[str]:
+    r"""The text with the upper and with the lower signs: of all \pm and \mp together, or of the first \pm alone."""
+    count = -1 if minus_plus else 1
+    signed = []
+    for upper, lower in ("+-", "-+"):
+        each = text.replace(plus_minus, upper, count)
+        each = each.replace(minus_plus, lower) if minus_plus else each
+        signed.append(re.sub(r"^\+|(?<=[({\[,])\+", "", each))
+    return signed
+
+
+_DENIALS = r"(?!.*\b(?:not|no|never|wrong|except|than|minus|negative|or|and)\b)"
 _NAME = re.compile(
-    r"(?:[A-Za-z]|\\[A-Za-z]+|\\text\{[^{}]*\})(?:_(?:\{[^{}]*\}|\w))?'*(?:\^\{-1\})?(?:\([A-Za-z](?:,[A-Za-z])*\))?"
-    r"|\((?:[A-Za-z],? ?)+\)|[A-Z]{2,4}|\\(?:angle|overline|triangle|bar|hat|vec|dot|ddot)\{?[A-Za-z]+\}?"
+    rf"(?:[A-Za-z]|{_DENIALS}[A-Za-z]{{2,}}|\\[A-Za-z]+|\\text\{{{_DENIALS}[^{{}}]*\}})(?:_(?:\{{[^{{}}]*\}}|\w))?'*"
+    r"(?:\^\{-1\})?(?:\([A-Za-z](?:,[A-Za-z])*\))?"
+    r"|\((?:(?:[A-Za-z]|\\[a-z]+),? ?)+\)|\\(?:angle|overline|triangle|bar|hat|vec|dot|ddot)\{?[A-Za-z]+\}?"
 )
 
 
 def assignment(node: Node) -> tuple[str, Node] | None:
-    r"""(name, value) of x=5, f(x)=x^2, (x,y)=(1,2), x=2+3=5 and x\in[0,1]; None for any other relation."""
+    r"""(name, value) of x=5, f(x)=x^2, (x,y)=(1,2), x=2+3=5 and x\in[0,1]; None for any other relation.
+
+    Neighbours in the alphabet as names of a tuple are put in its order: (b,a)=(1,2) is (a,b)=(2,1).
+    """
     if node.kind != "relation" or not _NAME.fullmatch(node.parts[0].text):
         return None
-    if node.marks == ("\\in",) or (node.marks[0] == "=" and set(node.marks) <= {"=", "\\approx"}):
-        rest = node.parts[1:]
-        return node.parts[0].text, rest[0] if len(rest) == 1 else Node("relation", node.text, rest, node.marks[1:])
-    return None
+    if node.marks != ("\\in",) and (node.marks[0] != "=" or not set(node.marks) <= {"=", "\\approx"}):
+        return None
+    name, rest = node.parts[0], node.parts[1:]
+    value = rest[0] if len(rest) == 1 else Node("relation", node.text, rest, node.marks[1:])
+    if name.kind == value.kind == "tuple" and len(name.parts) == len(value.parts):
+        order = sorted(range(len(name.parts)), key=lambda place: name.parts[place].text)
+        letters = "".join(name.parts[place].text for place in order)
+        if letters in string.ascii_letters:
+            name = Node("tuple", f"({','.join(letters)})")
+            value = Node("tuple", value.text, tuple(value.parts[place] for place in order), value.marks)
+    return name.text, value

@@ -40,8 +40,8 @@ def test_in_process_says_the_same():
 
 
 def test_a_truth_nobody_can_grade_has_a_reason_and_ends_nothing():
-    """The sentence keeps the grammar busy for minutes; its worker is killed and the next truth is read."""
-    hang = "It is impossible to select 16 such numbers."
+    """The product keeps the grammar busy for minutes; its worker is killed and the next truth is read."""
+    hang = "x!y!z!a!b!" * 4
     truths = ["5", hang, r"\sqrt{2}", r"\frac{1}{", '["1", "2"]', ["5", ""], hang, r"\infty"]
     seen = []
     reasons = check_ground_truths(truths, timeout_s=1, progress=lambda *counts: seen.append(counts))
@@ -194,3 +194,71 @@ def test_the_cache_is_bounded(monkeypatch):
     verifier.check_batch([("999", "5"), ("1", "5"), ("9" * 2000, "5")])
     assert verifier.cache_hit_rate() == 1 / 3, "the newest are kept"
     assert max(len(answer) for answer, _ in verifier._cache) < 2000, "what is too long to be read is not"
+
+
+UNMEETABLE = [
+    ("The total is 7 apples", "sentence"),
+    ("It is impossible to select 16 such numbers.", "sentence"),
+    ("the answer is yes", "sentence"),
+    *[(junk, "placeholder") for junk in ("TODO", "nan", "None", "null", "N/A", "...", "?", "-", "[TBD]")],
+    *[(label, "label") for label in ("Answer: 7", "Step 1: add the numbers", "Final answer: 12 cm", "Solution: x")],
+    *[(digits, "float") for digits in ("33.333333333333336", "3.141592653589793", "0.3333333432674408")],
+]
+
+
+@pytest.mark.parametrize(("truth", "reason"), UNMEETABLE)
+def test_what_no_usual_answer_meets_has_its_reason(truth, reason):
+    assert reason in check_ground_truths([truth])[0]
+
+
+MEETABLE = {
+    "15 days": ["15", "15 days"],
+    "15 cm^2": ["15", "15 cm^2", r"15\text{ cm}^2"],
+    "5 apples": ["5", "5 apples"],
+    "1443 hours": ["1443"],
+    "5 red apples": ["5", "5 red apples"],
+    "25^\\circ C": ["25", "25°C"],
+    "10-20%": [r"10-20\%", "10-20"],
+    "does not exist": ["Does not exist"],
+    "2:30 pm": ["2:30 PM"],
+}
+
+
+@pytest.mark.parametrize("truth", MEETABLE)
+def test_a_truth_with_a_unit_is_met_with_and_without_it(truth):
+    assert check_ground_truths([truth]) == [None]
+    assert all(verify(answer, truth) for answer in MEETABLE[truth])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_a_float_means_its_shortest_decimal(dtype):
+    """float32(0.1) is 0.100000001490116...; as a Python float it is 0.10000000149011612, and 0.1 is meant."""
+    for short in ("0.1", "12.8", "33.3", "5.7", "-0.7", "99.99"):
+        number = dtype(short)
+        assert ground_truth_text(number) == short
+        if dtype is not np.float16:  # 12.796875 may be float16's 12.8 or meant as it stands
+            assert ground_truth_text(float(number)) == ground_truth_text(repr(float(number))) == short
+    assert ground_truth_text(0.1 + 0.2) == "0.3"
+    exact = ["0.0009765625", "0.0000152587890625", "12.796875", "123456789.123456", "0.123456789012345678"]
+    assert [ground_truth_text(text) for text in exact] == exact
+
+
+def test_ground_truths_of_numpy():
+    arrays = [np.array("18"), np.array(["18"]), np.array([18]), np.array(["18"], dtype=object), np.array(18)]
+    assert [ground_truth_text(array) for array in arrays] == ["18"] * len(arrays)
+    assert alternatives(np.array(["1", "2"], dtype=object)) == ("1", "2")
+    with pytest.raises(ValueError, match="ground truth"):
+        ground_truth_text(np.array([1, 2]))
+
+
+def test_a_ground_truth_is_checked_once_for_each_version_of_the_grader(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    truths = [r"\sqrt{2}", r"\frac{1}{"]
+    first = check_ground_truths(truths)
+    monkeypatch.setattr(Verifier, "ask", lambda *_: pytest.fail("asked again"))
+    assert check_ground_truths(truths) == first
+    (file,) = (tmp_path / "one-shot-grpo").iterdir()
+    file.write_text("damaged")
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert check_ground_truths(truths) == first

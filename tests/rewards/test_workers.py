@@ -21,7 +21,7 @@ from rewards.equivalence.server import _line
 
 REPO = Path(__file__).resolve().parents[2]
 HARD = (r"\frac{\sqrt{8}}{2}", r"\sqrt{2}")  # equal, and only algebra can tell
-HANG = ("It is impossible to select 16 such numbers.", r"\sqrt{2}")  # keeps the grammar busy for minutes
+HANG = ("x!y!z!a!b!" * 4, r"\sqrt{2}")  # keeps the grammar busy for minutes
 
 
 @pytest.fixture(scope="module")

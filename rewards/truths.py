@@ -1,0 +1,89 @@
+"""Ground truths that nobody can meet, found before a run trains on them.
+
+A ground truth is gradable when a usual answer would count: itself in a box, and its value without its unit. The reasons
+found are kept on disk for each version of the grader, so that the same data are checked in seconds the next time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from rewards.equivalence.plain import alternatives, decide, written_out
+from rewards.verifier import Verifier
+
+CHUNK = 1000
+"""Ground truths between two calls of `progress`"""
+
+
+def check_ground_truths(
+    truths: Sequence[Any],
+    workers: int = 2,
+    timeout_s: float = 5.0,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[str | None]:
+    """Returns for each ground truth None, or one line with the reason why no usual answer meets it.
+
+    Each different text is read once, in workers, because some texts keep a parser busy for minutes.
+    `progress(done, all)` is called on the way. Raises ValueError for what is neither text nor number.
+    """
+    rows = [alternatives(truth) for truth in truths]
+    texts = dict.fromkeys(text for row in rows for text in row)
+    hard = [text for text in texts if written_out(text) or decide("0", text) not in ("correct", "wrong")]
+    reasons = _read_cache() if hard else {}
+    unknown = [text for text in hard if text not in reasons]
+    with contextlib.closing(Verifier(workers, timeout_s)) as verifier:
+        for start in range(0, len(unknown), CHUNK):
+            if progress:
+                progress(start, len(unknown))
+            chunk = unknown[start : start + CHUNK]
+            reasons.update(zip(chunk, verifier.ask([(None, text) for text in chunk]), strict=True))
+    if unknown:
+        _write_cache({text: reason for text, reason in reasons.items() if reason != "timeout"})
+    return [next(filter(None, (_line(text, reasons.get(text), timeout_s) for text in row)), None) for row in rows]
+
+
+def _line(text: str, reason: str | None, timeout_s: float) -> str | None:
+    if not reason:
+        return None
+    reason = f"not read within {timeout_s:g} s" if reason == "timeout" else reason
+    return f"ground truth {text[:200]!r} is unreadable: {reason}"
+
+
+@cache
+def _version() -> str:
+    """A digest of the grader: of its source and of the libraries that do its algebra."""
+    digest = hashlib.sha256()
+    for path in sorted((Path(__file__).parent / "equivalence").glob("*.py")):
+        digest.update(path.read_bytes())
+    for library in ("sympy", "latex2sympy2_extended"):
+        digest.update(importlib.metadata.version(library).encode())
+    return digest.hexdigest()[:16]
+
+
+def _cache_path() -> Path:
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return folder / "one-shot-grpo" / f"truths-{_version()}.json"
+
+
+def _read_cache() -> dict[str, str]:
+    """The reasons known already; a missing or damaged file only costs time."""
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
+        return json.loads(_cache_path().read_text(encoding="utf-8"))
+    return {}
+
+
+def _write_cache(reasons: dict[str, str]) -> None:
+    with contextlib.suppress(OSError, RuntimeError):  # no home, or one that is read-only
+        path = _cache_path()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.part-{os.getpid()}")
+        part.write_text(json.dumps(reasons), encoding="utf-8")
+        part.replace(path)
