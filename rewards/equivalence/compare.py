@@ -16,7 +16,7 @@ from rewards.equivalence.kinds import Text, same_kind, textual, why_prose
 from rewards.equivalence.plain import Unreadable, check_limits, decide, number, written_out
 from rewards.equivalence.shape import Node, assignment, parse
 from rewards.equivalence.text import clean, rename_letters, squeeze, strip_harmless
-from rewards.equivalence.units import CENT, DEGREE, PERCENT, TEMPERATURES, Quantity, quantity
+from rewards.equivalence.units import CENT, DEGREE, PERCENT, RADIAN, TEMPERATURES, Quantity, quantity
 
 
 def judge(answer: str, truth: str) -> str:
@@ -131,7 +131,7 @@ def _same_shape(truth: Node, answer: Node) -> bool:
         case "leaf", "leaf":
             return same_text(truth.text, answer.text)
         case "leaf", "list" if len(answer.parts) > 1:
-            return _letters(answer) != "" and truth.text == _letters(answer)  # ABC and A, B, C
+            return truth.text == _letters(answer) and not answer.says("or")  # ABC and A, B, C
         case "leaf", "list" | "set":
             return len(answer.parts) == 1 and same(truth, answer.parts[0])
         case "list" | "set", "leaf" if _letters(truth):
@@ -180,9 +180,14 @@ def _may_be_points(truth: Node, answer: Node) -> bool:
     """Whether both may describe sets of reals in different ways. An equation as an answer restates the question."""
     if truth.kind == answer.kind and truth.kind not in ("union", "relation"):
         return False
-    if answer.kind == "relation" and ("=" in answer.marks or truth.kind == "list"):
+    if answer.kind == "relation" and ("=" in answer.marks or (truth.kind == "list" and not truth.says("and"))):
         return False
-    asked = truth.kind in ("union", "relation", "tuple") or truth.says("or") or "\\mathbb" in truth.text
+    asked = (
+        truth.kind in ("union", "relation", "tuple")
+        or truth.says("or")
+        or truth.says("and")
+        or "\\mathbb" in truth.text
+    )
     given = answer.kind in ("union", "relation", "tuple", "list", "set") or "\\mathbb" in answer.text
     return asked and given
 
@@ -256,6 +261,10 @@ def _factors(truth: Quantity, answer: Quantity) -> list[Fraction | sympy.Expr]:
             return [scale, sympy.pi / 180]
         case expected, given if expected == DEGREE and not given:
             return [scale, 180 / sympy.pi]
+        case expected, given if expected == RADIAN and given == DEGREE:
+            return [scale * sympy.pi / 180]
+        case expected, given if expected == DEGREE and given == RADIAN:
+            return [scale * 180 / sympy.pi]
         case expected, given if DEGREE in (expected, given) and {expected, given} <= {DEGREE, *TEMPERATURES}:
             return [scale]
         case expected, given if given != CENT and not (expected and given):

@@ -33,7 +33,7 @@ class Node:
         return self.kind == "list" and word in " ".join(self.marks).lower()
 
 
-_LIST = re.compile(r",? ?\\text\{,?(?:or|and)\} ?|,? (?:or|and) |[,;]", re.IGNORECASE)
+_LIST = re.compile(r",? ?\\text\{,?(?:or|and)\} ?|,?(?: |(?<=[)\]}]))(?:or|and)(?: |(?=[-(\[{\\]))|[,;]", re.IGNORECASE)
 _THOUSANDS = re.compile(r"(?<![\w,.^])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9]|,[0-9])")
 _UNION = re.compile(r"\\cup(?![A-Za-z])")
 _RELATION = re.compile(r"[=<>]|\\(?:le|ge|ne|in|approx|equiv|sim)(?![A-Za-z])")

@@ -118,7 +118,7 @@ def _brace_arguments(text: str) -> str:
 _HARMLESS = re.compile(
     r"^(?:\\text\{ ?)?(?:(?:so|thus|hence|therefore|then),? )?(?:(?:the |my |our )?(?:final |correct )?"
     r"(?:answer|result|value|solution|total|sum)(?: (?:is|equals|of))*|(?:it |this )?(?:is|equals)|exactly|option|"
-    r"choice)(?:: ?\} ?| ?\}:? ?|: ?| )(?=.)"
+    r"choice)(?:: ?\} ?| ?\}:? ?|: ?| )(?=[^=])"
     r"|,? ?(?:\\text\{ ?)?(?:in total|in all|altogether|total|exactly) ?\}?$",
     re.IGNORECASE,
 )

@@ -16,7 +16,7 @@ from rewards.equivalence.plain import depths, number
 
 Unit = frozenset[tuple[str, int]]
 """Names with their powers: m/s^2 is {("m", 1), ("s", -2)}"""
-PERCENT, DEGREE, CENT = (frozenset({(name, 1)}) for name in ("%", "°", "cent"))
+PERCENT, DEGREE, RADIAN, CENT = (frozenset({(name, 1)}) for name in ("%", "°", "rad", "cent"))
 TEMPERATURES = (frozenset({("°C", 1)}), frozenset({("°F", 1)}))
 
 
@@ -82,7 +82,7 @@ def _table() -> dict[str, str]:
 _TABLE = _table()
 _OPEN_VALUE = re.compile(r"(?:[-+/=^]|\\cdot|\\times)$|\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 """What no unit stands behind: an operator, or a function of an angle in degrees"""
-_START = re.compile(r"\\text\{|\\(?:degree|%|mu|Omega)(?![A-Za-z])|(?<![\\A-Za-z{_^])[A-Za-zΩμ¢]|[一-鿿]")
+_START = re.compile(r"\\text\{|\\(?:degree|%|mu|Omega)(?![A-Za-z])|(?<![\\A-Za-z{_^])[A-Za-zΩμ¢€£¥]|[一-鿿]")
 _TOKEN = re.compile(
     r"(?:\^\{?|(?<=[A-Za-z]))(-?[0-9])(?![0-9])\}?|([/()])|(°C|°F|[^\W\d_]+(?:-year)?|[%°$¢€£¥])|(\s+|\\cdot|[*.-])|(.)",
     re.DOTALL,
@@ -118,7 +118,7 @@ def quantity(text: str, nouns: Collection[str] | None = (), glued: bool = True) 
         alone = bare and re.match("[A-Za-z](?![A-Za-z])", text[start:])
         if alone and (not glued or number(value) is None):
             continue
-        if match[0].isalpha() and re.search("[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", value)):
+        if match[0].isalpha() and re.search("[A-Za-z]", re.sub(r"\\[A-Za-z]+|\b(?:from|to|by)\b", "", value)):
             continue
         parsed = _unit(text[start:], nouns if nouns is not None or number(value) is not None else ())
         if parsed is not None:
