@@ -16,7 +16,7 @@ from rewards.equivalence.kinds import Text, same_kind, textual, why_prose
 from rewards.equivalence.plain import Unreadable, check_limits, decide, number, written_out
 from rewards.equivalence.shape import Node, assignment, parse
 from rewards.equivalence.text import clean, rename_letters, squeeze, strip_harmless
-from rewards.equivalence.units import CENT, DEGREE, PERCENT, RADIAN, TEMPERATURES, Quantity, quantity
+from rewards.equivalence.units import CENT, DEGREE, PERCENT, RADIAN, TEMPERATURES, Quantity, Unit, quantity
 
 
 def judge(answer: str, truth: str) -> str:
@@ -246,32 +246,27 @@ def _same_quantity(truth: Quantity, answer: Quantity) -> bool:
     return any(_same_value(truth.value, answer.value, factor) for factor in factors)
 
 
-def _factors(truth: Quantity, answer: Quantity) -> list[Fraction | sympy.Expr]:
+NO_UNIT: Unit = frozenset()
+_FACTORS: dict[tuple[Unit, Unit], list] = {
+    (PERCENT, NO_UNIT): [1, 100],  # 50 and 0.5 for 50\%
+    (NO_UNIT, DEGREE): [1, sympy.pi / 180],
+    (DEGREE, NO_UNIT): [1, 180 / sympy.pi],
+    (RADIAN, DEGREE): [sympy.pi / 180],
+    (DEGREE, RADIAN): [180 / sympy.pi],
+    (NO_UNIT, CENT): [],
+    **{pair: [1] for other in TEMPERATURES for pair in ((DEGREE, other), (other, DEGREE))},
+}
+"""For a truth's and an answer's unit that differ: the numbers by which the answer may be multiplied"""
+
+
+def _factors(truth: Quantity, answer: Quantity) -> list:
     """The numbers by which the answer's value may be multiplied to be the truth's; none where the units differ."""
-    scale = answer.factor / truth.factor
-    match truth.unit, answer.unit:
-        case expected, given if expected == given:
-            return [scale]
-        case (_, given) if not truth.unit and given == PERCENT:  # 50\% for 0.5, and for 50, but not 0.5\% for 0.5
-            value = number(truth.value)
-            return [scale / 100] if value is None or abs(value) < 1 else [scale / 100, scale]
-        case expected, given if expected == PERCENT and not given:
-            return [scale, scale * 100]
-        case (_, given) if not truth.unit and given == DEGREE:
-            return [scale, sympy.pi / 180]
-        case expected, given if expected == DEGREE and not given:
-            return [scale, 180 / sympy.pi]
-        case expected, given if expected == RADIAN and given == DEGREE:
-            return [scale * sympy.pi / 180]
-        case expected, given if expected == DEGREE and given == RADIAN:
-            return [scale * 180 / sympy.pi]
-        case expected, given if DEGREE in (expected, given) and {expected, given} <= {DEGREE, *TEMPERATURES}:
-            return [scale]
-        case expected, given if given != CENT and not (expected and given):
-            return [scale]
-        case expected, given if expected == CENT and not given:
-            return [scale]
-    return []
+    units = truth.unit, answer.unit
+    factors = _FACTORS.get(units, [] if all(units) and truth.unit != answer.unit else [1])
+    if units == (NO_UNIT, PERCENT):  # 50\% for 0.5, and for 50, but not 0.5\% for 0.5
+        value = number(truth.value)
+        factors = [Fraction(1, 100)] if value is None or abs(value) < 1 else [Fraction(1, 100), 1]
+    return [factor * (answer.factor / truth.factor) for factor in factors]
 
 
 _PLAIN = r"(?:[0-9][0-9,]*(?:\.[0-9]*)?|\.[0-9]+|\\frac\{[0-9.]+\}\{[0-9.]+\})"
