@@ -21,6 +21,7 @@ from grpo.engines.base import SamplingParams, choose_device, make_engine
 from grpo.errors import one_line
 from grpo.evaluation.benchmarks import held_out_problems
 from grpo.learner import Learner
+from grpo.model_check import prove
 from grpo.packing import to_training_samples
 from grpo.plan.planner import planned_and_measured
 from grpo.plan.preflight import check, plan_run
@@ -51,6 +52,9 @@ def train(config: Config, resumed: Path | None = None, interrupts: Interrupts | 
     policy = load_policy(config, device)
     if policy.attention_note:
         notify(policy.attention_note)
+    if plan.run.keep_sums:
+        policy.keep_sums()
+    print(prove(policy, config.rollout.longest_sequence))
     problems, bad_rows = training_problems(config, policy.tokenizer)
     for line in first_prompt(problems, config, policy.tokenizer, policy.network.generation_config):
         notify(line)

@@ -1,8 +1,7 @@
 """Attention over packed sequences, registered with transformers under the name "packed".
 
 The same function serves the sampler: without `segments` it is ordinary attention over a KV cache. Because the name is
-ours, transformers builds no mask for it, and therefore none of its guesses about packing can leak one sequence into
-another.
+ours, transformers builds no mask for it, so none of its guesses about packing can leak one sequence into another.
 """
 
 from __future__ import annotations
@@ -19,17 +18,20 @@ from grpo.errors import UserError
 from grpo.packing import Segments
 
 NAME = "packed"
+NOT_COMPUTED = ("softcap", "s_aux", "position_bias", "indices", "block_indices")
+"""Arguments of a model's attention that change its result and are not computed here. With random or small weights some
+of them change it too little for a comparison to show."""
 
 
 def kernel(device_type: str, dtype: torch.dtype, chosen: str = "auto") -> str:
     """`chosen`, else flash_attention_2 where flash-attn is installed, else varlen (torch's flash kernels).
 
-    sdpa, run by run, wherever the flash kernels cannot compute: on a CPU and in float32.
+    Always sdpa, run by run, where the flash kernels cannot compute: on a CPU and in float32.
     """
     if chosen == "flash_attention_2" and not installed("flash_attn"):
         raise UserError(
             "policy.attention is flash_attention_2, but flash-attn is not installed: pip install flash-attn "
-            "--no-build-isolation (it compiles for long), or policy.attention auto"
+            "--no-build-isolation (it compiles for a long time), or use policy.attention auto"
         )
     if device_type != "cuda" or dtype is not torch.bfloat16:
         return "sdpa"
@@ -39,10 +41,10 @@ def kernel(device_type: str, dtype: torch.dtype, chosen: str = "auto") -> str:
 
 
 LOST = {
-    "varlen": "attention: flash-attn is not installed, so torch's own varlen kernels run: exact, of the same family",
+    "varlen": "attention: flash-attn is not installed; torch's own varlen kernels run: exact, of the same family",
     "sdpa": "attention: sdpa, one call per sequence: the same result, slower with many short sequences",
 }
-"""What a GPU loses with the kernel it gets; a CPU has no other than sdpa."""
+"""The cost of each kernel on a GPU. A CPU has only sdpa."""
 
 
 def packed_attention(
@@ -52,40 +54,45 @@ def packed_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
+    sliding_window: int | None = None,
     segments: Segments | None = None,
     packed_kernel: str = "sdpa",
-    **_: object,
+    **options: object,
 ) -> tuple[torch.Tensor, None]:
-    """[B, heads, T, D] queries and [B, kv_heads, K, D] keys and values -> [B, T, heads, D]. transformers calls it so.
+    """[B, heads, T, D] queries and [B, kv_heads, K, D] keys and values -> [B, T, heads, D], as transformers calls it.
 
-    With `segments` B is 1 and every run attends causally to itself after its prefix. Without, `attention_mask` is a
-    boolean [B, 1, T, K] or None: causal for a whole sequence, everything for the single query of a decoding step.
+    With `segments` B is 1, and every run attends causally to itself after its prefix. Without, `attention_mask` is a
+    boolean [B, 1, T, K], or None for plainly causal attention, and the queries belong to the last T of the K columns.
+    A token sees itself and the `sliding_window` - 1 tokens before it, or all of them without a window. Raises UserError
+    for an argument that is not computed here.
     """
+    if unknown := [name for name in NOT_COMPUTED if options.get(name) is not None]:
+        raise UserError(f"its attention takes {unknown[0]}, which packed attention does not compute")
     if segments is None:
-        causal = attention_mask is None and query.shape[2] > 1
-        out = _sdpa(query, key, value, scaling, attn_mask=attention_mask, is_causal=causal)
-        return out.transpose(1, 2), None
+        return _attend(query, key, value, scaling, sliding_window, attention_mask).transpose(1, 2).contiguous(), None
     if packed_kernel == "sdpa":
-        return _run_by_run(query, key, value, scaling, segments), None
+        return _run_by_run(query, key, value, scaling, sliding_window, segments), None
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, D]
     k, v = k[segments.key_index], v[segments.key_index]
     limits = (segments.cu_queries, segments.cu_keys, max(segments.queries), max(segments.keys))
+    window = (sliding_window - 1 if sliding_window else -1, 0)  # tokens to the left and to the right of the query
     if packed_kernel == "flash_attention_2":
         from flash_attn import flash_attn_varlen_func
 
-        return flash_attn_varlen_func(q, k, v, *limits, softmax_scale=scaling, causal=True)[None], None
-    return _varlen(q, k, v, limits, scaling)[None], None
+        out = flash_attn_varlen_func(q, k, v, *limits, softmax_scale=scaling, causal=True, window_size=window)
+        return out[None], None
+    return _varlen(q, k, v, limits, scaling, window)[None], None
 
 
-def _varlen(q, k, v, limits, scaling) -> torch.Tensor:
+def _varlen(q, k, v, limits, scaling, window) -> torch.Tensor:
     """torch's own kernels. torch 2.11 knows grouped heads without being told, and has no argument to be told by."""
     from torch.nn.attention.varlen import varlen_attn
 
-    told = {"enable_gqa": q.shape[1] != k.shape[1]} if "enable_gqa" in signature(varlen_attn).parameters else {}
-    return varlen_attn(q, k, v, *limits, scale=scaling, window_size=(-1, 0), **told)
+    grouped = {"enable_gqa": q.shape[1] != k.shape[1]} if "enable_gqa" in signature(varlen_attn).parameters else {}
+    return varlen_attn(q, k, v, *limits, scale=scaling, window_size=window, **grouped)
 
 
-def _run_by_run(query, key, value, scaling, segments: Segments) -> torch.Tensor:
+def _run_by_run(query, key, value, scaling, window, segments: Segments) -> torch.Tensor:
     """Exact on any device and in any precision: one call per run, no padding and no mask between runs.
 
     `split` rather than slices: the gradient of a split is one concatenation, that of a slice a tensor full of zeros.
@@ -93,17 +100,24 @@ def _run_by_run(query, key, value, scaling, segments: Segments) -> torch.Tensor:
     key, value = (x.index_select(2, segments.key_index) for x in (key, value))
     queries, keys = segments.queries, segments.keys
     runs = zip(query.split(queries, 2), key.split(keys, 2), value.split(keys, 2), strict=True)
-    return torch.cat([_causal(q, k, v, scaling) for q, k, v in runs], 2).transpose(1, 2)
+    return torch.cat([_attend(q, k, v, scaling, window) for q, k, v in runs], 2).transpose(1, 2).contiguous()
 
 
-def _causal(query, key, value, scaling) -> torch.Tensor:
-    """The last query sees every key, each one before it one fewer."""
-    return _sdpa(query, key, value, scaling, attn_mask=causal_lower_right(query.shape[2], key.shape[2]))
-
-
-def _sdpa(query, key, value, scaling, **mask) -> torch.Tensor:
+def _attend(query, key, value, scaling, window, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """The last query sees every key, each one before it one fewer; of those the last `window`, and the mask's."""
+    rows, columns = query.shape[2], key.shape[2]
+    causal = False
+    if window and columns > window:
+        place = torch.arange(columns, device=query.device)
+        ahead = place - place[-rows:, None]  # [rows, columns] how far a key lies behind (< 0) or ahead of a query
+        band = (ahead <= 0) & (ahead > -window)
+        mask = band if mask is None else mask & band
+    elif mask is None and rows == columns:
+        causal = True
+    elif mask is None and rows > 1:
+        mask = causal_lower_right(rows, columns)
     grouped = query.shape[1] != key.shape[1]
-    return F.scaled_dot_product_attention(query, key, value, scale=scaling, enable_gqa=grouped, **mask)
+    return F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal, scale=scaling, enable_gqa=grouped)
 
 
 AttentionInterface.register(NAME, packed_attention)

@@ -1,16 +1,20 @@
-"""What a run needs from elsewhere: is it on this machine, and if not, is there a network to fetch it by?
+"""Models on this machine and on the hub: which are here, which files hold their weights, what an adapter belongs to.
 
-Asked once and before anything is loaded. Left to itself, Hugging Face's client tries for half a minute.
+Availability is checked once, before anything is loaded: Hugging Face's client itself tries for half a minute.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import mmap
 import os
 import sys
 import threading
 import urllib.request
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from http.client import HTTPException
 from pathlib import Path
 from ssl import SSLCertVerificationError
@@ -22,6 +26,9 @@ from data import sources
 from grpo.errors import UserError
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+ADAPTER, ADAPTER_WEIGHTS, ORIGIN = "adapter_config.json", "adapter_model.safetensors", "base.json"
+PIECE = 2**26
+"""Bytes of a weights file that are hashed at a time, by one thread"""
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 PATIENCE_S = 3.0
 
@@ -74,14 +81,15 @@ def is_cached(model: str) -> bool:
 def weights_problem(folder: Path) -> str | None:
     """The first file of a model folder's weights that is missing or cut off, among those that transformers would read:
     it takes safetensors first."""
-    whole, index, pickled = (folder / name for name in WEIGHTS)
-    if not folder.is_dir() or (pickled.is_file() and not whole.is_file() and not index.is_file()):
+    if not folder.is_dir():
         return None
     try:
-        names = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {whole.name}
+        paths = weight_files(str(folder))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        return f"{index} is cut off or damaged ({error}): copy or download it again"
-    for path in sorted(folder / name for name in names):
+        return f"{folder / WEIGHTS[1]} is cut off or damaged ({error}): copy or download it again"
+    for path in paths:
+        if path.suffix == ".bin":
+            continue
         if not path.is_file():
             return f"{folder} has no {path.name}: copy or download the model again"
         try:
@@ -89,6 +97,96 @@ def weights_problem(folder: Path) -> str | None:
         except SafetensorError as error:
             return f"{path} is cut off or damaged ({error}): copy or download it again"
     return None
+
+
+def weight_files(model: str) -> list[Path]:
+    """The files with a model's or an adapter's weights that transformers reads, in a folder or the hub's cache; sorted.
+
+    Empty for a hub id that is not on this machine. ValueError and its like for a damaged index.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = [path for name in WEIGHTS if isinstance(path := try_to_load_from_cache(model, name), str)]
+        if not cached:
+            return []
+        folder = Path(cached[0]).parent
+    if (folder / ADAPTER).is_file():
+        return [folder / ADAPTER_WEIGHTS]
+    whole, index, pickled = (folder / name for name in WEIGHTS)
+    if index.is_file():
+        return sorted(folder / name for name in set(json.loads(index.read_text())["weight_map"].values()))
+    return [pickled] if pickled.is_file() and not whole.is_file() else [whole]
+
+
+def weights_digest(model: str) -> str:
+    """SHA-256 over the content of a model's weight files; empty where they are not on this machine."""
+    digests = [_digest(path, path.stat().st_size, path.stat().st_mtime_ns) for path in weight_files(model)]
+    return hashlib.sha256(b"".join(digests)).hexdigest() if digests else ""
+
+
+@cache
+def _digest(path: Path, size: int, _changed: int) -> bytes:
+    """Of a file's pieces, each hashed by a thread of its own: 3 GB take a second on two cores."""
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        memoryview(content) as view,
+        ThreadPoolExecutor() as threads,
+    ):
+        pieces = (view[start : start + PIECE] for start in range(0, size, PIECE))
+        return hashlib.sha256(b"".join(threads.map(_sha256, pieces))).digest()
+
+
+def _sha256(piece: memoryview) -> bytes:
+    with piece:
+        return hashlib.sha256(piece).digest()
+
+
+# ---- LoRA adapters: a folder of PEFT's, with the digest of its base beside it
+
+
+def base_of(model: str) -> str:
+    """The model itself or, of an adapter's folder, the model that it was trained on.
+
+    A relative folder is looked for from here and from every folder above the adapter. UserError where it is missing,
+    and where its weights are not those that the adapter was trained on.
+    """
+    config = Path(model) / ADAPTER
+    if not config.is_file():
+        return model
+    base = json.loads(config.read_text()).get("base_model_name_or_path")
+    if not base:
+        raise UserError(f"{config} does not name base_model_name_or_path; add the model the adapter was trained on")
+    places = list(dict.fromkeys([Path(base).absolute(), *(place / base for place in Path(model).absolute().parents)]))
+    folders = [str(place) for place in places if place.is_dir()]
+    origin = read_origin(model)
+    if not folders and (origin.get("folder") or Path(base).is_absolute()):
+        looked = ", ".join(map(str, places))
+        raise UserError(
+            f"the adapter {model} was trained on the model in {base}, which is not there; looked for {looked}"
+        )
+    candidates = folders or [base]
+    for candidate in candidates:
+        if weights_digest(candidate) in ("", origin.get("sha256", weights_digest(candidate))):
+            return candidate
+    raise UserError(
+        f"the adapter {model} was trained on other weights than those of {', '.join(candidates)} (sha256 "
+        f"{origin['sha256'][:12]}); bring its base back, or delete {ORIGIN} from the adapter to use it on this one"
+    )
+
+
+def read_origin(model: str) -> dict[str, str | bool]:
+    """Of an adapter that this trainer wrote: its base's `sha256`, whether that was a `folder`, and the `dtype` and the
+    `quant` of the weights that it was trained on. Empty for any other model."""
+    path = Path(model) / ORIGIN
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def write_origin(folder: Path, base: str, digest: str, dtype: str, quant: str) -> None:
+    origin = {"sha256": digest, "folder": Path(base).is_dir(), "dtype": dtype, "quant": quant}
+    (folder / ORIGIN).write_text(json.dumps(origin, indent=1))
 
 
 def reachable() -> bool:

@@ -7,7 +7,8 @@ that of a step of a hundredth of a unit in the last place one weight in a hundre
 weights the step arrives, as rounding to nearest would let it do only once it had grown to half a unit.
 
 It is also less work: one matrix product forward instead of three, none of it in float32, and only x is kept for the
-backward pass. The sum is made anew in every pass, which costs rank / tokens of the layer's own product.
+backward pass. The sum costs rank / tokens of the layer's own product; where memory allows it is made once an optimiser
+step, else in every pass.
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ from functools import cache
 from types import MethodType
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
+
+from grpo.errors import UserError
+from grpo.hub import ADAPTER_WEIGHTS
 
 ADAPTER = "default"
 GOLDEN = 40503  # 2^16 times 0.618, odd
@@ -31,15 +36,61 @@ def add_lora(model: PreTrainedModel, rank: int, alpha: float) -> PeftModel:
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
     wrapped = get_peft_model(model, config, autocast_adapter_dtype=True)
     for layer in layers(wrapped):
-        layer.forward, layer.frozen = MethodType(_forward, layer), None
+        if not isinstance(layer.base_layer, torch.nn.Linear):
+            raise UserError(
+                f"LoRA adapts torch.nn.Linear, and this model has {type(layer.base_layer).__name__} layers; train all "
+                "weights (--policy.lora_rank 0)"
+            )
+        layer.forward = MethodType(_forward, layer)
+    keep_sums(wrapped, False)
     return wrapped
+
+
+def open_adapter(model: PreTrainedModel, folder: str, rank: int | None = None, alpha: float | None = None) -> PeftModel:
+    """`model` with the adapter of `folder`. UserError where it has another rank or alpha than is given, or is not LoRA
+    on all linear layers, as this trainer makes it."""
+    config = LoraConfig.from_pretrained(folder)
+    rank, alpha = rank or config.r, alpha or config.lora_alpha
+    wrapped, saved = add_lora(model, rank, alpha), load_file(f"{folder}/{ADAPTER_WEIGHTS}")
+    own = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    if _shapes(own) != _shapes(saved) or config.lora_alpha != alpha or config.use_rslora:
+        settings = f"--policy.lora_rank {config.r} --policy.lora_alpha {config.lora_alpha:g}"
+        raise UserError(
+            f"{folder} is an adapter of rank {config.r} and alpha {config.lora_alpha:g}, not LoRA of rank {rank} and "
+            f"alpha {alpha:g} on all linear layers; continue it with {settings}, or start from its merged weights: "
+            f"python -m tools.export merged {folder} --out DIR"
+        )
+    set_peft_model_state_dict(wrapped, saved)
+    return wrapped
+
+
+def _shapes(weights: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
+    return {name: weight.shape for name, weight in weights.items()}
+
+
+@torch.no_grad()
+def merge(wrapped: PeftModel) -> PreTrainedModel:
+    """The plain model with the weights that the policy computes with."""
+    for layer in layers(wrapped):
+        layer.base_layer.weight.data = merged(layer)
+    return wrapped.unload()
 
 
 @torch.no_grad()
 def merged(layer: LoraLayer) -> torch.Tensor:
-    """[out, in] W + s B A in W's precision; W alone while the adapter is switched off. A 4-bit W is dequantised."""
+    """[out, in] W + s B A in W's precision; W alone while the adapter is switched off. A 4-bit W is dequantised.
+
+    Kept from pass to pass where `layer.keep` is set, until A or B changes.
+    """
+    if layer.disable_adapters:
+        return _base(layer)
+    version = tuple(adapter[ADAPTER].weight._version for adapter in (layer.lora_A, layer.lora_B))
+    if layer.kept is not None and layer.version == version:
+        return layer.kept
     base = _base(layer)
-    return base if layer.disable_adapters else rounded(_sum(layer, base), base.dtype)
+    total = rounded(_sum(layer, base), base.dtype)
+    layer.kept, layer.version = (total, version) if layer.keep else (None, None)
+    return total
 
 
 @torch.no_grad()
@@ -90,13 +141,22 @@ def _sum(layer: LoraLayer, base: torch.Tensor) -> torch.Tensor:
 
 
 def layers(model: torch.nn.Module) -> list[LoraLayer]:
-    """Those that have an adapter. `layer.frozen` is their sum where it was made once, for sampling, else None."""
+    """The layers that have an adapter."""
     return [module for module in model.modules() if isinstance(module, LoraLayer)]
 
 
+def is_part(name: str) -> bool:
+    """True for the modules inside a layer that has an adapter."""
+    return ".lora_" in name or name.endswith(".base_layer")
+
+
+def keep_sums(model: torch.nn.Module, keep: bool) -> None:
+    """Whether `merged` keeps its sums from now on; forgets those that it has kept."""
+    for layer in layers(model):
+        layer.keep, layer.kept, layer.version = keep, None, None
+
+
 def _forward(layer: LoraLayer, x: torch.Tensor) -> torch.Tensor:
-    if layer.frozen is not None:
-        return linear(x, layer.frozen, layer.base_layer.bias)
     return _MergedLinear.apply(x, layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight, layer)
 
 
@@ -110,7 +170,9 @@ class _MergedLinear(torch.autograd.Function):
     def forward(ctx, x, a, b, layer):
         ctx.save_for_backward(x, a, b)
         ctx.layer = layer
-        return linear(x, merged(layer), layer.base_layer.bias)
+        bias = layer.base_layer.bias
+        # The casts do nothing but in the model check, which computes with float32 inputs.
+        return linear(x, merged(layer).to(x.dtype), None if bias is None else bias.to(x.dtype))
 
     @staticmethod
     def backward(ctx, grad):

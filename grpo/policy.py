@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -29,27 +31,39 @@ from grpo.packing import Batch
 from grpo.settings import Config
 
 RMS_NORMS = ("LlamaRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
-UNSUPPORTED = ("attn_logit_softcapping", "final_logit_softcapping")
 
 
 class Policy:
-    """A causal language model with everything that makes its log-probabilities differ from the sampler's taken out."""
+    """A causal LM with packed attention and one head for trainer and sampler, so that their log-probabilities match."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: Config | None = None):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        config: Config | None = None,
+        adapter: str | None = None,
+        digest: str = "",
+    ):
+        """`adapter`: the folder of the LoRA adapter to continue. `digest`: of the weights that training starts from."""
         config = config or Config()
         settings = config.policy
-        _check_supported(model)
-        _no_dropout(model)
+        _check_vocabulary(model, tokenizer)
         self.network, self.tokenizer, self.stop_ids = model, tokenizer, stop_ids(tokenizer, model.generation_config)
         self.device, self.dtype, self.logit_chunk = model.device, model.dtype, config.learner.logit_chunk
+        self.digest, self.quant = digest, settings.quant
         self.logit_scale = logit_scale(model.config)
         self.lora = settings.lora_rank > 0
         # The reference of a LoRA policy is the policy with the adapter off; all weights need a frozen copy.
         copied = config.learner.kl_coef > 0 and not self.lora
         self._reference = copy.deepcopy(model).requires_grad_(False) if copied else None
         # What is trained: the network itself, or PEFT's wrapper around it.
-        self.model = lora.add_lora(model, settings.lora_rank, settings.lora_alpha) if self.lora else model
+        self.model = model
+        if adapter:
+            self.model = lora.open_adapter(model, adapter, settings.lora_rank, settings.lora_alpha)
+        elif self.lora:
+            self.model = lora.add_lora(model, settings.lora_rank, settings.lora_alpha)
         self.model.train()
+        self.own_attention = model.config._attn_implementation
         self.kernel = attention.kernel(self.device.type, self.dtype, settings.attention)
         self.attention_note = attention.LOST.get(self.kernel) if self.device.type == "cuda" else None
         for network in filter(None, (model, self._reference)):
@@ -68,9 +82,9 @@ class Policy:
         """[N] log-probability of each completion token at `temperature`, [N] entropy in nats (else None)."""
         network = network or self.network
         hidden, head = self.hidden(network, batch), network.get_output_embeddings()
+        weight, bias = head.weight.to(hidden.dtype), getattr(head, "bias", None)
         temperature = temperature / self.logit_scale
-        bias = getattr(head, "bias", None)
-        return token_logprobs(hidden, head.weight, batch.targets, temperature, self.logit_chunk, with_entropy, bias)
+        return token_logprobs(hidden, weight, batch.targets, temperature, self.logit_chunk, with_entropy, bias)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[B, H] last hidden states -> [B, V] logits for a sampler: at least float32, as the trainer's own.
@@ -109,18 +123,48 @@ class Policy:
         return states[batch.logit_positions]
 
     @contextlib.contextmanager
-    def sampling(self) -> Iterator[None]:
-        """For generating with the policy's own network: eval mode, and LoRA's sums made once."""
-        self.network.eval()
-        adapted = lora.layers(self.network) if self.lora else []
+    def own_forward(self) -> Iterator[PreTrainedModel]:
+        """The network as transformers wrote it, with its own attention and norms; for unpacked sequences."""
+        fused = [module for module in self.network.modules() if is_rms_norm(module) and "forward" in vars(module)]
+        for module in fused:
+            del module.forward
+        self.network.set_attn_implementation(self.own_attention)
         try:
-            for layer in adapted:
-                layer.frozen = lora.merged(layer)
+            yield self.network
+        finally:
+            self.network.set_attn_implementation(attention.NAME)
+            if fused:
+                fuse_norms(self.network)
+
+    @contextlib.contextmanager
+    def sampling(self) -> Iterator[None]:
+        """For sampling with the policy's own network: eval mode, LoRA's sums and packed weights made once."""
+        forwards = {}
+        self.network.eval()
+        try:
+            for module, weight, bias in self._products():
+                forwards[module] = vars(module).get("forward")
+                module.forward = product(weight, bias)
             yield
         finally:
-            for layer in adapted:
-                layer.frozen = None
+            for module, forward in forwards.items():
+                del module.forward
+                if forward:
+                    module.forward = forward
             self.network.train()
+
+    def _products(self) -> Iterator[tuple[torch.nn.Module, torch.Tensor, torch.Tensor | None]]:
+        """(layer, weight, bias) of those whose products a sampler computes otherwise than the layer itself."""
+        for name, module in self.network.named_modules():
+            if isinstance(module, LoraLayer):
+                yield module, lora.merged(module), module.base_layer.bias
+            elif type(module) is torch.nn.Linear and packs(module.weight) and not lora.is_part(name):
+                yield module, module.weight, module.bias
+
+    def keep_sums(self) -> None:
+        """Makes LoRA's sums once an optimiser step instead of three times a micro-batch, and holds one more copy of the
+        linear layers for it."""
+        lora.keep_sums(self.network, True)
 
     def arrived(self) -> float:
         """The share of the adapter's change that the rounded weights have; 1 where nothing is rounded."""
@@ -137,7 +181,8 @@ class Policy:
             if ".lora_" in name:
                 continue
             if name.endswith(".base_layer.weight"):
-                tensor = lora.merged(self.network.get_submodule(name.removesuffix(".base_layer.weight")))
+                layer = self.network.get_submodule(name.removesuffix(".base_layer.weight"))
+                tensor, layer.kept = lora.merged(layer), None  # the sampler's memory is not to hold it twice
             yield name.replace(".base_layer", ""), tensor.detach().to(self.dtype)
 
     def save(self, folder: Path) -> None:
@@ -147,6 +192,9 @@ class Policy:
             adapter.target_modules = sorted(adapter.target_modules)  # a set's order differs from process to process
             # PEFT would ask the hub whether the vocabulary has grown; no embedding is ever trained here.
             self.model.save_pretrained(folder, save_embedding_layers=False)
+            if self.digest:
+                base = adapter.base_model_name_or_path
+                hub.write_origin(folder, base, self.digest, str(self.dtype).removeprefix("torch."), self.quant)
         else:
             self.model.save_pretrained(folder)
         self.network.generation_config.save_pretrained(folder)
@@ -154,32 +202,68 @@ class Policy:
 
 
 def load_policy(config: Config, device: torch.device) -> Policy:
-    """The policy that a run starts from. Raises UserError for a model that cannot be loaded."""
-    disable_progress_bar()  # the run has one of its own
-    model, tokenizer = load_model(config, device)
+    """The policy that a run starts from. UserError for a model that cannot be loaded.
+
+    `config.model` may be an adapter: a LoRA run continues it, and where all weights are trained it is merged first. The
+    reference of a continued adapter is its base.
+    """
+    disable_progress_bar()  # a run has its own
+    settings, base = config.policy, hub.base_of(config.model)
+    tokenizer = load_tokenizer(config.model, settings.trust_remote_code)
+    dtype, digest = compute_dtype(config, device), hub.weights_digest(base)
+    if settings.lora_rank:
+        if hub.read_origin(config.model).get("quant", settings.quant) != settings.quant:
+            raise UserError(f"{config.model} was trained with another policy.quant than {settings.quant}; use that one")
+        model = load_model(base, dtype, device, settings.quant, settings.trust_remote_code)
+    else:
+        model = load_plain(config.model, dtype, device, settings.trust_remote_code)
+        digest += hub.weights_digest(config.model) if base != config.model else ""
     torch.manual_seed(config.seed)  # the adapter's initialisation
-    return Policy(model, tokenizer, config)
+    adapter = config.model if settings.lora_rank and base != config.model else None
+    return Policy(model, tokenizer, config, adapter, digest or hub.weights_digest(base))
 
 
 def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
-    """The policy's precision, and its sampler's: whatever the model's files say, never float16."""
+    """The precision of the policy and its sampler: never float16, whatever the model's files have."""
     if config.policy.dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return getattr(torch, config.policy.dtype)
 
 
-def load_model(config: Config, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    dtype, quant, trusted = compute_dtype(config, device), config.policy.quant, config.policy.trust_remote_code
-    tokenizer = load_tokenizer(config.model, trusted)
-    options = {"dtype": dtype, "trust_remote_code": trusted}
+def load_plain(
+    name: str, dtype: torch.dtype | None, device: torch.device, trusted: bool = False, quant: str = "none"
+) -> PreTrainedModel:
+    """A model whose weights are plain tensors in `dtype` (None: as trained): those that its policy computes with.
+
+    An adapter of ours is added by the policy's own sum, in the precision and on the (dequantised) base that it was
+    trained with; any other by PEFT. `quant`: of a model that is not an adapter.
+    """
+    origin, base = hub.read_origin(name), hub.base_of(name)
+    quant, trained = origin.get("quant", quant), getattr(torch, origin["dtype"]) if origin else dtype
+    model = load_model(base, trained, device, quant, trusted)
+    if quant == "nf4":
+        model = model.dequantize()
+    if origin:
+        model = lora.merge(lora.open_adapter(model, name))
+    elif base != name:
+        model = PeftModel.from_pretrained(model, name).merge_and_unload()
+    return model.to(dtype) if dtype else model
+
+
+def load_model(
+    name: str, dtype: torch.dtype | None, device: torch.device, quant: str = "none", trusted: bool = False
+) -> PreTrainedModel:
+    """A model of transformers in `dtype` (None: as its files have it). UserError where it cannot be loaded."""
+    options = {"dtype": dtype or "auto", "trust_remote_code": trusted}
     try:
+        options["config"] = without_dropout(AutoConfig.from_pretrained(name, trust_remote_code=trusted))
         if quant == "nf4":
             nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype, "bnb_4bit_use_double_quant": True}
             options |= {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, **nf4), "device_map": {"": device}}
-        model = AutoModelForCausalLM.from_pretrained(config.model, **options)
+        model = AutoModelForCausalLM.from_pretrained(name, **options)
     except (OSError, ValueError, ImportError) as error:  # ImportError: bitsandbytes is missing
-        raise UserError(f"cannot load the model {config.model}: {_first_line(error)}") from error
-    return (model if quant == "nf4" else model.to(device)), tokenizer
+        raise UserError(f"cannot load the model {name}: {first_line(error)}") from error
+    return model if quant == "nf4" else model.to(device)
 
 
 def generation_config(name: str) -> GenerationConfig | None:
@@ -191,16 +275,19 @@ def generation_config(name: str) -> GenerationConfig | None:
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    hub.require([name])
+    base = hub.base_of(name)
+    hub.require([base])
     try:
-        AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
+        if not (Path(name) / "tokenizer_config.json").is_file():  # an adapter's own may have another chat template
+            name = base
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         if not tokenizer("0", add_special_tokens=False)["input_ids"]:  # what transformers makes of a missing file
             raise ValueError("there is no tokenizer in it, only a model")
         return tokenizer
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"cannot read model and tokenizer from {name}: {_first_line(error)}; "
+            f"cannot read model and tokenizer from {name}: {first_line(error)}; "
             "give a folder with config.json and tokenizer.json, or a Hugging Face id and a network"
         ) from error
 
@@ -211,23 +298,29 @@ def logit_scale(config: PreTrainedConfig) -> float:
     return (getattr(text, "logit_scale", None) or 1.0) / (getattr(text, "logits_scaling", None) or 1.0)
 
 
-def _check_supported(model: PreTrainedModel) -> None:
-    text = model.config.get_text_config()
-    layers = set(getattr(text, "layer_types", None) or ["full_attention"])
-    strange = [name for name in UNSUPPORTED if getattr(text, name, None) not in (None, 1, 1.0)]
-    if layers != {"full_attention"} or strange or model.get_output_embeddings() is None:
-        uses = ", ".join(sorted(layers - {"full_attention"}) + strange) or "no head"
+def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    name = model.config.name_or_path or model.config.model_type
+    if model.get_output_embeddings() is None:
+        raise UserError(f"{name} has no output head: it is not a causal language model")
+    largest, rows = max(tokenizer.get_vocab().values(), default=0), len(model.get_input_embeddings().weight)
+    if largest >= rows:
         raise UserError(
-            f"{model.config.model_type} uses {uses}, which packed training does not compute; use a model with plain "
-            "causal attention (Qwen2, Qwen3, Llama)"
+            f"the tokenizer of {name} has token ids up to {largest}, but the model has embeddings for {rows} tokens; "
+            "call resize_token_embeddings on the model and save it, or use the tokenizer that it came with"
         )
 
 
-def _no_dropout(model: PreTrainedModel) -> None:
-    """Dropout would make the first ratio differ from 1. (Packed attention has none, whatever the settings say.)"""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+def without_dropout(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Returns the configuration with every dropout and router jitter at 0: the first ratio has to be 1.
+
+    Called before the model is built, because some models keep the number and call F.dropout with it.
+    """
+    for section in {id(part): part for part in (config, config.get_text_config())}.values():
+        random = [name for name in vars(section) if "drop" in name or "jitter" in name]
+        for name in random:
+            if type(getattr(section, name)) is float:
+                setattr(section, name, 0.0)
+    return config
 
 
 def fuse_norms(network: torch.nn.Module) -> None:
@@ -236,13 +329,17 @@ def fuse_norms(network: torch.nn.Module) -> None:
     The models' own code rounds before the multiplication with the weight and again after it.
     """
     for module in network.modules():
-        if type(module).__name__ in RMS_NORMS:
+        if is_rms_norm(module):
             module.forward = partial(_rms_norm, module)
+
+
+def is_rms_norm(module: torch.nn.Module) -> bool:
+    return type(module).__name__ in RMS_NORMS
 
 
 def _rms_norm(module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

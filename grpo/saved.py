@@ -1,21 +1,22 @@
-"""Models as they lie on a disk or on the hub, opened for sampling: folders, LoRA adapters, the checkpoints of a run."""
+"""Saved models opened for sampling: model folders, LoRA adapters, checkpoints of a run, Hugging Face ids."""
 
 from __future__ import annotations
 
 import hashlib
-import json
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig
 from transformers.utils.logging import disable_progress_bar
 
 from grpo.errors import UserError
-from grpo.policy import Policy, load_model, load_tokenizer
-from grpo.settings import Config, read_yaml
+from grpo.hub import base_of
+from grpo.model_check import prove
+from grpo.policy import Policy, compute_dtype, load_plain, load_tokenizer
+from grpo.settings import parse, read_yaml
 
-ADAPTER = "adapter_config.json"
 WEIGHTS = {".safetensors", ".bin", ".json", ".jinja", ".txt", ".model"}
 
 
@@ -31,11 +32,15 @@ class Target:
     """the prompt it was trained with; None where that is not known"""
     step: int | None = None
     """of a run: 0 is the base model"""
+    dtype: str = "auto"
+    """the run's policy.dtype"""
+    quant: str = "none"
+    """of a run's base model: the run's policy.quant"""
 
     @property
     def base(self) -> str:
-        """The model whose config and weights come first: of an adapter, what it was trained on."""
-        return adapter_base(self.path) or self.path
+        """The model whose configuration it has: of an adapter, the one that it was trained on."""
+        return base_of(self.path)
 
 
 def single(path: str) -> Target:
@@ -43,7 +48,8 @@ def single(path: str) -> Target:
     folder = Path(path).resolve()
     settings = folder.parent.parent / "config.yaml"
     if folder.parent.name == "checkpoints" and settings.is_file():
-        return Target(f"{settings.parent.name}--{folder.name}", path, read_yaml(settings)["prompt"])
+        config, name = read_yaml(settings), f"{settings.parent.name}--{folder.name}"
+        return Target(name, path, config["prompt"], dtype=config.get("policy", {}).get("dtype", "auto"))
     return Target(folder.name if folder.is_dir() else path.replace("/", "--"), path)
 
 
@@ -51,24 +57,27 @@ def of_run(folder: str) -> list[Target]:
     """`--run`: the base model and every checkpoint, oldest first."""
     run = Path(folder)
     if not (run / "config.yaml").is_file():
-        raise UserError(f"{run} is no run: it has no config.yaml (runs/NAME, as train.py prints it)")
+        raise UserError(f"{run} is not a run: it has no config.yaml (runs/NAME, as train.py prints it)")
     checkpoints = sorted(path for path in run.glob("checkpoints/step_*") if path.name[5:].isdecimal())
     if not checkpoints:
         raise UserError(f"{run} has no checkpoint yet: checkpoints/ is empty")
     config = read_yaml(run / "config.yaml")
-    base = Target(f"{run.resolve().name}--base", config["model"], config["prompt"], step=0)
+    trained = {"dtype": "auto", "quant": "none"} | config.get("policy", {})
+    base = Target(
+        f"{run.resolve().name}--base",
+        located(config["model"], run),
+        config["prompt"],
+        0,
+        trained["dtype"],
+        trained["quant"],
+    )
     return [base, *(replace(single(str(path)), step=int(path.name[5:])) for path in checkpoints)]
 
 
-def adapter_base(path: str) -> str | None:
-    """What a LoRA adapter folder was trained on; None for anything else."""
-    config = Path(path) / ADAPTER
-    if not config.is_file():
-        return None
-    base = json.loads(config.read_text()).get("base_model_name_or_path")
-    if not base:
-        raise UserError(f"{config} does not name base_model_name_or_path; add the model the adapter was trained on")
-    return base
+def located(name: str, run: Path) -> str:
+    """A folder that the run's settings name from where the run was started; any other name as it is."""
+    places = (Path(), *run.absolute().parents)
+    return next((str(place / name) for place in places if (place / name).is_dir()), name)
 
 
 def fingerprint(path: str) -> str:
@@ -82,31 +91,22 @@ def fingerprint(path: str) -> str:
     for file in sorted(file for file in Path(path).iterdir() if file.suffix in WEIGHTS):
         with file.open("rb") as content:
             total.update(file.name.encode() + hashlib.file_digest(content, "sha256").digest())
-    base = adapter_base(path)
-    return total.hexdigest() + (f"+{fingerprint(base)}" if base else "")
+    base = base_of(path)
+    return total.hexdigest() + (f"+{fingerprint(base)}" if base != path else "")
 
 
-def tokenizer_of(target: Target) -> PreTrainedTokenizerBase:
-    """The adapter's own tokenizer where it has one (it may hold another chat template), else its base's."""
-    base = load_tokenizer(target.base)
-    if target.base != target.path and (Path(target.path) / "tokenizer_config.json").is_file():
-        return AutoTokenizer.from_pretrained(target.path)
-    return base
+def open_policy(target: Target, device: torch.device, longest: int) -> Policy:
+    """The weights that the policy had when it was saved, for sampling; proved for sequences of `longest` tokens.
 
-
-def open_policy(target: Target, device: torch.device) -> Policy:
-    """The model with its tokenizer, ready for an engine: bfloat16 on a GPU. An adapter is merged into its base.
-
-    A run with a 4-bit base is evaluated on the base in full precision, as its adapter would be deployed. Raises
     UserError for weights that are not finite: they would sample noise and score like a bad model.
     """
-    disable_progress_bar()  # an evaluation has one of its own
-    model, _ = load_model(Config(model=target.base), device)
-    if target.base != target.path:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, target.path).merge_and_unload()
+    disable_progress_bar()  # an evaluation has its own
+    config = parse({"model": target.path, "policy": {"dtype": target.dtype}})
+    tokenizer = load_tokenizer(target.path)
+    model = load_plain(target.path, compute_dtype(config, device), device, quant=target.quant)
     for name, weight in model.named_parameters():
         if not torch.isfinite(weight).all():
             raise UserError(f"{target.path}: the weights {name} hold NaN or infinity; evaluate an older checkpoint")
-    return Policy(model.requires_grad_(False), tokenizer_of(target))
+    policy = Policy(model.requires_grad_(False), tokenizer, config)
+    print(prove(policy, longest), file=sys.stderr)
+    return policy

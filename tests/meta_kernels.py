@@ -55,7 +55,7 @@ class FusedAdamW(torch.optim.Optimizer):
 def meta_kernels() -> Iterator[None]:
     """Attention and norms in one kernel each, fused AdamW, and numbers that can be read."""
 
-    def attend(query, key, value, scaling, segments):
+    def attend(query, key, value, scaling, window, segments):
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
         return FlashAttention.apply(q, k[segments.key_index], v[segments.key_index])[None]
 

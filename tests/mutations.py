@@ -90,7 +90,7 @@ BREAKS = (
           "test_optim.py"),
     Break("moments before the first step", "optim.py", "for master in masters:  #", "for master in ():  #",
           "test_optim.py moments"),
-    Break("dropout is 0", "policy.py", "module.p = 0.0", "pass", "test_learner.py dropout"),
+    Break("dropout is 0", "policy.py", "setattr(section, name, 0.0)", "pass", "test_model_check.py dropout"),
     Break("the reference is LoRA's base", "policy.py", "with self.model.disable_adapter():", "if True:",
           "test_policy.py reference"),
 )  # fmt: skip

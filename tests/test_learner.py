@@ -397,14 +397,7 @@ def test_nothing_leaks_between_sequences_of_a_pack():
         assert torch.equal(before[slot], after[slot])
 
 
-def test_dropout_is_off_and_checkpointing_changes_no_number():
-    model = make_tiny_model()
-    model.config.attention_dropout = 0.5
-    for layer in model.model.layers:
-        layer.self_attn.attention_dropout = 0.5
-        layer.mlp.act_fn = torch.nn.Sequential(layer.mlp.act_fn, torch.nn.Dropout(0.5))
-    policy = Policy(model, Tokenizer())
-    assert learn(policy, make_groups(policy, shift=0.0))["logprob_diff/mean"] < 1e-12
+def test_checkpointing_changes_no_number():
     plain, checkpointed = make_policy(), make_policy(gradient_checkpointing=True)
     groups = make_groups(plain)
     a, _ = gradients(plain, groups)

@@ -308,11 +308,11 @@ def test_a_kernel_that_cannot_compute_here_is_the_exact_loop(folder: Path):
 def test_what_the_flash_kernels_are_handed_is_the_same_attention(folder: Path, monkeypatch):
     """Runs, gathered keys and their limits, worked off one by one; the kernel's name goes through checkpointing too."""
 
-    def one_by_one(q, k, v, limits, scaling):
+    def one_by_one(q, k, v, limits, scaling, window):
         queries, keys = (torch.diff(limit).tolist() for limit in limits[:2])
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
         runs = zip(q.split(queries, 2), k.split(keys, 2), v.split(keys, 2), strict=True)
-        return torch.cat([attention._causal(*run, scaling) for run in runs], 2)[0].transpose(0, 1)
+        return torch.cat([attention._attend(*run, scaling, None) for run in runs], 2)[0].transpose(0, 1)
 
     policy = load_policy(config(folder, gradient_checkpointing=True), CPU)
     expected = gradients(policy)

@@ -50,6 +50,7 @@ def sample(args: argparse.Namespace) -> str:
     """Base and trained model, each with its completions, as a page of text. UserError where one cannot be loaded."""
     from grpo.chat_template import ChatTemplate
     from grpo.engines.base import SamplingParams, choose_device, make_engine
+    from grpo.policy import load_tokenizer
     from grpo.problems import check_share, make_problems
     from grpo.rollout import text_of
     from grpo.saved import of_run, open_policy, single
@@ -68,15 +69,17 @@ def sample(args: argparse.Namespace) -> str:
     engine, columns = None, []
     with closing(make_reward("multi_signal", verifier=verifier)) as reward:
         for target in targets:
-            policy = open_policy(target, device)
-            template = ChatTemplate(policy.tokenizer, pinned.template_args, settings.get("template_date"))
+            template = ChatTemplate(load_tokenizer(target.path), pinned.template_args, settings.get("template_date"))
             problems, bad = make_problems([("the question", row)], template, prompt, graded=False)
             check_share("the command line", len(problems), bad, allowed=0)
             problem = problems["the question"]
             ids = problem.prompt_ids
+            policy = open_policy(target, device, len(ids) + longest)
             if engine is None:
                 rollout = {"engine": args.engine, "max_new_tokens": longest, "max_prompt_tokens": len(ids)}
-                engine = make_engine(settings_of({"model": target.base, "rollout": rollout}), device)
+                engine = make_engine(
+                    settings_of({"model": target.base, "policy": {"dtype": target.dtype}, "rollout": rollout}), device
+                )
             engine.sync(policy)
             request = Request(ids, args.n if args.temperature else 1, args.seed)
             (completions,) = engine.generate([request], SamplingParams(longest, args.temperature))

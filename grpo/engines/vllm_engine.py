@@ -24,6 +24,7 @@ from grpo.engines.base import EngineCosts, SamplingParams
 from grpo.engines.sync_check import check_sync
 from grpo.environment import versions_of
 from grpo.errors import SamplerMismatch, UserError
+from grpo.hub import base_of
 from grpo.machine import compiler_problems
 from grpo.policy import Policy, compute_dtype
 from grpo.settings import Config
@@ -209,11 +210,12 @@ def _start(config: Config, device: torch.device) -> Any:
     from vllm import LLM
 
     rollout, dtype = config.rollout, compute_dtype(config, device)
-    model = AutoConfig.from_pretrained(config.model, trust_remote_code=config.policy.trust_remote_code)
+    name = base_of(config.model)
+    model = AutoConfig.from_pretrained(name, trust_remote_code=config.policy.trust_remote_code)
     own = _on_cpu(model.architectures or []) if device.type == "cpu" else _on_gpu(rollout.sleep)
     try:
         return LLM(
-            config.model,
+            name,
             load_format="dummy",
             skip_tokenizer_init=True,
             generation_config="vllm",
@@ -262,7 +264,8 @@ def _on_cpu(architectures: list[str]) -> dict[str, Any]:
 def kv_bytes(text: PreTrainedConfig, element: int) -> int:
     """Keys and values of one token in all layers, at `element` bytes a number."""
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return 2 * element * text.num_hidden_layers * text.num_key_value_heads * head
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    return 2 * element * text.num_hidden_layers * heads * head
 
 
 def _kv_bytes(config: Config, token: int, device: torch.device) -> int:

@@ -24,7 +24,7 @@ from grpo.evaluation import benchmarks
 from grpo.evaluation.benchmarks import Protocol
 from grpo.evaluation.results import EvalFolder, Line
 from grpo.evaluation.scores import grade
-from grpo.policy import compute_dtype
+from grpo.policy import compute_dtype, load_tokenizer
 from grpo.problems import prompt_text
 from grpo.rollout import text_of
 from grpo.run import files
@@ -94,7 +94,7 @@ def evaluations(request: EvalRequest) -> list[Evaluation]:
     result = []
     for target, run in targets(request):
         config = request.applied_to(run or Config())
-        tokenizer = saved.tokenizer_of(target)
+        tokenizer = load_tokenizer(target.path)
         template = ChatTemplate.of_run(config, tokenizer)
         for name in request.benchmarks or own_sets(run, request.run):
             own_limit = None if request.benchmarks else config.rollout.max_new_tokens
@@ -224,7 +224,8 @@ class Session:
 
     def config(self, target: Target) -> Config:
         """The engine's settings, with room for the longest of all evaluations."""
-        return parse({"model": target.base, "device": self.device.type, "rollout": self.rollout})
+        precision = {"dtype": target.dtype}
+        return parse({"model": target.base, "device": self.device.type, "policy": precision, "rollout": self.rollout})
 
     def complete(self, evaluation: Evaluation, folder: EvalFolder) -> None:
         """Samples the problems that are not on the disk; saves each batch before the next.
@@ -271,7 +272,7 @@ class Session:
     def load(self, target: Target) -> Engine:
         """The engine with the target's weights."""
         if self.loaded != target:
-            policy = saved.open_policy(target, self.device)
+            policy = saved.open_policy(target, self.device, self.config(target).rollout.longest_sequence)
             if self.loaded is not None and self.loaded.base != target.base:
                 self.close()
             if self.engine is None:

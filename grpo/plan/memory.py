@@ -54,7 +54,8 @@ def learning_parts(run: RunShape, model: ModelShape) -> dict[str, float]:
     peaks = {"logits of a chunk": chunk + 4 * head, "a layer's backward": tokens * transient + 2 * element * head}
     largest = max(peaks, key=lambda name: peaks[name])
     trained = model.adapter(lora) if lora else model.parameters
-    return {"gradients": 4 * trained, "saved activations": tokens * saved, largest: peaks[largest]}
+    sums = model.linear_elements * element if lora and run.keep_sums else 0
+    return {"gradients": 4 * trained, "LoRA sums": sums, "saved activations": tokens * saved, largest: peaks[largest]}
 
 
 def _layer_bytes(model: ModelShape, element: int, lora: int) -> tuple[float, float]:

@@ -132,7 +132,14 @@ def make_plan(config: Config, hardware: Hardware) -> Plan:
 
 
 def decide(config: Config, hardware: Hardware) -> tuple[Plan, list[str]]:
-    """The plan with all that is set to auto decided together, and a line about it.
+    """The plan with all that is set to auto decided, and a line about it. LoRA's sums are kept where that fits."""
+    plan, notes = _decide_auto(config, hardware)
+    keeping = plan.but({"keep_sums": plan.run.lora_rank > 0})
+    return keeping if keeping.fits else plan, notes
+
+
+def _decide_auto(config: Config, hardware: Hardware) -> tuple[Plan, list[str]]:
+    """All that is set to auto is decided together.
 
     Whole weights before 4 bits; then the fastest choice that fits, and of equally fast ones the largest micro-batch.
     """

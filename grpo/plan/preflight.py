@@ -1,6 +1,6 @@
-"""Checks a run before it starts: the plan, and everything known that would make the run fail. Loads nothing big.
+"""Checks a run before it starts: the plan, and everything known that would make the run fail.
 
-Every run goes through `plan_run`; `train.py --check` also reads all data and tests the reward.
+Every run goes through `plan_run`; `train.py --check` also reads all data, tests the reward and proves the model.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from grpo.chat_template import ChatTemplate
 from grpo.environment import installed, versions
 from grpo.errors import UserError
 from grpo.evaluation import benchmarks
+from grpo.model_check import prove
 from grpo.plan.hardware import GIB, this_hardware
 from grpo.plan.memory import disk_parts, host_bytes
 from grpo.plan.planner import Plan, decide, describe
 from grpo.plan.shapes import model_config
-from grpo.policy import generation_config, load_tokenizer
+from grpo.policy import generation_config, load_policy, load_tokenizer
 from grpo.problems import first_prompt, make_problems, read_data, training_problems
 from grpo.rollout import known
 from grpo.run.resume import new_folder
@@ -67,6 +68,7 @@ def check(config: Config, device: torch.device, resumed: Path | None = None) -> 
         "data": _data(config),
         "reward": _reward(config),
         "plan": _plan(config, device, resumed),
+        "model": _model(config, device),
     }
     failures = 0
     for name, section in sections.items():
@@ -131,6 +133,15 @@ def _reward(config: Config) -> Iterator[str]:
         yield from reward.warnings
 
 
+def _model(config: Config, device: torch.device) -> Iterator[str]:
+    """The proof that a run starts with, where the model is on this machine and fits it."""
+    plan, _ = decide(config, this_hardware(device))
+    if not (Path(config.model).is_dir() or hub.is_cached(config.model)) or not (plan.hardware.here and plan.fits):
+        yield "not loaded: it is checked against its own forward pass when the run starts"
+    else:
+        yield prove(load_policy(plan.config, device), config.rollout.longest_sequence)
+
+
 def _plan(config: Config, device: torch.device, resumed: Path | None) -> Iterator[str]:
     plan, notes = decide(config, this_hardware(device))
     lines = blockers(plan)
@@ -183,7 +194,7 @@ def blockers(plan: Plan) -> list[str]:
         *_context(plan),
         *machine,
         *_out_folder(plan),
-        hub.weights_problem(Path(plan.config.model)),
+        hub.weights_problem(Path(hub.base_of(plan.config.model))),
         fit_error(plan),
     ]
     lines = [line for line in lines if line]
@@ -241,7 +252,7 @@ def machine_blockers(plan: Plan) -> Iterator[str]:
 
 def _not_at_hand(config: Config) -> Iterator[str]:
     """Models, and data sets beside them, that are not on this machine and cannot be fetched."""
-    models = [config.model, *([config.reward.hybrid.model] if config.reward.name == "hybrid" else [])]
+    models = [hub.base_of(config.model), *([config.reward.hybrid.model] if config.reward.name == "hybrid" else [])]
     if line := hub.missing(models, _data_names(config), config.data_dir):
         yield line
         return

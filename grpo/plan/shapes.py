@@ -74,21 +74,33 @@ def model_shape(name: str, trust_remote_code: bool = False) -> ModelShape:
 
 
 def model_config(name: str, trust_remote_code: bool = False, known: bool = True) -> PreTrainedConfig:
-    """From a folder, the cache, hardware.yaml (unless not `known`), or the hub, in this order."""
+    """From a folder, the cache, hardware.yaml (unless not `known`), or the hub, in this order; an adapter's base's."""
+    name = hub.base_of(name)
     try:
-        return AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=trust_remote_code)
+        return _completed(AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=trust_remote_code))
     except (OSError, ValueError):
         if known and name in KNOWN["models"]:
             return AutoConfig.for_model(**KNOWN["models"][name])
     hub.require([name])
     try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        return _completed(AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code))
     except (OSError, ValueError) as error:
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"cannot read the configuration of the model {name}: {line}; give a folder with config.json, or a Hugging "
             "Face id and a network"
         ) from error
+
+
+def _completed(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The configuration with the sizes that older families (GPT-2, BLOOM) leave out: a key head for each head, and
+    feed-forward layers four times as wide as the model."""
+    text = config.get_text_config()
+    if getattr(text, "num_key_value_heads", None) is None:
+        text.num_key_value_heads = text.num_attention_heads
+    if getattr(text, "intermediate_size", None) is None:
+        text.intermediate_size = getattr(text, "n_inner", None) or 4 * text.hidden_size
+    return config
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +133,8 @@ class RunShape:
     offload: bool
     """of hybrid's reward model"""
     keep: int
+    keep_sums: bool
+    """LoRA: W + s B A is kept from pass to pass while the learner works"""
 
     @classmethod
     def of(cls, config: Config, hardware: Hardware, engine: EngineCosts) -> RunShape:
@@ -130,6 +144,7 @@ class RunShape:
         tokens, longest = config.learner.microbatch_tokens, config.rollout.longest_sequence
         values = {name.rpartition(".")[2]: value for name, value in flat(config).items()} | {
             "engine": engine,
+            "keep_sums": False,
             "element": 2 if bf16 else 4,
             "sleep": config.rollout.sleep and engine.sleeps and not hardware.is_cpu,
             "older": max(0, config.steps // both - config.checkpoint.keep) if both else 0,

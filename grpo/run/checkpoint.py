@@ -22,7 +22,7 @@ from grpo.errors import UserError
 from grpo.learner import Learner
 from grpo.policy import Policy
 from grpo.run import files
-from grpo.run.resume import check_identity, check_reward, digest_problems, digest_weights
+from grpo.run.resume import check_identity, check_reward, digest_problems
 from grpo.terminal import notify
 from grpo.types import Problem
 from rewards import Reward
@@ -46,7 +46,7 @@ class TrainingState:
     def __init__(self, policy: Policy, learner: Learner, reward: Reward, problems: Sequence[Problem]):
         self.policy, self.learner, self.reward = policy, learner, reward
         self.identity = {
-            "base": digest_weights(policy), "data": digest_problems(problems), "signals": sorted(reward.weights),
+            "base": policy.digest, "data": digest_problems(problems), "signals": sorted(reward.weights),
             "run": "", "settings": {}, "reward_source": "",
         }  # fmt: skip
         """A checkpoint is only read by a run with the same identity; the run fills in the last three."""

@@ -11,11 +11,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from grpo.cli import Command
 from grpo.errors import UserError
-from grpo.policy import Policy
 from grpo.run.files import STARTED, append, lines, numbered, read_rows, write
 from grpo.settings import Config, build, changed, dotted, fields, flat, parse, read_yaml, typed
 from grpo.terminal import notify
@@ -204,16 +201,6 @@ def digest_problems(problems: Sequence[Problem]) -> str:
     seen = hashlib.sha256()
     for problem in problems:
         seen.update(repr((problem.prompt_ids, problem.ground_truth)).encode())
-    return seen.hexdigest()
-
-
-def digest_weights(policy: Policy) -> str:
-    """SHA-256 of the base model: the frozen weights under LoRA, all weights as they were loaded without it."""
-    seen = hashlib.sha256()
-    for name, parameter in policy.network.named_parameters():
-        if not (policy.lora and parameter.requires_grad):
-            seen.update(name.encode())
-            seen.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return seen.hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections import namedtuple
 from dataclasses import replace
@@ -11,6 +12,8 @@ import pytest
 import torch
 
 import train
+from benchmarks.families import tiny_model
+from data.tiny_base import make_tokenizer
 from grpo import hub
 from grpo.engines import vllm_engine
 from grpo.plan import preflight as traps
@@ -61,12 +64,20 @@ def test_a_sound_run_is_ready(capsys):
     assert out.endswith("ready to run\n")
 
 
-def test_nothing_big_is_loaded_and_nothing_written(monkeypatch, tmp_path):
-    from transformers import PreTrainedModel
-
-    monkeypatch.setattr(PreTrainedModel, "from_pretrained", lambda *a, **k: pytest.fail("a model was loaded"))
+def test_the_model_is_proved_and_nothing_written(tmp_path, capsys):
     assert check(cpu(out=tmp_path / "runs"), CPU) == 0
+    assert "model proved against its own forward pass" in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("family", "line"), [("gpt2", "ready to run"), ("gemma2", "PROBLEM: .*takes softcap")])
+def test_a_model_that_is_not_computed_exactly_is_found(family: str, line: str, tmp_path, capsys):
+    """GPT-2's configuration has neither key heads nor the width of its feed-forward layers."""
+    tiny_model(family).save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    options = {"rollout__max_prompt_tokens": 40, "rollout__max_new_tokens": 20}
+    assert check(cpu(model=tmp_path / "model", **options), CPU) == (family == "gemma2")
+    assert re.search(line, capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(

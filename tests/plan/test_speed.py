@@ -53,7 +53,7 @@ def test_a_leak_between_packed_sequences_is_noticed(monkeypatch, tmp_path):
     config = gpu.Bench("tiny", tmp_path).config("h100", {"learner.kl_coef": 0})
     monkeypatch.setattr(
         "grpo.attention._run_by_run",
-        lambda q, k, v, scaling, _: whole(q, k, v, is_causal=True, scale=scaling, enable_gqa=True).transpose(1, 2),
+        lambda q, k, v, scaling, *_: whole(q, k, v, is_causal=True, scale=scaling, enable_gqa=True).transpose(1, 2),
     )
     assert exact.exact(config, torch.device("cpu"))["packed_logprobs_error"] > 1e-2
 

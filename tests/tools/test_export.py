@@ -12,7 +12,8 @@ import yaml
 
 from grpo.settings import build, flat
 from rewards import make_reward
-from tools.export import __main__ as export
+from tools.export import verl as export
+from tools.export.__main__ import main
 
 REPO = Path(__file__).resolve().parents[2]
 ARITHMETIC = str(REPO / "data/arithmetic/one_r128.parquet")
@@ -49,7 +50,7 @@ def test_every_setting_is_carried_over_or_named(folder: Path):
     ],
 )
 def test_what_cannot_be_exported_is_one_line(arguments: list[str], words: str, tmp_path: Path, capsys):
-    assert export.main(["verl", *arguments, "--out", str(tmp_path / "out")]) == 2
+    assert main(["verl", *arguments, "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert words in error
     assert not (tmp_path / "out").exists()
@@ -108,6 +109,6 @@ def test_the_reward_file_loads_by_its_path_from_anywhere(folder: Path, tmp_path:
 
 def test_the_environment_weighs_the_signals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("REWARD_WEIGHTS", "1,0.25,0")
-    assert export.main(["verl", "--preset", "cpu", "--gpus", "8", "--out", str(tmp_path / "out")]) == 0
+    assert main(["verl", "--preset", "cpu", "--gpus", "8", "--out", str(tmp_path / "out")]) == 0
     written = "".join(path.read_text() for path in (tmp_path / "out").iterdir() if path.suffix in (".py", ".sh"))
     assert "0.25" in written

@@ -1,0 +1,215 @@
+"""Proof at load: packed training and the torch sampler compute what the network's own forward pass computes.
+
+A few completions are scored three ways: by the sampler that draws them (a ragged batch with a KV cache), by the
+network's own forward pass (transformers' attention, one sequence at a time, no cache) and by the policy's packed pass.
+Log-probabilities and a gradient have to agree. In bfloat16 the reference is the own pass with its weights in float32:
+there the packed pass has to agree, and in bfloat16 it may be about as far from the reference as the own pass is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+
+from grpo.attention import NAME
+from grpo.engines.base import SamplingParams
+from grpo.engines.torch_engine import TorchEngine
+from grpo.errors import UserError
+from grpo.packing import pack, sequence_length
+from grpo.policy import Policy, first_line
+from grpo.types import Request, Sample
+
+TEXT = "2 + 3 = 5, 6 * 7 ="
+TOKENS = 4
+TEMPERATURE = 4.0
+"""Also a policy that has become certain then draws tokens whose log-probabilities have a gradient."""
+THRESHOLDS = ("sliding_window", "window_size", "original_max_position_embeddings", "attention_chunk_size")
+"""Settings that name the length beyond which a model attends, or turns positions, in another way."""
+VALUES, GRADIENT = 3e-5, 1e-3
+"""Largest differences in float32: in nats, of which sums in another order take 1e-7 to 3e-6; of the gradient."""
+ROUNDING, ROUNDED_GRADIENT = 2.0, 0.25
+"""In bfloat16: the largest error in units of the own pass's error; the largest difference of the gradient."""
+ATTENTION = ("full_attention", "sliding_attention")
+ADVICE = "Use a model with plain causal attention, such as Qwen2, Qwen3, Llama or Mistral"
+
+
+class Scores(NamedTuple):
+    logprobs: torch.Tensor
+    """[N] of all completion tokens, in the order of the samples"""
+    gradient: torch.Tensor | None
+    """[distinct tokens, H] of a weighted sum of them, with respect to each distinct token's embedding"""
+
+
+def prove(policy: Policy, longest: int) -> str:
+    """Returns the line that reports the proof. `longest`: tokens of the longest sequence of the run.
+
+    Raises UserError with the model's name, the largest differences and the likely cause where the passes disagree, or
+    where one of them fails.
+    """
+    start, config = time.perf_counter(), policy.network.config
+    name = config.name_or_path or config.model_type
+    try:
+        samples = _draw(policy, longest)
+        differences = _differences(policy, samples)
+        listed = ", ".join(f"{kind} {value:.1e}" for kind, (value, _) in differences.items())
+        if failed := [kind for kind, (value, limit) in differences.items() if not value <= limit]:
+            raise UserError(f"{_cause(policy, samples, failed)} (differences to its own forward pass: {listed})")
+    except UserError as error:
+        raise UserError(f"{name} is not supported: {error}. {ADVICE}") from None
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, TypeError, AttributeError, LookupError, AssertionError, RuntimeError) as error:
+        kinds = set(getattr(config.get_text_config(), "layer_types", None) or ()) - set(ATTENTION)
+        cause = f"it has {', '.join(sorted(kinds))} layers" if kinds else "its forward pass fails here"
+        raise UserError(f"{name} is not supported: {cause} ({first_line(error)}). {ADVICE}") from error
+    tokens, seconds = max(map(sequence_length, samples)), time.perf_counter() - start
+    return f"model proved against its own forward pass, up to {tokens} tokens: {listed} ({seconds:.1f} s)"
+
+
+def _draw(policy: Policy, longest: int) -> list[Sample]:
+    """Two completions of one prompt, one of another and, where the run can pass a threshold, one that passes it."""
+    text = policy.tokenizer(TEXT)["input_ids"]
+    prompts = [tuple(text[:4]), tuple(text[2:])]
+    if passed := [length for length in _thresholds(policy.network.config.to_dict()) if 0 < length < longest]:
+        prompts.append(tuple(text * (max(passed) // len(text) + 1))[: max(passed)])
+    engine = TorchEngine()
+    engine.sync(policy)
+    requests = [Request(prompt, 1 + (i == 0), seed=i) for i, prompt in enumerate(prompts)]
+    groups = engine.generate(requests, SamplingParams(TOKENS, TEMPERATURE, ignore_eos=True))
+    return [
+        Sample(prompt, completion.ids[: TOKENS - i], completion.sampler_logprobs[: TOKENS - i], advantage=0.0)
+        for prompt, group in zip(prompts, groups, strict=True)
+        for i, completion in enumerate(group)
+    ]
+
+
+def _thresholds(settings: dict) -> Iterator[int]:
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from _thresholds(value)
+        elif type(value) is int and name in THRESHOLDS:
+            yield value
+
+
+def _differences(policy: Policy, samples: Sequence[Sample]) -> dict[str, tuple[float, float]]:
+    """Kind -> (largest difference, limit)."""
+    own, packed = _own(policy, samples), _packed(policy, samples)
+    sampler = torch.cat([torch.tensor(sample.sampler_logprobs) for sample in samples]).to(own.logprobs)
+    gap = ((packed.gradient - own.gradient).norm() / own.gradient.norm()).item()
+    if policy.dtype is not torch.bfloat16:
+        return {
+            "packed": (_largest(packed.logprobs, own.logprobs), VALUES),
+            "sampler": (_largest(sampler, own.logprobs), VALUES),
+            "gradient": (gap, GRADIENT),
+        }
+    with _widened(policy), torch.no_grad():
+        exact, packed_exact = (score(policy, samples, gradient=False).logprobs for score in (_own, _packed))
+    limit = ROUNDING * _largest(own.logprobs, exact)
+    return {
+        "packed in float32": (_largest(packed_exact, exact), VALUES),
+        "packed": (_largest(packed.logprobs, exact), limit),
+        "sampler": (_largest(sampler, exact), limit),
+        "own": (limit / ROUNDING, limit),
+        "gradient": (gap, ROUNDED_GRADIENT),
+    }
+
+
+def _own(policy: Policy, samples: Sequence[Sample], gradient: bool = True) -> Scores:
+    """By the network's own forward pass, one sequence at a time."""
+    logprobs = []
+    with policy.own_forward() as network, _embeddings(network, gradient) as read:
+        for sample in samples:
+            ids = torch.tensor([sample.prompt_ids + sample.completion_ids], device=policy.device)
+            count = len(sample.completion_ids)
+            logits = network(input_ids=ids, use_cache=False).logits[0, -count - 1 : -1]
+            logp = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)) / TEMPERATURE, -1)
+            logprobs.append(logp.gather(-1, ids[0, -count:, None])[:, 0])
+        return _scores(torch.cat(logprobs), read)
+
+
+def _packed(policy: Policy, samples: Sequence[Sample], gradient: bool = True) -> Scores:
+    """By the policy, in one packed batch."""
+    (batch,) = pack(samples, [1.0] * len(samples), sum(map(sequence_length, samples)))
+    batch = batch.to(policy.device)
+    with _embeddings(policy.network, gradient) as read:
+        logprobs = policy.logprobs(batch, TEMPERATURE, with_entropy=False)[0]
+        return _scores(logprobs[batch.flat_index.argsort()], read)
+
+
+@contextmanager
+def _embeddings(network: torch.nn.Module, gradient: bool) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
+    """Collects (token ids, their embeddings as leaves of the graph) of every pass."""
+    read = []
+
+    def hook(_module, arguments, output):
+        output = output.detach().requires_grad_(gradient)
+        read.append((arguments[0].flatten(), output))
+        return output
+
+    handle = network.get_input_embeddings().register_forward_hook(hook)
+    try:
+        yield read
+    finally:
+        handle.remove()
+
+
+def _scores(logprobs: torch.Tensor, read: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Scores:
+    if not logprobs.requires_grad:
+        return Scores(logprobs, None)
+    weights = torch.linspace(0.5, 1.5, len(logprobs), device=logprobs.device)
+    ids, embedded = zip(*read, strict=True)
+    gradients = torch.autograd.grad((weights * logprobs).sum(), embedded)
+    rows = torch.cat([gradient.flatten(0, -2) for gradient in gradients]).to(logprobs.dtype)
+    distinct, place = torch.cat(ids).unique(return_inverse=True)
+    return Scores(logprobs.detach(), rows.new_zeros(len(distinct), rows.shape[1]).index_add_(0, place, rows))
+
+
+@contextmanager
+def _widened(policy: Policy) -> Iterator[None]:
+    """The same weights in float32, a module at a time: float32 copies of all would not fit beside large ones."""
+    kernel, policy.kernel = policy.kernel, "sdpa"
+    handles = []
+    for module in policy.network.modules():
+        narrow = {name: p for name, p in module._parameters.items() if p is not None and p.dtype is torch.bfloat16}
+
+        def widen(module, _arguments, narrow=narrow):
+            module._parameters.update({name: p.float() for name, p in narrow.items()})
+
+        def restore(module, _arguments, _output, narrow=narrow):
+            module._parameters.update(narrow)
+
+        if narrow:
+            handles += [module.register_forward_pre_hook(widen), module.register_forward_hook(restore)]
+    try:
+        yield
+    finally:
+        policy.kernel = kernel
+        for handle in handles:
+            handle.remove()
+
+
+def _largest(a: torch.Tensor, b: torch.Tensor) -> float:
+    return (a - b).abs().max().item()
+
+
+def _cause(policy: Policy, samples: Sequence[Sample], failed: Sequence[str]) -> str:
+    """The likely cause: the comparison once more, with less at a time."""
+    if policy.network.config._attn_implementation != NAME:
+        return "its attention does not go through transformers' attention interface, so packed sequences see each other"
+    own, again, together = (score(policy, samples).logprobs for score in (_own, _own, _packed))
+    if _largest(own, again) > VALUES:
+        return "its forward pass in training mode is random: dropout that its configuration does not name"
+    if failed == ["sampler"]:
+        return "decoding with a KV cache computes something else"
+    counts = [len(sample.completion_ids) for sample in samples]
+    alone = torch.cat([_packed(policy, [sample]).logprobs for sample in samples])
+    off = [gap.max().item() > 0.1 * _largest(together, own) for gap in (alone - own).abs().split(counts)]
+    if not any(off):
+        return "packed sequences see each other, or the longest turns the positions of all (dynamic, longrope RoPE)"
+    if len(samples) > 3 and not any(off[:3]):
+        return "beyond its window or its original context it computes something else"
+    return "its attention or its head has a part that packed training leaves out (ALiBi, soft-capping, a scale)"

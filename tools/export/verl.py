@@ -1,0 +1,108 @@
+"""Writes a run for verl 0.9: `python -m tools.export verl --preset h100 --gpus 8 --out DIR`.
+
+    DIR/train.parquet    the problems in verl's schema, the system message in front of each
+    DIR/reward.py        the reward, loadable by its path from anywhere; DIR/rewards is the code behind it
+    DIR/run.sh           every setting as verl's override; in its comments what verl has no counterpart for
+
+verl divides batches over GPUs and starts its own servers, so the numbers of a run will not be the same to the bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jinja2 import Environment, StrictUndefined
+
+from grpo.errors import UserError
+from grpo.problems import training_problems
+from grpo.settings import Config, build, changed, env_weights, flat, parse, read_yaml, typed
+
+HERE = Path(__file__).resolve().parent
+
+
+def filled(template: str, config: Config, **values: Any) -> str:
+    """verl.j2 or reward.j2 with the run's settings in it."""
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["repr"] = repr
+    settings = {name: typed(value) for name, value in flat(config).items()}
+    text = (HERE / template).read_text(encoding="utf-8")
+    return environment.from_string(text).render(c=config, settings=settings, **values)
+
+
+def overrides(config: Config, out: Path, gpus: int, nodes: int) -> tuple[list[str], list[str]]:
+    """verl's settings for this run as KEY=VALUE, and comment lines on what is not among them."""
+    lines = filled("verl.j2", config, out=out, gpus=gpus, nodes=nodes).splitlines()
+    return [line for line in lines if line[0] != "#"], [line for line in lines if line[0] == "#"]
+
+
+def check(config: Config, gpus: int, nodes: int) -> None:
+    """UserError for what cannot be carried over without changing the experiment."""
+    o = config.learner
+    if config.reward.name == "hybrid" or ":" in config.reward.name:
+        raise UserError(f"reward.name {config.reward.name} is not exported; write verl's reward file by hand")
+    if o.schedule != "constant" or o.advantage not in ("grpo", "dr_grpo", "rloo") or o.loss == "reinforce":
+        raise UserError(
+            f"learner.schedule {o.schedule}, learner.advantage {o.advantage} and learner.loss {o.loss} are not all in "
+            "verl; choose constant, one of grpo, dr_grpo and rloo, and one of grpo, gspo and cispo"
+        )
+    if gpus < 1 or nodes < 1 or config.rollout.prompts_per_step * config.rollout.group_size % (gpus * nodes):
+        raise UserError(
+            f"{config.rollout.prompts_per_step} x {config.rollout.group_size} completions do not divide over "
+            f"{gpus} x {nodes} GPUs"
+        )
+
+
+def rows(config: Config) -> list[dict[str, Any]]:
+    """The training data in verl's schema, with our system message in front; unusable rows are left out."""
+    problems, _ = training_problems(config, None)
+    found = [
+        {
+            "data_source": problem.source or "one_shot_grpo",
+            "prompt": problem.chat,
+            "ability": "math",
+            "reward_model": {"style": "rule", "ground_truth": problem.ground_truth},
+            "extra_info": {"index": problem.index, "split": "train"},
+        }
+        for problem in problems
+    ]
+    least = config.rollout.prompts_per_step  # verl drops a batch that is not full
+    return [found[i % len(found)] for i in range(max(len(found), least))]
+
+
+def write(config: Config, out: Path, gpus: int, nodes: int) -> None:
+    """The folder. Nothing is written where something is wrong."""
+    check(config, gpus, nodes)
+    if out.exists():
+        raise UserError(f"{out} exists; choose another --out")
+    table = pa.Table.from_pylist(rows(config))
+    out.mkdir(parents=True)
+    pq.write_table(table, out / "train.parquet")
+    (out / "reward.py").write_text(filled("reward.j2", config) + "\n")
+    shutil.copytree(HERE.parents[1] / "rewards", out / "rewards", ignore=shutil.ignore_patterns("__pycache__"))
+    settings, comments = overrides(config, out.resolve(), gpus, nodes)
+    command = " \\\n    ".join(["python3 -m verl.trainer.main_ppo", *map(shlex.quote, settings), '"$@"'])
+    lines = ["#!/usr/bin/env bash", *comments, "set -euo pipefail", command]
+    (out / "run.sh").write_text("\n".join(lines) + "\n")
+
+
+def add_arguments(cli: argparse.ArgumentParser) -> None:
+    source = cli.add_mutually_exclusive_group(required=True)
+    source.add_argument("run", nargs="?", type=Path, metavar="RUN", help="run folder whose settings are exported")
+    source.add_argument("--preset", help="or a preset's")
+    cli.add_argument("--gpus", type=int, default=8, help="on each node (%(default)s)")
+    cli.add_argument("--nodes", type=int, default=1)
+    cli.add_argument("--data-dir", help="folder with local copies of the published data sets")
+
+
+def export(args: argparse.Namespace) -> str:
+    config = build(args.preset, env_weights()) if args.preset else parse(read_yaml(args.run / "config.yaml"))
+    if args.data_dir:
+        config = changed(config, {"data_dir": args.data_dir})
+    write(config, args.out, args.gpus, args.nodes)
+    return f"{args.out}/run.sh starts it where verl 0.9 is installed; its first lines report what is not carried over"
