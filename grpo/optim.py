@@ -50,6 +50,7 @@ class Optimizer:
         for group in self.adamw.param_groups:
             group["lr"] = self.lr
         self.adamw.step()
+        torch.autograd.graph.increment_version(self.masters)  # fused kernels do not; LoRA's kept sums go by it
         self.steps += 1
         if self.copies:
             torch._foreach_copy_(*zip(*self.copies, strict=True))

@@ -26,6 +26,7 @@ from transformers.utils.logging import disable_progress_bar
 from grpo import attention, hub, lora
 from grpo.chat_template import stop_ids
 from grpo.errors import UserError
+from grpo.linear import packs, product
 from grpo.logprob import addmm, token_logprobs
 from grpo.packing import Batch
 from grpo.settings import Config
@@ -92,6 +93,8 @@ class Policy:
         The head's bias and the model's logit scale are in them; the temperature is not.
         """
         head = self.network.get_output_embeddings()
+        if packs(head.weight):
+            return head(hidden) if self.logit_scale == 1 else head(hidden).mul_(self.logit_scale)
         logits = hidden.new_empty(len(hidden), len(head.weight), dtype=torch.promote_types(hidden.dtype, torch.float32))
         addmm(logits, hidden, head.weight.T, beta=0, alpha=self.logit_scale)
         if (bias := getattr(head, "bias", None)) is not None:

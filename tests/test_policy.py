@@ -15,9 +15,10 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from data.tiny_base import make_tokenizer
 from grpo import attention, lora
 from grpo.errors import UserError
+from grpo.optim import Optimizer
 from grpo.packing import Batch, pack
 from grpo.policy import Policy, compute_dtype, fuse_norms, load_policy
-from grpo.settings import Config, build, parse
+from grpo.settings import Config, LearnerConfig, build, parse
 from grpo.types import Sample
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -216,6 +217,34 @@ def test_a_small_step_arrives_in_bfloat16(folder: Path):
         assert along.mean(0).std().item() < 1.2 * error / 512**0.5
         assert along.mean(1).std().item() < 1.2 * error / 512**0.5
     assert torch.equal(lora.rounded(weight.float(), torch.bfloat16), weight)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_kept_sums_change_no_bit_and_follow_every_step(folder: Path, dtype: str):
+    """Of the optimiser, of a checkpoint that is read, and of whoever changes A or B in place."""
+    results = []
+    for keep in (False, True):
+        policy = load_policy(config(folder, dtype=dtype, **LORA), CPU)
+        if keep:
+            policy.keep_sums()
+        optimizer = Optimizer(policy.trainable().values(), LearnerConfig(lr=0.01))
+        seen = [logprobs(policy)]
+        for change in (optimizer.step, optimizer.step, lambda p=policy: move(p), None):
+            if change is None:
+                state = Optimizer(policy.trainable().values(), LearnerConfig()).state_dict()
+                state["masters"] = [torch.full_like(master, 0.02) for master in state["masters"]]
+                optimizer.load_state_dict(state)
+            else:
+                gradients(policy)
+                change()
+                optimizer.zero_grad()
+            seen.append(logprobs(policy))
+            with policy.model.disable_adapter():
+                seen.append(logprobs(policy))
+        results.append(seen)
+    for without, kept in zip(*results, strict=True):
+        assert torch.equal(without, kept)
+    assert all(not torch.equal(a, b) for a, b in zip(results[1][1::2], results[1][3::2], strict=False))
 
 
 def test_the_share_that_arrived_is_measured(folder: Path):

@@ -1,7 +1,7 @@
 """Batched sampling in plain PyTorch, for any causal language model of transformers on any device.
 
-It samples with the policy's own weights, so they cannot be stale. Every distinct prompt is read once and its KV cache
-copied for its completions; rows that have finished are dropped from the batch.
+It samples with the policy's own weights, so they cannot be stale. The prompts' common beginning is read once, then
+every distinct prompt, whose KV cache is copied for its completions. Rows that have finished leave the batch.
 
 Randomness is a function of (request seed, position) alone: one uniform number per token, drawn by hashing, picks the
 token from the cumulative distribution. A completion therefore does not depend on what else is in the batch.
@@ -15,14 +15,18 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from transformers import DynamicCache
+from transformers.cache_utils import Cache, DynamicLayer
 
 from grpo.engines.base import EngineCosts, SamplingParams
 from grpo.policy import Policy
 from grpo.settings import Config
 from grpo.types import Completion, FinishReason, Request
 
-COMPACT_BELOW = 0.75
+COMPACT_BELOW = 7 / 8
+"""the share of rows that still run, at and below which the finished ones are dropped"""
+BLOCK = 1024
+ROOM = 64
+"""tokens for which a KV cache has room at least, when it is made or grows"""
 
 
 class TorchEngine:
@@ -94,7 +98,7 @@ class Draft:
 
 
 def _write(policy: Policy, drafts: Sequence[Draft], sampling: SamplingParams) -> None:
-    """Fills in all drafts, one token each at a time."""
+    """Completes all drafts, one token at a time."""
     stop = () if sampling.ignore_eos else policy.stop_ids
     context = Context(policy, [draft.prompt_ids for draft in drafts])
     for position in itertools.count():
@@ -108,55 +112,132 @@ def _write(policy: Policy, drafts: Sequence[Draft], sampling: SamplingParams) ->
                     draft.finish_reason = "stop"
                 elif len(draft.ids) == sampling.max_new_tokens:
                     draft.finish_reason = "length"
-        going = [row for row, draft in enumerate(drafts) if draft.finish_reason is None]
-        if not going:
+        running = [row for row, draft in enumerate(drafts) if draft.finish_reason is None]
+        if not running:
             return
-        if len(going) < COMPACT_BELOW * len(drafts):
-            drafts, tokens = [drafts[row] for row in going], tokens[going]
-            context.select(going)
+        if len(running) <= COMPACT_BELOW * len(drafts):
+            rows = context.keep(running)
+            drafts, tokens = [drafts[row] for row in rows], tokens[rows]
         context.read(tokens[:, None])
 
 
 class Context:
-    """What the network has read so far, one text a row, left-padded to one length. Equal prompts are read once."""
+    """The text that the network has read so far, one row for each completion, left-padded to one length.
+
+    The common beginning of all prompts is read once, and so is the rest of equal prompts.
+    """
 
     hidden: torch.Tensor
     """[B, H] the last token's hidden states"""
 
     def __init__(self, policy: Policy, prompts: Sequence[tuple[int, ...]]):
-        self.policy, self.cache = policy, DynamicCache()
+        self.policy, self.cache = policy, Cache(layer_class_to_replicate=Buffer)
         texts = list(dict.fromkeys(prompts))
-        longest = max(map(len, texts))
+        lengths = [len(text) for text in texts]
+        longest = max(lengths)
+        padding = torch.tensor([longest - length for length in lengths], device=policy.device)
+        common = min(_common(texts), min(lengths) - 1) if len(texts) > 1 else 0
+        if common:
+            self.padding, self.ragged = torch.zeros(1, dtype=torch.long, device=policy.device), False
+            self.read(torch.tensor([texts[0][:common]], device=policy.device))
+            for layer in self.cache.layers:
+                layer.spread(padding)
         padded = [[0] * (longest - len(text)) + list(text) for text in texts]
-        self.padding = torch.tensor([longest - len(text) for text in texts], device=policy.device)  # [B] tokens
-        self.ragged = bool(self.padding.any())  # else no mask is needed: attention is plainly causal
-        self.read(torch.tensor(padded, device=policy.device))
+        self.padding, self.ragged = padding, len(set(lengths)) > 1  # [B] tokens
+        self.read(torch.tensor(padded, device=policy.device)[:, common:])
         row = {text: i for i, text in enumerate(texts)}
-        self.select([row[prompt] for prompt in prompts])
+        self._select([row[prompt] for prompt in prompts])
 
-    def select(self, rows: Sequence[int]) -> None:
-        """Keep these rows, in this order; a row may be named more than once."""
+    def _select(self, rows: Sequence[int]) -> None:
+        """Makes row i a copy of row rows[i]."""
         index = torch.tensor(rows, device=self.policy.device)
         self.cache.batch_select_indices(index)
         self.padding, self.hidden = self.padding[index], self.hidden[index]
 
+    def keep(self, rows: Sequence[int]) -> list[int]:
+        """Keeps these rows alone and returns their new order: the last ones move into the places that became free."""
+        kept, last = set(rows), [row for row in rows if row >= len(rows)]
+        order = [row if row in kept else last.pop() for row in range(len(rows))]
+        for layer in self.cache.layers:
+            layer.keep(order)
+        self.padding = self.padding[order]
+        return order
+
     def read(self, ids: torch.Tensor) -> None:
         """[B, T] the next T tokens of every row."""
-        columns = torch.arange(self.cache.get_seq_length() + ids.shape[1], device=ids.device)
-        new = columns[-ids.shape[1] :]
-        # A token sees the real ones up to itself. Padding may see itself, or its softmax would be over nothing.
-        real, itself = columns >= self.padding[:, None, None], columns == new[:, None]  # [B, 1, K], [T, K]
-        seen = real & (columns <= new[:, None]) | itself  # [B, T, K], K columns read so far
+        start = self.cache.get_seq_length()
+        columns = torch.arange(start + ids.shape[1], device=ids.device)
+        new = columns[start:]
+        mask = None
+        if self.ragged or (start and len(new) > 1):  # without a mask, attention is causal from the first column on
+            # A token sees the real ones up to itself. Padding may see itself, or its softmax would be over nothing.
+            real = columns >= self.padding[:, None, None]  # [B, 1, K]
+            mask = (real & (columns <= new[:, None]) | (columns == new[:, None]))[:, None]  # [B, 1, T, K]
         network = self.policy.network
         backbone = getattr(network, network.base_model_prefix)
         self.hidden = backbone(
             input_ids=ids,
             position_ids=(new - self.padding[:, None]).clamp(min=0),
-            attention_mask=seen[:, None] if self.ragged else None,
+            attention_mask=mask,
             past_key_values=self.cache,
             use_cache=True,
             segments=None,
         ).last_hidden_state[:, -1]
+
+
+def _common(texts: Sequence[tuple[int, ...]]) -> int:
+    """The number of tokens with which all texts begin: those that the first and the last in order share."""
+    first, last = min(texts), max(texts)
+    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+
+
+class Buffer(DynamicLayer):
+    """One layer's keys and values, with room for later tokens: what was read is not copied for every new token."""
+
+    buffers: tuple[torch.Tensor, ...] = ()
+    """keys, values: [rows, kv_heads, room, D], of which `keys` and `values` are the part in use"""
+
+    def update(self, keys: torch.Tensor, values: torch.Tensor, *_, **__) -> tuple[torch.Tensor, torch.Tensor]:
+        """Appends [B, kv_heads, T, D] and returns all [B, kv_heads, K, D]."""
+        start = self.get_seq_length()
+        end = start + keys.shape[2]
+        if not self.buffers or end > self.buffers[0].shape[2]:
+            self._grow(end + max(ROOM, end // 4), keys, values)
+        for buffer, new in zip(self.buffers, (keys, values), strict=True):
+            buffer[: len(new), :, start:end] = new
+        self._use(len(keys), end)
+        return self.keys, self.values
+
+    def _grow(self, room: int, *like: torch.Tensor) -> None:
+        buffers = tuple(new.new_empty(*new.shape[:2], room, new.shape[3]) for new in like)
+        for buffer, used in zip(buffers, (self.keys, self.values), strict=True):
+            if used is not None:
+                buffer[:, :, : used.shape[2]] = used
+        self.buffers = buffers
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        self.buffers = tuple(buffer[indices] for buffer in self.buffers)
+        self._use(len(indices), self.get_seq_length())
+
+    def spread(self, padding: torch.Tensor) -> None:
+        """Copies the only row to as many as `padding` has numbers, in each so many columns later."""
+        tokens = self.get_seq_length()
+        columns = torch.arange(tokens, device=padding.device) - padding[:, None]  # [B, K]
+        self.buffers = tuple(buffer[0][:, columns.clamp(min=0)].transpose(0, 1) for buffer in self.buffers)
+        self._use(len(padding), tokens)
+
+    def keep(self, order: Sequence[int]) -> None:
+        """Row i becomes row order[i], which is row i itself or one behind the last that is kept."""
+        places = [i for i, row in enumerate(order) if i != row]
+        tokens = self.get_seq_length()
+        if places:
+            for buffer in self.buffers:
+                buffer[places, :, :tokens] = buffer[[order[i] for i in places], :, :tokens]
+        self._use(len(order), tokens)
+
+    def _use(self, rows: int, tokens: int) -> None:
+        self.keys, self.values = (buffer[:rows, :, :tokens] for buffer in self.buffers)
+        self.is_initialized = True
 
 
 def _pick(
@@ -164,23 +245,49 @@ def _pick(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """[B] tokens and [B] their log-probabilities under the distribution they were drawn from."""
     logits = policy.logits(hidden)
-    greedy = sampling.temperature == 0
-    logp = torch.log_softmax(logits if greedy else logits.div_(sampling.temperature), -1)
-    tokens = logits.argmax(-1) if greedy else draw(logp, torch.from_numpy(u).to(logp.device))
-    return tokens, logp.gather(-1, tokens[:, None])[:, 0]
+    if sampling.temperature == 0:
+        tokens = logits.argmax(-1)
+        return tokens, torch.log_softmax(logits, -1).gather(-1, tokens[:, None])[:, 0]
+    if sampling.temperature != 1:
+        logits.div_(sampling.temperature)
+    probabilities = torch.softmax(logits, -1)
+    tokens = draw(probabilities, torch.from_numpy(u).to(logits.device))
+    return tokens, probabilities.gather(-1, tokens[:, None])[:, 0].log()
 
 
-def draw(logp: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-    """[B, V] log-probabilities, [B] numbers in [0, 1) -> [B] tokens: the first whose cumulative probability exceeds u.
+def draw(weights: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+    """[B, V] weights, [B] numbers in [0, 1) -> [B] tokens: the first whose cumulative weight exceeds u of the total.
 
-    This is what torch.multinomial does, with a number u of our own. The sum is float64: near 1, a float32 sum moves in
-    steps of 6e-8 and would give the rare tokens of a large vocabulary wrong shares.
+    This is what torch.multinomial does, with a number u of our own. Of a large vocabulary the block of BLOCK tokens is
+    drawn first, then the token in it: one pass over the weights instead of several in float64.
     """
-    cumulative = logp.exp().cumsum(-1, dtype=torch.float64)
-    total = cumulative[:, -1:]
-    # Rounding may take u * total up to the total, which no token exceeds: then the last possible token is drawn.
-    target = torch.minimum(u[:, None] * total, total.nextafter(torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, target, right=True)[:, 0]
+    if weights.shape[1] <= BLOCK:
+        return _search(weights, u)[0]
+    if short := -weights.shape[1] % BLOCK:
+        weights = torch.nn.functional.pad(weights, (0, short))
+    blocks = weights.unflatten(1, (-1, BLOCK))
+    block, rest = _search(blocks.sum(-1), u)
+    return block * BLOCK + _search(blocks[torch.arange(len(u), device=u.device), block], rest)[0]
+
+
+def _search(weights: torch.Tensor, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """[B] places where the cumulative weight first exceeds u of the total, and [B] how far into its weight: in [0, 1).
+
+    The sum is float64: near 1, a float32 sum moves in steps of 6e-8 and would give the rare tokens wrong shares.
+    """
+    cumulative = weights.cumsum(-1, dtype=torch.float64)
+    total = cumulative[:, -1]
+    # Rounding may take u * total up to the total, which no place exceeds: then the last possible place is drawn.
+    target = torch.minimum(u * total, _below(total))[:, None]
+    place = torch.searchsorted(cumulative, target, right=True)
+    weight = weights.gather(1, place).double()
+    into = 1 - (cumulative.gather(1, place) - target) / weight
+    return place[:, 0], into[:, 0].clamp(0, 1 - 2.0**-53)
+
+
+def _below(x: torch.Tensor) -> torch.Tensor:
+    """The next smaller number."""
+    return x.nextafter(torch.zeros_like(x))
 
 
 def uniforms(seeds: np.ndarray, position: int) -> np.ndarray:

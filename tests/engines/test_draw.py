@@ -8,30 +8,33 @@ import torch
 from grpo.engines.torch_engine import draw
 
 
-@pytest.mark.parametrize("vocabulary", [1, 2, 10, 97, 1000])
+@pytest.mark.parametrize("vocabulary", [1, 2, 10, 1000, 5000])
 def test_the_token_is_where_the_running_sum_passes_u(vocabulary: int):
     torch.manual_seed(0)
-    logp = torch.log_softmax(2 * torch.randn(2000, vocabulary, dtype=torch.float64), -1)
+    p = torch.softmax(2 * torch.randn(2000, vocabulary, dtype=torch.float64), -1)
     u = torch.rand(2000, dtype=torch.float64)
-    plain = torch.searchsorted(logp.exp().cumsum(-1), u[:, None], right=True)[:, 0].clamp(max=vocabulary - 1)
-    assert torch.equal(draw(logp, u), plain)
+    plain = torch.searchsorted(p.cumsum(-1), u[:, None], right=True)[:, 0].clamp(max=vocabulary - 1)
+    assert torch.equal(draw(p, u), plain)
 
 
 @pytest.mark.parametrize("u", [0.0, 0.3, 1 - 2.0**-53])
-def test_a_token_of_no_probability_is_neverdrawn(u: float):
-    # Only tokens 7 and 12 of 20 can come, at each end of u's range as well.
-    logp = torch.full((1, 20), -torch.inf)
-    logp[0, [7, 12]] = torch.tensor([0.5, 0.5]).log()
-    assert draw(logp, torch.tensor([u], dtype=torch.float64)).item() == (7 if u < 0.5 else 12)
+@pytest.mark.parametrize(("vocabulary", "first", "second"), [(20, 7, 12), (5000, 1500, 2500), (5000, 1030, 1031)])
+def test_a_token_of_no_probability_is_never_drawn(vocabulary: int, first: int, second: int, u: float):
+    # Only two tokens can come, at each end of u's range as well; of 5000 tokens in two blocks, or both in one.
+    p = torch.zeros(1, vocabulary)
+    p[0, [first, second]] = 0.5
+    assert draw(p, torch.tensor([u], dtype=torch.float64)).item() == (first if u < 0.5 else second)
 
 
-def test_rounding_at_the_end_of_a_blockdraws_no_impossible_token():
-    # 16 tokens make 4 blocks of 4. The float32 sum of the last block may be more than its float64 running sum, which
-    # puts the largest u behind its end: onto token 15, which has no probability, unless the search is held back.
+def test_rounding_at_the_end_of_a_block_draws_no_impossible_token():
+    # 3000 tokens make 3 blocks of 1024. The float32 sum of the last block may be more than its float64 running sum,
+    # which would put the largest u behind its end: onto token 2999, which has no probability, or onto the padding.
     torch.manual_seed(0)
-    logp = torch.log_softmax(torch.randn(1000, 16), -1)
-    logp[:, 15] = -torch.inf
-    assert not (draw(logp, torch.full((1000,), 1 - 2.0**-53, dtype=torch.float64)) == 15).any()
+    p = torch.softmax(torch.randn(1000, 3000), -1)
+    p[:, 2999] = 0
+    drawn = draw(p, torch.full((1000,), 1 - 2.0**-53, dtype=torch.float64))
+    assert (drawn < 2999).all()
+    assert (drawn > 2990).all()  # and yet one of the last
 
 
 def test_rare_tokens_of_a_large_vocabulary_keep_their_share():
@@ -39,6 +42,6 @@ def test_rare_tokens_of_a_large_vocabulary_keep_their_share():
     # near 1 moves in steps of 2^-24, so that tokens and even blocks of them would get wrong shares; here u three
     # quarters into the tail finds the token there, up to what rounding the large probability to float32 moves.
     tail = 2**17
-    logp = torch.cat([torch.tensor([1 - 2.0**-12]), torch.full((tail,), 2.0**-29)]).log()[None]
+    p = torch.cat([torch.tensor([1 - 2.0**-12]), torch.full((tail,), 2.0**-29)])[None]
     u = torch.tensor([1 - 2.0**-14], dtype=torch.float64)
-    assert abs(draw(logp, u).item() - tail * 3 / 4) < tail * 1e-3
+    assert abs(draw(p, u).item() - tail * 3 / 4) < tail * 1e-3

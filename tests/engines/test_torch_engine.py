@@ -50,16 +50,24 @@ def logprobs_of(policy, prompt, ids, temperature):
     return logp.gather(-1, torch.tensor(ids)[:, None])[:, 0]
 
 
+COMMON = [
+    Request((5, 6, 7, 8, 9, 3), 2, 100),  # all begin with 5, 6, 7, of which the last prompt needs one to be read
+    Request((5, 6, 7, 2), 3, 200),
+    Request((5, 6, 7), 2, 300),
+]
+
+
+@pytest.mark.parametrize("requests", [RAGGED, COMMON], ids=["ragged", "common"])
 @pytest.mark.parametrize("temperature", [0.6, 1.0])
-def test_logprobs_are_those_of_the_sampled_distribution(policy, engine, temperature):
-    for request, group in zip(RAGGED, engine.generate(RAGGED, SamplingParams(12, temperature)), strict=True):
+def test_logprobs_are_those_of_the_sampled_distribution(policy, engine, temperature, requests):
+    for request, group in zip(requests, engine.generate(requests, SamplingParams(12, temperature)), strict=True):
         for completion in group:
             expected = logprobs_of(policy, request.prompt_ids, completion.ids, temperature)
             torch.testing.assert_close(torch.tensor(completion.sampler_logprobs).double(), expected, rtol=0, atol=1e-6)
 
 
 def test_a_completion_does_not_depend_on_its_company(engine):
-    sampling = SamplingParams(90, 0.6)
+    sampling = SamplingParams(90, 0.6)  # longer than the room that a KV cache has at first
     together = engine.generate(RAGGED, sampling)
     reordered = engine.generate(RAGGED[::-1], sampling)[::-1]
     small = TorchEngine(max_num_seqs=3)
