@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -108,5 +107,5 @@ def open_policy(target: Target, device: torch.device, longest: int) -> Policy:
         if not torch.isfinite(weight).all():
             raise UserError(f"{target.path}: the weights {name} hold NaN or infinity; evaluate an older checkpoint")
     policy = Policy(model.requires_grad_(False), tokenizer, config)
-    print(prove(policy, longest), file=sys.stderr)
+    print(prove(policy, longest))
     return policy

@@ -22,6 +22,7 @@ def test_engine_and_reward_are_closed_however_the_run_ends(fails: str | None, tm
         raise RuntimeError("no more")
 
     monkeypatch.setattr(train, "load_reward", load_reward)
+    monkeypatch.setattr(train, "prove", lambda *_: "")  # it has an engine of its own
     monkeypatch.setattr(TorchEngine, "close", lambda self: closed.append("engine"))
     if fails is None:
         assert train.main(arguments(tmp_path, steps=1)) == 0

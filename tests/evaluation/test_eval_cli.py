@@ -352,7 +352,7 @@ BAD = {
     "twice": (["--bench", "math500,all"], "math500 is named twice"),
     "steering": (["--bench", "a\x1b[31m.jsonl", "--model", "TINY"], "a\\x1b[31m.jsonl"),
     "audit": (["--bench", "math500", "--audit-contamination", "--samples", "2"], "is greedy and has no prompt"),
-    "no run": (["--bench", "arithmetic", "--run", "TINY"], "is no run: it has no config.yaml"),
+    "no run": (["--bench", "arithmetic", "--run", "TINY"], "is not a run: it has no config.yaml"),
     "no evaluation": (["--regrade", "TINY"], "is no evaluation"),
     "prompt": (["--bench", "arithmetic", "--model", "TINY", "--prompt", "nowhere"], "nowhere"),
 }
