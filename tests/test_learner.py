@@ -267,14 +267,16 @@ def test_a_masked_token_is_seen_and_enters_no_number():
 
 
 def test_gspo_counts_completions_and_the_other_losses_tokens():
-    """Ratios far from 1: of group 1, whose advantages are 0.3, -1.2, 0.8 and 0.1, gspo clips whole completions."""
-    groups = make_groups(make_policy())
+    """The first step moves the ratios of group 1. Signs are chosen so that its completions moved the right way."""
+    first, second = make_groups(make_policy())
+    groups = [first, [dataclasses.replace(sample, advantage=-sample.advantage) for sample in second]]
     shares = {}
     for loss in ("grpo", "gspo", "cispo"):
         metrics = learn(
             make_policy(), groups, loss=loss, minibatches_per_rollout=2, lr=0.05, clip_low=0.01, clip_high=0.01
         )
         shares[loss] = metrics["policy/clip_fraction_low"] + metrics["policy/clip_fraction_high"]
+    assert shares["gspo"] > 0
     assert (shares["gspo"] * 8) % 1 == pytest.approx(0, abs=1e-9)  # of 8 completions
     tokens = sum(len(ids) for group in COMPLETIONS for ids in group)
     assert (shares["grpo"] * tokens) % 1 == pytest.approx(0, abs=1e-9)
