@@ -4,6 +4,7 @@
 # make test        ruff and the test suite, in JOBS processes (2 unless told)
 # make gpu         what a GPU machine needs on top, all pinned: vllm, bitsandbytes, W&B (flash-attn is not needed: make flash-attn)
 # make test-vllm   the vLLM engine on vLLM's CPU build and a real language model, in an environment of its own
+# make test-gpu-path  the code that a GPU runs, on a faked GPU with vLLM's CUDA build (9 GB), in an environment of its own
 # make test-peers  the same numbers as TRL and verl, in an environment of its own
 #
 # Python 3.11 to 3.14. A GPU needs an NVIDIA driver of 580 or newer, a C compiler, Python.h and 9 GB for the packages:
@@ -21,7 +22,7 @@ FORCE ?=
 CHECK = $(if $(FORCE),@true,@PIP_ARGS='$(PIP_ARGS)' $(PYTHON) -I grpo/machine.py)
 PIP = $(VENV)/bin/python -m pip install -q --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: demo laptop exercises test gpu flash-attn test-vllm test-peers clean
+.PHONY: demo laptop exercises test gpu flash-attn test-vllm test-gpu-path test-peers clean
 
 demo: $(VENV)/base
 	$(VENV)/bin/python train.py --preset cpu
@@ -51,6 +52,9 @@ test-vllm: .venv-vllm/ready
 	-$(MAKE) VENV=.venv-vllm models/smollm2
 	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -m "" -k "vllm or nf4 or eight_bit" tests/engines tests/test_policy.py tests/test_optim.py
 
+test-gpu-path: .venv-gpu/ready
+	TRITON_INTERPRET=1 CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 .venv-gpu/bin/python -m pytest -m gpu_path tests/gpu_path
+
 test-peers: .venv-peers/ready
 	OMP_NUM_THREADS=1 .venv-peers/bin/python -m pytest -m peers tests/peers tests/plan/test_speed.py
 
@@ -77,10 +81,16 @@ models/smollm2: | $(VENV)/base
 	$(PIP) -r requirements/laptop.txt
 	$(VENV)/bin/python -m tools.smollm2 --out $@
 
+# vLLM's CUDA build, which needs no GPU to be installed: 9 GB.
+.venv-gpu/ready: requirements/gpu.txt requirements/dev.txt
+	$(MAKE) VENV=.venv-gpu FORCE=1 gpu
+	.venv-gpu/bin/python -m pip install -q $(PIP_ARGS) -r requirements/dev.txt
+	touch $@
+
 .venv-peers/ready: requirements/base.txt requirements/dev.txt requirements/peers.txt
 	$(MAKE) VENV=.venv-peers .venv-peers/dev
 	.venv-peers/bin/python -m pip install -q $(PIP_ARGS) --no-deps -r requirements/peers.txt
 	touch $@
 
 clean:
-	rm -rf .venv .venv-vllm .venv-peers models
+	rm -rf .venv .venv-vllm .venv-gpu .venv-peers models

@@ -28,11 +28,13 @@ from grpo.hub import base_of
 from grpo.machine import compiler_problems
 from grpo.policy import Policy, compute_dtype
 from grpo.settings import Config
+from grpo.terminal import notify
 from grpo.types import Completion, Request
 
 CPU_BLOCK = 32  # the smallest that vLLM's CPU attention takes; only full blocks of a prompt are shared
 CPU_KV_GIB = 1.0
 VLLM_BATCHED_TOKENS = 8192
+VLLM_GRAPHED_SEQUENCES = 512  # the largest batch that vLLM records a CUDA graph for, unless told otherwise
 LEAST_VERSION = (0, 32)
 LEAST_SHM = 512 * 2**20
 GIB = 2**30
@@ -202,49 +204,60 @@ def _completion(output: Any) -> Completion:
 
 
 def _start(config: Config, device: torch.device) -> Any:
-    """vLLM's engine for the run's model, with room for the longest prompt and completion."""
+    """vLLM's engine for the run's model. Raises UserError where vLLM refuses it or a compiler is missing."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in another process weights could not be handed over
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")  # it draws truncated distributions: none is asked for
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its warnings, some per sync, are about choices made here
     from vllm import LLM
 
-    rollout, dtype = config.rollout, compute_dtype(config, device)
-    name = base_of(config.model)
-    model = AutoConfig.from_pretrained(name, trust_remote_code=config.policy.trust_remote_code)
-    own = _on_cpu(model.architectures or []) if device.type == "cpu" else _on_gpu(rollout.sleep)
+    if device.type == "cuda":
+        notify("starting vLLM: it compiles the model and records CUDA graphs, 1 to 3 minutes without a word")
     try:
-        return LLM(
-            name,
-            load_format="dummy",
-            skip_tokenizer_init=True,
-            generation_config="vllm",
-            trust_remote_code=config.policy.trust_remote_code,
-            dtype=str(dtype).removeprefix("torch."),
-            max_model_len=rollout.longest_sequence,
-            max_num_seqs=rollout.running_sequences,
-            max_num_batched_tokens=max(VLLM_BATCHED_TOKENS, rollout.longest_sequence),
-            kv_cache_memory_bytes=_kv_bytes(config, kv_bytes(model.get_text_config(), dtype.itemsize), device),
-            logprobs_mode="processed_logprobs",
-            hf_overrides={"head_dtype": HEAD_DTYPE},
-            **own,
-        )
+        return LLM(**engine_arguments(config, device))
     except Exception as error:
         if device.type == "cuda" and (lines := compiler_problems()):
-            raise UserError("; ".join(lines)) from error
+            raise UserError("\n".join(lines)) from error
         if isinstance(error, ValueError):
             reason = " ".join(str(error).split())
             raise UserError(f"vLLM cannot run {config.model}: {reason}; --rollout.engine torch may") from error
         raise
 
 
-def _on_gpu(sleep: bool) -> dict[str, Any]:
-    """With the KV cache given in bytes, the share of the card only has to be below what is free at the start."""
+def engine_arguments(config: Config, device: torch.device) -> dict[str, Any]:
+    """vLLM's own arguments: room for the longest prompt and completion, and random weights until the first sync."""
+    rollout, dtype = config.rollout, compute_dtype(config, device)
+    name = base_of(config.model)
+    model = AutoConfig.from_pretrained(name, trust_remote_code=config.policy.trust_remote_code)
+    own = _on_cpu(model.architectures or []) if device.type == "cpu" else _on_gpu(config)
+    return {
+        "model": name,
+        "load_format": "dummy",
+        "skip_tokenizer_init": True,
+        "generation_config": "vllm",
+        "trust_remote_code": config.policy.trust_remote_code,
+        "dtype": str(dtype).removeprefix("torch."),
+        "max_model_len": rollout.longest_sequence,
+        "max_num_seqs": rollout.running_sequences,
+        "max_num_batched_tokens": max(VLLM_BATCHED_TOKENS, rollout.longest_sequence),
+        "kv_cache_memory_bytes": _kv_bytes(config, kv_bytes(model.get_text_config(), dtype.itemsize), device),
+        "logprobs_mode": "processed_logprobs",
+        "hf_overrides": {"head_dtype": HEAD_DTYPE},
+        **own,
+    }
+
+
+def _on_gpu(config: Config) -> dict[str, Any]:
+    """With the KV cache given in bytes, the share of the GPU only has to be below what is free at the start."""
     free, total = torch.cuda.mem_get_info()
+    graphs = {}
+    if config.rollout.running_sequences > VLLM_GRAPHED_SEQUENCES:  # a larger batch would be decoded without graphs
+        graphs = {"compilation_config": {"max_cudagraph_capture_size": config.rollout.running_sequences}}
     return {
         "gpu_memory_utilization": round(0.95 * free / total, 3),
-        "enable_sleep_mode": sleep,
+        "enable_sleep_mode": config.rollout.sleep,
         "kernel_config": {"enable_flashinfer_autotune": False},  # minutes of timing kernels that are not used here
+        **graphs,
     }
 
 

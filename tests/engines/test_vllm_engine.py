@@ -281,7 +281,7 @@ def test_what_a_gpu_engine_is_asked_for_is_what_vllm_knows(engines, monkeypatch)
     from vllm.engine.arg_utils import EngineArgs
 
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (20 * 2**30, 24 * 2**30))
-    asked = _on_gpu(sleep=True)
+    asked = _on_gpu(parse({}))
     assert set(asked) <= {field.name for field in dataclasses.fields(EngineArgs)}
     assert set(asked["kernel_config"]) <= {field.name for field in dataclasses.fields(KernelConfig)}
     assert asked["gpu_memory_utilization"] == 0.792  # 0.95 of the 20 of 24 GiB that are free

@@ -188,7 +188,7 @@ CASES = {
 def test_learning_memory_is_what_the_learner_uses(case, tmp_path):
     """The 1.5B architecture with 3 of its 28 layers, and once with 6: short by at most 3 %, over by at most 10."""
     preset, options, dimensions = CASES[case]
-    config = build(preset, BASE | options)
+    config = build(preset, BASE | {"learner.microbatch_tokens": 24576 if preset == "h100" else 8192} | options)
     shape = shape_from(
         tmp_path, qwen2(1536, heads=12, kv_heads=2, intermediate=8960, tied=True, **{"layers": 3} | dimensions)
     )

@@ -84,7 +84,8 @@ MORE = {
 @pytest.mark.parametrize("knob", MORE)
 def test_learning_takes_more(knob):
     preset = "h100" if knob == "learner.kl_coef" else "l4"  # LoRA's reference is the policy itself
-    less, more = (make_plan(build(preset, {"policy.quant": "none", knob: v}), GPUS["h100"]) for v in MORE[knob])
+    fixed = {"policy.quant": "none", "learner.microbatch_tokens": 8192}
+    less, more = (make_plan(build(preset, fixed | {knob: v}), GPUS["h100"]) for v in MORE[knob])
     assert less.needs("learn") < more.needs("learn")
 
 
@@ -243,7 +244,7 @@ def test_every_remedy_is_a_setting():
 
 
 def test_quant_auto_is_none_where_that_fits_and_nf4_where_it_does_not():
-    auto = build("l4", {"policy.gradient_checkpointing": True})
+    auto = build("l4", {"policy.gradient_checkpointing": True, "learner.microbatch_tokens": 8192})
     need, [line] = decide(auto, GPUS["l4"])
     assert need.config.policy.quant == "none"
     assert line.startswith("auto: policy.quant none (")
