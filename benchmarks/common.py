@@ -16,11 +16,10 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 
 from data.tiny_base import make_tokenizer
 from grpo.learner import Learner
-from grpo.packing import pack
 from grpo.plan.shapes import ModelShape
 from grpo.plan.time import causal_pairs, training_flops
 from grpo.policy import Policy, compute_dtype
-from grpo.settings import Config, build, changed
+from grpo.settings import Config, changed
 from grpo.types import Sample
 
 REPO = Path(__file__).resolve().parent.parent
@@ -114,18 +113,6 @@ def packed_work(learner: Learner, groups: list[list[Sample]]) -> tuple[int, int]
     sizes = tuple((m.in_features, m.out_features) for m in linear)
     shape = ModelShape(policy.network.config, 0, sizes)
     return tokens, training_flops(shape, tokens, pairs, predicted, frozen=policy.lora)
-
-
-def packing_and_decoding(groups: list[list[Sample]]) -> dict[str, float]:
-    """Seconds of what the processor does beside a step of h100, with the built-in model's tokenizer."""
-    samples, tokenizer = [sample for group in groups for sample in group], make_tokenizer()
-    budget = build("h100", {}).learner.microbatch_tokens
-    ids = [[token % len(tokenizer) for token in sample.completion_ids] for sample in samples]
-    return {
-        "tokens": sum(map(len, ids)),
-        "pack_s": stopwatch(lambda: pack(samples, [1.0] * len(samples), budget))["seconds"],
-        "decode_s": stopwatch(lambda: tokenizer.batch_decode(ids, skip_special_tokens=True))["seconds"],
-    }
 
 
 def stopwatch(work: Callable[[], object]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import sys
@@ -12,10 +13,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2ForCausalLM
 
-REPO = Path(__file__).resolve().parents[2]
+REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
 
-from benchmarks import common, exact, gpu, versus_trl  # noqa: E402
+from benchmarks import common, gpu, versus_trl  # noqa: E402
 from grpo.environment import installed  # noqa: E402
 from grpo.plan import time as flops  # noqa: E402
 from grpo.plan.shapes import ModelShape  # noqa: E402
@@ -28,7 +29,7 @@ def figures(tmp_path_factory) -> dict:
 
 
 def test_every_part_of_the_gpu_benchmark_runs(figures):
-    parts = {name for name in gpu.PARTS if name not in gpu.NEEDS or installed(gpu.NEEDS[name])}
+    parts = {name for name in gpu.PARTS if name not in gpu.NEEDS or installed(gpu.NEEDS[name])} - {"train"}
     assert set(figures) == parts | {"machine"}
     for name in parts:
         numbers = [value for value in figures[name].values() if not isinstance(value, str)]
@@ -44,18 +45,17 @@ def test_the_step_has_something_to_learn(figures, part):
 
 def test_in_float32_packed_alone_and_chunked_are_exact(figures):
     errors = {name: value for name, value in figures["exact"].items() if name.endswith("_error")}
-    assert len(errors) == 7  # packed and alone: log-probabilities, gradient; the head: and two gradients
+    assert len(errors) == 5  # packed and alone: log-probabilities, gradient; the chunked head
     assert max(errors.values()) < 1e-4, errors  # float32's rounding is 6e-8, over sums of hundreds
 
 
 def test_a_leak_between_packed_sequences_is_noticed(monkeypatch, tmp_path):
     whole = torch.nn.functional.scaled_dot_product_attention
-    config = gpu.Bench("tiny", tmp_path).config("h100", {"learner.kl_coef": 0})
     monkeypatch.setattr(
         "grpo.attention._run_by_run",
         lambda q, k, v, scaling, *_: whole(q, k, v, is_causal=True, scale=scaling, enable_gqa=True).transpose(1, 2),
     )
-    assert exact.exact(config, torch.device("cpu"))["packed_logprobs_error"] > 1e-2
+    assert gpu.exact(gpu.Bench("tiny", tmp_path))["packed_logprobs_error"] > 1e-2
 
 
 def test_one_sequence_at_a_time_is_the_same_update_as_all_at_once(figures):
@@ -69,22 +69,47 @@ def test_a_part_that_is_in_the_file_is_not_run_again(tmp_path, monkeypatch, caps
     def fails(bench):
         raise RuntimeError("cut off")
 
-    monkeypatch.setitem(gpu.PARTS, "exact", lambda bench: {"error": 0.5})
+    monkeypatch.setitem(gpu.PARTS, "exact", (1, lambda bench: {"error": 0.5}))
     with monkeypatch.context() as patch:
-        patch.setitem(gpu.PARTS, "matmul", fails)
+        patch.setitem(gpu.PARTS, "matmul", (1, fails))
         with pytest.raises(SystemExit, match="failed: matmul"):
             gpu.main(command)
     first = json.loads((tmp_path / "gpu.json").read_text())
     again = gpu.main(command)
     assert again["exact"] == first["exact"]
     assert again["matmul"]["tflops"] > 0
-    assert "exact: is in the file already" in capsys.readouterr().out
+    assert "exact: skipped, it is in the file already" in capsys.readouterr().out
 
 
-def test_a_part_without_its_package_is_skipped_by_name(tmp_path, monkeypatch, capsys):
+def test_a_part_without_its_package_or_model_is_skipped_by_name(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu, "installed", lambda package: False)
-    assert set(gpu.main(["--size", "tiny", "--out", str(tmp_path / "x.json"), "--part", "vllm"])) == {"machine"}
-    assert "vllm: skipped, vllm is not installed" in capsys.readouterr().out
+    out = str(tmp_path / "x.json")
+    assert gpu.main(["--size", "tiny", "--out", out, "--part", "vllm", "train"]) == {}
+    printed = capsys.readouterr().out
+    assert "vllm: skipped, vllm is not installed" in printed
+    assert "train: skipped, it needs --model" in printed
+
+
+def test_it_ends_in_time_and_the_most_telling_parts_come_first(tmp_path, monkeypatch, capsys):
+    """300 s, and each look at the clock is 100 s later: two parts start, 200 and 100 s before the end."""
+    clock = iter(range(0, 1000, 100))
+    ran = []
+    monkeypatch.setattr(gpu.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(gpu, "run_apart", lambda part, args, left: ran.append((part, left)) or True)
+    gpu.main(
+        ["--size", "tiny", "--out", str(tmp_path / "x.json"), "--minutes", "5", "--part", "exact", "matmul", "oom"]
+    )
+    assert ran == [("exact", 200), ("matmul", 100)]
+    assert "oom: skipped, 0 s are left and it may take 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("seconds", [0.5, 300])
+def test_a_part_in_a_process_of_its_own_writes_its_figures_or_is_stopped(tmp_path, seconds, capsys):
+    out = tmp_path / "x.json"
+    args = argparse.Namespace(out=out, size="tiny", model=None)
+    assert gpu.run_apart("matmul", args, seconds) is (seconds == 300)
+    assert ("matmul" in gpu.read_figures(out)) is (seconds == 300)
+    assert ("stopped, the time is up" in capsys.readouterr().out) is (seconds == 0.5)
 
 
 def test_the_ratio_to_trl_is_taken_pair_by_pair():
