@@ -250,7 +250,11 @@ def load_plain(
         model = lora.merge(lora.open_adapter(model, name))
     elif base != name:
         model = PeftModel.from_pretrained(model, name).merge_and_unload()
-    return model.to(dtype) if dtype else model
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())  # PEFT froze the base
+        if trained is not dtype and dtype:  # and no buffer: RoPE's frequencies stay in float32
+            parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def load_model(
