@@ -126,7 +126,7 @@ def make_plan(config: Config, hardware: Hardware) -> Plan:
     else:
         engine = choose_engine(setting, hardware.device)
     trusted = config.policy.trust_remote_code
-    reward_model = model_shape(config.reward.hybrid.model, trusted) if config.reward.name == "hybrid" else None
+    reward_model = model_shape(config.reward.hybrid.model, False) if config.reward.name == "hybrid" else None
     run, model = RunShape.of(config, hardware, engine.costs), model_shape(config.model, trusted)
     return Plan(config, run, model, hardware, engine, reward_model)
 
