@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gc
+import json
 import math
+import os
 import random
 import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, Popen
 
 import torch
 from transformers import AutoModelForCausalLM, Qwen2Config
@@ -126,6 +129,32 @@ def stopwatch(work: Callable[[], object]) -> dict[str, float]:
 def synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+class Worker:
+    """A process that takes a turn for every line that it is sent, and answers with one line of figures."""
+
+    def __init__(self, command: list[str]):
+        """Waits until the process prints "ready"."""
+        environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+        self.command = command
+        self.process = Popen(command, text=True, env=environment, stdin=PIPE, stdout=PIPE, stderr=DEVNULL)
+        self._read("ready")
+
+    def turn(self, work: str = "go") -> dict[str, float]:
+        self.process.stdin.write(work + "\n")
+        self.process.stdin.flush()
+        return json.loads(self._read("#")[1:])
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+    def _read(self, start: str) -> str:
+        for line in self.process.stdout:
+            if line.startswith(start):
+                return line
+        raise RuntimeError(f"a worker ended with code {self.process.wait()}; run it by hand: {' '.join(self.command)}")
 
 
 def sustained(device: torch.device, seconds: float) -> float:
