@@ -6,6 +6,7 @@ import json
 from contextlib import closing
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
@@ -91,3 +92,14 @@ def test_held_out_prompts_that_do_not_fit_are_left_out_and_counted(tmp_path, cap
     problems.write_text(problems.read_text() + '{"problem": "3"}\n')
     with pytest.raises(UserError, match=r"own.jsonl: 1 of 4 rows cannot be used \(line 4: no ground truth"):
         held_out(tmp_path, eval__data=str(problems), eval__limit="4")
+
+
+def test_the_verifier_has_the_runs_limits_and_ends_with_the_run():
+    """An answer that needs algebra starts a server; an answer must not time out here and be right in training."""
+    config = build("cpu", {"reward.workers": 3, "reward.timeout_s": 4.5})
+    with closing(Validator(config, None, {}, [], clock=None)) as validator:
+        verifier = validator.reward.verifier
+        assert verifier.limits[:2] == (3, 4.5)
+        assert validator.reward(r"\boxed{\frac{\sqrt{8}}{2}}", r"\sqrt{2}").verify == 1.0
+        server = verifier._server.pid
+    assert not psutil.pid_exists(server)
