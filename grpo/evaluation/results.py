@@ -140,7 +140,9 @@ class Line(NamedTuple):
     @property
     def name(self) -> str:
         """A short name inside the table of one run."""
-        return self.model if self.step is None else f"step {self.step}" if self.step else "base"
+        if self.step is None:
+            return self.model
+        return f"step {self.step}" if self.step else "base"
 
     @property
     def bench(self) -> str:
@@ -160,10 +162,9 @@ def table(lines: Sequence[Line]) -> str:
     Several models are compared benchmark by benchmark; what is common to a table's rows stands above it.
     """
     several = len({line.model for line in lines}) > 1
-    key = (lambda line: (line.bench, line.settings["prompt"])) if several else (lambda line: None)
-    groups: dict[object, list[Line]] = {}
+    groups: dict[tuple, list[Line]] = {}
     for line in lines:
-        groups.setdefault(key(line), []).append(line)
+        groups.setdefault((line.bench, line.settings["prompt"]) if several else (), []).append(line)
     return "\n".join([*map(_rows, groups.values()), *_notes(lines)])
 
 
@@ -174,8 +175,8 @@ def _rows(lines: Sequence[Line]) -> str:
         "prompt": [line.settings["prompt"] for line in lines],
         "sampling": [line.sampling for line in lines],
     }
-    common = [f"{name} {values[0]}" for name, values in labels.items() if len(set(values)) == 1 < len(lines)]
-    columns = {name: values for name, values in labels.items() if len(lines) == 1 or len(set(values)) > 1}
+    common = [f"{name} {values[0]}" for name, values in labels.items() if len(set(values)) == 1]
+    columns = {name: values for name, values in labels.items() if len(set(values)) > 1}
     shares = [*COLUMNS, *(["continued"] if all("continued" in line.scores for line in lines) else [])]
     columns |= {share: [_percent(line.scores[share]) for line in lines] for share in shares}
     columns |= {
@@ -185,7 +186,7 @@ def _rows(lines: Sequence[Line]) -> str:
     cells = [[name, *values] for name, values in columns.items()]
     widths = [max(map(len, column)) for column in cells]
     text = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in zip(*cells, strict=True)]
-    return "\n".join([*([", ".join(common)] if common else []), *text])
+    return "\n".join([", ".join(common), *text] if common else text)
 
 
 def _notes(lines: Sequence[Line]) -> list[str]:

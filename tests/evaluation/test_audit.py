@@ -51,6 +51,6 @@ def test_it_finds_what_was_planted_and_only_that(contaminated, tmp_path, capsys,
         scores = json.loads((outputs.parent / "scores.json").read_text())
         assert scores["continued"]["mean"] == scores["flexible"]["mean"] == found / PLANTED
         table = capsys.readouterr().out
-        assert "continued" in table.splitlines()[1]
+        assert any(line.split()[:3] == ["strict", "flexible", "continued"] for line in table.splitlines())
         assert "wrote the rest of the question word for word" in table
         assert cli.main(["--regrade", str(outputs.parent)]) == 0
