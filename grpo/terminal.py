@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import shutil
@@ -13,6 +14,9 @@ from pathlib import Path
 from typing import TextIO
 
 from tqdm import tqdm
+
+# At import, on processors with AVX-512 BF16, it reports a package as missing that nothing here uses.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def notify(message: str) -> None:

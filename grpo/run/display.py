@@ -81,6 +81,15 @@ def fitted(parts: Sequence[str], width: int) -> str:
     return "  ".join(parts)
 
 
+def measured_time(step_s: float, steps: int) -> str:
+    """The time to go at the speed of a measured step, for runs that people plan around: half an hour and more."""
+    hours = step_s * steps / 3600
+    if hours < 0.5:
+        return ""
+    to_go = f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
+    return f"measured: {step_s:.1f} s a step, {to_go} for the other {steps}"
+
+
 def figures(metrics: dict[str, float], limit: int | None = None) -> list[str]:
     """The step's figures, the most telling first: held-out accuracy (starred where eval.limit is set), then reward."""
     star = "*" if limit else ""

@@ -19,7 +19,7 @@ from grpo.run import files
 from grpo.run.alarms import Alarms
 from grpo.run.checkpoint import Checkpoints, TrainingState
 from grpo.run.clock import Clock, memory_in_use_gib
-from grpo.run.display import WHY_NO_LOSS, Progress, before_and_after, show_samples
+from grpo.run.display import WHY_NO_LOSS, Progress, before_and_after, measured_time, show_samples
 from grpo.run.interrupts import Interrupts
 from grpo.run.resume import decisive, digest_reward, new_folder, rewind
 from grpo.run.trackers import Tracker
@@ -174,6 +174,8 @@ class Run:
             self.accuracy[step] = row[self.best_by]
         self._tracker.log(row)
         self.progress.step(row, self.config.eval.limit)
+        if step == 2 and (line := measured_time(row["time/step"], self.config.steps - step)):  # the first warms up
+            notify(line)
         if step and (step == self.config.steps or (every and step % every == 0)):
             self.save()
 
