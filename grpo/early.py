@@ -16,11 +16,9 @@ def answer_early(module: str, parse: Callable[[Sequence[str]], object] | None = 
         return
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until a run handles it, Ctrl-C ends the process without a traceback
     from grpo.errors import one_line
-    from grpo.terminal import TolerantStream
 
     if parse is None:
         from grpo.cli import parse_args as parse
-    sys.stdout, sys.stderr = TolerantStream(sys.stdout), TolerantStream(sys.stderr)
 
     @one_line(OSError)
     def parsed(argv: Sequence[str]) -> int:

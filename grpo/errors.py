@@ -7,7 +7,9 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from grpo.terminal import escape_control
+from tqdm import tqdm
+
+from grpo.terminal import escape_control, tolerant_output
 from rewards import RewardError
 
 
@@ -38,20 +40,21 @@ class Interrupted(KeyboardInterrupt):
 def one_line(*further: type[Exception]) -> Callable:
     """Decorates `main(argv) -> exit code`: user errors, the `further` exceptions and interruptions become one line.
 
-    Every other exception is a fault of the program and keeps its traceback.
+    Every other exception is a fault of the program and keeps its traceback. No output ends the command.
     """
 
     def decorate(main: Callable[[Sequence[str]], int]) -> Callable[[Sequence[str]], int]:
         @functools.wraps(main)
         def command(argv: Sequence[str]) -> int:
-            try:
-                return main(argv)
-            except (UserError, RewardError, *further) as error:
-                return _tell(f"error: {error}", 2)
-            except TrainingStopped as error:
-                return _tell(f"stopped: {error}", 1)
-            except KeyboardInterrupt as interruption:
-                return _tell(f"ended by {interruption or 'SIGINT'}", getattr(interruption, "code", 130))
+            with tolerant_output():
+                try:
+                    return main(argv)
+                except (UserError, RewardError, *further) as error:
+                    return _tell(f"error: {error}", 2)
+                except TrainingStopped as error:
+                    return _tell(f"stopped: {error}", 1)
+                except KeyboardInterrupt as interruption:
+                    return _tell(f"ended by {interruption or 'SIGINT'}", getattr(interruption, "code", 130))
 
         return command
 
@@ -59,5 +62,5 @@ def one_line(*further: type[Exception]) -> Callable:
 
 
 def _tell(line: str, code: int) -> int:
-    print(escape_control(line), file=sys.stderr)
+    tqdm.write(escape_control(line), file=sys.stderr)  # above a progress bar, if one is left
     return code

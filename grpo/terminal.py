@@ -9,7 +9,8 @@ import shutil
 import sys
 import textwrap
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -52,6 +53,24 @@ def escape_control(text: str) -> str:
 
 def _harmless(character: str) -> bool:
     return character in "\n\t" or (unicodedata.category(character)[0] != "C" and character not in "\u2028\u2029")
+
+
+@contextmanager
+def tolerant_output() -> Iterator[None]:
+    """Makes stdout and stderr TolerantStreams, for a command: what it prints must never end it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # closed: the next file that is opened would get the number, and the output of libraries
+            os.open(os.devnull, os.O_RDWR)
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (TolerantStream(stream or open(os.devnull, "w")) for stream in before)  # noqa: SIM115
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before
 
 
 class TolerantStream:

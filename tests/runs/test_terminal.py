@@ -21,7 +21,6 @@ from small_runs import REPO, SMALL, arguments, rows, start, wait_until
 import train
 from grpo.run import display
 from grpo.run.alarms import ENOUGH, WINDOW, Alarms
-from grpo.terminal import TolerantStream
 
 EVALUATED = {
     "reward.name": "multi_signal",
@@ -80,7 +79,6 @@ def test_output_that_is_lost_ends_nothing(tmp_path, output):
 
     def lost() -> None:
         os.dup2(output(), 1)
-        sys.stdout, sys.stderr = TolerantStream(sys.stdout), TolerantStream(sys.stderr)  # as train.py does
 
     child = start(arguments(tmp_path, "run", steps=2), tmp_path / "log", lost)
     assert child.wait() == 0, child.output()
@@ -100,7 +98,6 @@ def test_a_lost_connection_saves_the_last_step(tmp_path):
         os.dup2(theirs, 2)
         os.close(ours)
         os.close(theirs)
-        sys.stdout, sys.stderr = TolerantStream(sys.stdout), TolerantStream(sys.stderr)  # as train.py does
 
     args = arguments(tmp_path, "run", steps=100000, checkpoint__every=0)
     child = start(args, tmp_path / "log", on_terminal)
@@ -205,6 +202,38 @@ def test_answers_left_ungraded_are_reported_at_once():
     """One step of the last five with 25% ungraded: 5% of the window."""
     (alarm,) = alarms(*[{}] * WINDOW, {"outcome/over_budget": 0.25}, *[{}] * WINDOW)
     assert alarm.startswith("5.0% of the answers were not graded: reward.budget_s was used up")
+
+
+OWN = {"outcome/correct": 0.0}
+"""A user's own reward: no answer is verified."""
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        (
+            [{}] * WINDOW + [{"reward/mean": 0.4, "groups/zero_variance": 1.0}] * WINDOW,
+            "equal, 0.4: nothing was learned",
+        ),
+        ([{"reward/mean": 0.0, "groups/zero_variance": 1.0}] * WINDOW, "equal, 0: nothing was learned"),
+        (
+            [{}] * WINDOW + [{"completion/length_mean": 7.0, "completion/tokens": 700.0}] * WINDOW,
+            "shrank from 30 to 7 tokens and earn no more",
+        ),
+        ([{}] * WINDOW + [{"reward/mean": 2.0, "groups/zero_variance": 1.0}] * WINDOW, None),  # solved
+        ([{"groups/zero_variance": 1.0}] * 2 * WINDOW, None),  # solved from the start
+        ([{"reward/mean": -1.0}] * WINDOW + [{"reward/mean": 0.0, "groups/zero_variance": 1.0}] * WINDOW, None),
+        (
+            [{}] * WINDOW + [{"reward/mean": 1.5, "completion/length_mean": 7.0, "completion/tokens": 700.0}] * WINDOW,
+            None,
+        ),
+    ],
+)
+def test_alarms_of_an_own_reward_claim_only_what_it_measured(steps, message):
+    """Unverified, the reward alone tells: flat below an earlier mean, or 0 from the start, is no solved task."""
+    found = alarms(*[OWN | step for step in steps])
+    assert len(found) == (message is not None)
+    assert message is None or message in found[0]
 
 
 @pytest.mark.parametrize(
