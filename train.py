@@ -7,11 +7,14 @@ python train.py --preset h100     # all weights on 80 GB
 
 from __future__ import annotations
 
+import sys
+
+sys.path.insert(0, __file__.rpartition("/")[0] or ".")  # python -P does not do it
+
 from grpo.early import answer_early
 
 answer_early(__name__)  # as a command: --help and wrong arguments are answered before torch is imported
 
-import sys
 from contextlib import closing
 from pathlib import Path
 

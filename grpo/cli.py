@@ -74,6 +74,8 @@ def read_options(argv: Sequence[str]) -> dict[str, str]:
             value = "true"
         elif not equals:
             raise UserError(f"--{option} needs a value")
+        if not value.isprintable() and any("\ud800" <= character <= "\udfff" for character in value):
+            raise UserError(f"--{option} is {value!r}; it must be text in UTF-8")
         given[name] = expand_home(value) if name in COMMANDS else value
     return given
 

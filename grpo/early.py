@@ -23,9 +23,9 @@ def answer_early(module: str, parse: Callable[[Sequence[str]], object] | None = 
     @one_line(OSError)
     def parsed(argv: Sequence[str]) -> int:
         parse(argv)
+        if sys.stderr.isatty():
+            print("loading torch and transformers", file=sys.stderr, flush=True)
         return 0
 
     if code := parsed(sys.argv[1:]):
         sys.exit(code)
-    if sys.stderr.isatty():
-        print("loading torch and transformers", file=sys.stderr, flush=True)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from small_runs import REPO, SMALL, arguments, completions, rows, same_run, weights
+from small_runs import REPO, SMALL, arguments, completions, rows, same_run, start, weights
 
 import train
 from grpo.cli import Command
@@ -363,3 +363,40 @@ def test_auto_goes_by_what_the_run_wrote(tmp_path, three, capsys):
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     assert train.main(["--resume", "auto", "--out", str(tmp_path)]) == 0
     assert f"{tmp_path / 'new'} is finished" in capsys.readouterr().out
+
+
+# ---- what an editor does between start and --resume
+
+
+def test_settings_that_an_editor_rewrote_are_the_same_settings(copied):
+    """Comments added, keys sorted, quotes and flow style: the run's id is in none of it."""
+    path = copied / "config.yaml"
+    tree = yaml.safe_load(path.read_text())
+    path.write_text("# my notes\n" + yaml.safe_dump(tree, sort_keys=True, default_flow_style=True))
+    assert train.main(["--resume", str(copied), "--steps", "4"]) == 0
+
+
+def own_reward(folder: Path, name: str, signal: str, factor: float) -> str:
+    body = f"def f(completion, ground_truth):\n    return {{{signal!r}: {factor} * (len(completion) % 7)}}\n"
+    (folder / f"{name}.py").write_text(body)
+    return f"{name}:f"
+
+
+@pytest.mark.parametrize(
+    ("signal", "factor", "code", "message"),
+    [
+        ("odd", 1.0, 0, None),
+        ("odd", 2.0, 0, "the reward's source was edited after step_000002"),
+        ("even", 1.0, 2, "was trained on the signals odd, and the reward now returns even"),
+    ],
+)
+def test_a_reward_that_was_edited_is_reported(tmp_path, monkeypatch, signal, factor, code, message):
+    """Other values are a line, other signals are refused; the same source is silent."""
+    monkeypatch.syspath_prepend(tmp_path)
+    name = own_reward(tmp_path, f"mine_{signal}_{int(factor)}", "odd", 1.0)
+    assert start(arguments(tmp_path, "run", steps=2, reward__name=name), tmp_path / "log").wait() == 0
+    own_reward(tmp_path, name.partition(":")[0], signal, factor)
+    child = start(["--resume", str(tmp_path / "run"), "--steps", "3"], tmp_path / "again")
+    assert child.wait() == code, child.output()
+    assert (message or "") in child.output()
+    assert ("was edited" in child.output()) is (factor == 2.0)

@@ -1,0 +1,72 @@
+"""Odd machines: file systems without locks, terminals that cannot write a character, closed streams, hidden folders."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_runs import REPO, arguments, rows
+
+
+def train(tmp_path: Path, *words: str, python: tuple[str, ...] = (), **options) -> subprocess.CompletedProcess:
+    """train.py as a process of its own, for two steps."""
+    args = arguments(tmp_path, "run", steps=2, reward__name="format_only", reward__workers=1)
+    environment = os.environ | options.pop("environment", {})
+    command = [sys.executable, *python, str(REPO / "train.py"), *args, *words]
+    return subprocess.run(command, cwd=REPO, env=environment, capture_output=True, timeout=300, **options)
+
+
+@pytest.fixture(scope="session")
+def shim(tmp_path_factory) -> Path:
+    if shutil.which("gcc") is None:
+        pytest.skip("needs gcc")
+    library = tmp_path_factory.mktemp("shim") / "unsupported.so"
+    source = Path(__file__).with_name("unsupported.c")
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    return library
+
+
+def test_a_file_system_without_locks_and_fsync_works_with_one_warning_each(tmp_path, shim):
+    done = train(tmp_path, environment={"LD_PRELOAD": str(shim), "UNSUPPORTED": "flock fsync"})
+    error = done.stderr.decode()
+    assert done.returncode == 0, error
+    assert error.count("has no locks") == error.count("has no fsync") == 1
+    assert len(rows(tmp_path / "run")) == 3
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_character_that_the_output_cannot_write_ends_nothing(tmp_path, encoding):
+    done = train(tmp_path / "größe→", environment={"PYTHONIOENCODING": encoding})
+    assert done.returncode == 0, done.stderr
+    assert b"\\u2192" in done.stdout
+    assert len(rows(tmp_path / "größe→" / "run")) == 3
+
+
+def test_closed_streams_end_nothing(tmp_path):
+    def close() -> None:
+        for number in range(3):
+            os.close(number)
+
+    args = arguments(tmp_path, "run", steps=2, reward__name="format_only", reward__workers=1)
+    process = subprocess.Popen([sys.executable, str(REPO / "train.py"), *args], cwd=REPO, preexec_fn=close)
+    assert process.wait(300) == 0
+    assert len(rows(tmp_path / "run")) == 3
+
+
+def test_a_python_that_leaves_the_script_folder_out_works(tmp_path):
+    done = train(tmp_path, python=("-P",))
+    assert done.returncode == 0, done.stderr
+    assert len(rows(tmp_path / "run")) == 3
+
+
+def test_a_folder_whose_name_is_not_utf8_is_one_line(tmp_path):
+    done = train(tmp_path / os.fsdecode(b"r\xff"))
+    error = done.stderr.decode(errors="replace")
+    assert done.returncode == 2, error
+    assert error.count("error: ") == 1
+    assert "UTF-8" in error
+    assert "Traceback" not in error
