@@ -13,6 +13,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+
+sys.path.insert(0, __file__.rpartition("/")[0] or ".")  # python -P does not do it
+
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path

@@ -117,3 +117,13 @@ def test_its_header_names_functions_that_exist():
     assert len(places) == 10
     for path, name in places:
         assert re.search(rf"^(def|class) {name}\b", Path(REPO / path).read_text(), re.MULTILINE), f"{path}: {name}"
+
+
+def test_the_sum_that_is_trained_is_not_among_the_others(monkeypatch: pytest.MonkeyPatch):
+    """Neither as it is asked nor the other way round."""
+    asked = []
+    a, b = minimal.PROBLEM
+    monkeypatch.setattr(torch, "randint", lambda *given: torch.tensor([[a, b], [b, a], [a, a], [b, b], [123, 456]]))
+    monkeypatch.setattr(minimal, "evaluate", lambda model, tokenizer, problems, greedy: asked.extend(problems) or 0.0)
+    minimal.main(steps=0)
+    assert asked == [[a, a], [b, b], [123, 456]] * 4

@@ -1,19 +1,23 @@
 """Kill -9 and damage files of a run again and again, start it each time, and compare with a run left in peace.
 
-python tests/runs/faults/attack.py --kills 500 --damages 300 --seed 0
+python tests/runs/faults/attack.py --kills 500 --damages 300 --odd 200 --seed 0
 
-Every life ends by a kill at a random moment. Before some of them a file of the run folder is damaged. What must hold: a
-damage is said or the run refuses to start with one line; no step that was saved is lost; no life ends with a traceback;
-at the end figures, completions, weights and moments equal those of the undisturbed run.
+Every life ends by a kill at a random moment. Before some of them a file of the run folder is damaged; others live in odd
+surroundings: beside a second start, on a file system without locks or fsync, with an output that cannot write a
+character. These must hold: a damage is reported or the run refuses to start with one line; no step that was saved is
+lost; no life ends with a traceback; at the end figures, completions, weights and moments equal those of the undisturbed
+run.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -22,7 +26,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from small_runs import MODEL, arguments, rows, same_run, start
+from small_runs import MODEL, REPO, arguments, rows, same_run, start, wait_until
 
 from grpo.run.checkpoint import TRAINER
 from grpo.run.files import read_completions
@@ -110,6 +114,44 @@ def hurt(path: Path, chance: random.Random, whole: bool = False) -> None:
         path.write_bytes(data)
 
 
+# ---- odd surroundings: each takes the attack and lives one life, which must go well
+
+
+def concurrent(attack: Attack) -> None:
+    """A second start while the first runs: one line, and the first never notices."""
+    child = start(attack.args, attack.out / "first.log")
+    wait_until(lambda: "loading the model" in child.output(), child)
+    lock = attack.run / ".lock"
+    wait_until(lambda: lock.exists() and re.search(r"^step \d+/", child.output(), re.MULTILINE), child)
+    second = start(attack.args, attack.out / "second.log")
+    code, words = second.wait(600), second.output()
+    assert code == 2 or child.poll() == 0, words
+    assert code != 2 or "another process is using" in words, words
+    child.signal(signal.SIGKILL)
+    child.wait(600)
+    assert "Traceback" not in child.output() + words
+    (attack.out / "first.log").unlink()
+    (attack.out / "second.log").unlink()
+
+
+def unsupported(attack: Attack) -> None:
+    """A file system that knows no locks and no fsync, told by a library that is loaded before all others."""
+    library = attack.out.parent / "unsupported.so"
+    if not library.exists():
+        source = Path(__file__).with_name("unsupported.c")
+        subprocess.run(["gcc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    missing = attack.chance.choice(["flock", "fsync", "flock fsync"])
+    attack.process({"LD_PRELOAD": str(library), "UNSUPPORTED": missing}, "has no ")
+
+
+def encoding(attack: Attack) -> None:
+    """An output that cannot write what is printed."""
+    attack.process({"PYTHONIOENCODING": attack.chance.choice(["ascii", "latin-1", "cp1252"])}, "")
+
+
+ODD = (concurrent, encoding, *([unsupported] if shutil.which("gcc") else []))
+
+
 # ---- lives
 
 
@@ -166,6 +208,31 @@ class Attack:
             time.sleep(0.002)
         child.signal(signal.SIGKILL)
 
+    def process(self, environment: dict[str, str], must_say: str) -> None:
+        """A life in a process of its own, killed after its first new checkpoint."""
+        before = newest(self.run)
+        log = (self.out / "process.log").open("w+")
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])} | environment
+        command = [sys.executable, str(REPO / "train.py"), *self.args]
+        child = subprocess.Popen(command, cwd=REPO, env=environment, stdout=log, stderr=log)
+        while child.poll() is None and newest(self.run) == before:
+            time.sleep(0.01)
+        child.kill()
+        child.wait()
+        log.seek(0)
+        output = log.read()
+        assert "Traceback" not in output, output
+        assert must_say in output, output
+        assert child.returncode in (0, -signal.SIGKILL), output
+
+    def odd(self) -> None:
+        if newest(self.run) > STEPS - 3:
+            return self.kill(0)
+        act = self.chance.choice(ODD)
+        act(self)
+        self.counts[act.__name__] += 1
+        return None
+
     def damage(self) -> None:
         if newest(self.run) < 2:
             return self.kill(0)
@@ -190,10 +257,10 @@ class Attack:
         assert not (self.out / "target").exists()
 
 
-def attack(out: Path, kinds: dict[str, dict], kills: int, damages: int, seed: int) -> str:
+def attack(out: Path, kinds: dict[str, dict], kills: int, damages: int, seed: int, odd: int = 0) -> str:
     """Raises AssertionError at the first thing that is lost, silent or a traceback. Returns what happened."""
     begun, chance, total = time.monotonic(), random.Random(seed), Counter()
-    blows = ["kill"] * kills + ["damage"] * damages
+    blows = ["kill"] * kills + ["damage"] * damages + ["odd"] * odd
     chance.shuffle(blows)
     size = min(BLOWS, -(-len(blows) // len(kinds)))
     for number, first in enumerate(range(0, len(blows), size)):
@@ -207,14 +274,14 @@ def attack(out: Path, kinds: dict[str, dict], kills: int, damages: int, seed: in
         round_ = blows[first : first + size]
         for i, blow in enumerate(round_):
             ahead = newest(under.run) - (STEPS - 3) * i / len(round_)
-            under.damage() if blow == "damage" else under.kill(ahead)
+            under.kill(ahead) if blow == "kill" else getattr(under, blow)()
         under.end()
         total += under.counts
         print(f"run {number} ({kind}): {dict(under.counts)}, rows damaged and named {sorted(under.gone)}", flush=True)
         shutil.rmtree(out / str(number))
     hit = {name: count for name, count in total.items() if name != "kills"}
     return (
-        f"{total['kills']} kills and {sum(hit.values())} damages {hit} over {', '.join(kinds)} runs: "
+        f"{total['kills']} kills and {sum(hit.values())} other blows {hit} over {', '.join(kinds)} runs: "
         f"0 lost, 0 silent, 0 tracebacks, all ends bit-equal; seed {seed}, {time.monotonic() - begun:.0f} s"
     )
 
@@ -223,13 +290,14 @@ def main() -> None:
     cli = argparse.ArgumentParser(description=__doc__)
     cli.add_argument("--kills", type=int, default=500)
     cli.add_argument("--damages", type=int, default=300)
+    cli.add_argument("--odd", type=int, default=100)
     cli.add_argument("--seed", type=int, default=0)
     given = cli.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         model = reward_model(Path(folder) / "reward")
         hybrid = {"reward.name": "hybrid", "reward.hybrid.model": model, "reward.workers": 1}
         kinds = {"full": {}, "lora": LORA, "hybrid": hybrid}
-        print(attack(Path(folder), kinds, given.kills, given.damages, given.seed))
+        print(attack(Path(folder), kinds, given.kills, given.damages, given.seed, given.odd))
 
 
 if __name__ == "__main__":

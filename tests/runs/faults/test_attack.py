@@ -1,8 +1,8 @@
-"""The short version of attack.py."""
+"""A hundred blows of attack.py, in short runs."""
 
 import attack
 
 
-def test_a_few_random_blows(tmp_path, monkeypatch):
+def test_a_hundred_random_blows(tmp_path, monkeypatch):
     monkeypatch.setattr(attack, "STEPS", 12)
-    print(attack.attack(tmp_path, {"full": {}}, kills=3, damages=4, seed=11))
+    print(attack.attack(tmp_path, {"full": {}}, kills=45, damages=40, seed=11, odd=15))
