@@ -2,8 +2,8 @@
 
 python tests/runs/faults/attack.py --kills 500 --damages 300 --odd 200 --seed 0
 
-Every life ends by a kill at a random moment. Before some of them a file of the run folder is damaged; others live in odd
-surroundings: beside a second start, on a file system without locks or fsync, with an output that cannot write a
+Every life ends by a kill at a random moment. Before some of them a file of the run folder is damaged. Others live in
+odd surroundings: beside a second start, on a file system without locks or fsync, with an output that cannot write a
 character. These must hold: a damage is reported or the run refuses to start with one line; no step that was saved is
 lost; no life ends with a traceback; at the end figures, completions, weights and moments equal those of the undisturbed
 run.
