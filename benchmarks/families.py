@@ -152,7 +152,9 @@ def reference(model: PreTrainedModel) -> list[int]:
 
 def page(rows: Sequence[Row]) -> str:
     """docs/models.md."""
-    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
     template = environment.from_string(Path(__file__).with_name("families.md.j2").read_text(encoding="utf-8"))
     kinds = {kind: [row for row in rows if row.result == kind] for kind in RESULTS}
     return template.render(kinds=kinds, total=len(rows), transformers=transformers.__version__)
