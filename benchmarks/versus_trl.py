@@ -1,14 +1,17 @@
 """The same work by this trainer and by TRL's GRPOTrainer, turn by turn, and the ratio of their times.
 
     python benchmarks/versus_trl.py --trl-python ENV/bin/python [--case step|ragged|vocabulary] [--rounds 5]
+    python benchmarks/versus_trl.py --trl-python ENV/bin/python --case laptop --model models/smollm2 --rounds 10
 
-ENV has torch, transformers and trl from PyPI. Both train the same random model on the same prompts, group and number
-of completion tokens (EOS ignored), one thread each, TRL in a process of its own. Each takes a step when it is its turn
-and waits otherwise, so both see the same weather; the ratio is taken pair by pair.
+ENV has torch, transformers, peft and trl from PyPI. Both train the same model on the same prompts, group and number of
+completion tokens, with OMP_NUM_THREADS threads each (1 unless set), TRL in its own process. Each takes a step when it
+is its turn and waits otherwise, so that other programs slow down both; the ratio is taken pair by pair.
 
-step        1M parameters, 16 problems x 8 completions x 64 tokens: whole steps
+step        1M parameters, 16 problems x 8 completions x 64 tokens, EOS ignored: whole steps
 ragged      the same model, 4 x 16 completions, lognormal lengths (mean 100, at most 512): the learner alone
-vocabulary  151,936 tokens, hidden 256, 4 layers, 4 x 8 completions x 256 tokens: whole steps and peak memory
+vocabulary  151,936 tokens, hidden 256, 4 layers, 4 x 8 completions x 256 tokens, EOS ignored: whole steps, peak memory
+laptop      preset laptop: LoRA on a real model, its reward, each trainer's own sampler, TRL with micro-batches of 16
+            completions; also the seconds of training until half of the other products are right
 """
 
 from __future__ import annotations
@@ -21,9 +24,9 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
-from statistics import median
-from subprocess import DEVNULL, PIPE, Popen
+from statistics import fmean, median
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -38,9 +41,15 @@ from grpo.engines.base import SamplingParams, make_engine
 from grpo.evaluation.benchmarks import load
 from grpo.packing import to_training_samples
 from grpo.policy import load_policy
+from grpo.problems import training_problems
 from grpo.rollout import decode, draw, rollout, score
-from grpo.settings import parse
+from grpo.settings import Config, build
+from grpo.validation import sample_groups
 from rewards import make_reward
+from rewards.adapters import reward_func
+
+THREADS = int(os.environ.get("OMP_NUM_THREADS", "1"))
+HALF = 0.5
 
 
 @dataclass(frozen=True)
@@ -51,63 +60,86 @@ class Case:
     tokens: int
     ragged: bool = False
     mean: float = 100
+    preset: str | None = None
     trl_micro_batch: int | None = None
-    """completions that pass TRL's model at once; all of them where nothing is said"""
+    """completions that pass TRL's model at once; None: all"""
 
     @property
     def lengths(self) -> list[int]:
         return common.lognormal_lengths(self.problems * self.group, self.mean, self.tokens)
+
+    def config(self, model: str) -> Config:
+        changes = {
+            "data": PROBLEMS,
+            "rollout.engine": "torch",
+            "rollout.prompts_per_step": self.problems,
+            "rollout.group_size": self.group,
+            "rollout.max_new_tokens": self.tokens,
+            "learner.logit_chunk": 128,
+            "policy.gradient_checkpointing": self.ragged and DEVICE.type == "cuda",
+        }
+        return build(self.preset, {"model": model} | ({} if self.preset else changes))
 
 
 CASES = {
     "step": Case("1m", 16, 8, 64),
     "ragged": Case("1m", 4, 16, 512, ragged=True),
     "vocabulary": Case("vocabulary", 4, 8, 256),
+    "laptop": Case("", 4, 8, 40, preset="laptop", trl_micro_batch=16),
     "h100": Case("1.5b", 4, 32, 3072, ragged=True, mean=700, trl_micro_batch=4),  # on a GPU only
     "tiny": Case("tiny", 2, 4, 6),
     "tiny-ragged": Case("tiny", 2, 4, 12, ragged=True, mean=5),
 }
 
 
+class Others:
+    """The test problems of a preset, of which a model in training answers more and more."""
+
+    def __init__(self, config: Config, tokenizer):
+        self.problems = load(config.eval.test, ChatTemplate.of_run(config, tokenizer), config.prompt)
+        self.reward = make_reward("multi_signal", verifier=config.reward.verifier, workers=1)
+
+    def accuracy(self, texts: Sequence[str]) -> float:
+        scores = self.reward.score_batch(texts, [problem.ground_truth for problem in self.problems])
+        return fmean(score.signals["verify"] for score in scores)
+
+
 class Ours:
     """This trainer, a step at a time, in this process."""
 
     def __init__(self, case: Case, model: str, microbatch_tokens: int):
-        torch.set_num_threads(1)
-        self.config = parse(
-            {
-                "model": model,
-                "policy.gradient_checkpointing": case.ragged and DEVICE.type == "cuda",
-                "rollout.engine": "torch",
-                "rollout.prompts_per_step": case.problems,
-                "rollout.group_size": case.group,
-                "rollout.max_new_tokens": case.tokens,
-                "learner.microbatch_tokens": microbatch_tokens,
-                "learner.logit_chunk": 128,
-            }
-        )
-        self.policy, self.steps = load_policy(self.config, DEVICE), 0
+        torch.set_num_threads(THREADS)
+        self.case, self.config, self.steps = case, case.config(model), 0
+        self.policy = load_policy(self.config, DEVICE)
         self.learner = common.make_learner(self.policy, self.config)
-        made_up = common.make_samples(case.lengths, case.group, 17, 96)
-        self.work = (lambda: self.learner.update(made_up)) if case.ragged else self._whole_step
-        self.problems = load(PROBLEMS, ChatTemplate(self.policy.tokenizer), "plain")
-        self.reward, self.engine = make_reward("multi_signal", workers=1), make_engine(self.config, DEVICE)
+        self.learner.microbatch_tokens = microbatch_tokens
+        self.problems, _ = training_problems(self.config, self.policy.tokenizer)
+        self.others = Others(self.config, self.policy.tokenizer) if case.preset else None
+        options = self.config.reward.model_dump() | {"workers": 1}
+        self.reward, self.engine = make_reward(**options), make_engine(self.config, DEVICE)
         self.engine.sync(self.policy)
 
-    def step(self) -> dict[str, float]:
+    def turn(self) -> dict[str, float]:
         self.steps += 1
-        return common.stopwatch(self.work) | {"peak_gib": common.memory()["peak_gib"]}
+        made_up = common.make_samples(self.case.lengths, self.case.group, 17, 96) if self.case.ragged else None
+        work = (lambda: self.learner.update(made_up)) if made_up else self._whole_step
+        return common.stopwatch(work) | {"peak_gib": common.memory()["peak_gib"]}
 
     def _whole_step(self) -> None:
-        """train.py's step without what it records, all completions at full length."""
-        asked, how = self.config.rollout, self.config.learner
-        drawn = draw(self.problems, asked.problems, self.config.seed, self.steps)
-        sampling = SamplingParams(asked.max_new_tokens, asked.temperature, ignore_eos=True)
-        groups = rollout(self.engine, drawn, asked.group, sampling, self.config.seed, self.steps)
+        """train.py's step without what it records."""
+        how, seed = self.config.rollout, self.config.seed
+        drawn = draw(self.problems, how.prompts_per_step, seed, self.steps)
+        sampling = SamplingParams(how.max_new_tokens, how.temperature, ignore_eos=not self.case.preset)
+        groups = rollout(self.engine, drawn, how.group_size, sampling, seed, self.steps)
         scores = score(self.reward, groups, decode(self.policy.tokenizer, groups))
-        advantages = compute_advantages(scores, self.reward.weights, how.advantage)
-        self.learner.update(to_training_samples(groups, advantages, how.mask_truncated))
+        advantages = compute_advantages(scores, self.reward.weights, self.config.learner.advantage)
+        self.learner.update(to_training_samples(groups, advantages, self.config.learner.mask_truncated))
         self.engine.sync(self.policy)
+
+    def accuracy(self) -> float:
+        sampling = SamplingParams(self.case.tokens, 1.0)
+        groups = sample_groups(self.engine, self.others.problems, 1, sampling, self.config.seed)
+        return self.others.accuracy([text for (text,) in decode(self.policy.tokenizer, groups)])
 
     def close(self) -> None:
         self.engine.close()
@@ -118,56 +150,68 @@ def trl(case: Case, model: str) -> None:
     """TRL's defaults but for what makes the work the same."""
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
     from datasets import Dataset
+    from peft import LoraConfig
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    prompts = [problem.prompt for problem in load(PROBLEMS, ChatTemplate(tokenizer), "plain")]
+    torch.set_num_threads(THREADS)
+    config, tokenizer = case.config(model), AutoTokenizer.from_pretrained(model, padding_side="left")
+    problems, _ = training_problems(config, tokenizer)
     lengths, micro_batch = iter(case.lengths * 1000), case.trl_micro_batch or case.problems * case.group
+    rank, alpha = config.policy.lora_rank, config.policy.lora_alpha
+    adapter = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
 
     def given_lengths(prompts: list[str], trainer) -> dict:
         """In place of sampling: random completions of the lengths that we train on too."""
         ids = [torch.randint(3, 90, (next(lengths),)).tolist() for _ in prompts]
         return {"prompt_ids": tokenizer(prompts)["input_ids"], "completion_ids": ids, "logprobs": None}
 
-    class Trainer(GRPOTrainer):
-        sampling = 0.0, 0.0
+    @torch.no_grad()
+    def accuracy() -> float:
+        others = Others(config, tokenizer)
+        texts = tokenizer([problem.prompt for problem in others.problems], return_tensors="pt", padding=True)
+        drawn = {"do_sample": True, "top_k": 0, "max_new_tokens": case.tokens}
+        ids = trainer.model.generate(**texts, **drawn)[:, texts["input_ids"].shape[1] :]
+        return others.accuracy(tokenizer.batch_decode(ids, skip_special_tokens=True))
 
+    class Trainer(GRPOTrainer):
         def _generate_and_score_completions(self, inputs):
             start, cpu = time.perf_counter(), time.process_time()
             try:
                 return super()._generate_and_score_completions(inputs)
             finally:
-                self.sampling = time.perf_counter() - start, time.process_time() - cpu
+                self.sampling = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
 
     class Turns(TrainerCallback):
         def on_step_begin(self, *_, **__):
-            if not sys.stdin.readline():
+            while (line := sys.stdin.readline().strip()) == "accuracy":
+                print("#" + json.dumps({"accuracy": accuracy()}), flush=True)
+            if not line:
                 os._exit(0)
             self.start, self.cpu = time.perf_counter(), time.process_time()
 
         def on_step_end(self, *_, **__):
-            spent = [time.perf_counter() - self.start, time.process_time() - self.cpu]
+            row = {"seconds": time.perf_counter() - self.start, "cpu_seconds": time.process_time() - self.cpu}
             if case.ragged:  # the learner alone
-                spent = [a - b for a, b in zip(spent, trainer.sampling, strict=True)]
-            row = {"seconds": spent[0], "cpu_seconds": spent[1], "peak_gib": common.memory()["peak_gib"]}
-            print("#" + json.dumps(row), flush=True)
+                row = {key: value - trainer.sampling[key] for key, value in row.items()}
+            print("#" + json.dumps(row | {"peak_gib": common.memory()["peak_gib"]}), flush=True)
 
     with tempfile.TemporaryDirectory() as out:
         trainer = Trainer(
             model=model,
-            reward_funcs=lambda completions, **_: [float(len(text) % 3) for text in completions],
+            reward_funcs=reward_func(make_reward(**config.reward.model_dump() | {"workers": 1})),
             args=GRPOConfig(
                 output_dir=out,
                 per_device_train_batch_size=micro_batch,
                 gradient_accumulation_steps=case.problems * case.group // micro_batch,
                 num_generations=case.group,
                 max_completion_length=case.tokens,
-                generation_kwargs={"min_new_tokens": case.tokens},
+                generation_kwargs={} if case.preset else {"min_new_tokens": case.tokens},
                 temperature=1.0,
                 top_k=0,
                 beta=0.0,
-                learning_rate=1e-6,
+                learning_rate=config.learner.lr,
+                lr_scheduler_type="constant",
                 max_steps=1000,
                 gradient_checkpointing=DEVICE.type == "cuda",
                 bf16=DEVICE.type == "cuda",
@@ -178,8 +222,12 @@ def trl(case: Case, model: str) -> None:
                 report_to=[],
                 disable_tqdm=True,
             ),
-            train_dataset=Dataset.from_dict({"prompt": prompts}),
+            train_dataset=Dataset.from_list(
+                [{"prompt": problem.prompt, "ground_truth": problem.ground_truth} for problem in problems]
+                * case.problems
+            ),
             processing_class=tokenizer,
+            peft_config=adapter if rank else None,
             callbacks=[Turns()],
             rollout_func=given_lengths if case.ragged else None,
         )
@@ -188,61 +236,67 @@ def trl(case: Case, model: str) -> None:
 
 
 class Trl:
-    """TRL in a process of its own: a step for every line that it is sent."""
+    """TRL in a process of its own."""
 
     def __init__(self, python: str, case: str, model: str):
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        command = [python, str(Path(__file__).resolve()), "--worker", model, "--case", case]
-        self.process = Popen(command, text=True, env=environment, stdin=PIPE, stdout=PIPE, stderr=DEVNULL)
-        self._read("ready")
+        self.worker = common.Worker(
+            [python, str(Path(__file__).resolve()), "--worker", "--model", model, "--case", case]
+        )
+        self.turn, self.close = self.worker.turn, self.worker.close
 
-    def step(self) -> dict[str, float]:
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-        return json.loads(self._read("#")[1:])
-
-    def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
-
-    def _read(self, start: str) -> str:
-        for line in self.process.stdout:
-            if line.startswith(start):
-                return line
-        raise RuntimeError(f"TRL ended with code {self.process.wait()}; run its --worker command by hand")
+    def accuracy(self) -> float:
+        return self.worker.turn("accuracy")["accuracy"]
 
 
 def summarise(case: str, ours: Sequence[dict], trl: Sequence[dict]) -> dict:
     """Medians of both sides, and of the ratio, which is taken pair by pair."""
     figures = {"case": case, "rounds": len(ours)}
-    figures |= {f"ours/{key}": median(row[key] for row in ours) for key in ours[0]}
-    figures |= {f"trl/{key}": median(row[key] for row in trl) for key in trl[0]}
+    for side, rows in {"ours": ours, "trl": trl}.items():
+        figures |= {f"{side}/{key}": median(row[key] for row in rows) for key in rows[0] if key != "accuracy"}
+        if "accuracy" in rows[0]:
+            figures[f"{side}/accuracy"] = [round(row["accuracy"], 3) for row in rows]
+            figures[f"{side}/seconds_until_half"] = until_half(rows)
     for key in ("seconds", "cpu_seconds"):
         ratios = sorted(b[key] / a[key] for a, b in zip(ours, trl, strict=True))
         figures |= {f"ratio/{key}": median(ratios), f"ratio/{key}_range": f"{ratios[0]:.2f} to {ratios[-1]:.2f}"}
     return figures | {"ratio/peak": figures["trl/peak_gib"] / figures["ours/peak_gib"]}
 
 
+def until_half(rows: Sequence[dict]) -> float | None:
+    """Seconds of training until half of the other problems are right; None: they never are."""
+    spent = accumulate(row["seconds"] for row in rows)
+    return next((seconds for seconds, row in zip(spent, rows, strict=True) if row["accuracy"] >= HALF), None)
+
+
 def main(argv: list[str]) -> dict | None:
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_argument("--trl-python", help="the Python of an environment that has trl")
     cli.add_argument("--case", choices=CASES, default="step")
+    cli.add_argument("--model", help="a model's folder, for laptop; the other cases make their own")
     cli.add_argument("--rounds", type=int, default=5)
-    cli.add_argument("--token-budget", type=int, default=16384, help="tokens in a micro-batch of ours")
-    cli.add_argument("--worker", metavar="MODEL", help=argparse.SUPPRESS)
+    cli.add_argument("--microbatch-tokens", type=int, default=2048, help="tokens in a micro-batch of ours")
+    cli.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = cli.parse_args(argv)
-    if args.worker:
-        return trl(CASES[args.case], args.worker)
-    if not args.trl_python:
-        cli.error("--trl-python names the Python of an environment that has torch, transformers and trl")
     case = CASES[args.case]
+    if args.worker:
+        return trl(case, args.model)
+    if not args.trl_python or (case.preset and not args.model):
+        cli.error("--trl-python names the Python of an environment that has trl; --case laptop needs --model as well")
     with tempfile.TemporaryDirectory() as folder:
-        common.save_model(common.make_config(case.size), Path(folder), torch.float32, torch.device("cpu"))
-        sides = [Ours(case, folder, args.microbatch_tokens), Trl(args.trl_python, args.case, folder)]
-        rounds = [[side.step() for side in sides] for _ in range(args.rounds + 1)]
+        model = args.model or common.save_model(
+            common.make_config(case.size), Path(folder), torch.float32, torch.device("cpu")
+        )
+        sides = [Ours(case, model, args.microbatch_tokens), Trl(args.trl_python, args.case, model)]
+        rounds = []
+        for _ in range(args.rounds + (not case.preset)):
+            rows = [side.turn() for side in sides]
+            if case.preset:
+                rows = [row | {"accuracy": side.accuracy()} for row, side in zip(rows, sides, strict=True)]
+                print(json.dumps(rows), flush=True)
+            rounds.append(rows)
         for side in sides:
             side.close()
-    figures = summarise(args.case, *zip(*rounds[1:], strict=True))  # the first round warms up
+    figures = summarise(args.case, *zip(*(rounds if case.preset else rounds[1:]), strict=True))  # the first warms up
     common.show(figures)
     return figures
 
