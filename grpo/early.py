@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +16,9 @@ def answer_early(module: str, parse: Callable[[Sequence[str]], object] | None = 
     if module != "__main__":
         return
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until a run handles it, Ctrl-C ends the process without a traceback
+    # A torch thread that waits for the others keeps its core busy for some 50 us, then sleeps. Without this limit, two
+    # threads beside another busy program took up to ten times as long as one.
+    os.environ.setdefault("GOMP_SPINCOUNT", "30000")
     from grpo.errors import one_line
 
     if parse is None:
