@@ -12,6 +12,8 @@ from tqdm import tqdm
 from grpo.terminal import escape_control, tolerant_output
 from rewards import RewardError
 
+OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
+
 
 class UserError(ValueError):
     """Bad input, exit code 2. The message is one line: the value, the limit and the fix."""
@@ -35,6 +37,11 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
         self.code = 128 + number
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """True for the exceptions by which Python and torch, on a CPU and on a GPU, report that memory does not suffice."""
+    return isinstance(error, MemoryError) or any(text in str(error) for text in OUT_OF_MEMORY)
 
 
 def one_line(*further: type[Exception]) -> Callable:

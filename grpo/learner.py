@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from grpo.engines.sync_check import check_mismatch
-from grpo.errors import NonFiniteLoss, UserError
+from grpo.errors import NonFiniteLoss, UserError, is_out_of_memory
 from grpo.loss import LOSSES, kl_k3, sampler_weights, token_weights
 from grpo.metrics import StepMetrics, over_steps
 from grpo.optim import Optimizer
@@ -23,8 +23,6 @@ from grpo.packing import Batch, pack, sequence_length
 from grpo.policy import Policy
 from grpo.settings import Config
 from grpo.types import Sample
-
-OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 class Learner:
@@ -142,7 +140,7 @@ class Learner:
             try:
                 return work(samples, *more)
             except (RuntimeError, MemoryError) as error:
-                if not isinstance(error, MemoryError) and not any(text in str(error) for text in OUT_OF_MEMORY):
+                if not is_out_of_memory(error):
                     raise
             # Outside `except`, because the traceback of the error keeps the tensors of the failed pass alive.
             self.optimizer.zero_grad()

@@ -3,7 +3,8 @@
 A few completions are scored three ways: by the sampler that draws them (a ragged batch with a KV cache), by the
 network's own forward pass (transformers' attention, one sequence at a time, no cache) and by the policy's packed pass.
 Log-probabilities and a gradient have to agree. In bfloat16 the reference is the own pass with its weights in float32:
-there the packed pass has to agree, and in bfloat16 it may be about as far from the reference as the own pass is.
+there the packed pass has to agree. In bfloat16, packed pass and sampler may be a few times as far from the reference as
+the own pass is.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from grpo.attention import NAME
 from grpo.engines.base import SamplingParams
 from grpo.engines.torch_engine import TorchEngine
-from grpo.errors import UserError
+from grpo.errors import UserError, is_out_of_memory
 from grpo.packing import pack, sequence_length
 from grpo.policy import Policy, first_line
 from grpo.types import Request, Sample
@@ -31,8 +32,10 @@ THRESHOLDS = ("sliding_window", "window_size", "original_max_position_embeddings
 """Settings that name the length beyond which a model attends, or turns positions, in another way."""
 VALUES, GRADIENT = 3e-5, 1e-3
 """Largest differences in float32: in nats, of which sums in another order take 1e-7 to 3e-6; of the gradient."""
-ROUNDING, ROUNDED_GRADIENT = 2.0, 0.25
-"""In bfloat16: the largest error in units of the own pass's error; the largest difference of the gradient."""
+ROUNDING, ROUNDED_GRADIENT = 4.0, 0.25
+"""In bfloat16: the largest error in units of the own pass's error; the largest difference of the gradient.
+The largest of about ten rounding errors varies: with 100 variants of data/tiny-base the sampler's was up to 2.1 times
+the own pass's."""
 ATTENTION = ("full_attention", "sliding_attention")
 ADVICE = "Use a model with plain causal attention, such as Qwen2, Qwen3, Llama or Mistral"
 
@@ -60,12 +63,13 @@ def prove(policy: Policy, longest: int) -> str:
             raise UserError(f"{_cause(policy, samples, failed)} (differences to its own forward pass: {listed})")
     except UserError as error:
         raise UserError(f"{name} is not supported: {error}. {ADVICE}") from None
-    except torch.OutOfMemoryError:
-        raise
     except (ValueError, TypeError, AttributeError, LookupError, AssertionError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         kinds = set(getattr(config.get_text_config(), "layer_types", None) or ()) - set(ATTENTION)
         cause = f"it has {', '.join(sorted(kinds))} layers" if kinds else "its forward pass fails here"
         raise UserError(f"{name} is not supported: {cause} ({first_line(error)}). {ADVICE}") from error
+    torch.cuda.empty_cache()  # for an engine with a memory pool of its own; does nothing where no GPU is used
     tokens, seconds = max(map(sequence_length, samples)), time.perf_counter() - start
     return f"model proved against its own forward pass, up to {tokens} tokens: {listed} ({seconds:.1f} s)"
 

@@ -213,17 +213,20 @@ def load_policy(config: Config, device: torch.device) -> Policy:
     disable_progress_bar()  # a run has its own
     settings, base = config.policy, hub.base_of(config.model)
     tokenizer = load_tokenizer(config.model, settings.trust_remote_code)
-    dtype, digest = compute_dtype(config, device), hub.weights_digest(base)
+    dtype = compute_dtype(config, device)
     if settings.lora_rank:
         if hub.read_origin(config.model).get("quant", settings.quant) != settings.quant:
             raise UserError(f"{config.model} was trained with another policy.quant than {settings.quant}; use that one")
         model = load_model(base, dtype, device, settings.quant, settings.trust_remote_code)
+        hub.base_of(config.model)  # again: loading may have brought the base from the hub
     else:
         model = load_plain(config.model, dtype, device, settings.trust_remote_code)
-        digest += hub.weights_digest(config.model) if base != config.model else ""
+    digest = hub.weights_digest(base)  # not earlier, for the same reason
+    if base != config.model and not settings.lora_rank:
+        digest += hub.weights_digest(config.model)
     torch.manual_seed(config.seed)  # the adapter's initialisation
     adapter = config.model if settings.lora_rank and base != config.model else None
-    return Policy(model, tokenizer, config, adapter, digest or hub.weights_digest(base))
+    return Policy(model, tokenizer, config, adapter, digest)
 
 
 def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
@@ -244,6 +247,7 @@ def load_plain(
     origin, base = hub.read_origin(name), hub.base_of(name)
     quant, trained = origin.get("quant", quant), getattr(torch, origin["dtype"]) if origin else dtype
     model = load_model(base, trained, device, quant, trusted)
+    hub.base_of(name)  # again: loading may have brought the base from the hub
     if quant == "nf4":
         model = model.dequantize()
     if origin:

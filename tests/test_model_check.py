@@ -145,6 +145,26 @@ def test_each_broken_part_fails_the_proof(dtype: torch.dtype, rank: int, monkeyp
     assert all(p.grad is None for p in policy.model.parameters())
 
 
+def test_bfloat16_weights_do_not_fail_by_chance():
+    # Of ten rounding errors the sampler's largest is 2.13 times the own pass's largest.
+    policy = load_policy(parse({"model": "data/tiny-base", "policy": {"dtype": "bfloat16"}}), CPU)
+    noise = torch.Generator().manual_seed(47)
+    with torch.no_grad():
+        for weight in policy.network.parameters():
+            if weight.ndim > 1:
+                weight.copy_(weight + 0.05 * weight.float().std() * torch.randn(weight.shape, generator=noise))
+    prove(policy, 512)
+
+
+def test_memory_that_does_not_suffice_is_not_blamed_on_the_model(monkeypatch: pytest.MonkeyPatch):
+    def generate(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(model_check.TorchEngine, "generate", generate)
+    with pytest.raises(RuntimeError, match=r"^DefaultCPUAllocator"):
+        prove(policy_of(make_tiny_model(vocabulary=96)), 64)
+
+
 def test_dropout_that_the_configuration_names_is_off_and_any_other_refused(tmp_path):
     torch.manual_seed(0)
     config = OPTConfig(vocab_size=96, hidden_size=16, ffn_dim=32, num_hidden_layers=2, num_attention_heads=2)

@@ -17,6 +17,7 @@ import eval as eval_command
 import train
 from data.tiny_base import make_tokenizer
 from grpo import hub
+from grpo import policy as policy_module
 from grpo.engines.torch_engine import TorchEngine
 from grpo.errors import UserError
 from grpo.packing import pack
@@ -153,6 +154,26 @@ def test_a_base_is_found_from_the_run_and_no_other_is_taken(base: str, tmp_path:
     shutil.rmtree(elsewhere / base)
     with pytest.raises(UserError, match=rf"is not there; looked for {elsewhere}/{base}, .*{tmp_path}/{base}"):
         hub.base_of(str(checkpoint))
+
+
+@pytest.mark.parametrize("settings", [LORA, {}], ids=["lora", "full"])
+def test_a_base_that_loading_fetches_is_checked_and_is_in_the_digest(settings: dict, base: str, monkeypatch):
+    trained(base, "adapter", "float32", **LORA)
+    start = parse({"model": "adapter", "policy": settings})
+    expected, digest, load = load_policy(start, CPU).digest, hub.weights_digest, policy_module.load_model
+    fetched = []  # until it is loaded, a model of the hub has no files here
+
+    def fetch(*arguments):
+        fetched.append(True)
+        return load(*arguments)
+
+    monkeypatch.setattr(policy_module, "load_model", fetch)
+    monkeypatch.setattr(hub, "weights_digest", lambda name: digest(name) if fetched or name == "adapter" else "")
+    assert load_policy(start, CPU).digest == expected
+    fetched.clear()
+    monkeypatch.setattr(hub, "weights_digest", lambda name: "newer weights" if fetched else "")
+    with pytest.raises(UserError, match="adapter was trained on other weights"):
+        load_policy(start, CPU)
 
 
 def test_a_digest_is_of_the_content_of_all_weight_files(base: str):
