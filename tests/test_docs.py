@@ -14,8 +14,11 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).resolve().parent.parent
-PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
-LINKING = [*PAGES, *sorted((REPO / "docs" / "measurements").glob("*.md")), REPO / "course" / "syllabus.md"]
+PAGES = [
+    *map(REPO.joinpath, ("README.md", "CONTRIBUTING.md", "course/syllabus.md")),
+    *sorted((REPO / "docs").glob("*.md")),
+]
+LINKING = [*PAGES, *sorted((REPO / "docs" / "measurements").glob("*.md"))]
 ids = [str(page.relative_to(REPO)) for page in PAGES]
 
 
@@ -125,7 +128,7 @@ def test_commands_named_in_the_pages_exist(page: Path):
         assert target in targets, f"{page.name}: make {target}"
     for script in re.findall(r"python ((?:\w+/)*\w+\.py)", code):
         assert (REPO / script).exists(), f"{page.name}: {script}"
-    for module in re.findall(r"python -m ((?:grpo|data|rewards|benchmarks)[\w.]*)", code):
+    for module in re.findall(r"python -m ((?:grpo|data|rewards|benchmarks|tools|course)[\w.]*)", code):
         path = REPO / module.replace(".", "/")
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), f"{page.name}: python -m {module}"
 
@@ -157,7 +160,7 @@ def test_options_of_other_commands_exist():
     for page in PAGES:
         for module, file, rest in command.findall(commands(page)):
             path = REPO / (file or module.replace(".", "/"))
-            sources = [*path.glob("*.py")] if path.is_dir() else [path.with_suffix(".py")]
+            sources = [path.with_suffix(".py"), *path.glob("*.py")]
             text = "".join(source.read_text() for source in sources if source.exists())
             for option in re.findall(r" (--[\w.-]+)", rest):
                 assert f'"{option}"' in text or option in ours, f"{page.name}: {module or file} {option}"
