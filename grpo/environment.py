@@ -12,6 +12,8 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
+import psutil
+
 PACKAGES = ("torch", "transformers", "peft", "math-verify", "latex2sympy2_extended", "sympy", "numpy")
 PACKAGES += ("vllm", "flash-attn", "bitsandbytes")
 
@@ -63,3 +65,13 @@ def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.is_file() else []
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def main_memory() -> tuple[int, int]:
+    """Bytes of main memory, all and available. Where /proc is hidden, the kernel's count of pages stands in."""
+    try:
+        memory = psutil.virtual_memory()
+    except OSError:
+        page = os.sysconf("SC_PAGE_SIZE")
+        return page * os.sysconf("SC_PHYS_PAGES"), page * os.sysconf("SC_AVPHYS_PAGES")
+    return memory.total, memory.available

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import functools
 import signal
-import sys
 from collections.abc import Callable, Sequence
 
-from tqdm import tqdm
-
-from grpo.terminal import escape_control, tolerant_output
+from grpo.terminal import escape_control, print_above, tolerant_output
 from rewards import RewardError
 
 OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -69,5 +66,5 @@ def one_line(*further: type[Exception]) -> Callable:
 
 
 def _tell(line: str, code: int) -> int:
-    tqdm.write(escape_control(line), file=sys.stderr)  # above a progress bar, if one is left
+    print_above(escape_control(line))
     return code

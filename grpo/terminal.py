@@ -14,8 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from tqdm import tqdm
-
 # At import, on processors with AVX-512 BF16, it reports a package as missing that nothing here uses.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
@@ -26,7 +24,15 @@ def notify(message: str) -> None:
     if sys.stderr.isatty():
         width, whole = shutil.get_terminal_size().columns, {"break_long_words": False, "break_on_hyphens": False}
         text = "\n".join(textwrap.fill(line, width, **whole) for line in text.splitlines())
-    tqdm.write(text, file=sys.stderr)
+    print_above(text)
+
+
+def print_above(text: str) -> None:
+    """Prints to stderr, above the progress bars if there are any. (Help and wrong arguments need no tqdm.)"""
+    if bars := sys.modules.get("tqdm"):
+        bars.tqdm.write(text, file=sys.stderr)
+    else:
+        print(text, file=sys.stderr, flush=True)
 
 
 def command(words: str, path: Path) -> str:

@@ -7,10 +7,10 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import psutil
 import torch
 import yaml
 
+from grpo.environment import main_memory
 from grpo.errors import UserError
 from grpo.settings import nearest
 
@@ -60,7 +60,7 @@ FALLBACK = "a10"
 def hardware_named(name: str) -> Hardware:
     """A GPU of the table, or `cpu`: this machine's processor. Raises UserError for another name."""
     if name.lower() == "cpu":
-        return _cpu(psutil.virtual_memory().total)
+        return _cpu(main_memory()[0])
     if name.lower() not in GPUS:
         names = [*GPUS, "cpu"]
         raise UserError(f"no data sheet for {name!r}; there are {', '.join(names)}{nearest(name.lower(), names)}")
@@ -70,7 +70,7 @@ def hardware_named(name: str) -> Hardware:
 def this_hardware(device: torch.device) -> Hardware:
     """The device of a run, with the memory that is free now."""
     if device.type != "cuda":
-        return _cpu(psutil.virtual_memory().available)
+        return _cpu(main_memory()[1])
     free, _ = torch.cuda.mem_get_info(device)
     name = torch.cuda.get_device_name(device).removeprefix("NVIDIA ")
     bf16 = torch.cuda.get_device_capability(device) >= (8, 0)

@@ -11,13 +11,12 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-import psutil
 import torch
 
 from data.sources import SOURCES
 from grpo import hub
 from grpo.chat_template import ChatTemplate
-from grpo.environment import installed, versions
+from grpo.environment import installed, main_memory, versions
 from grpo.errors import UserError
 from grpo.evaluation import benchmarks
 from grpo.model_check import prove
@@ -86,7 +85,7 @@ def check(config: Config, device: torch.device, resumed: Path | None = None) -> 
 
 def _machine(config: Config, device: torch.device) -> Iterator[str]:
     yield ", ".join(f"{name} {value}" for name, value in versions().items())
-    free = {"memory": psutil.virtual_memory().available}
+    free = {"memory": main_memory()[1]}
     if device.type == "cuda":
         free["the GPU's memory"] = torch.cuda.mem_get_info(device)[0]
     free[f"disk under {config.out}"] = shutil.disk_usage(existing_parent(Path(config.out)) or ".").free
@@ -235,7 +234,7 @@ def machine_blockers(plan: Plan) -> Iterator[str]:
             f"{plan.hardware.name} does not compute in bfloat16, and float16 is not offered; use a GPU of 2020 or "
             "later (compute capability 8.0), or --policy.dtype float32"
         )
-    need, free = host_bytes(run), psutil.virtual_memory().available
+    need, free = host_bytes(run), main_memory()[1]
     if need > free:
         yield (
             f"the completions of a step may take {need / GIB:.1f} GiB of the {free / GIB:.1f} GiB of main memory that "

@@ -70,3 +70,14 @@ def test_a_folder_whose_name_is_not_utf8_is_one_line(tmp_path):
     assert error.count("error: ") == 1
     assert "UTF-8" in error
     assert "Traceback" not in error
+
+
+def test_a_machine_that_hides_proc_trains(tmp_path):
+    """A mount of its own over /proc, in a name space of its own."""
+    args = arguments(tmp_path, "run", steps=2, reward__name="format_only", reward__workers=1)
+    words = ["sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh", sys.executable, str(REPO / "train.py"), *args]
+    done = subprocess.run(["unshare", "-m", *words], cwd=REPO, capture_output=True, text=True, timeout=300)
+    if "unshare:" in done.stderr or "mount:" in done.stderr:
+        pytest.skip(f"needs the right to mount: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    assert len(rows(tmp_path / "run")) == 3
