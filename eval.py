@@ -46,7 +46,8 @@ def parser() -> Parser:
     """The options; all but --list, --regrade and --compare are fields of EvalRequest."""
     cli = Parser(prog="eval.py", description=__doc__)
     sets = ", ".join((*benchmarks.BENCHMARKS, *benchmarks.SETS))
-    subject, add = cli.add_mutually_exclusive_group(), cli.add_argument
+    subject = cli.add_mutually_exclusive_group()
+    add = cli.add_argument
     model = f"folder, adapter, checkpoint or id; several with commas between [{benchmarks.DEFAULT_MODEL}]"
     own = f"{sets},\ndata files or Hugging Face data sets; several with commas between [the held-out sets of --run]"
     add("--bench", dest="benchmarks", type=names, default=(), help=own)
@@ -102,7 +103,8 @@ def evaluate(args: argparse.Namespace) -> None:
     show(results.table(lines))
     if args.run and not args.audit:
         show(results.last_and_best(lines))
-        run, benches = Path(args.run).resolve().name, dict.fromkeys(line.settings["bench"] for line in lines)
+        run = Path(args.run).resolve().name
+        benches = dict.fromkeys(line.settings["bench"] for line in lines)
         path = Path(args.out) / f"{run}--{'-'.join(benches)}.png"
         show(f"plot  {results.plot(lines, run, path)}")
 
@@ -132,7 +134,8 @@ def compare(a: str, b: str) -> None:
         mean, low, high = (100 * gain[key] for key in ("mean", "low", "high"))
         show(f"{column:8}  B - A = {mean:+.1f} points [{low:+.1f}, {high:+.1f}] (95%, paired: {gain['method']})")
         for kind in ("gained", "lost"):
-            rows, count = ", ".join(map(str, gain[kind][:SHOWN])), len(gain[kind])
+            rows = ", ".join(map(str, gain[kind][:SHOWN]))
+            count = len(gain[kind])
             more = f" and {count - SHOWN} more" if count > SHOWN else ""
             show(f"          {kind} {count}: rows {rows or '-'}{more}")
 

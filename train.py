@@ -63,7 +63,8 @@ def train(config: Config, resumed: Path | None = None, interrupts: Interrupts | 
         notify(line)
     sets, test_problems = held_out_problems(config, policy.tokenizer)
     learner = Learner(policy, config, notify, run.interrupts.hold, run.save_bad_batch)
-    sampling, clock = SamplingParams(config.rollout.max_new_tokens, config.rollout.temperature), run.clock
+    sampling = SamplingParams(config.rollout.max_new_tokens, config.rollout.temperature)
+    clock = run.clock
 
     run.progress.phase("starting the reward and the sampler")
     with (

@@ -29,7 +29,8 @@ Pair = tuple[int, int]
 
 # How a demonstration is written, and how often. The skill (careful) is there but is not the likeliest mode.
 MODES = {"careful": 0.22, "carryless": 0.12, "hasty": 0.44, "malformed": 0.22}
-GUESS_DIGITWISE, GUESS_TRUTH = 0.55, 0.10  # the rest of the guesses are near misses
+GUESS_DIGITWISE = 0.55
+GUESS_TRUTH = 0.10  # the rest of the guesses are near misses
 NEAR_MISSES = tuple(sign * off for off in (1, 2, 9, 10, 11, 20, 100) for sign in (1, -1))
 
 
@@ -100,7 +101,9 @@ def worked(pair: Pair, *, carry_over: bool = True) -> tuple[str, int]:
     >>> worked((567, 876), carry_over=False)
     ('7+6=13;6+7+0=13;5+8+0=13', 1333)
     """
-    steps, answer, carry = [], 0, 0
+    steps = []
+    answer = 0
+    carry = 0
     for place in (1, 10, 100):
         x, y = pair[0] // place % 10, pair[1] // place % 10
         total = x + y + carry
@@ -129,7 +132,8 @@ def demonstration(rng: random.Random, pair: Pair) -> tuple[str, str]:
     if mode == "malformed":
         return mode, malformed(rng, pair)
     if mode == "hasty":
-        thought, answer = "easy", guess(rng, pair)
+        thought = "easy"
+        answer = guess(rng, pair)
     else:
         steps, answer = worked(pair, carry_over=mode == "careful")
         thought = "\n" + steps  # one token opens work on any problem; a digit would open it on its own problem only

@@ -34,7 +34,8 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-STEPS, BATCH = 600, 128
+STEPS = 600
+BATCH = 128
 PEAK_LR, WARMUP, FLAT_UNTIL, LAST_LR = 3e-3, 50, 0.6, 0.05
 IGNORE = -100
 

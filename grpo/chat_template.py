@@ -57,7 +57,8 @@ class ChatTemplate:
 
         Raises UserError for an argument that the template does not read.
         """
-        self.tokenizer, self.args = tokenizer, dict(args or {})
+        self.tokenizer = tokenizer
+        self.args = dict(args or {})
         self.day = date.fromisoformat(day) if day else date.today()
         self._source = str(tokenizer.chat_template or "")
         for name in self.args:
@@ -205,7 +206,8 @@ def _model_stop_ids(tokenizer: PreTrainedTokenizerBase, generation: GenerationCo
 
 def show(problem: Problem, template: ChatTemplate, generation: GenerationConfig | None) -> Iterator[str]:
     """The prompt in lines, with the special tokens in it and those that end a completion."""
-    tokenizer, text = template.tokenizer, problem.prompt
+    tokenizer = template.tokenizer
+    text = problem.prompt
     added = {i for i, token in tokenizer.added_tokens_decoder.items() if re.fullmatch(r"\W.*\W", str(token))}
     special = added.union(tokenizer.all_special_ids)
     counts = Counter(tokenizer.convert_ids_to_tokens(i) for i in problem.prompt_ids if i in special)
@@ -219,7 +221,9 @@ def show(problem: Problem, template: ChatTemplate, generation: GenerationConfig 
 
 def report(problem: Problem, template: ChatTemplate, system: str, generation: GenerationConfig | None) -> Iterator[str]:
     """One line for each way in which the prompt is not what the settings suggest; `system` is our system message."""
-    tokenizer, chat, prompt = template.tokenizer, problem.chat, problem.prompt
+    tokenizer = template.tokenizer
+    chat = problem.chat
+    prompt = problem.prompt
     if tokenizer.chat_template is None:
         yield "the tokenizer has no chat template: the prompt is the messages as plain text"
         return

@@ -36,8 +36,12 @@ class Learner:
     ):
         """Callbacks: `say` reports what changes the run's course, `before_step` runs right before the weights change,
         `save_bad_batch` receives the samples of every optimiser step that is skipped."""
-        self.policy, self.config, self.rollout = policy, config.learner, config.rollout
-        self.say, self.before_step, self.save_bad_batch = say, before_step, save_bad_batch
+        self.policy = policy
+        self.config = config.learner
+        self.rollout = config.rollout
+        self.say = say
+        self.before_step = before_step
+        self.save_bad_batch = save_bad_batch
         self.bad_steps = 0
         self.microbatch_tokens = self.config.microbatch_tokens
         total_steps = config.steps * self.config.minibatches_per_rollout
@@ -145,7 +149,8 @@ class Learner:
             # Outside `except`, because the traceback of the error keeps the tensors of the failed pass alive.
             self.optimizer.zero_grad()
             torch.cuda.empty_cache()  # does nothing where no GPU is used
-            longest, budget = max(lengths), min(self.microbatch_tokens, sum(lengths))
+            longest = max(lengths)
+            budget = min(self.microbatch_tokens, sum(lengths))
             if budget <= longest:
                 raise UserError(
                     f"out of memory in a micro-batch of {budget} tokens, which is one sequence of the longest kind. "

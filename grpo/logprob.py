@@ -49,7 +49,8 @@ class _TokenLogprobs(torch.autograd.Function):
             logprobs[part] = logp.gather(-1, targets[part, None])[:, 0]
             if with_entropy:
                 entropy[part] = -torch.exp(logp, out=scratch).mul_(logp).sum(-1)
-        ctx.temperature, ctx.chunk = temperature, chunk
+        ctx.temperature = temperature
+        ctx.chunk = chunk
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(hidden, head, bias, targets, entropy)
         return logprobs, entropy

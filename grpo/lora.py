@@ -51,7 +51,8 @@ def open_adapter(model: PreTrainedModel, folder: str, rank: int | None = None, a
     on all linear layers, as this trainer makes it."""
     config = LoraConfig.from_pretrained(folder)
     rank, alpha = rank or config.r, alpha or config.lora_alpha
-    wrapped, saved = add_lora(model, rank, alpha), load_file(f"{folder}/{ADAPTER_WEIGHTS}")
+    wrapped = add_lora(model, rank, alpha)
+    saved = load_file(f"{folder}/{ADAPTER_WEIGHTS}")
     own = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
     if _shapes(own) != _shapes(saved) or config.lora_alpha != alpha or config.use_rslora:
         settings = f"--policy.lora_rank {config.r} --policy.lora_alpha {config.lora_alpha:g}"
@@ -153,7 +154,9 @@ def is_part(name: str) -> bool:
 def keep_sums(model: torch.nn.Module, keep: bool) -> None:
     """Whether `merged` keeps its sums from now on; forgets those that it has kept."""
     for layer in layers(model):
-        layer.keep, layer.kept, layer.version = keep, None, None
+        layer.keep = keep
+        layer.kept = None
+        layer.version = None
 
 
 def _forward(layer: LoraLayer, x: torch.Tensor) -> torch.Tensor:

@@ -36,7 +36,8 @@ class Surrogate(NamedTuple):
 
 def grpo(logprobs: torch.Tensor, old: torch.Tensor, batch: Batch, clip_low: float, clip_high: float) -> Surrogate:
     """PPO's clipped surrogate with the ratio of each token (GRPO, arXiv 2402.03300; clip-higher: 2503.14476)."""
-    ratio, advantages = importance_ratio(logprobs, old), batch.advantages
+    ratio = importance_ratio(logprobs, old)
+    advantages = batch.advantages
     loss = policy_loss(logprobs, old, advantages, clip_low, clip_high)
     clipped_low, clipped_high = ratio < 1 - clip_low, ratio > 1 + clip_high
     return Surrogate(loss, ratio, clipped_low & (advantages < 0), clipped_high & (advantages > 0))

@@ -53,7 +53,8 @@ def prove(policy: Policy, longest: int) -> str:
     Raises UserError with the model's name, the largest differences and the likely cause where the passes disagree, or
     where one of them fails.
     """
-    start, config = time.perf_counter(), policy.network.config
+    start = time.perf_counter()
+    config = policy.network.config
     name = config.name_or_path or config.model_type
     try:
         samples = _draw(policy, longest)
@@ -70,7 +71,8 @@ def prove(policy: Policy, longest: int) -> str:
         cause = f"it has {', '.join(sorted(kinds))} layers" if kinds else "its forward pass fails here"
         raise UserError(f"{name} is not supported: {cause} ({first_line(error)}). {ADVICE}") from error
     torch.cuda.empty_cache()  # for an engine with a memory pool of its own; does nothing where no GPU is used
-    tokens, seconds = max(map(sequence_length, samples)), time.perf_counter() - start
+    tokens = max(map(sequence_length, samples))
+    seconds = time.perf_counter() - start
     return f"model proved against its own forward pass, up to {tokens} tokens: {listed} ({seconds:.1f} s)"
 
 

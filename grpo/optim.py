@@ -18,7 +18,8 @@ class Optimizer:
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter], config: LearnerConfig, total_steps: int = 1):
         """`total_steps` is the number of optimiser steps of the whole run, for the linear schedule."""
-        self.config, self.total_steps = config, total_steps
+        self.config = config
+        self.total_steps = total_steps
         self.steps = 0
         self.parameters = list(parameters)
         self.masters = [_master(p) for p in self.parameters]
@@ -30,7 +31,8 @@ class Optimizer:
     @property
     def lr(self) -> float:
         """The rate of the next step: linear warm-up, then constant, or linear to zero after the last step."""
-        peak, warmup = self.config.lr, self.config.warmup
+        peak = self.config.lr
+        warmup = self.config.warmup
         if self.steps < warmup:
             return peak * (self.steps + 1) / warmup
         if self.config.schedule == "constant":

@@ -149,7 +149,8 @@ def _fill(samples: Sequence[Sample], order: Sequence[int], capacity: int) -> lis
         cost = len(sample.completion_ids) if shared else sequence_length(sample)
         if not batches or used + cost > capacity:
             batches.append([])
-            used, cost = 0, sequence_length(sample)
+            used = 0
+            cost = sequence_length(sample)
         batches[-1].append(i)
         used += cost
     return batches
@@ -159,7 +160,9 @@ def _lay_out(samples: Sequence[Sample], weights: Sequence[float], starts: Sequen
     """One micro-batch. `starts[i]` is the place of sample i's first trained token among those of the optimiser step."""
     # 1. Lay every prompt down once and its completions behind it. A run is (ids, the places in the batch of its prefix,
     # its own places); a prompt's prefix is empty.
-    runs, logit_positions, end = [], [], 0
+    runs = []
+    logit_positions = []
+    end = 0
     for i, sample in enumerate(samples):
         if i == 0 or sample.prompt_ids != samples[i - 1].prompt_ids:
             prompt = np.arange(end, end + len(sample.prompt_ids))

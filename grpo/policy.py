@@ -49,9 +49,14 @@ class Policy:
         config = config or Config()
         settings = config.policy
         _check_vocabulary(model, tokenizer)
-        self.network, self.tokenizer, self.stop_ids = model, tokenizer, stop_ids(tokenizer, model.generation_config)
-        self.device, self.dtype, self.logit_chunk = model.device, model.dtype, config.learner.logit_chunk
-        self.digest, self.quant = digest, settings.quant
+        self.network = model
+        self.tokenizer = tokenizer
+        self.stop_ids = stop_ids(tokenizer, model.generation_config)
+        self.device = model.device
+        self.dtype = model.dtype
+        self.logit_chunk = config.learner.logit_chunk
+        self.digest = digest
+        self.quant = settings.quant
         self.logit_scale = logit_scale(model.config)
         self.lora = settings.lora_rank > 0
         # The reference of a LoRA policy is the policy with the adapter off; all weights need a frozen copy.
@@ -82,8 +87,10 @@ class Policy:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """[N] log-probability of each completion token at `temperature`, [N] entropy in nats (else None)."""
         network = network or self.network
-        hidden, head = self.hidden(network, batch), network.get_output_embeddings()
-        weight, bias = head.weight.to(hidden.dtype), getattr(head, "bias", None)
+        hidden = self.hidden(network, batch)
+        head = network.get_output_embeddings()
+        weight = head.weight.to(hidden.dtype)
+        bias = getattr(head, "bias", None)
         temperature = temperature / self.logit_scale
         return token_logprobs(hidden, weight, batch.targets, temperature, self.logit_chunk, with_entropy, bias)
 
@@ -185,7 +192,8 @@ class Policy:
                 continue
             if name.endswith(".base_layer.weight"):
                 layer = self.network.get_submodule(name.removesuffix(".base_layer.weight"))
-                tensor, layer.kept = lora.merged(layer), None  # the sampler's memory is not to hold it twice
+                tensor = lora.merged(layer)
+                layer.kept = None  # the sampler's memory is not to hold it twice
             yield name.replace(".base_layer", ""), tensor.detach().to(self.dtype)
 
     def save(self, folder: Path) -> None:
@@ -211,7 +219,8 @@ def load_policy(config: Config, device: torch.device) -> Policy:
     reference of a continued adapter is its base.
     """
     disable_progress_bar()  # a run has its own
-    settings, base = config.policy, hub.base_of(config.model)
+    settings = config.policy
+    base = hub.base_of(config.model)
     tokenizer = load_tokenizer(config.model, settings.trust_remote_code)
     dtype = compute_dtype(config, device)
     if settings.lora_rank:
@@ -244,8 +253,10 @@ def load_plain(
     An adapter of ours is added by the policy's own sum, in the precision and on the (dequantised) base that it was
     trained with; any other by PEFT. `quant`: of a model that is not an adapter.
     """
-    origin, base = hub.read_origin(name), hub.base_of(name)
-    quant, trained = origin.get("quant", quant), getattr(torch, origin["dtype"]) if origin else dtype
+    origin = hub.read_origin(name)
+    base = hub.base_of(name)
+    quant = origin.get("quant", quant)
+    trained = getattr(torch, origin["dtype"]) if origin else dtype
     model = load_model(base, trained, device, quant, trusted)
     hub.base_of(name)  # again: loading may have brought the base from the hub
     if quant == "nf4":
@@ -313,7 +324,8 @@ def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     name = model.config.name_or_path or model.config.model_type
     if model.get_output_embeddings() is None:
         raise UserError(f"{name} has no output head: it is not a causal language model")
-    largest, rows = max(tokenizer.get_vocab().values(), default=0), len(model.get_input_embeddings().weight)
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    rows = len(model.get_input_embeddings().weight)
     if largest >= rows:
         raise UserError(
             f"the tokenizer of {name} has token ids up to {largest}, but the model has embeddings for {rows} tokens; "

@@ -59,7 +59,8 @@ def training_problems(config: Config, tokenizer: PreTrainedTokenizerBase | None)
     """
     graded = ":" not in config.reward.name and not config.data.startswith(tasks.PREFIX)  # a task has a scorer
     placed = read_data(config.data, config.data_dir, config.data_limit)
-    template, longest = ChatTemplate.of_run(config, tokenizer), config.rollout.max_prompt_tokens
+    template = ChatTemplate.of_run(config, tokenizer)
+    longest = config.rollout.max_prompt_tokens
     problems, bad = make_problems(placed, template, config.prompt, longest, config.data_columns, graded)
     reasons = _ungradable([problem.ground_truth for problem in problems.values()]) if graded else {}
     kept = []
@@ -87,7 +88,8 @@ def make_problems(
     graded: the ground truth is the answer inside the row's text (behind ####, in a box); nothing checks here that it
     can be graded. Without a template the prompts are neither rendered nor measured.
     """
-    system, names = prompt_text(prompt), _column_names(columns)
+    system = prompt_text(prompt)
+    names = _column_names(columns)
     problems: dict[str, Problem] = {}
     bad: list[BadRow] = []
     shared: dict[int, int] = {}  # token ids repeat: one integer object for each keeps a million prompts small
@@ -136,7 +138,8 @@ def first_prompt(
     generation: GenerationConfig | None,
 ) -> list[str]:
     """The first prompt in lines (unless config.quiet), and one line for each way in which it may surprise."""
-    template, system = ChatTemplate.of_run(config, tokenizer), prompt_text(config.prompt)
+    template = ChatTemplate.of_run(config, tokenizer)
+    system = prompt_text(config.prompt)
     lines = [] if config.quiet else list(chat_template.show(problems[0], template, generation))
     reports = chat_template.report(problems[0], template, system, generation)
     return lines + [f"prompt: {line}" for line in reports]
@@ -283,7 +286,8 @@ def _is_message(message: Any) -> bool:
 
 def _truth(row: rows.Row, column: str | None) -> tuple[str, Any]:
     """(column, value) of the ground truth."""
-    verl, chat = row.get("reward_model"), row.get("messages")
+    verl = row.get("reward_model")
+    chat = row.get("messages")
     if isinstance(verl, str):
         with contextlib.suppress(ValueError, RecursionError):
             verl = json.loads(verl)

@@ -44,7 +44,8 @@ def rollout(
 
     A problem that is drawn again in the same step is another group: its second and later places enter its seed.
     """
-    requests, seen = [], Counter()
+    requests = []
+    seen = Counter()
     for problem in problems:
         again = (seen[problem.index],) if problem.index in seen else ()
         seen[problem.index] += 1

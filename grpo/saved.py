@@ -47,7 +47,8 @@ def single(path: str) -> Target:
     folder = Path(path).resolve()
     settings = folder.parent.parent / "config.yaml"
     if folder.parent.name == "checkpoints" and settings.is_file():
-        config, name = read_yaml(settings), f"{settings.parent.name}--{folder.name}"
+        config = read_yaml(settings)
+        name = f"{settings.parent.name}--{folder.name}"
         return Target(name, path, config["prompt"], dtype=config.get("policy", {}).get("dtype", "auto"))
     return Target(folder.name if folder.is_dir() else path.replace("/", "--"), path)
 

@@ -622,7 +622,8 @@ def _not_a_setting(name: str, value: Any) -> str:
 def _wrong_value(error: ValidationError) -> tuple[str, str]:
     """The name of the first wrong setting, and the line about it: value, limit and nearest choice."""
     problems = [(_field_of(problem["loc"]), problem) for problem in error.errors()]
-    name, value = problems[0][0], problems[0][1]["input"]
+    name = problems[0][0]
+    value = problems[0][1]["input"]
     limits, near = [], ""
     for field, problem in problems:  # a field of several types has a problem with each
         if field == name:

@@ -22,7 +22,8 @@ def notify(message: str) -> None:
     """Prints a message to stderr above the progress bar, wrapped between words to the terminal's width."""
     text = escape_control(message)
     if sys.stderr.isatty():
-        width, whole = shutil.get_terminal_size().columns, {"break_long_words": False, "break_on_hyphens": False}
+        width = shutil.get_terminal_size().columns
+        whole = {"break_long_words": False, "break_on_hyphens": False}
         text = "\n".join(textwrap.fill(line, width, **whole) for line in text.splitlines())
     print_above(text)
 
@@ -37,7 +38,9 @@ def print_above(text: str) -> None:
 
 def command(words: str, path: Path) -> str:
     """`python WORDS PATH` as it can be typed in the present folder, with the Python that runs now."""
-    python, found, repository = os.path.relpath(sys.executable), shutil.which("python"), Path(__file__).parents[1]
+    python = os.path.relpath(sys.executable)
+    found = shutil.which("python")
+    repository = Path(__file__).parents[1]
     if found and Path(found).parent == Path(sys.executable).parent:
         python = "python"
     elif python.startswith(".."):

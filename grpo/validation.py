@@ -32,8 +32,11 @@ class Validator:
         clock: Callable[[str], AbstractContextManager],
     ):
         """sets: name -> validation problems. clock: `with clock("eval"):` measures the time."""
-        self.config, self.tokenizer, self.clock = config, tokenizer, clock
-        self.sets, self.test_problems = sets, test_problems
+        self.config = config
+        self.tokenizer = tokenizer
+        self.clock = clock
+        self.sets = sets
+        self.test_problems = test_problems
         limits = {"workers": config.reward.workers, "timeout_s": config.reward.timeout_s}
         self.reward = make_reward("multi_signal", verifier=config.reward.verifier, **limits)
 
@@ -64,7 +67,8 @@ class Validator:
         """The accuracy of each way of sampling, and the other shares of the first way."""
         if not problems:
             return {}
-        config, shares = self.config, {}
+        config = self.config
+        shares = {}
         temperatures = {"sampled": config.rollout.temperature} if config.eval.sampling == "both" else {}
         for way, temperature in (temperatures | {"greedy": 0.0}).items():
             sampling = SamplingParams(config.rollout.max_new_tokens, temperature)

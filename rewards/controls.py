@@ -24,7 +24,9 @@ class RandomReward(MultiSignalMathReward):
     def __init__(self, seed: int = 0, needs_box: bool = False, **verifier_options: Any) -> None:
         super().__init__(0.0, 0.0, 0.0, **verifier_options)
         self.weights = {"random": 1.0} | dict.fromkeys(SIGNALS, 0.0)
-        self.seed, self.needs_box, self.tossed = seed, needs_box, 0
+        self.seed = seed
+        self.needs_box = needs_box
+        self.tossed = 0
 
     def score_batch(
         self, completions: Sequence[str], ground_truths: Sequence[Any], rows: Sequence[Row] | None = None

@@ -45,8 +45,11 @@ class FunctionReward(Reward):
     def __init__(
         self, name: str, function: Callable[..., Any], parallel: int = 1, limit_s: float | None = None
     ) -> None:
-        self.name, self.parallel, self.limit_s = name, parallel, limit_s
-        self.function, self.parameters = _synchronous(function), inspect.signature(function).parameters
+        self.name = name
+        self.parallel = parallel
+        self.limit_s = limit_s
+        self.function = _synchronous(function)
+        self.parameters = inspect.signature(function).parameters
         self.weights: dict[str, float] = {}  # known from the first call on
         self.batch = "completion" not in self.parameters and bool(BATCH_PARAMETERS & self.parameters.keys())
         self.forms = ["texts"] if "ground_truths" in self.parameters else ["texts", "messages"]
@@ -82,7 +85,8 @@ class FunctionReward(Reward):
 
     def _call(self, label: str, row: Row) -> dict[str, float]:
         """Returns the signals of one completion. The first two parameters may have names of their own."""
-        text, names = row["completion"], list(self.parameters)
+        text = row["completion"]
+        names = list(self.parameters)
         second = names[1] if len(names) > 1 and names[1] in row else "ground_truth"
         with self._errors(f"{label} {json.dumps(text[:60])} with ground truth {str(row['ground_truth'])[:60]!r}"):
             named = _arguments(self.parameters, names[2:], row)

@@ -106,7 +106,8 @@ class HybridReward(MultiSignalMathReward):
         super().__init__(0.0, 0.0, 0.0, **verifier_options)
         self.weights = {"hybrid": 1.0, "verify": 0.0, "model": 0.0}
         self.a, self.b, self.eps, self.warmup = a, b, eps, warmup
-        self.name, self.model = model, RewardModel(model, offload, device)
+        self.name = model
+        self.model = RewardModel(model, offload, device)
         self.scale: tuple[float, float] | None = None
 
     @property

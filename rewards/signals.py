@@ -79,7 +79,8 @@ def answer_parts(text: str) -> list[str]:
 def last_box(text: str) -> str | None:
     r"""Content of the complete `\boxed{...}` whose brace closes last, or None. Printed braces `\}` close nothing."""
     text = text[-BOX_WINDOW:]
-    opened, box = [], None  # opened: where the content of a box starts, None for any other brace
+    opened: list[int | None] = []  # where the content of a box starts, None for any other brace
+    box = None
     for match in _BRACES.finditer(text):
         token = match.group()
         if token == "{":
@@ -245,7 +246,8 @@ class MultiSignalMathReward(Reward):
         **verifier_options: Any,
     ) -> None:
         self.weights = dict(zip(SIGNALS, check_weights((alpha, beta, gamma)), strict=True))
-        self.answer_from, self.verifier = answer_from, Verifier(**verifier_options)
+        self.answer_from = answer_from
+        self.verifier = Verifier(**verifier_options)
 
     def self_test(self, row: Row) -> None:
         """Raises RewardError where the workers do not tell right from wrong."""

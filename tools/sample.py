@@ -66,7 +66,8 @@ def sample(args: argparse.Namespace) -> str:
     device = choose_device(args.device)
     verifier = settings.get("reward", {}).get("verifier", "box")
     pinned = settings_of({"template_args": args.template_args or settings.get("template_args", {})})
-    engine, columns = None, []
+    engine = None
+    columns = []
     with closing(make_reward("multi_signal", verifier=verifier)) as reward:
         for target in targets:
             template = ChatTemplate(load_tokenizer(target.path), pinned.template_args, settings.get("template_date"))

@@ -52,7 +52,8 @@ def main(argv: Sequence[str]) -> int:
 
 def select(args: argparse.Namespace) -> list[Row]:
     """The rows of those ranks, best first, for which the condition holds. ValueError with one line."""
-    run, data = args.accuracies, args.data
+    run = args.accuracies
+    data = args.data
     if (args.rank is None) != (run is None):
         raise ValueError("--rank goes with accuracies: python -m tools.select_examples RUN_OR_JSON --rank 1 --out FILE")
     if data is None and run is not None and run.is_dir():

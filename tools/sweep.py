@@ -223,7 +223,8 @@ def run_all(runs: Sequence[Run], preset: str) -> dict[Path, str]:
     for number, run in enumerate(runs, start=1):
         left = f", about {(len(runs) - number + 1) * mean(seconds) / 60:.0f} min left" if seconds else ""
         print(f"run {number} of {len(runs)}{left}: {run.folder}", file=sys.stderr, flush=True)
-        start, finished = time.monotonic(), (run.folder / "summary.json").is_file()
+        start = time.monotonic()
+        finished = (run.folder / "summary.json").is_file()
         if error := train(run, preset):
             failed[run.folder] = error
         elif not finished:

@@ -20,7 +20,8 @@ from grpo.run.display import figures
 from grpo.run.files import read_rows
 from grpo.settings import read_yaml
 
-RECENT, SHOWN = 10, 5
+RECENT = 10
+SHOWN = 5
 """Number of steps that the time of a step is the median of, and number of steps shown."""
 GPU = "utilization.gpu,memory.used,memory.total,temperature.gpu"
 
@@ -29,7 +30,8 @@ def describe(planned: int, rows: list[dict], now: float, finished: bool) -> str:
     """Returns the run's state, its time left and its last steps, in a few lines."""
     if not rows:
         return "no step is finished yet"
-    done, age = rows[-1]["step"], now - rows[-1]["time"]
+    done = rows[-1]["step"]
+    age = now - rows[-1]["time"]
     seconds = [row["time/step"] for row in rows if row["step"]][-RECENT:] or [rows[-1]["time/step"]]
     left = (planned - done) * median(seconds) / 60
     if finished:
@@ -62,7 +64,8 @@ def main(argv: Sequence[str]) -> int:
     args = cli.parse_args(argv)
     with suppress(KeyboardInterrupt):
         while True:
-            planned, rows = read_yaml(args.run / "config.yaml").get("steps", 0), read_rows(args.run / "metrics.jsonl")
+            planned = read_yaml(args.run / "config.yaml").get("steps", 0)
+            rows = read_rows(args.run / "metrics.jsonl")
             finished = (args.run / "summary.json").is_file()
             if sys.stdout.isatty():
                 print("\x1b[H\x1b[2J", end="")  # to the top left of an empty screen

@@ -59,7 +59,8 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if unknown := sorted(set(args.numbers) - set(numbers)):
         parser.error(f"there is no exercise {', '.join(unknown)}; they are numbered {numbers[0]} to {numbers[-1]}")
-    folder, failed = "course.exercises.solutions" if args.solutions else "course.exercises", 0
+    folder = "course.exercises.solutions" if args.solutions else "course.exercises"
+    failed = 0
     for name, check in EXERCISES.items():
         if args.numbers and name[1] not in args.numbers:
             continue

@@ -9,7 +9,8 @@ def pack(sequences, *, restart=True, shift=-1, absolute=True, prompts=True, firs
     """The right packing, and with each argument a wrong one."""
     ids, positions, predictors, targets = [], [], [], []
     for prompt, completion in sequences:
-        start, length = len(ids), len(prompt) + len(completion)
+        start = len(ids)
+        length = len(prompt) + len(completion)
         ids += [*(prompt if prompts else ()), *completion]
         positions += range(length) if restart is True else [*range(len(prompt)), *range(len(completion))]
         begin = 1 if prompt_targets else len(prompt)

@@ -11,7 +11,10 @@ import torch
 import minimal
 from course.exercises.judge import Wrong, call
 
-STEPS, LEARNING_RATE, QUESTIONS, HELD_OUT = 8, 5e-4, 8, 200
+STEPS = 8
+LEARNING_RATE = 5e-4
+QUESTIONS = 8
+HELD_OUT = 200
 POINTS = 10  # what the hidden signal has to move by; one standard error of it is about 3 points
 
 CAREFUL = "<think>\n7+6=13;6+7+1=14;5+8+1=14</think>\\boxed{1443}<reflection>correct</reflection>"

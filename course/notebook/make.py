@@ -27,7 +27,8 @@ def functions() -> dict[str, str]:
 
 def build() -> nbformat.NotebookNode:
     """The notebook without outputs."""
-    known, cells = functions(), []
+    known = functions()
+    cells = []
     for i, part in enumerate(re.split(r"^```", (FOLDER / "lesson.md").read_text(), flags=re.MULTILINE)):
         if not part.strip():
             continue

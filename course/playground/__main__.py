@@ -26,8 +26,10 @@ from grpo.run.files import numbered
 from grpo.settings import LearnerConfig
 
 HERE = Path(__file__).resolve().parent
-MAX_SIZE, MAX_GROUPS = 400_000, 4
-"""Characters of data in the page, and groups of a step; the steps in between are left out where a run has more."""
+MAX_SIZE = 400_000
+"""Characters of data in the page; steps in between are skipped where a run has more"""
+MAX_GROUPS = 4
+"""Groups of a step in the page"""
 COPIED = ("signals", "reward", "advantage", "tokens")
 OWN_WEIGHTS = {"verify": "alpha", "format": "beta", "reflect": "gamma"}
 
@@ -38,7 +40,8 @@ def page_data(run: Run) -> dict[str, Any]:
         raise UserError(f"{run.folder} has no completions yet; wait for its first step")
     cut = token_cutter(run.folder)
     by_step = {step: list(rows) for step, rows in groupby(run.completions, itemgetter("step"))}
-    steps, size = list(by_step), 0
+    steps = list(by_step)
+    size = 0
     kept: dict[int, list[dict]] = {}
     for index in newest_first_then_spread(len(steps)):
         groups = []

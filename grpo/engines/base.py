@@ -132,7 +132,8 @@ def choose_device(setting: str = "auto", driver: Path = DRIVER) -> torch.device:
     elif "CUDA_VISIBLE_DEVICES" in os.environ:
         reason = f"CUDA_VISIBLE_DEVICES is {os.environ['CUDA_VISIBLE_DEVICES']!r}"
     else:
-        reason, cure = "an NVIDIA driver is loaded", "check nvidia-smi, run make gpu, or use --device cpu"
+        reason = "an NVIDIA driver is loaded"
+        cure = "check nvidia-smi, run make gpu, or use --device cpu"
     raise UserError(f"{built} finds no CUDA device: {reason}; {cure}")
 
 

@@ -15,7 +15,9 @@ from grpo.packing import pack, sequence_length
 from grpo.policy import Policy
 from grpo.types import Completion, Request, Sample
 
-PROMPT, SAMPLES, TOKENS = "2 + 3 =", 4, 16
+PROMPT = "2 + 3 ="
+SAMPLES = 4
+TOKENS = 16
 
 
 def check_sync(engine: Engine, policy: Policy, temperature: float, limit: float) -> None:

@@ -43,7 +43,8 @@ class TorchEngine:
     )
 
     def __init__(self, max_num_seqs: int = 512):
-        self.max_num_seqs, self.version = max_num_seqs, 0
+        self.max_num_seqs = max_num_seqs
+        self.version = 0
         self._policy: Policy | None = None
         self._drafts: list[Draft] = []
 
@@ -117,7 +118,8 @@ def _write(policy: Policy, drafts: Sequence[Draft], sampling: SamplingParams) ->
             return
         if len(running) <= COMPACT_BELOW * len(drafts):
             rows = context.keep(running)
-            drafts, tokens = [drafts[row] for row in rows], tokens[rows]
+            drafts = [drafts[row] for row in rows]
+            tokens = tokens[rows]
         context.read(tokens[:, None])
 
 
@@ -131,19 +133,22 @@ class Context:
     """[B, H] the last token's hidden states"""
 
     def __init__(self, policy: Policy, prompts: Sequence[tuple[int, ...]]):
-        self.policy, self.cache = policy, Cache(layer_class_to_replicate=Buffer)
+        self.policy = policy
+        self.cache = Cache(layer_class_to_replicate=Buffer)
         texts = list(dict.fromkeys(prompts))
         lengths = [len(text) for text in texts]
         longest = max(lengths)
         padding = torch.tensor([longest - length for length in lengths], device=policy.device)
         common = min(_common(texts), min(lengths) - 1) if len(texts) > 1 else 0
         if common:
-            self.padding, self.ragged = torch.zeros(1, dtype=torch.long, device=policy.device), False
+            self.padding = torch.zeros(1, dtype=torch.long, device=policy.device)
+            self.ragged = False
             self.read(torch.tensor([texts[0][:common]], device=policy.device))
             for layer in self.cache.layers:
                 layer.spread(padding)
         padded = [[0] * (longest - len(text)) + list(text) for text in texts]
-        self.padding, self.ragged = padding, len(set(lengths)) > 1  # [B] tokens
+        self.padding = padding  # [B] tokens
+        self.ragged = len(set(lengths)) > 1
         self.read(torch.tensor(padded, device=policy.device)[:, common:])
         row = {text: i for i, text in enumerate(texts)}
         self._select([row[prompt] for prompt in prompts])
@@ -152,11 +157,13 @@ class Context:
         """Makes row i a copy of row rows[i]."""
         index = torch.tensor(rows, device=self.policy.device)
         self.cache.batch_select_indices(index)
-        self.padding, self.hidden = self.padding[index], self.hidden[index]
+        self.padding = self.padding[index]
+        self.hidden = self.hidden[index]
 
     def keep(self, rows: Sequence[int]) -> list[int]:
         """Keeps these rows alone and returns their new order: the last ones move into the places that became free."""
-        kept, last = set(rows), [row for row in rows if row >= len(rows)]
+        kept = set(rows)
+        last = [row for row in rows if row >= len(rows)]
         order = [row if row in kept else last.pop() for row in range(len(rows))]
         for layer in self.cache.layers:
             layer.keep(order)

@@ -85,7 +85,8 @@ class VLLMEngine:
 
     @classmethod
     def notices(cls) -> list[str]:
-        lines, shm = [], Path("/dev/shm")
+        lines = []
+        shm = Path("/dev/shm")
         if shm.is_dir() and (size := shutil.disk_usage(shm).total) < LEAST_SHM:
             mib = f"{size / 2**20:.0f} MiB"
             lines.append(f"{shm} has {mib}, which vLLM can run out of; start the container with --shm-size=2g")
@@ -97,7 +98,9 @@ class VLLMEngine:
         return lines
 
     def __init__(self, config: Config, device: torch.device):
-        self.config, self.device, self.version = config.rollout, device, 0
+        self.config = config.rollout
+        self.device = device
+        self.version = 0
         self._stop_ids: list[int] = []
         self._asleep = self._ready = False
         with _trainer_undisturbed(device), warnings.catch_warnings():
@@ -226,7 +229,8 @@ def _start(config: Config, device: torch.device) -> Any:
 
 def engine_arguments(config: Config, device: torch.device) -> dict[str, Any]:
     """vLLM's own arguments: room for the longest prompt and completion, and random weights until the first sync."""
-    rollout, dtype = config.rollout, compute_dtype(config, device)
+    rollout = config.rollout
+    dtype = compute_dtype(config, device)
     name = base_of(config.model)
     model = AutoConfig.from_pretrained(name, trust_remote_code=config.policy.trust_remote_code)
     own = _on_cpu(model.architectures or []) if device.type == "cpu" else _on_gpu(config)
@@ -296,8 +300,12 @@ def _trainer_undisturbed(device: torch.device) -> Iterator[None]:
     """vLLM reseeds and draws from the process's random generators, sets how torch multiplies float32 matrices, disables
     torch.set_num_threads and has child processes preload its allocator; none of that may reach the trainer or its
     reward workers."""
-    python, numpy, precision = random.getstate(), np.random.get_state(), torch.get_float32_matmul_precision()
-    threads, set_threads, preload = torch.get_num_threads(), torch.set_num_threads, os.environ.get("LD_PRELOAD")
+    python = random.getstate()
+    numpy = np.random.get_state()
+    precision = torch.get_float32_matmul_precision()
+    threads = torch.get_num_threads()
+    set_threads = torch.set_num_threads
+    preload = os.environ.get("LD_PRELOAD")
     try:
         with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device.type == "cuda" else []):
             yield

@@ -142,7 +142,8 @@ def held_out_problems(
 
 def _fitting(name: str, config: Config, tokenizer: PreTrainedTokenizerBase) -> list[Problem]:
     """The set's problems without those whose prompt is too long for the sampler. Reports their number."""
-    template, longest = ChatTemplate.of_run(config, tokenizer), config.rollout.max_prompt_tokens
+    template = ChatTemplate.of_run(config, tokenizer)
+    longest = config.rollout.max_prompt_tokens
     problems = load(name, template, config.prompt, config.data_dir, config.eval.limit, columns=config.eval.columns)
     kept = [problem for problem in problems if len(problem.prompt_ids) <= longest]
     line = f"{name}: {len(problems) - len(kept)} of {len(problems)} prompts are longer than {longest} tokens"

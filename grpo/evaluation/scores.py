@@ -149,7 +149,8 @@ def figure(values: Sequence[float]) -> dict[str, float]:
 
 def wilson(right: int, total: int) -> tuple[float, float]:
     """95% score interval of a share: (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)."""
-    share, spread = right / total, Z**2 / total
+    share = right / total
+    spread = Z**2 / total
     middle = share + spread / 2
     width = math.sqrt(share * (1 - share) * spread + spread**2 / 4)
     return max(0.0, (middle - width) / (1 + spread)), min(1.0, (middle + width) / (1 + spread))
@@ -157,7 +158,8 @@ def wilson(right: int, total: int) -> tuple[float, float]:
 
 def bootstrap(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
     """95% percentile interval of the mean, from problems drawn again with replacement. The seed makes it repeatable."""
-    generator, shape = np.random.default_rng(seed), (RESAMPLES // 10, len(values))
+    generator = np.random.default_rng(seed)
+    shape = (RESAMPLES // 10, len(values))
     means = [values[generator.integers(0, len(values), shape)].mean(axis=1) for _ in range(10)]
     low, high = np.quantile(np.concatenate(means), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
@@ -189,7 +191,8 @@ def newcombe(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
 
     Wilson's intervals of the two shares, joined by their correlation phi. It keeps a width where nothing flips.
     """
-    n, both = len(a), float((a * b).sum())
+    n = len(a)
+    both = float((a * b).sum())
     p, q = a.mean(), b.mean()
     (low_p, high_p), (low_q, high_q) = wilson(int(a.sum()), n), wilson(int(b.sum()), n)
     covariance = both * (n * (1 - p - q) + both) - (n * p - both) * (n * q - both)

@@ -110,7 +110,8 @@ def evaluations(request: EvalRequest) -> list[Evaluation]:
                 dated = template.is_dated(problems[0].chat)
                 if request.audit:
                     problems = benchmarks.beginnings(problems, tokenizer, AUDITED)
-                    prompt, dated = f"first {AUDITED:.0%} of each question", False
+                    prompt = f"first {AUDITED:.0%} of each question"
+                    dated = False
                 check_context(target, problems, protocol.max_new_tokens)
                 same = by_prompt.setdefault(tuple(problem.prompt for problem in problems), prompt)
                 if same != prompt:
@@ -147,7 +148,8 @@ def own_sets(run: Config | None, folder: str | None) -> list[str]:
 
 def choose_protocol(name: str, request: EvalRequest, own_limit: int | None) -> Protocol:
     """The paper's, with what the request changes. own_limit: new tokens on a run's own sets."""
-    paper, temperature = benchmarks.find(name).protocol, 0.0 if request.audit else request.temperature
+    paper = benchmarks.find(name).protocol
+    temperature = 0.0 if request.audit else request.temperature
     samples = request.samples or (1 if temperature == 0 else paper.samples)
     if temperature is None:
         temperature = benchmarks.AVERAGED.temperature if samples > 1 else 0.0
@@ -173,7 +175,8 @@ class Session:
     """Runs the evaluations of one request. Checkpoints of one base share an engine."""
 
     def __init__(self, request: EvalRequest, evaluations: Sequence[Evaluation], verifier: Verifier):
-        self.request, self.verifier = request, verifier
+        self.request = request
+        self.verifier = verifier
         self.fingerprint = cache(saved.fingerprint)  # some files are gigabytes
         self.device = choose_device(request.device)
         self.engine_type = choose_engine(request.engine, self.device.type)
@@ -188,7 +191,8 @@ class Session:
 
     def run(self, evaluation: Evaluation) -> Line:
         """Samples and grades what is missing, and saves the scores. Locks the folder."""
-        settings, target = self.settings(evaluation), evaluation.target
+        settings = self.settings(evaluation)
+        target = evaluation.target
         folder = EvalFolder.create(Path(self.request.out), target.label, settings)
         line = f"{target.label}  {settings['bench']}  prompt {evaluation.prompt}  -> {folder.path}"
         print(escape_control(line), flush=True)
@@ -199,7 +203,8 @@ class Session:
 
     def settings(self, evaluation: Evaluation) -> dict:
         """Everything that the outputs and their grades follow from; its hash names the folder."""
-        request, config = self.request, evaluation.config
+        request = self.request
+        config = evaluation.config
         prompts = "\0".join(problem.prompt for problem in evaluation.problems)
         return {
             "bench": benchmarks.label(evaluation.name),
@@ -238,10 +243,12 @@ class Session:
         if not missing:
             return
         folder.replace(rows)  # a line that was cut must not run into the next
-        engine, protocol = self.load(evaluation.target), evaluation.protocol
+        engine = self.load(evaluation.target)
+        protocol = evaluation.protocol
         sampling = SamplingParams(protocol.max_new_tokens, protocol.temperature)
         step = max(1, self.engine_type.costs.batch // protocol.samples)
-        title, quiet = escape_control(folder.path.name), not sys.stderr.isatty()
+        title = escape_control(folder.path.name)
+        quiet = not sys.stderr.isatty()
         with tqdm(total=len(evaluation.problems), initial=len(done), unit="problem", desc=title, disable=quiet) as bar:
             for start in range(0, len(missing), step):
                 part = missing[start : start + step]
@@ -278,7 +285,8 @@ class Session:
             if self.engine is None:
                 self.engine = make_engine(self.config(target), self.device)
             self.engine.sync(policy)
-            self.loaded, self.tokenizer = target, policy.tokenizer
+            self.loaded = target
+            self.tokenizer = policy.tokenizer
         return self.engine
 
     def close(self) -> None:

@@ -25,7 +25,8 @@ COMPRESSED_TOKEN = 1.3
 
 def policy_parts(run: RunShape, model: ModelShape) -> dict[str, float]:
     """Bytes that live as long as the run."""
-    full, lora = model.parameters, run.lora_rank > 0
+    full = model.parameters
+    lora = run.lora_rank > 0
     trained = model.adapter(run.lora_rank) if lora else full
     packed = model.linear_elements if run.quant == "nf4" else 0
     return {
@@ -39,7 +40,10 @@ def policy_parts(run: RunShape, model: ModelShape) -> dict[str, float]:
 
 def learning_parts(run: RunShape, model: ModelShape) -> dict[str, float]:
     """Bytes that only learning needs, at their joint peak: gradients, activations, logits."""
-    c, lora, element, tokens = model.text, run.lora_rank, run.element, run.microbatch_tokens
+    c = model.text
+    lora = run.lora_rank
+    element = run.element
+    tokens = run.microbatch_tokens
     layer, transient = _layer_bytes(model, element, lora)
     # What is saved beside the layers: inputs of the embedding and the final norm, and the rows that the head reads.
     saved = c.hidden_size * (2 * element + 4 + (0 if lora else element))
@@ -70,7 +74,8 @@ def _layer_bytes(model: ModelShape, element: int, lora: int) -> tuple[float, flo
 def sampler_parts(run: RunShape, model: ModelShape, on_cpu: bool) -> tuple[dict[str, float], dict[str, float]]:
     """(bytes that only sampling needs, bytes of the sampler that stay while the learner works), without a KV cache of
     fixed size: it takes what remains."""
-    engine, logits = run.engine, run.running * model.text.vocab_size
+    engine = run.engine
+    logits = run.running * model.text.vocab_size
     batch = engine.batched_tokens * 3 * model.text.intermediate_size * run.element
     only = {"sampler logits": engine.logit_bytes * logits, "sampler activations": batch}
     stay = {

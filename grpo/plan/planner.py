@@ -49,7 +49,8 @@ class Plan:
         return sum(self._parts()[phase].values())
 
     def _parts(self) -> dict[str, dict[str, float]]:
-        run, on_cpu = self.run, self.hardware.is_cpu
+        run = self.run
+        on_cpu = self.hardware.is_cpu
         stay = memory.policy_parts(run, self.model)
         if on_cpu:
             stay["completions"] = memory.host_bytes(run)
@@ -106,7 +107,8 @@ class Plan:
 
     def seconds(self, tokens: float | None = None) -> dict[str, float]:
         """Phase -> seconds of a step, with completions of so many tokens or of the expected number."""
-        run, tokens = self.run, tokens or self.run.new_tokens
+        run = self.run
+        tokens = tokens or self.run.new_tokens
         running = run.running
         if self.engine.costs.reserves_cache:
             sequence = self.model.kv_elements * run.element * (run.prompt_tokens + tokens)
@@ -127,7 +129,8 @@ def make_plan(config: Config, hardware: Hardware) -> Plan:
         engine = choose_engine(setting, hardware.device)
     trusted = config.policy.trust_remote_code
     reward_model = model_shape(config.reward.hybrid.model, False) if config.reward.name == "hybrid" else None
-    run, model = RunShape.of(config, hardware, engine.costs), model_shape(config.model, trusted)
+    run = RunShape.of(config, hardware, engine.costs)
+    model = model_shape(config.model, trusted)
     return Plan(config, run, model, hardware, engine, reward_model)
 
 
@@ -173,7 +176,9 @@ def _decide_auto(config: Config, hardware: Hardware) -> tuple[Plan, list[str]]:
 
 def describe(plan: Plan) -> str:
     """A table of memory by phase; on a GPU the time of a step and of the run; and what the run folder grows to."""
-    run, model, hardware = plan.run, plan.model, plan.hardware
+    run = plan.run
+    model = plan.model
+    hardware = plan.hardware
     rank = run.lora_rank
     trained = f"LoRA rank {rank}, {model.adapter(rank):,} trained" if rank else "all weights trained"
     base = ", NF4 base" if run.quant == "nf4" else ""

@@ -102,7 +102,8 @@ def _data(config: Config) -> Iterator[str]:
         if name == config.data:
             problems, _ = training_problems(config, tokenizer)
         else:
-            template, columns = ChatTemplate.of_run(config, tokenizer), config.eval.columns
+            template = ChatTemplate.of_run(config, tokenizer)
+            columns = config.eval.columns
             problems = benchmarks.load(name, template, config.prompt, config.data_dir, columns=columns)
         longest = max(len(problem.prompt_ids) for problem in problems)
         of = f"longest prompt {longest if here else 'not known'} of {config.rollout.max_prompt_tokens} tokens"
@@ -202,7 +203,8 @@ def blockers(plan: Plan) -> list[str]:
 
 
 def _context(plan: Plan) -> Iterator[str]:
-    run, context = plan.run, plan.model.context
+    run = plan.run
+    context = plan.model.context
     if context is not None and run.longest_sequence > context:
         room = context - run.max_prompt_tokens
         fix = f"--rollout.max_new_tokens {room}" if room > 0 else f"--rollout.max_prompt_tokens {context // 4}"
@@ -213,7 +215,8 @@ def _context(plan: Plan) -> Iterator[str]:
 
 
 def _out_folder(plan: Plan) -> Iterator[str]:
-    folder, keep = existing_parent(Path(plan.config.out)), plan.run.keep
+    folder = existing_parent(Path(plan.config.out))
+    keep = plan.run.keep
     checkpoint, _, completions = disk_parts(plan.run, plan.model)
     need = checkpoint * (keep + 1) + completions  # one is being written
     if folder is None or not os.access(folder, os.W_OK):
@@ -234,7 +237,8 @@ def machine_blockers(plan: Plan) -> Iterator[str]:
             f"{plan.hardware.name} does not compute in bfloat16, and float16 is not offered; use a GPU of 2020 or "
             "later (compute capability 8.0), or --policy.dtype float32"
         )
-    need, free = host_bytes(run), main_memory()[1]
+    need = host_bytes(run)
+    free = main_memory()[1]
     if need > free:
         yield (
             f"the completions of a step may take {need / GIB:.1f} GiB of the {free / GIB:.1f} GiB of main memory that "
@@ -265,7 +269,8 @@ def _not_at_hand(config: Config) -> Iterator[str]:
 
 def warnings(plan: Plan) -> Iterator[str]:
     """One line for each thing that a run survives and its owner should know."""
-    policy, lr = plan.config.policy, plan.config.learner.lr
+    policy = plan.config.policy
+    lr = plan.config.learner.lr
     if policy.lora_rank and policy.lora_alpha * lr < LEAST_LORA_STEP:
         yield (
             f"policy.lora_alpha x learner.lr is {policy.lora_alpha * lr:.2g}, a rate for all weights; LoRA runs that "

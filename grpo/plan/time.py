@@ -55,7 +55,9 @@ def _rollout(run: RunShape, model: ModelShape, hardware: Hardware, tokens: float
 def _learn(run: RunShape, model: ModelShape, hardware: Hardware, tokens: float) -> float:
     """Matrix products at the rate the GPU keeps up, and what elementwise operators move at its bandwidth."""
     predicted, packed, pairs = _learned(run, tokens)
-    again, scored, kind = run.gradient_checkpointing, _scoring_passes(run), "lora" if run.lora_rank else "all"
+    again = run.gradient_checkpointing
+    scored = _scoring_passes(run)
+    kind = "lora" if run.lora_rank else "all"
     work = learning_flops(run, model, tokens) + forward_flops(model, 0, 0, predicted)  # the head is computed twice
     work += again * forward_flops(model, packed, pairs, 0)
     layer = TRAINING_BYTES[kind] + again * FORWARD_BYTES[kind] + scored * FORWARD_BYTES["all"]

@@ -25,7 +25,8 @@ def main(argv: Sequence[str]) -> int:
     if args.completions < 1:
         raise UserError(f"--completions {args.completions} must be at least 1")
     folders = list({folder.resolve(): folder for folder in args.runs}.values())
-    runs, strangers = [], []
+    runs = []
+    strangers = []
     for folder in folders:
         try:
             runs.append(read_run(folder, args.completions))

@@ -24,7 +24,8 @@ def charts_for(metrics: Collection[str]) -> list[dict[str, Any]]:
     signals = sorted(
         m.removeprefix("signal/") for m in metrics if m.startswith("signal/") and not m.endswith("_group_std")
     )
-    charts, named = [], set(NOT_DRAWN)
+    charts = []
+    named = set(NOT_DRAWN)
     for section, entries in sections.items():
         for entry in entries:
             for name in signals if "{name}" in entry["title"] else [""]:

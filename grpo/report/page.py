@@ -101,7 +101,8 @@ def overview(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
 
 def facts(run: Run) -> dict[str, str]:
     """Row title -> this run's cell in the table at the top. Rows that were not measured are missing."""
-    done, planned = max(run.steps, default=0), run.config.get("steps", "?")
+    done = max(run.steps, default=0)
+    planned = run.config.get("steps", "?")
     cells = {"State": f"{'finished' if run.finished else 'running or stopped'}, {done} of {planned} steps"}
     if times := values(run, "time"):
         cells["Last step written"] = datetime.fromtimestamp(max(times), UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -119,7 +119,8 @@ def read_completions(run: Run, limit: int) -> None:
     steps = list(files.numbered(run.folder / "completions", r"\.jsonl\.gz"))
     share = max(1, limit // min(max(1, len(steps)), MAX_STEPS_SHARE))
     seen: dict[str, int] = {}
-    missing, in_part = 0, 0
+    missing = 0
+    in_part = 0
     for index in newest_first_then_spread(len(steps)):
         room = min(share, limit - len(run.completions))
         if not room:

@@ -30,7 +30,8 @@ class Alarms:
         self.rows: deque[dict[str, float]] = deque(maxlen=WINDOW)
         self.first: dict[str, float] = {}
         """Means over the first WINDOW steps."""
-        self.best, self.reported = -math.inf, set()
+        self.best = -math.inf
+        self.reported = set()
 
     def __call__(self, row: dict[str, float]) -> list[str]:
         self.rows.append(row)
@@ -52,7 +53,9 @@ def failure_modes(first: dict[str, float], now: dict[str, float], best: float) -
     Where no answer was verified (a user's own reward), only the reward itself tells whether a task is solved: rewards
     that are all equal are reported when they are below an earlier mean, or were 0 from the start.
     """
-    reward, right, verified = now["reward/mean"], now["outcome/correct"], now["verified"] > 0
+    reward = now["reward/mean"]
+    right = now["outcome/correct"]
+    verified = now["verified"] > 0
     flat = now["groups/zero_variance"] == 1
     if flat and verified and right <= 0.95:
         yield "flat", f"for {WINDOW} steps all rewards of each group were equal: nothing was learned; see outcome/*"
@@ -60,7 +63,8 @@ def failure_modes(first: dict[str, float], now: dict[str, float], best: float) -
         yield "flat", f"for {WINDOW} steps all rewards of each group were equal, {reward:.3g}: nothing was learned"
     if best >= 0.05 and abs(reward) <= 0.01 * best:
         yield "fallen", f"the reward fell to 0 after a mean of {best:.2g}: lower learner.lr, or go back to a checkpoint"
-    tokens, before = now["completion/length_mean"], first["completion/length_mean"]
+    tokens = now["completion/length_mean"]
+    before = first["completion/length_mean"]
     improved = right > first["outcome/correct"] + 0.05 if verified else reward > first["reward/mean"]
     if tokens <= before / 4 and not improved:
         gain = "are right no more often" if verified else "earn no more"
@@ -78,7 +82,8 @@ def _dead_reflection(now: dict[str, float]) -> Iterator[tuple[str, str]]:
     completions = WINDOW * now["completion/tokens"] / now["completion/length_mean"]
     if completions * min(of_right, of_wrong) < ENOUGH:
         return
-    share_correct, rates = right_correct + wrong_correct, (right_correct / of_right, wrong_correct / of_wrong)
+    share_correct = right_correct + wrong_correct
+    rates = (right_correct / of_right, wrong_correct / of_wrong)
     if not 0.05 < share_correct / (of_right + of_wrong) < 0.95 and abs(rates[0] - rates[1]) <= 0.05:
         verdicts = f"'correct' of {rates[0]:.0%} of the right and of {rates[1]:.0%} of the wrong answers"
         yield "same verdict", f"the reflection says {verdicts}: the reflection signal is dead"

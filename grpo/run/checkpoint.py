@@ -44,7 +44,9 @@ class TrainingState:
     """
 
     def __init__(self, policy: Policy, learner: Learner, reward: Reward, problems: Sequence[Problem]):
-        self.policy, self.learner, self.reward = policy, learner, reward
+        self.policy = policy
+        self.learner = learner
+        self.reward = reward
         self.identity = {
             "base": policy.digest, "data": digest_problems(problems), "signals": sorted(reward.weights),
             "run": "", "settings": {}, "reward_source": "",
@@ -55,7 +57,8 @@ class TrainingState:
         self.complete(0, {"step": 0})
 
     def complete(self, step: int, row: dict[str, float]) -> None:
-        self.step, self.row = step, row
+        self.step = step
+        self.row = row
         counters = (self.learner.bad_steps, self.learner.microbatch_tokens)
         self._small = {"learner": counters, "reward": copy.deepcopy(self.reward.state_dict())}
 
@@ -99,7 +102,8 @@ class Checkpoints:
     """The checkpoints of one run: complete ones of the newest `keep` steps, weights of evaluated steps before them."""
 
     def __init__(self, folder: Path, keep: int):
-        self.folder, self.keep = folder, keep
+        self.folder = folder
+        self.keep = keep
 
     def path(self, step: int) -> Path:
         return self.folder / f"step_{step:06d}"

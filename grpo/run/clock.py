@@ -17,7 +17,8 @@ class Clock:
     """Seconds by phase, and the most `memory` (GiB) that was in use at the end of one."""
 
     def __init__(self, memory: Callable[[], float] = lambda: 0.0) -> None:
-        self._memory, self._peak = memory, 0.0
+        self._memory = memory
+        self._peak = 0.0
         self._restart()
 
     @contextmanager
@@ -43,7 +44,8 @@ class Clock:
         return peak
 
     def _restart(self) -> None:
-        self._start, self._seconds = time.perf_counter(), dict.fromkeys(PHASES, 0.0)
+        self._start = time.perf_counter()
+        self._seconds = dict.fromkeys(PHASES, 0.0)
 
 
 def memory_in_use_gib() -> float:

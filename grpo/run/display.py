@@ -36,14 +36,16 @@ class Progress:
             total=steps, bar_format=STARTING, dynamic_ncols=True, disable=quiet or not sys.stderr.isatty(), leave=False
         )
         self._count: Callable[[], str] = str
-        self._phase, self._ended = "", threading.Event()
+        self._phase = ""
+        self._ended = threading.Event()
         self._shown: dict[str, float] = {}
         if not self.bar.disable:
             threading.Thread(target=self._refresh, daemon=True).start()
 
     def phase(self, text: str, count: Callable[[], str] = str) -> None:
         """Shows the start's present phase, and behind it what `count` returns at the moment."""
-        self._phase, self._count = text, count
+        self._phase = text
+        self._count = count
         if self.bar.disable and not self.quiet:
             notify(text)
 
@@ -53,7 +55,8 @@ class Progress:
 
     def begin(self, step: int) -> None:
         """Ends the start: from here on the line shows steps, times and figures."""
-        self.bar.bar_format, self.bar.leave = STEPS, True
+        self.bar.bar_format = STEPS
+        self.bar.leave = True
         if not self.bar.disable:
             self.bar.reset()
             self.bar.initial = self.bar.n = step

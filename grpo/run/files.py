@@ -243,7 +243,8 @@ def run_id(folder: Path) -> str:
 
 def write_versions(folder: Path, name: str = "versions.json") -> list[str]:
     """Writes what results depend on besides the settings. Returns what has changed since the start of the run."""
-    now, before = versions(), {}
+    now = versions()
+    before = {}
     with contextlib.suppress(OSError, ValueError, TypeError):  # damaged: only this comparison needs it
         before = dict(json.loads((folder / "versions.json").read_text()))
     write(folder / name, json.dumps(now, indent=2))

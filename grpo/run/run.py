@@ -34,7 +34,9 @@ class Run:
 
     def __init__(self, config: Config, resumed: Path | None = None, interrupts: Interrupts | None = None):
         """Takes the folder to continue in, or names a new one. Raises UserError where the folder cannot be used."""
-        self.config, self.folder, self.resumed = config, resumed or new_folder(config), resumed is not None
+        self.config = config
+        self.folder = resumed or new_folder(config)
+        self.resumed = resumed is not None
         self.interrupts = interrupts or Interrupts()
         self.clock = Clock(memory_in_use_gib)
         self.checkpoints = Checkpoints(self.folder / "checkpoints", config.checkpoint.keep)
@@ -166,7 +168,9 @@ class Run:
 
     def log(self, evaluation: dict[str, float]) -> None:
         """Writes the last step's row to metrics.jsonl, tracker and terminal; saves a checkpoint if one is due."""
-        row, step, every = self._finished_row() | evaluation, self.step, self.config.checkpoint.every
+        row = self._finished_row() | evaluation
+        step = self.step
+        every = self.config.checkpoint.every
         with files.writing(self.folder):
             files.append(self.folder / "metrics.jsonl", files.lines([row]))
         self.state.row = None
@@ -193,7 +197,8 @@ class Run:
 
     def save_bad_batch(self, batch: dict) -> None:
         """The samples of a step that was skipped because its loss or gradient was not finite."""
-        step, path = self.step + 1, self.folder / "bad_batches.jsonl"
+        step = self.step + 1
+        path = self.folder / "bad_batches.jsonl"
         with files.writing(self.folder):
             files.append(path, files.lines([{"step": step} | batch]))
         notify(f"step {step}: loss or gradient is not finite; weights left as they are, batch kept in {path}")

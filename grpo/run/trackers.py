@@ -28,7 +28,10 @@ class Tracker:
 
     def __init__(self, name: str, folder: Path, config: Config, last_step: int = -1):
         """last_step: the last step that an earlier start of the run has sent; no step is sent twice."""
-        self.name, self.folder, self.config, self.last_step = name, folder, config, last_step
+        self.name = name
+        self.folder = folder
+        self.config = config
+        self.last_step = last_step
         self._backend: Wandb | Trackio | TensorBoard | None = None
         if name != "none" and not installed(name):
             notify(f"{name} is not installed (pip install {name}): the run continues without it")
@@ -60,7 +63,8 @@ class Wandb:
     def __init__(self, folder: Path, config: Config):
         import wandb
 
-        self.folder, self.every = folder, config.show_every
+        self.folder = folder
+        self.every = config.show_every
         settings = wandb.Settings(console="off", disable_code=True, init_timeout=15, finish_timeout=20)  # seconds
         options = {
             "project": os.environ.get("WANDB_PROJECT", PROJECT), "id": files.run_id(folder), "resume": "allow",

@@ -29,7 +29,8 @@ def judge(answer: str, truth: str) -> str:
     if answer == truth:
         return "correct"
     if about := _ABOUT.match(truth):
-        truth, answer = truth[about.end() :], _ABOUT.sub("", answer)
+        truth = truth[about.end() :]
+        answer = _ABOUT.sub("", answer)
     try:
         shape = parse(rename_letters(truth, strip_harmless(answer)))
         if same(parse(truth), shape):
@@ -116,7 +117,8 @@ def _one_value(node: Node) -> Node | None:
 
 def _is_rounding(exact: Node, decimal: Node) -> bool:
     """Whether a plain decimal is the correct rounding of an exact number (half a unit of its last digit)."""
-    given, digits = number(decimal.text), decimal.text.partition(".")[2]
+    given = number(decimal.text)
+    digits = decimal.text.partition(".")[2]
     if given is None or not re.fullmatch(r"[0-9]*", digits):
         return False
     with suppress(Unreadable, TypeError):  # TypeError: symbols have no order

@@ -92,7 +92,8 @@ def grade(
         if os.WIFSTOPPED(status):  # by a signal from outside: its limits would never end it
             os.kill(pid, signal.SIGKILL)
             continue
-        worker, code = running.pop(pid), os.waitstatus_to_exitcode(status)
+        worker = running.pop(pid)
+        code = os.waitstatus_to_exitcode(status)
         if code == -signal.SIGPIPE:  # the trainer is gone
             sys.exit()
         if code in (OUT_OF_MEMORY, -signal.SIGPROF, -signal.SIGALRM):

@@ -111,7 +111,8 @@ def quantity(text: str, nouns: Collection[str] | None = (), glued: bool = True) 
     """
     depth = depths(text)
     for match in _START.finditer(text):
-        start, value = match.start(), text[: match.start()].strip()
+        start = match.start()
+        value = text[: match.start()].strip()
         if not value or depth[start] or _OPEN_VALUE.search(value):
             continue
         bare = match[0][0] not in "\\" and text[start - 1] != " "
@@ -131,7 +132,11 @@ def _unit(text: str, nouns: Collection[str] | None) -> tuple[Fraction, Unit] | N
     for pattern, replacement in _SPELLED:
         text = pattern.sub(replacement, text)
     powers: Counter[str] = Counter()
-    factor, sign, group, wanted, last = Fraction(1), 1, 0, 1, None
+    factor = Fraction(1)
+    sign = 1
+    group = 0
+    wanted = 1
+    last = None
     for power, mark, word, _, other in _TOKEN.findall(text):
         if other or (power and last is None):
             return None
@@ -151,7 +156,8 @@ def _unit(text: str, nouns: Collection[str] | None) -> tuple[Fraction, Unit] | N
                 return None
             for base, exponent in _COMPOUND.get(name, ((name, 1),)):
                 powers[base] += sign * wanted * exponent
-            last, wanted = name, 1
+            last = name
+            wanted = 1
             sign = sign if group else 1
     if wanted != 1 or (last is None and factor == 1):
         return None

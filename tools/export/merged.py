@@ -27,7 +27,8 @@ def export(args: argparse.Namespace) -> str:
         raise UserError(f"{args.out} exists; choose another --out")
     is_run = (Path(args.source) / "config.yaml").is_file()
     path = (of_run(args.source)[-1] if is_run else single(args.source)).path
-    model, unfinished = load_plain(path, None, torch.device("cpu")), args.out.with_name(f".{args.out.name}.partial")
+    model = load_plain(path, None, torch.device("cpu"))
+    unfinished = args.out.with_name(f".{args.out.name}.partial")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     model.save_pretrained(unfinished)
