@@ -57,7 +57,7 @@ def train(config: Config, resumed: Path | None = None, interrupts: Interrupts | 
         notify(policy.attention_note)
     if plan.run.keep_sums:
         policy.keep_sums()
-    print(prove(policy, config.rollout.longest_sequence))
+    notify(prove(policy, config.rollout.longest_sequence))
     problems, bad_rows = training_problems(config, policy.tokenizer)
     for line in first_prompt(problems, config, policy.tokenizer, policy.network.generation_config):
         notify(line)

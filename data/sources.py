@@ -18,6 +18,7 @@ import urllib.request
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 
 REPOSITORY = "ypwang61/One-Shot-RLVR"
@@ -51,7 +52,9 @@ class Source:
 
 def _table() -> dict[str, Source]:
     with Path(__file__).with_suffix(".csv").open(encoding="utf-8", newline="") as file:
-        rows = [row | {"rows": int(row["rows"]), "size": int(row["size"])} for row in csv.DictReader(file)]
+        rows: list[dict[str, Any]] = [
+            row | {"rows": int(row["rows"]), "size": int(row["size"])} for row in csv.DictReader(file)
+        ]
     return {row["name"]: Source(**row) for row in rows}
 
 

@@ -89,7 +89,9 @@ def _varlen(q, k, v, limits, scaling, window) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     grouped = {"enable_gqa": q.shape[1] != k.shape[1]} if "enable_gqa" in signature(varlen_attn).parameters else {}
-    return varlen_attn(q, k, v, *limits, scale=scaling, window_size=window, **grouped)
+    out = varlen_attn(q, k, v, *limits, scale=scaling, window_size=window, **grouped)
+    assert isinstance(out, torch.Tensor)  # a tuple comes only with the log-sum-exp, which was not requested
+    return out
 
 
 def _run_by_run(query, key, value, scaling, window, segments: Segments) -> torch.Tensor:

@@ -66,9 +66,9 @@ class ChatTemplate:
                 raise UserError(f"template_args has {name}, which the model's chat template does not read; remove it")
 
     @classmethod
-    def of_run(cls, config: Config, tokenizer: PreTrainedTokenizerBase | None) -> ChatTemplate | None:
-        """The template as the run pins it; None without a tokenizer."""
-        return cls(tokenizer, config.template_args, config.template_date) if tokenizer else None
+    def of_run(cls, config: Config, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
+        """The template as the run pins it."""
+        return cls(tokenizer, config.template_args, config.template_date)
 
     # ---- rendering
 
@@ -190,7 +190,7 @@ class ChatTemplate:
 def stop_ids(tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig | None) -> tuple[int, ...]:
     """Every id that ends a completion: the model's own, and the chat template's end of turn."""
     end_of_turn = ChatTemplate(tokenizer).end_of_turn[1]
-    return tuple(sorted(_model_stop_ids(tokenizer, generation) | ({end_of_turn} - {None})))
+    return tuple(sorted(_model_stop_ids(tokenizer, generation) | ({end_of_turn} if end_of_turn is not None else set())))
 
 
 def _model_stop_ids(tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig | None) -> set[int]:

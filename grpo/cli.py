@@ -121,9 +121,10 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser that raises UserError with one line, and takes `--data_dir` for `--data-dir` and ~ for home."""
 
     def __init__(self, **options: Any):
-        super().__init__(**{"formatter_class": argparse.RawTextHelpFormatter, "allow_abbrev": False} | options)
+        defaults: dict[str, Any] = {"formatter_class": argparse.RawTextHelpFormatter, "allow_abbrev": False}
+        super().__init__(**defaults | options)
 
-    def parse_args(self, argv: Sequence[str]) -> argparse.Namespace:
+    def parse_args(self, argv: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]  # argv is always passed
         args, strange = self.parse_known_args([_normal(word) for word in argv])
         if strange and strange[0].startswith("--"):
             raise UserError(unknown("option", strange[0].partition("=")[0], self.options()))

@@ -22,7 +22,9 @@ def answer_early(module: str, parse: Callable[[Sequence[str]], object] | None = 
     from grpo.errors import one_line
 
     if parse is None:
-        from grpo.cli import parse_args as parse
+        from grpo.cli import parse_args
+
+        parse = parse_args
 
     @one_line(OSError)
     def parsed(argv: Sequence[str]) -> int:

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import psutil
 
-PACKAGES = ("torch", "transformers", "peft", "math-verify", "latex2sympy2_extended", "sympy", "numpy")
-PACKAGES += ("vllm", "flash-attn", "bitsandbytes")
+PACKAGES = (
+    *("torch", "transformers", "peft", "math-verify", "latex2sympy2_extended", "sympy", "numpy"),
+    *("vllm", "flash-attn", "bitsandbytes"),
+)
 
 
 def versions() -> dict[str, str | int | float]:
@@ -50,14 +52,14 @@ def _commit() -> dict[str, str]:
 def _hardware() -> dict[str, str | int | float]:
     import torch
 
-    found = {
+    found: dict[str, str | int | float] = {
         "os": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_name(),
         "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
     }
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
-        found["cuda"] = torch.version.cuda
+        found["cuda"] = str(torch.version.cuda)
     return found
 
 

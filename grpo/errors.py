@@ -47,13 +47,15 @@ def one_line(*further: type[Exception]) -> Callable:
     Every other exception is a fault of the program and keeps its traceback. No output ends the command.
     """
 
+    user_errors: tuple[type[Exception], ...] = (UserError, RewardError, *further)
+
     def decorate(main: Callable[[Sequence[str]], int]) -> Callable[[Sequence[str]], int]:
         @functools.wraps(main)
         def command(argv: Sequence[str]) -> int:
             with tolerant_output():
                 try:
                     return main(argv)
-                except (UserError, RewardError, *further) as error:
+                except user_errors as error:
                     return _tell(f"error: {error}", 2)
                 except TrainingStopped as error:
                     return _tell(f"stopped: {error}", 1)

@@ -18,6 +18,7 @@ from functools import cache
 from http.client import HTTPException
 from pathlib import Path
 from ssl import SSLCertVerificationError
+from typing import Any
 from urllib.error import HTTPError
 
 from safetensors import SafetensorError, safe_open
@@ -68,7 +69,8 @@ def go_offline() -> None:
     """Tells Hugging Face's clients, `datasets` too, to use what is on this machine and to ask for nothing."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     if "huggingface_hub.constants" in sys.modules:  # which have been read from the environment already
-        sys.modules["huggingface_hub.constants"].HF_HUB_OFFLINE = True
+        constants: Any = sys.modules["huggingface_hub.constants"]
+        constants.HF_HUB_OFFLINE = True
 
 
 def is_cached(model: str) -> bool:
@@ -177,7 +179,7 @@ def base_of(model: str) -> str:
     )
 
 
-def read_origin(model: str) -> dict[str, str | bool]:
+def read_origin(model: str) -> dict[str, Any]:
     """Of an adapter that this trainer wrote: its base's `sha256`, whether that was a `folder`, and the `dtype` and the
     `quant` of the weights that it was trained on. Empty for any other model."""
     path = Path(model) / ORIGIN

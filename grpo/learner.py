@@ -17,7 +17,7 @@ import torch
 from grpo.engines.sync_check import check_mismatch
 from grpo.errors import NonFiniteLoss, UserError, is_out_of_memory
 from grpo.loss import LOSSES, kl_k3, sampler_weights, token_weights
-from grpo.metrics import StepMetrics, over_steps
+from grpo.metrics import StepMetrics, add_batch, over_steps, read_step
 from grpo.optim import Optimizer
 from grpo.packing import Batch, pack, sequence_length
 from grpo.policy import Policy
@@ -43,6 +43,7 @@ class Learner:
         self.before_step = before_step
         self.save_bad_batch = save_bad_batch
         self.bad_steps = 0
+        assert isinstance(self.config.microbatch_tokens, int)  # the plan has decided what was auto
         self.microbatch_tokens = self.config.microbatch_tokens
         total_steps = config.steps * self.config.minibatches_per_rollout
         self.optimizer = Optimizer(policy.trainable().values(), self.config, total_steps)
@@ -76,16 +77,18 @@ class Learner:
             "lora/update_retention": self.policy.arrived(),
         }
 
-    def _accumulate(self, samples: Sequence[Sample], old_logprobs: torch.Tensor | None) -> StepMetrics:
+    def _accumulate(self, samples: Sequence[Sample], old_logprobs: torch.Tensor | None) -> StepMetrics[float]:
         """Adds up the gradient of the whole optimiser step and clips it."""
         metrics = StepMetrics.zeros(self.policy.device)
         for batch in self.micro_batches(samples):
             old = None if old_logprobs is None else old_logprobs[batch.flat_index]
             self._loss(batch, old, metrics).backward()
         metrics.grad_norm.copy_(self.optimizer.clip_gradients())
-        return metrics.read()
+        return read_step(metrics)
 
-    def _loss(self, batch: Batch, old_logprobs: torch.Tensor | None, metrics: StepMetrics) -> torch.Tensor:
+    def _loss(
+        self, batch: Batch, old_logprobs: torch.Tensor | None, metrics: StepMetrics[torch.Tensor]
+    ) -> torch.Tensor:
         """The micro-batch's share in the loss of the optimiser step: a sum over its tokens."""
         config = self.config
         logprobs, entropy = self.policy.logprobs(batch, self.rollout.temperature)
@@ -99,13 +102,14 @@ class Learner:
         if config.kl_coef:
             kl = kl_k3(logprobs, self.policy.ref_logprobs(batch, self.rollout.temperature))
             per_token = per_token + config.kl_coef * kl
+        assert entropy is not None
         if config.entropy_coef:
             per_token = per_token - config.entropy_coef * entropy
         loss = (batch.weights * per_token).sum()
-        metrics.add(batch, old, surrogate, loss, kl, entropy)
+        add_batch(metrics, batch, old, surrogate, loss, kl, entropy)
         return loss
 
-    def _step(self, step: StepMetrics, samples: Sequence[Sample]) -> bool:
+    def _step(self, step: StepMetrics[float], samples: Sequence[Sample]) -> bool:
         """Moves the weights and returns True, or skips a step whose loss or gradient is not finite."""
         if step.finite:
             mismatch = step.logprob_diff / max(step.tokens, 1)
@@ -163,7 +167,7 @@ class Learner:
                 f"{budget} (same result, more passes); set learner.microbatch_tokens to that next time"
             )
 
-    def _count_bad_step(self, step: StepMetrics, samples: Sequence[Sample]) -> None:
+    def _count_bad_step(self, step: StepMetrics[float], samples: Sequence[Sample]) -> None:
         self.bad_steps += 1
         figures = {"loss/total": str(step.loss), "policy/grad_norm": str(step.grad_norm)}  # JSON has no NaN
         self.save_bad_batch(figures | {"samples": [asdict(sample) for sample in samples]})

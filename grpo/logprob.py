@@ -13,6 +13,8 @@ float32 for the same reason; the gradient of the logits is rounded once, to be m
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 
@@ -89,7 +91,8 @@ def _buffers(hidden: torch.Tensor, head: torch.Tensor, chunk: int) -> tuple[torc
     than what is computed in it."""
     shape = min(chunk, len(hidden)), len(head)
     dtype = torch.promote_types(hidden.dtype, torch.float32)
-    return tuple(torch.empty(shape, dtype=dtype, device=hidden.device) for _ in range(2))
+    first, second = (torch.empty(shape, dtype=dtype, device=hidden.device) for _ in range(2))
+    return first, second
 
 
 def _log_softmax(hidden, head, bias, temperature: float, buffers) -> tuple[torch.Tensor, torch.Tensor]:
@@ -115,5 +118,5 @@ def addmm(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor, **scales: float
     """total = beta * total + alpha * a @ b in place, in the precision of `total` also where a and b are bfloat16."""
     if total.device.type == "cpu":  # which has no product of bfloat16 that gives float32
         a, b = a.to(total.dtype), b.to(total.dtype)
-    wider = {} if a.dtype == total.dtype else {"out_dtype": total.dtype}
-    torch.addmm(total, a, b, out=total, **scales, **wider)
+    options: dict[str, Any] = scales if a.dtype == total.dtype else scales | {"out_dtype": total.dtype}
+    torch.addmm(total, a, b, out=total, **options)

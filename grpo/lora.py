@@ -97,7 +97,8 @@ def merged(layer: LoraLayer) -> torch.Tensor:
 @torch.no_grad()
 def arrived(model: torch.nn.Module) -> float:
     """The share of the adapter's change that is in the rounded weights: <W' - W, s B A> / |s B A|^2."""
-    moved = wanted = 0.0
+    moved: torch.Tensor | float = 0.0
+    wanted: torch.Tensor | float = 0.0
     for layer in layers(model):
         base = _base(layer)
         exact = _sum(layer, base)

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
+from transformers import PreTrainedModel
 
 from grpo.attention import NAME
 from grpo.engines.base import SamplingParams
@@ -105,6 +106,8 @@ def _differences(policy: Policy, samples: Sequence[Sample]) -> dict[str, tuple[f
     """Kind -> (largest difference, limit)."""
     own, packed = _own(policy, samples), _packed(policy, samples)
     sampler = torch.cat([torch.tensor(sample.sampler_logprobs) for sample in samples]).to(own.logprobs)
+    assert own.gradient is not None
+    assert packed.gradient is not None
     gap = ((packed.gradient - own.gradient).norm() / own.gradient.norm()).item()
     if policy.dtype is not torch.bfloat16:
         return {
@@ -147,7 +150,7 @@ def _packed(policy: Policy, samples: Sequence[Sample], gradient: bool = True) ->
 
 
 @contextmanager
-def _embeddings(network: torch.nn.Module, gradient: bool) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
+def _embeddings(network: PreTrainedModel, gradient: bool) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
     """Collects (token ids, their embeddings as leaves of the graph) of every pass."""
     read = []
 

@@ -7,6 +7,7 @@ step; the bfloat16 copy follows once the steps add up to half a unit in its last
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
@@ -55,7 +56,8 @@ class Optimizer:
         torch.autograd.graph.increment_version(self.masters)  # fused kernels do not; LoRA's kept sums go by it
         self.steps += 1
         if self.copies:
-            torch._foreach_copy_(*zip(*self.copies, strict=True))
+            parameters, masters = zip(*self.copies, strict=True)
+            torch._foreach_copy_(parameters, masters)
 
     def skip(self) -> None:
         """Counts a step that moves nothing. The schedule continues, so that it ends with the run."""
@@ -85,6 +87,7 @@ def _master(parameter: torch.nn.Parameter) -> torch.nn.Parameter:
 
 def _move_gradient(parameter: torch.nn.Parameter, master: torch.nn.Parameter) -> None:
     """After each backward pass: add the bfloat16 gradient to the float32 sum and free it."""
+    assert parameter.grad is not None
     if master.grad is None:
         master.grad = parameter.grad.float()
     else:
@@ -93,7 +96,11 @@ def _move_gradient(parameter: torch.nn.Parameter, master: torch.nn.Parameter) ->
 
 
 def _adamw(masters: list[torch.nn.Parameter], config: LearnerConfig) -> torch.optim.Optimizer:
-    settings = {"lr": config.lr, "betas": (config.beta1, config.beta2), "weight_decay": config.weight_decay}
+    settings: dict[str, Any] = {
+        "lr": config.lr,
+        "betas": (config.beta1, config.beta2),
+        "weight_decay": config.weight_decay,
+    }
     if config.optimizer == "adamw_8bit":
         from bitsandbytes.optim import AdamW8bit
 

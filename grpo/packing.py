@@ -18,9 +18,8 @@ import torch
 from grpo.types import Group, Sample
 
 
+@dataclass(frozen=True, slots=True)
 class _Tensors:
-    __slots__ = ()
-
     def to(self, device: torch.device) -> Self:
         """A copy with every tensor on `device`; on a GPU from pinned memory, so that copies overlap with work."""
 
@@ -97,7 +96,7 @@ def to_training_samples(groups: Sequence[Group], advantages: torch.Tensor, mask_
 
     With `mask_truncated`, no token of a completion that was cut at the length limit is trained.
     """
-    rollout = []
+    rollout: list[list[Sample]] = []
     for group, row in zip(groups, advantages.tolist(), strict=True):
         rollout.append([])
         for completion, advantage in zip(group.completions, row, strict=True):

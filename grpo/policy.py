@@ -7,6 +7,7 @@ import copy
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -276,11 +277,15 @@ def load_model(
     name: str, dtype: torch.dtype | None, device: torch.device, quant: str = "none", trusted: bool = False
 ) -> PreTrainedModel:
     """A model of transformers in `dtype` (None: as its files have it). UserError where it cannot be loaded."""
-    options = {"dtype": dtype or "auto", "trust_remote_code": trusted}
+    options: dict[str, Any] = {"dtype": dtype or "auto", "trust_remote_code": trusted}
     try:
         options["config"] = without_dropout(AutoConfig.from_pretrained(name, trust_remote_code=trusted))
         if quant == "nf4":
-            nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype, "bnb_4bit_use_double_quant": True}
+            nf4: dict[str, Any] = {
+                "bnb_4bit_quant_type": "nf4",
+                "bnb_4bit_compute_dtype": dtype,
+                "bnb_4bit_use_double_quant": True,
+            }
             options |= {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, **nf4), "device_map": {"": device}}
         model = AutoModelForCausalLM.from_pretrained(name, **options)
     except (OSError, ValueError, ImportError) as error:  # ImportError: bitsandbytes is missing
@@ -360,7 +365,7 @@ def is_rms_norm(module: torch.nn.Module) -> bool:
     return type(module).__name__ in RMS_NORMS
 
 
-def _rms_norm(module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+def _rms_norm(module: Any, x: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
 
 

@@ -59,7 +59,7 @@ def training_problems(config: Config, tokenizer: PreTrainedTokenizerBase | None)
     """
     graded = ":" not in config.reward.name and not config.data.startswith(tasks.PREFIX)  # a task has a scorer
     placed = read_data(config.data, config.data_dir, config.data_limit)
-    template = ChatTemplate.of_run(config, tokenizer)
+    template = ChatTemplate.of_run(config, tokenizer) if tokenizer else None
     longest = config.rollout.max_prompt_tokens
     problems, bad = make_problems(placed, template, config.prompt, longest, config.data_columns, graded)
     reasons = _ungradable([problem.ground_truth for problem in problems.values()]) if graded else {}
@@ -104,6 +104,7 @@ def make_problems(
             except (ValueError, RecursionError) as error:
                 bad.append(BadRow(place, str(error), row if isinstance(row, dict) else {}))
                 continue
+            assert not isinstance(row, str)  # read_row refuses it
             source = str(row.get("data_source") or "")
             read.append((place, row, Problem(index, "", (), truth, source, extra, chat)))
         chats = [problem.chat for *_, problem in read]
@@ -171,9 +172,9 @@ def read_row(row: rows.Row | str, system: str, columns: Sequence[str | None], gr
     """
     if isinstance(row, str):
         raise ValueError(row)
-    row = _decoded(row)
-    prompt_key, chat = _chat(row, columns[0], system)
-    truth_key, truth = _truth(row, columns[1])
+    columns_of_row: rows.Row = _decoded(row)
+    prompt_key, chat = _chat(columns_of_row, columns[0], system)
+    truth_key, truth = _truth(columns_of_row, columns[1])
     if graded:
         truth = ground_truth_text(answer_in(truth))
     elif not isinstance(truth, str):
@@ -185,7 +186,8 @@ def read_row(row: rows.Row | str, system: str, columns: Sequence[str | None], gr
         text.encode()
     except UnicodeEncodeError:
         raise ValueError("it holds half a character (a lone surrogate such as \\ud800)") from None
-    return chat, truth, _scalars({name: value for name, value in row.items() if name not in (prompt_key, truth_key)})
+    others = {name: value for name, value in columns_of_row.items() if name not in (prompt_key, truth_key)}
+    return chat, truth, _scalars(others)
 
 
 def _scalars(columns: rows.Row) -> dict[str, Scalar]:
@@ -338,9 +340,11 @@ def read_data(name: str, data_dir: str | None = None, limit: int | None = None) 
         yield from islice(bar, limit)
 
 
-def _column_names(columns: str | None) -> list[str | None]:
+def _column_names(columns: str | None) -> Sequence[str | None]:
     """'question,answer' -> ['question', 'answer']"""
-    names = [None, None] if columns is None else [name.strip() for name in columns.split(",")]
+    if columns is None:
+        return [None, None]
+    names = [name.strip() for name in columns.split(",")]
     if len(names) != 2 or "" in names:
         raise UserError(f"data_columns is {columns!r}; name two columns, prompt and ground truth: question,answer")
     return names

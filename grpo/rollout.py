@@ -45,7 +45,7 @@ def rollout(
     A problem that is drawn again in the same step is another group: its second and later places enter its seed.
     """
     requests = []
-    seen = Counter()
+    seen: Counter[int] = Counter()
     for problem in problems:
         again = (seen[problem.index],) if problem.index in seen else ()
         seen[problem.index] += 1
@@ -72,7 +72,8 @@ def replace_flat_groups(
         return *sampled, {}
     from grpo.advantage import compute_advantages  # imports torch
 
-    groups, texts, scores = (list(part) for part in sampled)
+    groups, texts, scores = sampled
+    groups, texts, scores = list(groups), list(texts), list(scores)
     drawn = {group.problem.index for group in groups}
     order = np.random.default_rng([config.seed, step, 1]).permutation(len(problems))
     further = [problems[i] for i in order if problems[i].index not in drawn]
@@ -104,8 +105,8 @@ def text_of(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: Complet
     Other special tokens stay: some tokenizers have <think> as one. A <think> that the chat template opened at the end
     of the prompt belongs to the completion, so that it is read with its closing tag.
     """
-    ids = completion.ids[:-1] if completion.finish_reason == "stop" else completion.ids
-    ids = [token for token in ids if token != tokenizer.pad_token_id]
+    written = completion.ids[:-1] if completion.finish_reason == "stop" else completion.ids
+    ids = [token for token in written if token != tokenizer.pad_token_id]
     opened = _OPENED.search(prompt)
     text = tokenizer.decode(ids, skip_special_tokens=False, spaces_between_special_tokens=False)
     return (opened.group() if opened else "") + text
@@ -133,7 +134,7 @@ def known(problem: Problem, completion: Completion | None = None) -> Row:
     }
     task = str(problem.extra.get("task", ""))
     if task.startswith(tasks.PREFIX):
-        facts["score_answer"] = tasks.scorer(task, problem.extra["item"])
+        facts["score_answer"] = tasks.scorer(task, int(problem.extra["item"]))
     return ChainMap(facts, problem.extra)
 
 

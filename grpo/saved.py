@@ -15,6 +15,7 @@ from grpo.hub import base_of
 from grpo.model_check import prove
 from grpo.policy import Policy, compute_dtype, load_plain, load_tokenizer
 from grpo.settings import parse, read_yaml
+from grpo.terminal import notify
 
 WEIGHTS = {".safetensors", ".bin", ".json", ".jinja", ".txt", ".model"}
 
@@ -108,5 +109,5 @@ def open_policy(target: Target, device: torch.device, longest: int) -> Policy:
         if not torch.isfinite(weight).all():
             raise UserError(f"{target.path}: the weights {name} hold NaN or infinity; evaluate an older checkpoint")
     policy = Policy(model.requires_grad_(False), tokenizer, config)
-    print(prove(policy, longest))
+    notify(prove(policy, longest))
     return policy

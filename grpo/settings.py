@@ -412,7 +412,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         tree = _Loader(_text(path)).get_single_data()
     except yaml.MarkedYAMLError as error:
-        raise UserError(f"{path} line {error.problem_mark.line + 1}: {error.problem}") from None
+        place = f"{path} line {error.problem_mark.line + 1}" if error.problem_mark else path
+        raise UserError(f"{place}: {error.problem}") from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:  # a ValueError: not a date
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict) or not tree:
@@ -426,7 +427,9 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     try:
         _validate(settings)
     except WrongSetting as error:
-        line = _line(yaml.compose(_text(path), _Loader), error.name)
+        tree = yaml.compose(_text(path), _Loader)
+        assert isinstance(tree, yaml.MappingNode)  # read_yaml refuses any other file
+        line = _line(tree, error.name)
         raise UserError(f"{path} line {line}: {error}") from None
     return settings
 
@@ -538,8 +541,8 @@ def fields() -> dict[str, FieldInfo]:
 def _field_tree(section: type[Section]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for name, field in section.model_fields.items():
-        is_section = isinstance(field.annotation, type) and issubclass(field.annotation, Section)
-        tree[name] = _field_tree(field.annotation) if is_section else field
+        kind = field.annotation
+        tree[name] = _field_tree(kind) if isinstance(kind, type) and issubclass(kind, Section) else field
     return tree
 
 

@@ -23,8 +23,8 @@ def notify(message: str) -> None:
     text = escape_control(message)
     if sys.stderr.isatty():
         width = shutil.get_terminal_size().columns
-        whole = {"break_long_words": False, "break_on_hyphens": False}
-        text = "\n".join(textwrap.fill(line, width, **whole) for line in text.splitlines())
+        wrapper = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False)
+        text = "\n".join(map(wrapper.fill, text.splitlines()))
     print_above(text)
 
 

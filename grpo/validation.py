@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from grpo.engines.base import Engine, SamplingParams
 from grpo.rollout import decode, request_seed, score
@@ -37,7 +37,7 @@ class Validator:
         self.clock = clock
         self.sets = sets
         self.test_problems = test_problems
-        limits = {"workers": config.reward.workers, "timeout_s": config.reward.timeout_s}
+        limits: dict[str, Any] = {"workers": config.reward.workers, "timeout_s": config.reward.timeout_s}
         self.reward = make_reward("multi_signal", verifier=config.reward.verifier, **limits)
 
     def close(self) -> None:
@@ -52,7 +52,7 @@ class Validator:
         every = self.config.eval.every
         if not every or (step % every and step != self.config.steps):
             return {}
-        figures = {}
+        figures: dict[str, float] = {}
         with self.clock("eval"):
             for place, (name, problems) in enumerate(self.sets.items()):
                 prefix = f"eval/{name}/" if place else "eval/"

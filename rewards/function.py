@@ -68,7 +68,7 @@ class FunctionReward(Reward):
         self, labels: Sequence[str], texts: Sequence[str], truths: Sequence[Any], rows: Sequence[Row]
     ) -> list[Score]:
         known = [
-            ChainMap({"completion": text}, row, dict.fromkeys(TRUTH_COLUMNS, truth))
+            ChainMap({"completion": text}, row, dict.fromkeys(TRUTH_COLUMNS, truth))  # type: ignore[arg-type]  # read only
             for text, truth, row in zip(texts, truths, rows, strict=True)
         ]
         with unchanged_process(self.name):
@@ -176,7 +176,7 @@ def load_function_reward(name: str, parallel: int = 1, limit_s: float | None = N
 
 def _arguments(parameters: Mapping[str, inspect.Parameter], names: Iterable[str], values: Row) -> dict[str, Any]:
     """Returns the values of these parameters by name, and all others where the function has `**kwargs`."""
-    arguments = {}
+    arguments: dict[str, Any] = {}
     for name in names:
         if parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
             arguments = {other: values[other] for other in values if other not in parameters} | arguments

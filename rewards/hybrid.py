@@ -126,11 +126,10 @@ class HybridReward(MultiSignalMathReward):
             raise RewardError('hybrid reward: pass the questions to score_batch: rows=[{"question": ...}, ...]')
         scores = super().score_batch(completions, ground_truths, rows)
         opinions = self.model.score([row["question"] for row in rows], completions)
-        self.scale = self.scale or (min(opinions), max(opinions))
-        return [self._weighed(*pair) for pair in zip(scores, opinions, strict=True)]
+        self.scale = low, high = self.scale or (min(opinions), max(opinions))
+        return [self._weighed(score, opinion, low, high) for score, opinion in zip(scores, opinions, strict=True)]
 
-    def _weighed(self, score: Score, opinion: float) -> Score:
-        low, high = self.scale
+    def _weighed(self, score: Score, opinion: float, low: float, high: float) -> Score:
         s = min(max((opinion - low) / (high - low + self.eps), 0.0), 1.0)
         total = (1 - self.b) + 2 * self.b * s if score.outcome == "correct" else -self.a + 2 * self.a * s
         return replace(score, total=total, signals={"hybrid": total, "verify": score.verify, "model": s})

@@ -36,7 +36,12 @@ def make_reward(
     own function. `sections` holds the options of each reward that has some, by its name: `hybrid={"a": 0.4}`.
     RewardError for an unknown name or option.
     """
-    grading = {"answer_from": verifier, "workers": workers, "timeout_s": timeout_s, "budget_s": budget_s}
+    grading: dict[str, Any] = {
+        "answer_from": verifier,
+        "workers": workers,
+        "timeout_s": timeout_s,
+        "budget_s": budget_s,
+    }
     options = sections.get(name, {})
     if name == "multi_signal":
         reward = MultiSignalMathReward(alpha, beta, gamma, **grading)

@@ -51,8 +51,11 @@ class Reward:
     """The `rewards.Verifier` that grades the answers, if any"""
     warnings: Sequence[str] = ()
     """Lines to report once, at the start of a run"""
-    calibration_size: int = 0
-    """Completions that `calibrate` needs before training; 0 where it is not needed (any more)"""
+
+    @property
+    def calibration_size(self) -> int:
+        """Completions that `calibrate` needs before training; 0 where it is not needed (any more)."""
+        return 0
 
     def score_batch(
         self, completions: Sequence[str], ground_truths: Sequence[Any], rows: Sequence[Row] | None = None

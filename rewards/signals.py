@@ -216,7 +216,7 @@ def verdict(reflection: str) -> Verdict | None:
     """
     if len(reflection) > MAX_REFLECTION:
         return None
-    said = None
+    last: Verdict | None = None
     for sentence in _SENTENCE.findall(reflection):
         if sentence.rstrip().endswith("?"):
             continue
@@ -224,8 +224,8 @@ def verdict(reflection: str) -> Verdict | None:
             doubt = _DOUBT.search(clause)
             sure = clause[: doubt.start()] if doubt else clause
             for match in () if _CHOICE.search(clause) else _VERDICT.finditer(sure):
-                said = "correct" if (match["correct"] is None) != (match["negation"] is None) else "wrong"
-    return said
+                last = "correct" if (match["correct"] is None) != (match["negation"] is None) else "wrong"
+    return last
 
 
 class MultiSignalMathReward(Reward):

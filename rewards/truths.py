@@ -27,7 +27,7 @@ def check_ground_truths(
     truths: Sequence[Any],
     workers: int = 2,
     timeout_s: float = 5.0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], object] | None = None,
 ) -> list[str | None]:
     """Returns for each ground truth None, or one line with the reason why no usual answer meets it.
 

@@ -72,8 +72,9 @@ class Verifier:
         different = dict.fromkeys(pairs)
         self._asked += len(pairs)
         self._known += len(pairs) - sum(pair not in self._cache for pair in different)
-        outcomes = {pair: self._cache.get(pair) or decide(*pair) for pair in different}
-        hard = [pair for pair, outcome in outcomes.items() if outcome is None]
+        plain = {pair: self._cache.get(pair) or decide(*pair) for pair in different}
+        hard = [pair for pair, outcome in plain.items() if outcome is None]
+        outcomes = {pair: outcome for pair, outcome in plain.items() if outcome is not None}
         outcomes.update(zip(hard, self.ask(hard), strict=True))
         for pair, outcome in outcomes.items():
             if outcome != "over_budget" and len(pair[0]) <= MAX_CHARS:
@@ -127,6 +128,8 @@ class Verifier:
 
     def _messages(self, server: subprocess.Popen, batch: bytes) -> Iterator[Any]:
         """Sends a batch and yields the server's lines, until it ends or is silent for `silence_s`."""
+        assert server.stdin is not None  # it was started with pipes
+        assert server.stdout is not None
         # A stopped server does not read, and a long batch does not fit into the pipe: the write needs a limit as well.
         watchdog = threading.Timer(self.silence_s, os.killpg, (server.pid, signal.SIGKILL))
         watchdog.start()

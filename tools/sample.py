@@ -88,6 +88,7 @@ def sample(args: argparse.Namespace) -> str:
             scores = reward.score_batch(texts, [row["answer"]] * len(texts))
             name = target.label if target.step is None else f"step {target.step}" if target.step else "base"
             columns.append((name, list(zip(texts, scores, completions, strict=True))))
+        assert engine is not None  # there is at least one target
         engine.close()
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")  # no-color.org
     return side_by_side(columns, args.truth is not None, shutil.get_terminal_size().columns, colour)
@@ -98,7 +99,7 @@ def side_by_side(
 ) -> str:
     """A column a model: its completions one below the other, each with its signals. Nothing in them is obeyed."""
     width = max(30, (width - 3 * (len(columns) - 1)) // len(columns))
-    lines = [[_painted(label[:width].ljust(width), BOLD, colour) for label, _ in columns]]
+    lines: list[Sequence[str]] = [[_painted(label[:width].ljust(width), BOLD, colour) for label, _ in columns]]
     for row in zip(*(completions for _, completions in columns), strict=True):
         cells = [_cell(text, score, completion, graded, width, colour) for text, score, completion in row]
         lines += [*zip_longest(*cells, fillvalue=" " * width), ()]

@@ -127,6 +127,7 @@ def _compare(row: Row, condition: str) -> bool:
             raise ValueError(f"no column {column}; a row has {', '.join(map(str, row))}")
         value = value[name]
     wanted = wanted.strip("'\"")
+    pair: tuple[Any, Any]
     try:
         pair = float(value), float(wanted)
     except (TypeError, ValueError):

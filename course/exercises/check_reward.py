@@ -110,7 +110,7 @@ def check_cheap(cheap: Callable[[str], float]) -> None:
 def check_repaired(repaired: Callable[[str, str], float]) -> None:
     rights = {text: number(repaired, text, "1443") for text in RIGHT}
     wrongs = {text: number(repaired, text, "1443") for text in WRONG}
-    low, high = min(rights, key=rights.get), max(wrongs, key=wrongs.get)
+    low, high = min(rights, key=rights.__getitem__), max(wrongs, key=wrongs.__getitem__)
     for text, other, words in SUBSTRINGS:
         if wrongs[text] >= rights[low] and wrongs[text] > number(repaired, other, "1443"):
             raise Wrong(words)

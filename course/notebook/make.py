@@ -22,7 +22,7 @@ def functions() -> dict[str, str]:
     source = (FOLDER.parents[1] / "minimal.py").read_text()
     nodes = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
     settings = source[source.index("import re\n") : source.index("\n\n\ndef ")]
-    return {"settings": settings} | {node.name: ast.get_source_segment(source, node) for node in nodes}
+    return {"settings": settings} | {node.name: ast.get_source_segment(source, node) or "" for node in nodes}
 
 
 def build() -> nbformat.NotebookNode:

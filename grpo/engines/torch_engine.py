@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -30,8 +31,8 @@ ROOM = 64
 
 
 class TorchEngine:
-    name = "torch"
-    costs = EngineCosts(
+    name: ClassVar[str] = "torch"
+    costs: ClassVar[EngineCosts] = EngineCosts(
         logit_bytes=36,  # float32 copies, and cumulative sums in float64
         logit_traffic=60,
         step_s=12e-3,  # Python calls every kernel
@@ -83,7 +84,7 @@ class TorchEngine:
         with self._policy.sampling():
             for start in range(0, len(drafts), self.max_num_seqs):
                 _write(self._policy, drafts[start : start + self.max_num_seqs], sampling)
-        return [[Completion(tuple(d.ids), tuple(d.logprobs), d.finish_reason) for d in group] for group in groups]
+        return [[draft.completion() for draft in group] for group in groups]
 
 
 @dataclass(eq=False, slots=True)
@@ -96,6 +97,10 @@ class Draft:
     logprobs: list[float] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     """None: it is still written"""
+
+    def completion(self) -> Completion:
+        assert self.finish_reason is not None
+        return Completion(tuple(self.ids), tuple(self.logprobs), self.finish_reason)
 
 
 def _write(policy: Policy, drafts: Sequence[Draft], sampling: SamplingParams) -> None:

@@ -14,7 +14,7 @@ import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -44,8 +44,8 @@ HEAD_DTYPE = "float32"  # of the logits: rounded to bfloat16 they would be anoth
 class VLLMEngine:
     """One engine, one owner of its weights: `sync`. It sleeps at level 2, because the next sync brings everything."""
 
-    name = "vllm"
-    costs = EngineCosts(
+    name: ClassVar[str] = "vllm"
+    costs: ClassVar[EngineCosts] = EngineCosts(
         logit_bytes=16,
         logit_traffic=36,  # Model Runner V2: write, copy, temperature, Gumbel noise, log-softmax, rank
         step_s=1.5e-3,

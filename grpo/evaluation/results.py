@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
+from types import UnionType
 from typing import NamedTuple
 
 from grpo.environment import versions_of
@@ -33,7 +34,7 @@ PAPER_SCORES = (
 )
 
 
-def damage(fields: object, types: dict[str, type]) -> str:
+def damage(fields: object, types: Mapping[str, type | UnionType]) -> str:
     """The first of `types` that the JSON object lacks or holds as another type; "" if it is whole."""
     if not isinstance(fields, dict):
         return "it is no JSON object"
@@ -117,10 +118,10 @@ def difference(a: EvalFolder, b: EvalFolder) -> dict[str, dict]:
     for key in ("bench", "data_sha256", "problems"):
         if a.settings[key] != b.settings[key]:
             raise UserError(f"{a.path} and {b.path} differ in {key}: {a.settings[key]} and {b.settings[key]}")
-    before, after = (folder.rows() for folder in (a, b))
-    if ungraded := [row for row in (*before, *after) if not all(column in row for column in COLUMNS)]:
+    rows_a, rows_b = a.rows(), b.rows()
+    if ungraded := [row for row in (*rows_a, *rows_b) if not all(column in row for column in COLUMNS)]:
         raise UserError(f"{len(ungraded)} rows of {a.path} and {b.path} have no grades; run --regrade on both")
-    before, after = by_problem(before), by_problem(after)
+    before, after = by_problem(rows_a), by_problem(rows_b)
     if not before or before.keys() != after.keys():
         raise UserError(f"{a.path} and {b.path} do not hold the same problems: one of them is unfinished")
     return {column: paired_difference(before, after, column) for column in COLUMNS}

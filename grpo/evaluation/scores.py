@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
 from statistics import NormalDist, fmean
+from typing import Any
 
 import numpy as np
 
@@ -141,10 +142,10 @@ def figure(values: Sequence[float]) -> dict[str, float]:
     Wilson's (1927) where every problem is right or wrong altogether: it keeps a width at 0 and 100%, where 0 of 30 is
     compatible with 11%. Else the percentile bootstrap.
     """
-    values = np.asarray(values, dtype=np.float64)
-    whole = np.isin(values, (0.0, 1.0)).all()
-    low, high = wilson(int(values.sum()), len(values)) if whole else bootstrap(values)
-    return {"mean": float(values.mean()), "low": low, "high": high}
+    means = np.asarray(values, dtype=np.float64)
+    whole = np.isin(means, (0.0, 1.0)).all()
+    low, high = wilson(int(means.sum()), len(means)) if whole else bootstrap(means)
+    return {"mean": float(means.mean()), "low": low, "high": high}
 
 
 def wilson(right: int, total: int) -> tuple[float, float]:
@@ -220,7 +221,7 @@ def score_rows(rows: Sequence[dict]) -> dict:
     """
     groups = list(by_problem(rows).values())
     samples = len(groups[0])
-    result = {
+    result: dict[str, Any] = {
         "problems": len(groups),
         "samples": samples,
         "truncated": fmean(row["finish_reason"] == "length" for row in rows),

@@ -287,6 +287,7 @@ class Session:
             self.engine.sync(policy)
             self.loaded = target
             self.tokenizer = policy.tokenizer
+        assert self.engine is not None  # it holds the loaded target
         return self.engine
 
     def close(self) -> None:

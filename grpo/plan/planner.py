@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from statistics import mean
+from typing import Any
 
 from grpo.engines.base import Engine, choose_engine, engine_type
 from grpo.plan import memory, time
@@ -37,7 +38,7 @@ class Plan:
     def but(self, options: dict[str, object]) -> Plan:
         """The plan with other sizes (dotted setting -> value). `config` stays as it is."""
         known = {field.name for field in fields(RunShape)}
-        sizes = {name.rpartition(".")[2]: value for name, value in options.items()}
+        sizes: dict[str, Any] = {name.rpartition(".")[2]: value for name, value in options.items()}
         return replace(self, run=replace(self.run, **{name: sizes[name] for name in known & set(sizes)}))
 
     @property
@@ -109,7 +110,7 @@ class Plan:
         """Phase -> seconds of a step, with completions of so many tokens or of the expected number."""
         run = self.run
         tokens = tokens or self.run.new_tokens
-        running = run.running
+        running: float = run.running
         if self.engine.costs.reserves_cache:
             sequence = self.model.kv_elements * run.element * (run.prompt_tokens + tokens)
             running = max(1.0, min(running, self.kv_bytes // sequence))

@@ -71,7 +71,7 @@ def check(config: Config, device: torch.device, resumed: Path | None = None) -> 
     }
     failures = 0
     for name, section in sections.items():
-        lines = []
+        lines: list[str] = []
         try:
             lines += section
         except (UserError, ValueError, OSError) as error:
@@ -102,7 +102,7 @@ def _data(config: Config) -> Iterator[str]:
         if name == config.data:
             problems, _ = training_problems(config, tokenizer)
         else:
-            template = ChatTemplate.of_run(config, tokenizer)
+            template = ChatTemplate.of_run(config, tokenizer) if tokenizer else None
             columns = config.eval.columns
             problems = benchmarks.load(name, template, config.prompt, config.data_dir, columns=columns)
         longest = max(len(problem.prompt_ids) for problem in problems)
@@ -190,14 +190,14 @@ NO_GPU = "this machine has no GPU; --preset cpu and --preset laptop run here"
 def blockers(plan: Plan) -> list[str]:
     """One line for each known reason why the run would fail, with its fix; first that there is no GPU."""
     machine = [*machine_blockers(plan), *_not_at_hand(plan.config)] if plan.hardware.here else []
-    lines = [
+    checks = [
         *_context(plan),
         *machine,
         *_out_folder(plan),
         hub.weights_problem(Path(hub.base_of(plan.config.model))),
         fit_error(plan),
     ]
-    lines = [line for line in lines if line]
+    lines = [line for line in checks if line]
     no_gpu = plan.hardware.is_cpu and plan.config.device != "cpu" and lines
     return [NO_GPU, *lines] if no_gpu else lines
 

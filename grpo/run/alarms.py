@@ -31,7 +31,7 @@ class Alarms:
         self.first: dict[str, float] = {}
         """Means over the first WINDOW steps."""
         self.best = -math.inf
-        self.reported = set()
+        self.reported: set[str] = set()
 
     def __call__(self, row: dict[str, float]) -> list[str]:
         self.rows.append(row)

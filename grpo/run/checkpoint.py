@@ -58,7 +58,7 @@ class TrainingState:
 
     def complete(self, step: int, row: dict[str, float]) -> None:
         self.step = step
-        self.row = row
+        self.row: dict[str, float] | None = row
         counters = (self.learner.bad_steps, self.learner.microbatch_tokens)
         self._small = {"learner": counters, "reward": copy.deepcopy(self.reward.state_dict())}
 

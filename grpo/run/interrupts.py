@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 from types import FrameType
+from typing import Any
 
 from grpo.errors import Interrupted
 
@@ -22,7 +23,7 @@ class Interrupts:
         self.held = False
         self._received = 0
         self._waiting: Interrupted | None = None
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
         for number in SIGNALS:

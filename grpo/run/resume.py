@@ -48,13 +48,14 @@ def resolve_run(command: Command, default_preset: str) -> tuple[Config, Path | N
     """
     if command.resume is None:
         return command.config, None
-    folder: Path | None = Path(command.resume)
+    folder = Path(command.resume)
     if command.resume == "auto":
         fresh = build(command.preset or default_preset, command.overrides)
-        folder = newest_run(fresh)
-        if folder is None:
+        newest = newest_run(fresh)
+        if newest is None:
             notify(f"--resume auto: no run in {fresh.out} yet; starting one")
             return fresh, None
+        folder = newest
     saved = read_config(folder)
     wanted = changed(saved, command.overrides)
     if command.preset:  # its settings must be the run's; how long the run goes on is the run's own, unless asked for

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -183,7 +184,8 @@ class Run:
         if step and (step == self.config.steps or (every and step % every == 0)):
             self.save()
 
-    def _finished_row(self) -> dict[str, float]:
+    def _finished_row(self) -> dict[str, Any]:
+        assert self.state.row is not None  # a step is logged once
         row = dict(self.state.row)
         for name, seconds in self.clock.read().items():
             row[name] = row.get(name, 0.0) + seconds

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from grpo.environment import installed
 from grpo.run import files
@@ -39,12 +40,14 @@ class Tracker:
             self._guarded(self._start)
 
     def log(self, row: dict[str, float]) -> None:
-        if self._backend and row["step"] > self.last_step:
-            self._guarded(lambda: self._backend.log(row))
+        backend = self._backend
+        if backend and row["step"] > self.last_step:
+            self._guarded(lambda: backend.log(row))
 
     def close(self, finished: bool) -> None:
-        if self._backend:
-            self._guarded(lambda: self._backend.finish(finished))
+        backend = self._backend
+        if backend:
+            self._guarded(lambda: backend.finish(finished))
 
     def _start(self) -> None:
         self._backend = BACKENDS[self.name](self.folder, self.config)
@@ -66,7 +69,7 @@ class Wandb:
         self.folder = folder
         self.every = config.show_every
         settings = wandb.Settings(console="off", disable_code=True, init_timeout=15, finish_timeout=20)  # seconds
-        options = {
+        options: dict[str, Any] = {
             "project": os.environ.get("WANDB_PROJECT", PROJECT), "id": files.run_id(folder), "resume": "allow",
             "name": folder.resolve().name, "dir": str(folder), "config": config.model_dump(), "settings": settings,
         }  # fmt: skip
@@ -78,7 +81,7 @@ class Wandb:
             self.run = wandb.init(**options | {"mode": "offline", "resume": None})
 
     def log(self, row: dict[str, float]) -> None:
-        step = row["step"]
+        step = int(row["step"])
         table = {"completions": self._table(step)} if step and step % self.every == 0 else {}
         self.run.log({name: value for name, value in row.items() if name != "step"} | table, step=step)
 
@@ -127,4 +130,8 @@ class TensorBoard:
         self.writer.close()
 
 
-BACKENDS = {"wandb": Wandb, "trackio": Trackio, "tensorboard": TensorBoard}
+BACKENDS: dict[str, type[Wandb | Trackio | TensorBoard]] = {
+    "wandb": Wandb,
+    "trackio": Trackio,
+    "tensorboard": TensorBoard,
+}

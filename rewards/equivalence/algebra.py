@@ -43,8 +43,10 @@ def is_zero(difference: sympy.Expr) -> bool:
     return sympy.simplify(difference) == 0 or _is_algebraic_zero(difference)
 
 
-_PIECEWISE = (sympy.floor, sympy.ceiling, sympy.Abs, sympy.sign, sympy.Max, sympy.Min, sympy.Piecewise, sympy.Mod)
-_PIECEWISE += (sympy.re, sympy.im, sympy.arg, sympy.conjugate, AppliedUndef)
+_PIECEWISE = (
+    *(sympy.floor, sympy.ceiling, sympy.Abs, sympy.sign, sympy.Max, sympy.Min, sympy.Piecewise, sympy.Mod),
+    *(sympy.re, sympy.im, sympy.arg, sympy.conjugate, AppliedUndef),
+)
 POINTS = 8
 """Random points at which a difference has to vanish to be zero everywhere (Schwartz-Zippel, for analytic functions)"""
 

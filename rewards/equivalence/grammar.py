@@ -93,7 +93,9 @@ _BASE = re.compile(r"(?:\\text\{)?\(?([0-9A-Z]+)\)?\}?_(?:\{(?:\\text\{)?([0-9]{
 def numeral(text: str) -> tuple[int, int] | None:
     """Value and base of a numeral with its base as subscript (52_8, FF_{16}); None for a symbol with an index (a_1)."""
     match = _BASE.fullmatch(text)
-    base = int(match[2] or match[3]) if match else 0
+    if match is None:
+        return None
+    base = int(match[2] or match[3])
     if not 2 <= base <= 36 or re.fullmatch("[A-Z]", match[1]):
         return None
     with suppress(ValueError):  # a digit that the base does not have

@@ -59,7 +59,8 @@ def parse(text: str, as_list: bool = False) -> Node:
     pieces, marks = _split_list(text, as_list)
     if marks:
         return _list(text, pieces, marks)
-    for kind, separator in (("relation", _RELATION), ("union", _UNION)):
+    separators: tuple[tuple[Kind, re.Pattern[str]], ...] = (("relation", _RELATION), ("union", _UNION))
+    for kind, separator in separators:
         pieces, marks = split(text, separator)
         if marks:
             return Node(kind, text, tuple(map(parse, pieces)), tuple(marks))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from rewards.equivalence.plain import depths, enclosed
 
@@ -35,50 +36,48 @@ _COMMANDS = {
 """Commands with another spelling, and commands that only set type"""
 _ORDINAL = "-?(?:st|nd|rd|th)"
 _OPEN_TEXT = r",? ?(?:\\text\{)?[, ]*(?:(?:where|for|with) ?)?\}? ?"
-_REWRITES = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in [
-        (r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\s*\.?(?=[\s()\[\]|\\.]|$)", ""),
-        (r"\\([A-Za-z]+)", lambda match: _COMMANDS.get(match[1], match[0])),
-        (r"\\!\s*", ""),
-        (r"(?<=\w) ?(?:\{:\}|:) ?(?=\w)", ":"),
-        (r"\\(?:[mh]box|text(?:rm|bf|it|normal|sf|tt)|math(?:rm|bf|it|sf)|rm|bf|ce)\s*\{", r"\\text{"),
-        (r"(?<=[0-9])(?:\\[,;:]|\\ |~|\{,\})(?=[0-9]{3}(?![0-9]))", ""),  # thousands: 10\,080 and 10{,}080
-        (  # 19,000 J, but not 1,200 and 3
-            r"(?<![0-9,.])[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?(?=\s*(?:\\text\{|[A-Za-z]))"
-            r"(?!\s*(?:\\text\{,?\s*)?(?:and|or)\b)",
-            lambda match: match[0].replace(",", ""),
-        ),
-        (r"(?<!\\)\\[,;: ]|~", " "),
-        (r"\^\s*(?:\\prime(?![A-Za-z])|\{\s*\\prime\s*\})", "'"),
-        (
-            rf"(?<=[0-9])(?:\^\{{(?:\\text\{{{_ORDINAL}\}}|{_ORDINAL})\}}|\^?\\text\{{ ?{_ORDINAL} ?\}}|{_ORDINAL}\b)",
-            "",
-        ),
-        (r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\text\{\s*degrees?\s*\}", r"\\degree "),
-        (r"\\text\{\s*(?:percent|per cent)\s*\}|(?<=[0-9])\s*percent\b|(?<!\\)%", r"\\%"),
-        (r"(?<![A-Za-z\\0-9.])([0-9]+\.?[0-9]*|\.[0-9]+)[eE]([+-]?[0-9]{1,9})(?![0-9A-Za-z.])", r"\1\\times10^{\2}"),
-        (r"(?<=[0-9])\s*(?:[xX*]|\\times|\\cdot)\s*10\s*(?:\^|\*\*)\s*", r"\\times10^"),
-        (r"\^\s*([+-]\s*[0-9]+)", r"^{\1}"),
-        (r"\*\*", "^"),
-        (r"\\text\{\s*\}|\s+", " "),
-        (r" ?([-+*/=<>|()\[\]{}^_&]) ?", r"\1"),
-        (r"\\text\{([ie])\}", r"\1"),  # the constants, set upright: no units
-        (r" (?=\\)", ""),
-        (r"(\\[A-Za-z]+) (?![A-Za-z])", r"\1"),
-        (r"\\in(?:\\mathbb ?\{?| |\\text\{)([RQZNC])\}?(?![A-Za-z])", r"\\in\\mathbb{\1}"),
-        (rf"{_OPEN_TEXT}(?:(?:any|all|every|some|an) )?integers? ?\}}? ?([a-z])\}}?$", r",\1\\in\\mathbb{Z}"),
-        (
-            rf"{_OPEN_TEXT}(?<![A-Za-z\\])([a-z]) ?(?:\\text\{{)? ?(?:(?:is|being|be|an|any|some) )+integer ?\}}?$",
-            r",\1\\in\\mathbb{Z}",
-        ),
-        (
-            r",? ?(?:\\text\{,? ?for (?:all|every|any)(?: real)?(?: numbers?)? ?\}|for (?:all|every|any)|\\forall) ?"
-            r"(?:real )?[A-Za-z](?:\\in\\mathbb\{[RQZN]\})?$",
-            "",
-        ),
-    ]
+_REWRITE_RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
+    (r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\s*\.?(?=[\s()\[\]|\\.]|$)", ""),
+    (r"\\([A-Za-z]+)", lambda match: _COMMANDS.get(match[1], match[0])),
+    (r"\\!\s*", ""),
+    (r"(?<=\w) ?(?:\{:\}|:) ?(?=\w)", ":"),
+    (r"\\(?:[mh]box|text(?:rm|bf|it|normal|sf|tt)|math(?:rm|bf|it|sf)|rm|bf|ce)\s*\{", r"\\text{"),
+    (r"(?<=[0-9])(?:\\[,;:]|\\ |~|\{,\})(?=[0-9]{3}(?![0-9]))", ""),  # thousands: 10\,080 and 10{,}080
+    (  # 19,000 J, but not 1,200 and 3
+        r"(?<![0-9,.])[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?(?=\s*(?:\\text\{|[A-Za-z]))"
+        r"(?!\s*(?:\\text\{,?\s*)?(?:and|or)\b)",
+        lambda match: match[0].replace(",", ""),
+    ),
+    (r"(?<!\\)\\[,;: ]|~", " "),
+    (r"\^\s*(?:\\prime(?![A-Za-z])|\{\s*\\prime\s*\})", "'"),
+    (
+        rf"(?<=[0-9])(?:\^\{{(?:\\text\{{{_ORDINAL}\}}|{_ORDINAL})\}}|\^?\\text\{{ ?{_ORDINAL} ?\}}|{_ORDINAL}\b)",
+        "",
+    ),
+    (r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\text\{\s*degrees?\s*\}", r"\\degree "),
+    (r"\\text\{\s*(?:percent|per cent)\s*\}|(?<=[0-9])\s*percent\b|(?<!\\)%", r"\\%"),
+    (r"(?<![A-Za-z\\0-9.])([0-9]+\.?[0-9]*|\.[0-9]+)[eE]([+-]?[0-9]{1,9})(?![0-9A-Za-z.])", r"\1\\times10^{\2}"),
+    (r"(?<=[0-9])\s*(?:[xX*]|\\times|\\cdot)\s*10\s*(?:\^|\*\*)\s*", r"\\times10^"),
+    (r"\^\s*([+-]\s*[0-9]+)", r"^{\1}"),
+    (r"\*\*", "^"),
+    (r"\\text\{\s*\}|\s+", " "),
+    (r" ?([-+*/=<>|()\[\]{}^_&]) ?", r"\1"),
+    (r"\\text\{([ie])\}", r"\1"),  # the constants, set upright: no units
+    (r" (?=\\)", ""),
+    (r"(\\[A-Za-z]+) (?![A-Za-z])", r"\1"),
+    (r"\\in(?:\\mathbb ?\{?| |\\text\{)([RQZNC])\}?(?![A-Za-z])", r"\\in\\mathbb{\1}"),
+    (rf"{_OPEN_TEXT}(?:(?:any|all|every|some|an) )?integers? ?\}}? ?([a-z])\}}?$", r",\1\\in\\mathbb{Z}"),
+    (
+        rf"{_OPEN_TEXT}(?<![A-Za-z\\])([a-z]) ?(?:\\text\{{)? ?(?:(?:is|being|be|an|any|some) )+integer ?\}}?$",
+        r",\1\\in\\mathbb{Z}",
+    ),
+    (
+        r",? ?(?:\\text\{,? ?for (?:all|every|any)(?: real)?(?: numbers?)? ?\}|for (?:all|every|any)|\\forall) ?"
+        r"(?:real )?[A-Za-z](?:\\in\\mathbb\{[RQZN]\})?$",
+        "",
+    ),
 ]
+_REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in _REWRITE_RULES]
 _DELIMITERS = re.compile(r"(?<!\\)(?:\$|\\[()\[\]])")
 _MONEY = re.compile(r"(\\\$|[€£¥]|(?<!\\)\$(?=[^$]*$))\s*(-?[0-9](?:[0-9.]|(?:,|\{,\})(?:\\!)?\s*(?=[0-9]{3}))*)")
 

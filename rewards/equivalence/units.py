@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -68,7 +68,7 @@ _NO_NOUNS = (
 
 def _table() -> dict[str, str]:
     """Every spelling of a unit -> its name. Symbols keep their case, words are in lower case and singular."""
-    table = {}
+    table: dict[str, str] = {}
     for group in _OTHERS.split():
         table |= dict.fromkeys(group.split("="), group.split("=")[0])
     for group in _PREFIXED.split():
@@ -87,20 +87,18 @@ _TOKEN = re.compile(
     r"(?:\^\{?|(?<=[A-Za-z]))(-?[0-9])(?![0-9])\}?|([/()])|(°C|°F|[^\W\d_]+(?:-year)?|[%°$¢€£¥])|(\s+|\\cdot|[*.-])|(.)",
     re.DOTALL,
 )
-_SPELLED = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in [
-        (r"\\text\{((?:[^{}]|\{[^{}]*\})*)\}", r" \1 "),
-        (r"\\degree ?|\bdegrees? (?=[CFcf])", "°"),
-        (r"°\s*([CF])(?:elsius|ahrenheit)?\b", r"°\1"),
-        (r"°\s*c(?=elsius)|°\s*f(?=ahrenheit)", lambda match: match[0].strip()[-1]),
-        (r"\\%", "%"),
-        (r"\\mu\s*|[µμ]", "μ"),
-        (r"\\Omega", "Ω"),
-        (r"\bper\b|每", "/"),
-        (r"平方|立方", r"\g<0> "),
-    ]
+_SPELLINGS: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
+    (r"\\text\{((?:[^{}]|\{[^{}]*\})*)\}", r" \1 "),
+    (r"\\degree ?|\bdegrees? (?=[CFcf])", "°"),
+    (r"°\s*([CF])(?:elsius|ahrenheit)?\b", r"°\1"),
+    (r"°\s*c(?=elsius)|°\s*f(?=ahrenheit)", lambda match: match[0].strip()[-1]),
+    (r"\\%", "%"),
+    (r"\\mu\s*|[µμ]", "μ"),
+    (r"\\Omega", "Ω"),
+    (r"\bper\b|每", "/"),
+    (r"平方|立方", r"\g<0> "),
 ]
+_SPELLED = [(re.compile(pattern), replacement) for pattern, replacement in _SPELLINGS]
 
 
 def quantity(text: str, nouns: Collection[str] | None = (), glued: bool = True) -> Quantity:
@@ -136,11 +134,13 @@ def _unit(text: str, nouns: Collection[str] | None) -> tuple[Fraction, Unit] | N
     sign = 1
     group = 0
     wanted = 1
-    last = None
+    last: str | None = None
     for power, mark, word, _, other in _TOKEN.findall(text):
-        if other or (power and last is None):
+        if other:
             return None
         if power:
+            if last is None:
+                return None
             powers[last] += (int(power) - 1) * (1 if powers[last] > 0 else -1)
         elif mark:
             group += {"(": 1, ")": -1}.get(mark, 0)

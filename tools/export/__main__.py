@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
     cli = Parser(prog="python -m tools.export", description="KIND --help has the options.")
     cli.add_argument("kind", choices=KINDS)
     kind = KINDS[cli.parse_args(argv[:1]).kind]
-    cli = Parser(prog=f"python -m tools.export {argv[0]}", description=kind.__doc__.partition("\n")[0])
+    cli = Parser(prog=f"python -m tools.export {argv[0]}", description=(kind.__doc__ or "").partition("\n")[0])
     kind.add_arguments(cli)
     cli.add_argument("--out", type=Path, required=True, metavar="DIR")
     print(kind.export(cli.parse_args(argv[1:])))
