@@ -1,7 +1,7 @@
 """Proof at load: packed training and the torch sampler compute what the network's own forward pass computes.
 
 A few completions are scored three ways: by the sampler that draws them (a ragged batch with a KV cache), by the
-network's own forward pass (transformers' attention, one sequence at a time, no cache) and by the policy's packed pass.
+network's own forward pass (transformers' attention, no packing, no padding, no cache) and by the policy's packed pass.
 Log-probabilities and a gradient have to agree. In bfloat16 the reference is the own pass with its weights in float32:
 there the packed pass has to agree. In bfloat16, packed pass and sampler may be a few times as far from the reference as
 the own pass is.
@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -26,7 +27,8 @@ from grpo.policy import Policy, first_line
 from grpo.types import Request, Sample
 
 TEXT = "2 + 3 = 5, 6 * 7 ="
-TOKENS = 4
+LEAST, TOKENS = 8, 3
+"""Tokens of the text at least, and of each completion"""
 TEMPERATURE = 4.0
 """Also a policy that has become certain then draws tokens whose log-probabilities have a gradient."""
 THRESHOLDS = ("sliding_window", "window_size", "original_max_position_embeddings", "attention_chunk_size")
@@ -80,7 +82,8 @@ def prove(policy: Policy, longest: int) -> str:
 def _draw(policy: Policy, longest: int) -> list[Sample]:
     """Two completions of one prompt, one of another and, where the run can pass a threshold, one that passes it."""
     text = policy.tokenizer(TEXT)["input_ids"]
-    prompts = [tuple(text[:4]), tuple(text[2:])]
+    text *= 1 + LEAST // len(text)
+    prompts = [tuple(text[:4]), tuple(text[:2] + text[4:])]  # of two lengths and with a common beginning
     if passed := [length for length in _thresholds(policy.network.config.to_dict()) if 0 < length < longest]:
         prompts.append(tuple(text * (max(passed) // len(text) + 1))[: max(passed)])
     engine = TorchEngine()
@@ -88,9 +91,9 @@ def _draw(policy: Policy, longest: int) -> list[Sample]:
     requests = [Request(prompt, 1 + (i == 0), seed=i) for i, prompt in enumerate(prompts)]
     groups = engine.generate(requests, SamplingParams(TOKENS, TEMPERATURE, ignore_eos=True))
     return [
-        Sample(prompt, completion.ids[: TOKENS - i], completion.sampler_logprobs[: TOKENS - i], advantage=0.0)
+        Sample(prompt, completion.ids, completion.sampler_logprobs, advantage=0.0)
         for prompt, group in zip(prompts, groups, strict=True)
-        for i, completion in enumerate(group)
+        for completion in group
     ]
 
 
@@ -128,15 +131,15 @@ def _differences(policy: Policy, samples: Sequence[Sample]) -> dict[str, tuple[f
 
 
 def _own(policy: Policy, samples: Sequence[Sample], gradient: bool = True) -> Scores:
-    """By the network's own forward pass, one sequence at a time."""
+    """By the network's own forward pass, unpacked and without padding: sequences of one length at a time."""
     logprobs = []
     with policy.own_forward() as network, _embeddings(network, gradient) as read:
-        for sample in samples:
-            ids = torch.tensor([sample.prompt_ids + sample.completion_ids], device=policy.device)
-            count = len(sample.completion_ids)
-            logits = network(input_ids=ids, use_cache=False).logits[0, -count - 1 : -1]
-            logp = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)) / TEMPERATURE, -1)
-            logprobs.append(logp.gather(-1, ids[0, -count:, None])[:, 0])
+        for _, group in groupby(samples, sequence_length):
+            ids = torch.tensor([sample.prompt_ids + sample.completion_ids for sample in group], device=policy.device)
+            logits = network(input_ids=ids, use_cache=False).logits[:, -TOKENS - 1 : -1]
+            wide = torch.promote_types(logits.dtype, torch.float32)
+            logp = torch.log_softmax(logits.to(wide) / TEMPERATURE, -1)
+            logprobs.append(logp.gather(-1, ids[:, -TOKENS:, None]).flatten())
         return _scores(torch.cat(logprobs), read)
 
 
@@ -214,9 +217,8 @@ def _cause(policy: Policy, samples: Sequence[Sample], failed: Sequence[str]) -> 
         return "its forward pass in training mode is random: dropout that its configuration does not name"
     if failed == ["sampler"]:
         return "decoding with a KV cache computes something else"
-    counts = [len(sample.completion_ids) for sample in samples]
     alone = torch.cat([_packed(policy, [sample]).logprobs for sample in samples])
-    off = [gap.max().item() > 0.1 * _largest(together, own) for gap in (alone - own).abs().split(counts)]
+    off = [gap.max().item() > 0.1 * _largest(together, own) for gap in (alone - own).abs().split(TOKENS)]
     if not any(off):
         return "packed sequences see each other, or the longest turns the positions of all (dynamic, longrope RoPE)"
     if len(samples) > 3 and not any(off[:3]):
