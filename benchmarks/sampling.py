@@ -72,7 +72,8 @@ class Vllm:
         os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
         from vllm import LLM
 
-        self.llm = LLM(model, dtype="float32", max_model_len=2048, max_num_seqs=256, enable_prefix_caching=False)
+        room = {"max_model_len": 2048, "max_num_seqs": 256, "gpu_memory_utilization": 0.4}  # a share of the machine's
+        self.llm = LLM(model, dtype="float32", enable_prefix_caching=False, **room)
 
     def sample(self, prompt: list[int], sequences: int, tokens: int) -> None:
         from vllm import SamplingParams
