@@ -124,11 +124,11 @@ def test_every_batch_size_has_its_graph(cuda_platform, model, monkeypatch, seque
 
 
 def test_the_sampling_kernels_draw_what_they_report(cuda_platform):
-    """Temperature, Gumbel noise and log-probabilities of 4,000 tokens: shares within 4 standard errors, 0.03."""
+    """Temperature, Gumbel noise and log-probabilities of 1,000 tokens: shares within 4 standard errors, 0.06."""
     from vllm.v1.worker.gpu.sample.gumbel import apply_temperature, gumbel_sample
     from vllm.v1.worker.gpu.sample.logprob import compute_token_logprobs
 
-    count, temperature = 4000, 0.6
+    count, temperature = 1000, 0.6
     z = torch.tensor([1.0, 0.3, -0.5, -2.0]).repeat(count, 1)
     logits, rows = z.clone(), torch.zeros(count, dtype=torch.int32)
     scale, seed = torch.tensor([temperature]), torch.tensor([7])
@@ -141,10 +141,11 @@ def test_the_sampling_kernels_draw_what_they_report(cuda_platform):
     assert ((shares - expected).abs() < 4 * (expected * (1 - expected) / count).sqrt()).all(), (shares, expected)
     reported = compute_token_logprobs(logits, tokens[:, None])[:, 0]
     torch.testing.assert_close(reported, torch.log_softmax(z / temperature, -1).gather(1, tokens[:, None])[:, 0])
-    again = gumbel_sample(logits, rows, scale, seed, torch.arange(count), **options)
-    assert torch.equal(tokens, again)  # the noise is a function of seed and position
-    other = gumbel_sample(logits, rows, scale, seed + 1, torch.arange(count), **options)
-    assert (tokens != other).float().mean() > 0.2
+    few = slice(0, 100)
+    again = gumbel_sample(logits[few], rows[few], scale, seed, torch.arange(100), **options)
+    assert torch.equal(tokens[few], again)  # the noise is a function of seed and position
+    other = gumbel_sample(logits[few], rows[few], scale, seed + 1, torch.arange(100), **options)
+    assert (tokens[few] != other).float().mean() > 0.2
 
 
 @pytest.mark.parametrize("lora", [0, 4])
