@@ -63,7 +63,7 @@ def test_a_row_that_stands_twice_counts_once(tmp_path):
 
 @contextlib.contextmanager
 def files_up_to(size: int):
-    """The operating system refuses to let any file of this process grow further: an ENOSPC of another name."""
+    """Limits the size of every file that this process writes (EFBIG): a write fails as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -75,10 +75,10 @@ def files_up_to(size: int):
 def test_a_full_disk_keeps_what_was_finished(tmp_path):
     folder = make(tmp_path)
     folder.append([row(0)])
-    with files_up_to(10_000), pytest.raises(UserError, match=r"cannot write to .*free space"):
+    with files_up_to(10_000), pytest.raises(UserError, match=r"cannot write to .*File too large"):
         folder.append([row(1, text="x" * 20_000)])
     assert folder.rows() == [row(0)]
-    with files_up_to(10_000), pytest.raises(UserError, match=r"cannot write to .*free space"):
+    with files_up_to(10_000), pytest.raises(UserError, match=r"cannot write to .*File too large"):
         folder.replace([row(1, text="x" * 20_000)])
     assert folder.rows() == [row(0)]
     assert {path.name for path in folder.path.iterdir()} == {"settings.json", "outputs.jsonl"}
