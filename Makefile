@@ -57,7 +57,7 @@ test-gpu-path: .venv-gpu/ready
 	TRITON_INTERPRET=1 CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 .venv-gpu/bin/python -m pytest -m gpu_path tests/gpu_path
 
 test-peers: .venv-peers/ready
-	OMP_NUM_THREADS=1 .venv-peers/bin/python -m pytest -m peers tests/peers tests/test_benchmarks.py
+	OMP_NUM_THREADS=1 .venv-peers/bin/python -m pytest -m peers tests/peers tests/test_speed_benchmarks.py
 
 # torch first and alone: a range in another package must not pull in a second build of it.
 $(VENV)/base: requirements/base.txt

@@ -32,10 +32,10 @@ from grpo.policy import load_policy
 from grpo.problems import first_prompt, training_problems
 from grpo.report.plot import plot_run
 from grpo.rollout import calibrate, decode, draw, known, replace_flat_groups, request_seed, rollout, score
-from grpo.run.checkpoint import TrainingState
+from grpo.run.checkpoint import TrainingState, is_finished
 from grpo.run.display import next_commands
 from grpo.run.interrupts import Interrupts
-from grpo.run.resume import is_finished, resolve_run
+from grpo.run.resume import resolve_run
 from grpo.run.run import Run, set_seed, set_threads
 from grpo.settings import Config
 from grpo.terminal import escape_control, notify
@@ -123,7 +123,7 @@ def main(argv: list[str]) -> int:
             print(f"no --preset given: {preset}, {why}")
         if command.check:
             return check(config, choose_device(config.device), folder)
-        if folder and is_finished(folder, config):
+        if folder and is_finished(folder, config.steps):
             print(escape_control(f"{folder} is finished: {config.steps} steps"))
         else:
             folder = train(config, folder, interrupts).folder

@@ -196,6 +196,22 @@ class Checkpoints:
             self._remove(old[0])
 
 
+def is_finished(folder: Path, last: int) -> bool:
+    """Whether step `last` and the figures after it are on disk, the rows and the newest checkpoint without damage."""
+    damaged: list[bytes] = []
+    rows = files.read_rows(folder / "metrics.jsonl", damaged)
+    if not (folder / "summary.json").is_file() or damaged or not rows or rows[-1]["step"] < last:
+        return False
+    checkpoints = Checkpoints(folder / "checkpoints", keep=1)
+    if not checkpoints.steps():  # removed to save space
+        return True
+    try:
+        check_whole(checkpoints.path(last))
+    except ValueError:  # restore() reports it
+        return False
+    return True
+
+
 def seal(folder: Path) -> None:
     """Writes the manifest and flushes everything: a rename must not reach the disk before the content."""
     inside = sorted(folder.rglob("*"))

@@ -103,12 +103,6 @@ def read_config(folder: Path) -> Config:
         raise UserError(f"{path}: {error}") from None
 
 
-def is_finished(folder: Path, config: Config) -> bool:
-    """Whether all steps and the figures after them are on disk."""
-    rows = read_rows(folder / "metrics.jsonl")
-    return (folder / "summary.json").is_file() and bool(rows) and rows[-1]["step"] >= config.steps
-
-
 def relocate_paths(config: Config, folder: Path) -> Config:
     """Finds files that were named from the folder in which the run was started, from any other folder."""
     places = (Path(), *folder.absolute().parents, Path(__file__).parents[2])

@@ -17,7 +17,6 @@ import torch
 from small_runs import arguments, rows, same_run, start, wait_until, weights
 
 import train
-from grpo.engines.torch_engine import TorchEngine
 from grpo.learner import Learner
 from grpo.run.files import read_completions, read_rows
 
@@ -51,7 +50,7 @@ def test_the_engine_raises_in_generate(tmp_path, undisturbed):
         raise RuntimeError("the engine is dead")
 
     args = arguments(tmp_path, "run", steps=3, checkpoint__every=0)
-    child = start(args, tmp_path / "log", lambda: on_call(TorchEngine, "generate", 3, breaks))
+    child = start(args, tmp_path / "log", lambda: on_call(train, "rollout", 3, breaks))
     assert child.wait() == 1
     assert "the engine is dead" in child.output()
     assert "resume with: python train.py --resume" in child.output()
@@ -196,7 +195,7 @@ def test_two_runs_in_one_folder(tmp_path, capsys):
     """The second is turned away while the first runs, whether it starts or resumes; the first never notices."""
 
     def slow() -> None:
-        on_call(TorchEngine, "generate", 1, lambda original, *args: (time.sleep(1.5), original(*args))[1])
+        on_call(train, "rollout", 1, lambda original, *args: (time.sleep(1.5), original(*args))[1])
 
     child = start(arguments(tmp_path, "run", steps=2), tmp_path / "log", slow)
     wait_until(lambda: (tmp_path / "run" / "config.yaml").exists(), child)
@@ -217,7 +216,7 @@ def test_two_new_runs_of_one_name_at_the_same_moment(tmp_path):
 
 def test_the_lock_goes_with_the_process(tmp_path):
     def slow() -> None:
-        on_call(TorchEngine, "generate", 1, lambda original, *args: time.sleep(60))
+        on_call(train, "rollout", 1, lambda original, *args: time.sleep(60))
 
     child = start(arguments(tmp_path, "run", steps=1), tmp_path / "log", slow)
     wait_until(lambda: (tmp_path / "run" / "config.yaml").exists(), child)

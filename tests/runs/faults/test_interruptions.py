@@ -14,7 +14,6 @@ import torch
 from small_runs import SMALL, arguments, rows, same_run, start, wait_until
 
 import train
-from grpo.engines.torch_engine import TorchEngine
 from grpo.errors import Interrupted
 from grpo.learner import Learner
 from grpo.run import files as run_files
@@ -32,7 +31,7 @@ EVALUATED = {
 }
 # What is called at that point, and after which of its calls the signal comes: always in step 2.
 POINTS = {
-    "rollout": (TorchEngine, "generate", 6),  # two evaluations (sampled, greedy) in step 0, two and a rollout in step 1
+    "rollout": (train, "rollout", 2),
     "micro-batch": (Learner, "_loss", 2),
     "optimiser step": (torch.optim.AdamW, "step", 2),
     "record": (run_files, "completion_rows", 2),
