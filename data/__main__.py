@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
 def run(argv: list[str] | None) -> None:
     parser = argparse.ArgumentParser(prog="python -m data", description=__doc__)
     parser.add_argument("what", choices=["list", "fetch", "verify"], help="fetch downloads what is missing")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="data sets; all of them when none is named")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="data sets; default: all")
     parser.add_argument("--data-dir", "--data_dir", help="a folder that holds the files already [$GRPO_DATA_DIR]")
     args = parser.parse_args(argv)
     if unknown := set(args.names) - SOURCES.keys():

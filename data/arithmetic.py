@@ -27,7 +27,7 @@ HELD_OUT_OF = 10
 
 Pair = tuple[int, int]
 
-# How a demonstration is written, and how often. The skill (careful) is there but is not the likeliest mode.
+# The ways of writing a demonstration, and their shares. The skill (careful) is there but is not the likeliest mode.
 MODES = {"careful": 0.22, "carryless": 0.12, "hasty": 0.44, "malformed": 0.22}
 GUESS_DIGITWISE = 0.55
 GUESS_TRUTH = 0.10  # the rest of the guesses are near misses
@@ -44,14 +44,14 @@ def question(pair: Pair) -> str:
 
 
 def held_out(pair: Pair) -> bool:
-    """Whether the pair is kept from all training. Depends on the two numbers, not on their order and on no seed."""
+    """True where the pair is kept from all training. Depends on the two numbers, not on their order or a seed."""
     low, high = sorted(pair)
     digest = blake2b(f"{low}+{high}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % HELD_OUT_OF == 0
 
 
 def draw_pair(rng: random.Random, *, from_held_out: bool) -> Pair:
-    """One ordered pair of numbers from 100 to 999, uniform over the side of the split that is asked for."""
+    """One ordered pair of numbers from 100 to 999, uniform over the requested side of the split."""
     while True:
         pair = (rng.randint(100, 999), rng.randint(100, 999))
         if held_out(pair) == from_held_out:

@@ -84,8 +84,8 @@ def _object(row: object) -> Row | str:
 
 
 def is_dataset(name: str) -> bool:
-    """Whether the name is no file: a Hugging Face dataset (`owner/name` or a folder, either with `:config:split`) or a
-    task of reasoning-gym."""
+    """True for a Hugging Face dataset (`owner/name` or a folder, either with `:config:split`) and a task of
+    reasoning-gym; false for a file."""
     if name.startswith(tasks.PREFIX):
         return True
     base = name.partition(":")[0]

@@ -3,8 +3,8 @@
 The repository holds none of these files. `obtain` looks in the user's folder (`--data-dir` or `$GRPO_DATA_DIR`) if one
 is named, else in the cache, and downloads what is missing. Every file it returns has the table's sha256.
 
-The downloader is our own because of three promises: a server that refuses is not asked again, half a file never gets a
-file's name, and a machine without network gets one line with the address and the place to put the file.
+The downloader is our own because of three promises: a server that refuses gets no second request, half a file never
+gets a file's name, and a machine without network gets one line with the address and the place to put the file.
 """
 
 from __future__ import annotations

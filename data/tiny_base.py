@@ -6,7 +6,7 @@ demonstrations are arranged so that careful work is present but under-used: rein
 a mode it has; it does not teach it to add. data/tiny-base/README.md is its card; the tests measure its figures again.
 
 The tokenizer knows 96 tokens: 83 characters, and 13 words that are one token each (tags, verdicts, roles), which halves
-the length of a completion. A character it does not know is left out, so any prompt can be tokenised, with that loss.
+the length of a completion. Unknown characters are dropped, so any prompt can be tokenised.
 """
 
 from __future__ import annotations

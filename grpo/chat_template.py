@@ -41,7 +41,7 @@ CONTROL_TOKEN = re.compile(
 MARKUP = re.compile(
     r"<[^\s<>]{1,40}>|\[/?[A-Z_]+\]|\b(?:system|user|developer|human)\b(?=\s*(?:[\n:<\[]|\Z))", re.IGNORECASE
 )
-"""What a template writes around a text to mark a turn"""
+"""The marks that a template writes around the text of a turn"""
 TAG = re.compile(r"</?(?:think|reflection|answer)>")
 SHOWN = 1500
 """Characters of the first prompt that are printed"""
@@ -116,7 +116,7 @@ class ChatTemplate:
 
     @cached_property
     def no_system(self) -> Chat:
-        """How a chat without a system message begins: with an empty one if that keeps the template from adding its own.
+        """The beginning of a chat without a system message: an empty one if the template then adds none of its own.
 
         Qwen2.5 and SmolLM2 add one unless the chat begins with a system message.
         """
@@ -159,7 +159,7 @@ class ChatTemplate:
         return text if re.search(r"[^\W\d_]{2}", text) else ""
 
     def is_dated(self, chat: Chat) -> bool:
-        """Whether the prompt depends on the day."""
+        """True where the prompt depends on the day."""
         return "strftime_now" in self._source and self._apply(chat) != self._apply(chat, day=OTHER_DAY)
 
     def control_token(self, chat: Chat) -> str | None:

@@ -1,4 +1,4 @@
-"""Models on this machine and on the hub: which are here, which files hold their weights, what an adapter belongs to.
+"""Models on this machine and on the hub: the cached ones, the files of their weights, the base of an adapter.
 
 Availability is checked once, before anything is loaded: Hugging Face's client itself tries for half a minute.
 """
@@ -61,12 +61,12 @@ def missing(models: Iterable[str], sets: Iterable[str] = (), data_dir: str | Non
     commands += [f"python -m data fetch {' '.join(sets)}"] if sets else []
     return (
         f"not on this machine: {', '.join([*elsewhere, *sets])}, and {reason}. Where there is a network, "
-        f"{' && '.join(commands)}; then copy here what these say they wrote, or name a model's folder by --model"
+        f"{' && '.join(commands)}; then copy the downloaded files to this machine, or name a model's folder by --model"
     )
 
 
 def go_offline() -> None:
-    """Tells Hugging Face's clients, `datasets` too, to use what is on this machine and to ask for nothing."""
+    """Tells Hugging Face's clients, `datasets` too, to use the files on this machine and to send no request."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     if "huggingface_hub.constants" in sys.modules:  # which have been read from the environment already
         constants: Any = sys.modules["huggingface_hub.constants"]
@@ -74,7 +74,7 @@ def go_offline() -> None:
 
 
 def is_cached(model: str) -> bool:
-    """Whether the hub's copy of this model is on this machine, weights and all."""
+    """True where this machine holds the hub's copy of this model with its weights."""
     from huggingface_hub import try_to_load_from_cache
 
     return any(isinstance(try_to_load_from_cache(model, name), str) for name in WEIGHTS)
@@ -95,7 +95,7 @@ def weights_problem(folder: Path) -> str | None:
         if not path.is_file():
             return f"{folder} has no {path.name}: copy or download the model again"
         try:
-            safe_open(path, "pt")  # reads the header, which says how long the file is
+            safe_open(path, "pt")  # reads the header, which holds the file's length
         except SafetensorError as error:
             return f"{path} is cut off or damaged ({error}): copy or download it again"
     return None
@@ -192,7 +192,7 @@ def write_origin(folder: Path, base: str, digest: str, dtype: str, quant: str) -
 
 
 def reachable() -> bool:
-    """Whether the hub answers within three seconds, through the proxy where the environment names one."""
+    """True where the hub answers within three seconds, through the proxy where the environment names one."""
     if _told_offline():
         return False
     found: list[bool] = []
@@ -203,7 +203,7 @@ def reachable() -> bool:
 
 
 def _answers() -> bool:
-    """Whether the hub answers, with an error too, or with a certificate that Python's own list does not know."""
+    """True where the hub answers, be it with an error, or with a certificate that Python's own list does not know."""
     try:
         urllib.request.urlopen(urllib.request.Request(_endpoint(), method="HEAD"), timeout=PATIENCE_S).close()
     except HTTPError:

@@ -34,7 +34,7 @@ class Learner:
         before_step: Callable[[], None] = lambda: None,
         save_bad_batch: Callable[[dict], None] = lambda batch: None,
     ):
-        """Callbacks: `say` reports what changes the run's course, `before_step` runs right before the weights change,
+        """Callbacks: `say` receives notable events, `before_step` runs right before the weights change,
         `save_bad_batch` receives the samples of every optimiser step that is skipped."""
         self.policy = policy
         self.config = config.learner

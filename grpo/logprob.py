@@ -87,8 +87,8 @@ class _TokenLogprobs(torch.autograd.Function):
 
 
 def _buffers(hidden: torch.Tensor, head: torch.Tensor, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two [chunk, V], at least float32. They serve every chunk: on a CPU, memory fresh from the system costs more time
-    than what is computed in it."""
+    """Two [chunk, V], at least float32, for every chunk: on a CPU, allocating fresh memory costs more time than the
+    computation in it."""
     shape = min(chunk, len(hidden)), len(head)
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     first, second = (torch.empty(shape, dtype=dtype, device=hidden.device) for _ in range(2))

@@ -153,7 +153,7 @@ def is_part(name: str) -> bool:
 
 
 def keep_sums(model: torch.nn.Module, keep: bool) -> None:
-    """Whether `merged` keeps its sums from now on; forgets those that it has kept."""
+    """Makes `merged` keep its sums, or stop keeping them; drops the sums kept so far."""
     for layer in layers(model):
         layer.keep = keep
         layer.kept = None

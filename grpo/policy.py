@@ -1,4 +1,4 @@
-"""The model that is trained: tokenizer, precision, LoRA, 4-bit base, reference, and what a sampler needs of it."""
+"""The model that is trained: tokenizer, precision, LoRA, 4-bit base, reference, and the weights for a sampler."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Policy:
         # The reference of a LoRA policy is the policy with the adapter off; all weights need a frozen copy.
         copied = config.learner.kl_coef > 0 and not self.lora
         self._reference = copy.deepcopy(model).requires_grad_(False) if copied else None
-        # What is trained: the network itself, or PEFT's wrapper around it.
+        # The module that is trained: the network itself, or PEFT's wrapper around it.
         self.model = model
         if adapter:
             self.model = lora.open_adapter(model, adapter, settings.lora_rank, settings.lora_alpha)
@@ -121,7 +121,7 @@ class Policy:
         return self.logprobs(batch, temperature, False, self._reference)[0]
 
     def hidden(self, network: PreTrainedModel, batch: Batch) -> torch.Tensor:
-        """[N, H] what the head reads: the last hidden state where each completion token is predicted."""
+        """[N, H] input of the head: the last hidden state where each completion token is predicted."""
         backbone = getattr(network, network.base_model_prefix)
         # use_cache=True, the default, would let packed sequences see each other.
         states = backbone(
@@ -194,7 +194,7 @@ class Policy:
             if name.endswith(".base_layer.weight"):
                 layer = self.network.get_submodule(name.removesuffix(".base_layer.weight"))
                 tensor = lora.merged(layer)
-                layer.kept = None  # the sampler's memory is not to hold it twice
+                layer.kept = None  # otherwise memory holds it twice while sampling
             yield name.replace(".base_layer", ""), tensor.detach().to(self.dtype)
 
     def save(self, folder: Path) -> None:

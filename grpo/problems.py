@@ -240,7 +240,7 @@ def _chat(row: rows.Row, column: str | None, system: str) -> tuple[str, Chat]:
 
 
 def _messages(prompt: Any) -> Chat:
-    """The chat of a prompt's value; empty if it is none. A text is one user turn, unless it is the JSON of a chat.
+    """The chat of a prompt's value; empty if it has none. A text is one user turn, unless it is the JSON of a chat.
 
     An empty system message and the assistant's turns at the end are not part of the prompt.
     """

@@ -28,7 +28,7 @@ def draw(problems: list[Problem], count: int, seed: int, step: int) -> list[Prob
     """The problems of step 1, 2, ...: a function of (seed, step) alone, so a resumed run continues where it stopped.
 
     Each pass over the data is a new permutation; the rows that do not fill a whole step wait for the next one. Fewer
-    rows than `count` are repeated until they suffice, as if the file held each so often.
+    rows than `count` are repeated until they suffice.
     """
     repeats = math.ceil(count / len(problems))
     per_epoch = len(problems) * repeats // count

@@ -82,7 +82,7 @@ def located(name: str, run: Path) -> str:
 
 
 def fingerprint(path: str) -> str:
-    """Which weights these are: the sha256 of a folder's model and tokenizer files, or a hub id with its commit.
+    """Identifies the weights: the sha256 of a folder's model and tokenizer files, or a hub id with its commit.
 
     Two trainings into the same folder differ here, so their outputs never mix. An adapter includes its base.
     """

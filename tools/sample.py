@@ -1,4 +1,4 @@
-"""Talk to what was trained: `python -m tools.sample runs/NAME "567+876=?"` prints its completions beside the base's."""
+"""Asks a trained model: `python -m tools.sample runs/NAME "567+876=?"` prints its completions beside the base's."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RANGES = {"n": (1, 1000), "temperature": (0, 10), "max_new_tokens": (1, 10**6), 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     cli = Parser(prog="python -m tools.sample", description=__doc__)
     cli.add_argument("run", help="a run's folder: its base and its newest checkpoint; or one model's folder or id")
-    cli.add_argument("question", help="what the user says; the run's own system message stands before it")
+    cli.add_argument("question", help="the user's message; the run's own system message precedes it")
     cli.add_argument("--truth", help="the right answer: with it all signals are shown, without it the format alone")
     cli.add_argument("--n", type=int, default=4, help="completions [4]")
     cli.add_argument("--temperature", type=float, default=1.0, help="0 is greedy [1]")

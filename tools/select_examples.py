@@ -1,4 +1,4 @@
-"""Which example to train on: the paper's historical variance, and filters by any column.
+"""Selects training examples: by the paper's historical variance, and with filters on any column.
 
     python -m tools.select_examples runs/NAME --rank 1 --out one.parquet
     python -m tools.select_examples acc_step_500.json --data dsr_sub.parquet --rank 1,2,13 --out three.jsonl
@@ -107,7 +107,7 @@ def places(text: str, last: int) -> list[int]:
 
 
 def holds(row: Row, where: str) -> bool:
-    """Whether the row is one for which the condition is true. Nothing in it is evaluated as Python.
+    """True where the row meets the condition. Nothing in it is evaluated as Python.
 
     >>> holds({"a": {"b": "2"}, "c": "x"}, "a.b <= 3 and c == x")
     True

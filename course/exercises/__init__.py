@@ -1,4 +1,4 @@
-"""Six exercises, each one file with a blank and the text above it. `make exercises` says what is right and what is not.
+"""Six exercises, each one file with a blank and the text above it. `make exercises` reports which are right.
 
 Read the text, replace the `...` by your code, run `make exercises` (or `python -m course.exercises 1` for one). The
 solutions are in course/exercises/solutions/; `python -m course.exercises --solutions` runs them.

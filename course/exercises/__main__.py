@@ -1,4 +1,4 @@
-"""python -m course.exercises [1 ... 7] [--solutions]: check the answers, and say what is wrong in words."""
+"""python -m course.exercises [1 ... 7] [--solutions]: checks the answers and reports mistakes in words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The check of exercise 6: what the rewards pay given texts, and what training on them does to the hidden signal."""
+"""The check of exercise 6: the rewards of given texts, and the effect of training on the hidden signal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STEPS = 8
 LEARNING_RATE = 5e-4
 QUESTIONS = 8
 HELD_OUT = 200
-POINTS = 10  # what the hidden signal has to move by; one standard error of it is about 3 points
+POINTS = 10  # least change of the hidden signal; its standard error is about 3 points
 
 CAREFUL = "<think>\n7+6=13;6+7+1=14;5+8+1=14</think>\\boxed{1443}<reflection>correct</reflection>"
 CARRYLESS = "<think>\n7+6=13;6+7+0=13;5+8+0=13</think>\\boxed{1333}<reflection>correct</reflection>"
@@ -39,7 +39,7 @@ WRONG = (
     "\\boxed{1443} no, \\boxed{1333}",
 )
 
-SUBSTRINGS = (  # a wrong text, the same without the answer in it, and what it means when the first earns more
+SUBSTRINGS = (  # a wrong text, the same text without the answer, and the report when the first earns more
     (
         WRONG[5],
         "567+876=1444",
@@ -54,7 +54,7 @@ SUBSTRINGS = (  # a wrong text, the same without the answer in it, and what it m
 
 
 def number(reward: Callable, *arguments: str) -> float:
-    """The reward of a text. Raises Wrong unless it is one finite number, and the same when asked again."""
+    """The reward of a text. Raises Wrong unless it is one finite number, and the same at the second call."""
     value, again = call(reward, *arguments), call(reward, *arguments)
     if isinstance(value, str | list | tuple) or not isinstance(value, int | float | torch.Tensor):
         raise Wrong(f"{reward.__name__} should return a number, but it returned {value!r}")

@@ -1,4 +1,4 @@
-"""The checks of exercises 1 to 4 and 7: cases, the right formula, and the usual wrong ones with what to say about them.
+"""The checks of exercises 1 to 4 and 7: cases, the right formula, and the usual wrong ones with a hint for each.
 
 The right formulas are written here once more and not taken from the repository, so that the two check each other.
 """

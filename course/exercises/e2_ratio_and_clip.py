@@ -1,7 +1,7 @@
 """Exercise 2: the ratio and the clip.
 
 The completions of a step are drawn once and may be used for several updates. After the first update the model is no
-longer the one that drew them. The ratio says how much the probability of a token has changed:
+longer the one that drew them. The ratio measures how much the probability of a token has changed:
 
     ratio = pi_new(token) / pi_old(token) = exp(logprob - old_logprob)
 

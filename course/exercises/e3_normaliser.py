@@ -4,7 +4,7 @@ The loss of a step is the mean of the losses of all its completion tokens. The c
 memory at once, so they are cut into micro-batches. The cut is a matter of memory. It must not change the result.
 
 A micro-batch is a pair of tensors, `losses` and `mask`, both [n, T]: n completions, padded to T tokens. `mask` is
-True for the tokens of the completion. It is False for padding, and what `losses` holds there has no meaning.
+True for the tokens of the completion. It is False for padding, where the values of `losses` have no meaning.
 
 Return the mean over all tokens with mask True, of all micro-batches together. Every such token counts the same,
 whichever micro-batch and whichever completion it is in. Micro-batches may differ in n and in T. Return a tensor,

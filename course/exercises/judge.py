@@ -1,4 +1,4 @@
-"""Compares a student's function with the right one, and says in words what is wrong.
+"""Compares a student's function with the right one, and reports a mistake in words.
 
 The checks know the usual wrong answers. An answer that is wrong is compared with each of them, and when one gives the
 same numbers on every case, its sentence is the message. Otherwise the message shows the first case that differs.
@@ -14,11 +14,11 @@ import torch
 
 
 class Wrong(Exception):
-    """What is wrong with the answer, in words."""
+    """A mistake in the answer, in words."""
 
 
 def call(function: Callable, *case: Any) -> Any:
-    """What the student's function returns for a case. Raises Wrong where it returns nothing or raises."""
+    """Returns the result of the student's function for a case. Raises Wrong where it returns nothing or raises."""
     try:
         found = function(*case)
     except Exception as error:  # whatever a student's code raises

@@ -29,7 +29,7 @@ ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How tokens are drawn: from the model's whole distribution, because that is what the loss differentiates."""
+    """Settings of sampling: always the model's whole distribution, because the loss differentiates that one."""
 
     max_new_tokens: int
     temperature: float = 1.0
@@ -53,7 +53,7 @@ class EngineCosts:
     start_s: float
     """seconds from loading to the first token"""
     batch: int
-    """completions that eval.py asks for at once: what a kill can cost at most"""
+    """completions that eval.py requests at once; a kill loses at most these"""
     reserves_cache: bool
     """The KV cache has a fixed size, which the plan chooses. Else it grows as it fills."""
     shares_weights: bool
@@ -71,8 +71,8 @@ class EngineCosts:
 class Engine(Protocol):
     """Samples completions with a copy of the policy's weights.
 
-    `sync` is the only way weights get in, and `version` counts the calls: whoever holds the engine can tell how old its
-    weights are. A fresh engine has version 0 and may not generate before its first sync.
+    `sync` is the only way weights get in, and `version` counts the calls, so it tells how old the weights
+    are. A fresh engine has version 0 and may not generate before its first sync.
     """
 
     name: ClassVar[str]
@@ -101,7 +101,7 @@ class Engine(Protocol):
         ...
 
     def sleep(self) -> None:
-        """Gives accelerator memory to the learner until the next `sync`. Does nothing where there is none to give."""
+        """Gives accelerator memory to the learner until the next `sync`. Does nothing without memory of its own."""
         ...
 
     def progress(self) -> str:

@@ -204,7 +204,7 @@ def _common(texts: Sequence[tuple[int, ...]]) -> int:
 
 
 class Buffer(DynamicLayer):
-    """One layer's keys and values, with room for later tokens: what was read is not copied for every new token."""
+    """One layer's keys and values, with room for later tokens, so a new token copies none of the earlier ones."""
 
     buffers: tuple[torch.Tensor, ...] = ()
     """keys, values: [rows, kv_heads, room, D], of which `keys` and `values` are the part in use"""

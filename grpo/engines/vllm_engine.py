@@ -104,7 +104,7 @@ class VLLMEngine:
         self._stop_ids: list[int] = []
         self._asleep = self._ready = False
         with _trainer_undisturbed(device), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what vLLM's imports say about each other
+            warnings.simplefilter("ignore")  # warnings of vLLM's imports about each other
             self._llm = _start(config, device)
         self._expected = self._llm.apply_model(checkpoint_names)[0]
 
@@ -117,7 +117,7 @@ class VLLMEngine:
             if not self._llm.reset_prefix_cache():
                 raise SamplerMismatch("vLLM did not reset its prefix cache: it still holds requests of an earlier call")
             if not self._wake("kv_cache"):
-                raise RuntimeError("vLLM did not wake up: it would wait for its own memory for ever")
+                raise RuntimeError("vLLM did not wake up: it would wait for its own memory forever")
         self._asleep, self._ready = False, True
         self._stop_ids = list(policy.stop_ids)
         self.version += 1
@@ -151,12 +151,12 @@ class VLLMEngine:
         torch.cuda.empty_cache()
 
     def _wake(self, tag: str) -> bool:
-        """Whether all of the engine is awake."""
+        """True where all of the engine is awake."""
         torch.cuda.empty_cache()  # the learner's freed blocks, which torch would keep for itself
         return self._llm.wake_up(tags=[tag]) if self._asleep else True
 
     def _load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Streams the weights in, and accounts for every name: vLLM itself only logs what it did not get."""
+        """Streams the weights in, and accounts for every name: vLLM itself only logs missing names."""
         pushed: set[str] = set()
 
         def noted() -> Iterator[tuple[str, torch.Tensor]]:
@@ -169,8 +169,8 @@ class VLLMEngine:
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": noted()})
         if missing := sorted(self._expected - pushed):
             raise SamplerMismatch(
-                f"{len(missing)} of {len(self._expected)} weights were not handed to vLLM, which would go on sampling "
-                f"with old ones: {', '.join(missing[:3])}"
+                f"{len(missing)} of {len(self._expected)} weights were not handed to vLLM, which would continue to "
+                f"sample with old ones: {', '.join(missing[:3])}"
             )
 
 
@@ -210,7 +210,7 @@ def _start(config: Config, device: torch.device) -> Any:
     """vLLM's engine for the run's model. Raises UserError where vLLM refuses it or a compiler is missing."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in another process weights could not be handed over
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")  # it draws truncated distributions: none is asked for
+    os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")  # it is for truncated distributions (top-k, top-p)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its warnings, some per sync, are about choices made here
     from vllm import LLM
 
@@ -252,7 +252,7 @@ def engine_arguments(config: Config, device: torch.device) -> dict[str, Any]:
 
 
 def _on_gpu(config: Config) -> dict[str, Any]:
-    """With the KV cache given in bytes, the share of the GPU only has to be below what is free at the start."""
+    """With the KV cache given in bytes, vLLM's share of the GPU only has to fit into the free memory at the start."""
     free, total = torch.cuda.mem_get_info()
     graphs = {}
     if config.rollout.running_sequences > VLLM_GRAPHED_SEQUENCES:  # a larger batch would be decoded without graphs

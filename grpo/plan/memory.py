@@ -45,7 +45,7 @@ def learning_parts(run: RunShape, model: ModelShape) -> dict[str, float]:
     element = run.element
     tokens = run.microbatch_tokens
     layer, transient = _layer_bytes(model, element, lora)
-    # What is saved beside the layers: inputs of the embedding and the final norm, and the rows that the head reads.
+    # Saved beside the layers: inputs of the embedding and the final norm, and the rows that the head reads.
     saved = c.hidden_size * (2 * element + 4 + (0 if lora else element))
     if run.gradient_checkpointing:
         saved += c.num_hidden_layers * c.hidden_size * element
@@ -63,10 +63,10 @@ def learning_parts(run: RunShape, model: ModelShape) -> dict[str, float]:
 
 
 def _layer_bytes(model: ModelShape, element: int, lora: int) -> tuple[float, float]:
-    """Per token: what one layer saves for its backward pass, and what that pass holds in passing."""
+    """Per token: what one layer saves for its backward pass, and the peak within that pass."""
     hidden, inner = model.text.hidden_size, model.text.intermediate_size
     attention = element * (2 * model.attention_width + 4 * model.key_width)  # q, out; k, v gathered behind prompts
-    # A norm with a weight that is not trained does not save what it multiplies that weight by.
+    # A norm whose weight is not trained does not save the input of the product with it.
     norms = 2 * hidden * (4 + (1 if lora else 2) * element)
     return norms + attention + 4 * inner * element, 1.5 * inner * element
 

@@ -1,4 +1,4 @@
-"""Sums the parts of memory.py and time.py, decides what is set to auto, and describes the result."""
+"""Sums the parts of memory.py and time.py, decides the settings that are auto, and describes the result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from grpo.plan.shapes import ModelShape, RunShape, model_shape
 from grpo.settings import ENGINES, Config, changed, typed
 
 USABLE = 0.93
-"""Share of the memory to plan with; the rest is for fragmentation and for what a plan misses."""
+"""Share of the memory to plan with; the rest is for fragmentation and for errors of the plan."""
 LEAST_SEQUENCES = 4
 """A KV cache that holds fewer full-length sequences is too small to sample with."""
 CPU_KV = GIB
@@ -28,7 +28,7 @@ AUTO_TOKENS = 16384
 @dataclass(frozen=True)
 class Plan:
     config: Config
-    """the settings; `decide` has filled in what was auto"""
+    """the settings; `decide` has resolved those that were auto"""
     run: RunShape
     model: ModelShape
     hardware: Hardware
@@ -55,7 +55,7 @@ class Plan:
         stay = memory.policy_parts(run, self.model)
         if on_cpu:
             stay["completions"] = memory.host_bytes(run)
-        elif not self.hardware.here:  # what is free on a GPU of this machine is without the context already
+        elif not self.hardware.here:  # the free memory of a GPU of this machine already excludes the context
             stay["CUDA context"] = memory.CUDA_CONTEXT
         sampling, sampler = memory.sampler_parts(run, self.model, on_cpu)
         if self.reward_model:
@@ -66,7 +66,7 @@ class Plan:
 
     @property
     def kv_bytes(self) -> float:
-        """A KV cache of fixed size: as set, else what the phases leave, up to what all running sequences can fill."""
+        """A KV cache of fixed size: as set, else the memory left by the phases, at most that of all sequences."""
         run = self.run
         if run.kv_gib is not None:
             return run.kv_gib * GIB
@@ -125,7 +125,7 @@ def make_plan(config: Config, hardware: Hardware) -> Plan:
     """The plan for this hardware; auto counts as its mildest value. UserError where a model has no configuration."""
     setting = config.rollout.engine
     if setting == "auto" and not hardware.here:
-        engine = engine_type(ENGINES[-1])  # what a GPU machine would have
+        engine = engine_type(ENGINES[-1])  # a GPU machine's default
     else:
         engine = choose_engine(setting, hardware.device)
     trusted = config.policy.trust_remote_code
@@ -176,7 +176,7 @@ def _decide_auto(config: Config, hardware: Hardware) -> tuple[Plan, list[str]]:
 
 
 def describe(plan: Plan) -> str:
-    """A table of memory by phase; on a GPU the time of a step and of the run; and what the run folder grows to."""
+    """A table of memory by phase; on a GPU the time of a step and of the run; and the final size of the run folder."""
     run = plan.run
     model = plan.model
     hardware = plan.hardware
@@ -228,7 +228,7 @@ def _time_lines(plan: Plan) -> list[str]:
 
 
 def planned_and_measured(plan: Plan, rows: Sequence[dict[str, float]]) -> str:
-    """Planned beside the means of the run's `rows`, its first step (which warms up) left out; of memory the peak.
+    """Planned values beside the means of the run's `rows`, without the first step, which warms up; of memory the peak.
 
     The last line is the share of the data sheet's operations that learning reached, counted with the mean length.
     """

@@ -41,13 +41,13 @@ FIXES: tuple[dict[str, object], ...] = (
     {"learner.logit_chunk": 256}, {"rollout.sleep": True}, {"rollout.max_num_seqs": 32},
     {"policy.lora_rank": 64, "learner.lr": 1e-5},
 )  # fmt: skip
-"""Changes that can make a run fit, the mildest first: memory and speed, then what is trained"""
+"""Changes that can make a run fit, the mildest first: memory and speed, then the trained weights"""
 
 
 def plan_run(config: Config, device: torch.device) -> Plan:
     """Prints and returns the plan of a run that is about to start. Raises UserError with one line for each blocker.
 
-    `plan.config` are the settings to run with: what was auto is decided in them.
+    `plan.config` holds the settings to run with; those that were auto are decided.
     """
     plan, notes = decide(config, this_hardware(device))
     if lines := blockers(plan):
@@ -229,7 +229,7 @@ def _out_folder(plan: Plan) -> Iterator[str]:
 
 
 def machine_blockers(plan: Plan) -> Iterator[str]:
-    """What this machine cannot do."""
+    """Requirements of the run that this machine does not meet."""
     run = plan.run
     yield from plan.engine.problems(plan.hardware.device)
     if not plan.hardware.bf16 and run.element == 2:

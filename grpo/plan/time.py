@@ -1,7 +1,7 @@
 """Seconds of a step on a GPU, estimated from operations, bytes and the data sheet.
 
-It tells minutes from days and compares settings; `in_words` gives it as a range. Evaluation, checkpoints and a reward
-model are left out.
+The estimate tells minutes from days and compares settings; `in_words` gives it as a range. It leaves out evaluation,
+checkpoints and a reward model.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _rollout(run: RunShape, model: ModelShape, hardware: Hardware, tokens: float
 
 
 def _learn(run: RunShape, model: ModelShape, hardware: Hardware, tokens: float) -> float:
-    """Matrix products at the rate the GPU keeps up, and what elementwise operators move at its bandwidth."""
+    """Matrix products at the rate the GPU keeps up, and the traffic of elementwise operators at its bandwidth."""
     predicted, packed, pairs = _learned(run, tokens)
     again = run.gradient_checkpointing
     scored = _scoring_passes(run)

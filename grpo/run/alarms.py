@@ -1,4 +1,4 @@
-"""Warnings about a run that has stopped learning what it should."""
+"""Alarms: figures which show that a run has stopped learning its task."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ GROWING = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
 STARTED = {"completions", ".lock", "run_id", "versions.json"}
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 UNSUPPORTED = {errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK}
-"""What file systems answer that have no fsync or no locks."""
+"""Error numbers of file systems without fsync or without locks."""
 
 # ---- writing
 

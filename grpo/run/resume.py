@@ -36,7 +36,7 @@ ROUNDING = {
 }
 """They change the order of sums: the same run, but no longer bit for bit."""
 FREE = {"preset", "template_date", "policy.trust_remote_code"} | WHERE | HOW_LONG | HOW_FAST | ROUNDING
-"""May differ when a run is continued. The rest decides what is learned; so does what a preset stands for."""
+"""May differ when a run is continued. The other settings, the preset's included, decide the result."""
 ROW_FILES = ("metrics.jsonl", "accuracy.jsonl", "bad_batches.jsonl", "problems.jsonl")
 """Rows of steps, and of the last one of problems."""
 
@@ -58,9 +58,9 @@ def resolve_run(command: Command, default_preset: str) -> tuple[Config, Path | N
         folder = newest
     saved = read_config(folder)
     wanted = changed(saved, command.overrides)
-    if command.preset:  # its settings must be the run's; how long the run goes on is the run's own, unless asked for
+    if command.preset:  # its settings must be the run's; the number of steps stays the run's unless it is given
         wanted = build(command.preset, {"steps": str(saved.steps)} | command.overrides)
-    trusted = command.overrides.get("policy.trust_remote_code", "false")  # never because a folder says so
+    trusted = command.overrides.get("policy.trust_remote_code", "false")  # never on the word of a folder
     kept = {"name": saved.name, "out": str(folder.parent), "preset": saved.preset, "policy.trust_remote_code": trusted}
     for name in ("policy.quant", "policy.gradient_checkpointing"):
         if flat(wanted)[name] == "auto":  # decided at the start of the run
@@ -116,7 +116,7 @@ def relocate_paths(config: Config, folder: Path) -> Config:
 
 
 def decisive(config: Config) -> dict[str, str]:
-    """The settings that decide what is learned, as a checkpoint keeps them."""
+    """The settings that decide the result of learning, as a checkpoint keeps them."""
     free = FREE - {"steps"} if config.learner.schedule == "linear" else FREE  # there the rate depends on the end
     settings = {name: typed(value) for name, value in flat(config).items() if name not in free}
     return {name: re.sub(r"[^,]*/", "", value) if name in PATHS else value for name, value in settings.items()}
@@ -164,7 +164,7 @@ def rewind(folder: Path, step: int, pending: bool) -> list[dict]:
     return rows
 
 
-# ---- what a checkpoint was written with
+# ---- versions and settings of a checkpoint
 
 
 def check_identity(checkpoint: Path, saved: dict, now: dict) -> None:

@@ -42,7 +42,7 @@ class Run:
         self.clock = Clock(memory_in_use_gib)
         self.checkpoints = Checkpoints(self.folder / "checkpoints", config.checkpoint.keep)
         self.accuracy: dict[int, float] = {}
-        """Step -> what the best checkpoint is chosen by."""
+        """Step -> the figure that chooses the best checkpoint."""
         self.best_by = "eval/sampled_accuracy" if config.eval.sampling == "both" else "eval/greedy_accuracy"
         self.progress = Progress(config.steps, config.quiet)
         self._known: set[int] = set()
@@ -114,7 +114,7 @@ class Run:
 
     @property
     def unlogged(self) -> bool:
-        """Whether the last complete step is still missing in metrics.jsonl."""
+        """True while metrics.jsonl lacks the last complete step."""
         return self.state.row is not None
 
     # ---- step by step

@@ -76,7 +76,7 @@ class Wandb:
         try:
             self.run = wandb.init(**options)
         except wandb.errors.Error as error:
-            wandb.teardown()  # else its service goes on saying that this run is in use
+            wandb.teardown()  # otherwise its service continues to report that this run is in use
             notify(f"W&B cannot be reached ({error}); logging offline, upload with: wandb sync {folder}/wandb/offline*")
             self.run = wandb.init(**options | {"mode": "offline", "resume": None})
 

@@ -36,7 +36,7 @@ def filled(template: str, config: Config, **values: Any) -> str:
 
 
 def overrides(config: Config, out: Path, gpus: int, nodes: int) -> tuple[list[str], list[str]]:
-    """verl's settings for this run as KEY=VALUE, and comment lines on what is not among them."""
+    """verl's settings for this run as KEY=VALUE, and comment lines on the settings that verl lacks."""
     lines = filled("verl.j2", config, out=out, gpus=gpus, nodes=nodes).splitlines()
     return [line for line in lines if line[0] != "#"], [line for line in lines if line[0] == "#"]
 
@@ -59,7 +59,7 @@ def check(config: Config, gpus: int, nodes: int) -> None:
 
 
 def rows(config: Config) -> list[dict[str, Any]]:
-    """The training data in verl's schema, with our system message in front; unusable rows are left out."""
+    """The training data in verl's schema, with our system message in front; unusable rows are skipped."""
     problems, _ = training_problems(config, None)
     found = [
         {

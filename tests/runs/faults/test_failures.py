@@ -142,7 +142,7 @@ def test_out_of_memory_gives_up_at_one_sequence(tmp_path):
         Learner._loss = loss
 
     child = start(arguments(tmp_path, "run"), tmp_path / "log", hopeless)
-    assert child.wait(seconds=40) == 2, "it loops for ever"
+    assert child.wait(seconds=40) == 2, "it loops forever"
     assert "one sequence of the longest kind" in child.output()
     # 8 sequences of at most 25 tokens: halved from all to one sequence in at most 4 halvings, and the first attempt.
     assert 2 <= child.output().count("asked") <= 5
