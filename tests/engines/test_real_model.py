@@ -86,7 +86,7 @@ def test_a_prompt_is_the_chat_template_once_in_the_tokenizers_own_ids(runs):
 def test_an_exported_checkpoint_is_the_same_model_elsewhere(runs, dtype: str, most: float, mean: float, tmp_path):
     """The adapter as PEFT applies it, beside the merged folder in transformers and in a vLLM that reads it itself."""
     checkpoint = adapter(runs / "vllm")
-    open_policy(single(str(checkpoint)), CPU).save(tmp_path)
+    open_policy(single(str(checkpoint)), CPU, 64).save(tmp_path)
     with_adapter, merged = (answer_logprobs(folder, dtype) for folder in (checkpoint, tmp_path))
     in_vllm = vllm_logprobs(tmp_path, dtype)
     assert (merged - with_adapter).abs().max() < most
