@@ -11,7 +11,8 @@
     others.jsonl     every product except 9 times 2 and 2 times 9: the effect of one example elsewhere
     sums.jsonl       the same numbers added: another task
 
-`python -m data.products --each FOLDER` writes 64 training sets of one product each: 2x2.jsonl to 9x9.jsonl.
+`python -m data.products --each FOLDER` writes 64 training sets of one product each, 2x2.jsonl to 9x9.jsonl, and the same
+with a wrong ground truth, one more than the product: 2x2_wrong.jsonl to 9x9_wrong.jsonl.
 """
 
 from __future__ import annotations
@@ -63,11 +64,20 @@ def datasets() -> dict[str, list[dict[str, str]]]:
     }
 
 
+def single_products() -> dict[str, list[dict[str, str]]]:
+    """File name (without .jsonl) -> one row: each product, with its right and with a wrong ground truth."""
+    sets = {}
+    for a, b in ALL:
+        sets[f"{a}x{b}"] = [row((a, b))]
+        sets[f"{a}x{b}_wrong"] = [row((a, b)) | {"answer": str(a * b + 1)}]
+    return sets
+
+
 def main() -> None:
     cli = argparse.ArgumentParser(prog="python -m data.products", description="Writes the data sets of products.")
     cli.add_argument("--each", type=Path, metavar="FOLDER", help="write a training set for each single product")
     folder = cli.parse_args().each
-    sets = {f"{a}x{b}": [row((a, b))] for a, b in ALL} if folder else datasets()
+    sets = single_products() if folder else datasets()
     folder = folder or FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in sets.items():
