@@ -11,8 +11,8 @@
     others.jsonl     every product except 9 times 2 and 2 times 9: the effect of one example elsewhere
     sums.jsonl       the same numbers added: another task
 
-`python -m data.products --each FOLDER` writes 64 training sets of one product each, 2x2.jsonl to 9x9.jsonl, and the same
-with a wrong ground truth, one more than the product: 2x2_wrong.jsonl to 9x9_wrong.jsonl.
+`python -m data.products --each FOLDER` writes 64 training sets of one product each, 2x2.jsonl to 9x9.jsonl, and the
+same with a wrong ground truth, one more than the product: 2x2_wrong.jsonl to 9x9_wrong.jsonl.
 """
 
 from __future__ import annotations
