@@ -11,6 +11,7 @@ import difflib
 import os
 import re
 import reprlib
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import date
 from functools import cache
@@ -554,7 +555,7 @@ def flat(config: Config) -> dict[str, Any]:
 def short(config: Config) -> str:
     """One line: the preset and whatever differs from it, as it would be typed."""
     plain = flat(Config() if config.preset == "none" else parse(_preset(config.preset)))
-    words = [f"--{name} {typed(value)}" for name, value in flat(config).items() if value != plain[name]]
+    words = [f"--{name} {shlex.quote(typed(value))}" for name, value in flat(config).items() if value != plain[name]]
     return " ".join([f"--preset {config.preset}", *words])
 
 

@@ -1,15 +1,24 @@
-"""What is exported for verl, read by verl's own code: settings, data set, reward loader (`make test-peers`)."""
+"""What is exported: the model card of a real run; for verl, read by verl's own code (`make test-peers`)."""
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from huggingface_hub import ModelCard
+from report_runs import EVIL
+from small_runs import arguments
 
+import train
+from grpo.cli import parse_args
+from grpo.policy import load_policy
 from grpo.settings import build, flat
 from rewards import make_reward
 from tools.export import verl as export
@@ -22,12 +31,12 @@ RIGHT = "<think>7+6=13</think>\\boxed{1443}<reflection>correct</reflection>"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    out = tmp_path / "out"
     config = build(
         "h100", {"data": ARITHMETIC, "model": str(REPO / "data/tiny-base"), "learner.sampler_correction": "token_mask"}
     )
-    export.write(config, out, 8, 1)
-    return out
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.model_dump()))
+    assert main(["verl", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    return tmp_path / "out"
 
 
 def test_every_setting_is_carried_over_or_named(folder: Path):
@@ -112,3 +121,54 @@ def test_the_environment_weighs_the_signals(tmp_path: Path, monkeypatch: pytest.
     assert main(["verl", "--preset", "cpu", "--gpus", "8", "--out", str(tmp_path / "out")]) == 0
     written = "".join(path.read_text() for path in (tmp_path / "out").iterdir() if path.suffix in (".py", ".sh"))
     assert "0.25" in written
+
+
+@pytest.fixture(scope="module")
+def hostile_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on one problem whose text is hostile; model and data lie in folders of this machine."""
+    place = tmp_path_factory.mktemp("place")
+    shutil.copytree(REPO / "data" / "tiny-base", place / "base")
+    (place / "mine.jsonl").write_text(json.dumps({"question": f"1+1=? {EVIL[:60]}</pre> `x`", "answer": "2"}) + "\n")
+    settings = {"model": place / "base", "data": place / "mine.jsonl", "steps": 1, "reward__name": "multi_signal"}
+    settings["rollout__max_prompt_tokens"] = 200
+    settings |= {"eval__test": REPO / "data/arithmetic/test.parquet", "eval__limit": 5}
+    command = parse_args(arguments(place, "run", **settings))
+    train.train(command.config)
+    return place / "run"
+
+
+def test_the_card_of_a_run_is_read_by_the_hub_and_names_no_place_of_this_machine(hostile_run: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    assert main(["hub", str(hostile_run), "--out", str(out), "--base-model", "owner/base"]) == 0
+    card = ModelCard.load(out / "README.md")
+    assert (card.data.base_model, card.data.library_name, card.data.license) == (
+        "owner/base",
+        "transformers",
+        "apache-2.0",
+    )
+    assert "grpo" in card.data.tags
+    for path in out.iterdir():
+        assert str(hostile_run.parent).encode() not in path.read_bytes(), path
+    assert "--model owner/base" in card.text
+    assert "--data mine.jsonl" in card.text
+    assert "<script" not in card.text  # `</script><script>` of the question is text
+    assert card.text.count("<pre>") == card.text.count("</pre>") == 3
+    summary = json.loads((hostile_run / "summary.json").read_text())
+    assert f"| greedy accuracy, 5 problems | {summary['before']['greedy_accuracy']:.1%} (" in card.text
+
+
+def test_the_exported_weights_are_the_policy_s(hostile_run: Path, tmp_path: Path):
+    assert main(["hub", str(hostile_run), "--out", str(tmp_path / "out")]) == 0
+    newest = hostile_run / "checkpoints" / "step_000001"
+    ours, exported = (
+        load_policy(build("cpu", {"model": str(path)}), torch.device("cpu")).network.state_dict()
+        for path in (newest, tmp_path / "out")
+    )
+    assert ours.keys() == exported.keys()
+    assert all(torch.equal(ours[name], exported[name]) for name in ours)
+
+
+def test_an_interrupted_export_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture):
+    assert main(["hub", "no/such/run", "--out", str(tmp_path / "out")]) == 2
+    assert "no/such/run is not a run" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -61,7 +61,7 @@ def check(config: Config, gpus: int, nodes: int) -> None:
 def rows(config: Config) -> list[dict[str, Any]]:
     """The training data in verl's schema, with our system message in front; unusable rows are skipped."""
     problems, _ = training_problems(config, None)
-    found = [
+    ours = [
         {
             "data_source": problem.source or "one_shot_grpo",
             "prompt": problem.chat,
@@ -72,23 +72,7 @@ def rows(config: Config) -> list[dict[str, Any]]:
         for problem in problems
     ]
     least = config.rollout.prompts_per_step  # verl drops a batch that is not full
-    return [found[i % len(found)] for i in range(max(len(found), least))]
-
-
-def write(config: Config, out: Path, gpus: int, nodes: int) -> None:
-    """The folder. Nothing is written where something is wrong."""
-    check(config, gpus, nodes)
-    if out.exists():
-        raise UserError(f"{out} exists; choose another --out")
-    table = pa.Table.from_pylist(rows(config))
-    out.mkdir(parents=True)
-    pq.write_table(table, out / "train.parquet")
-    (out / "reward.py").write_text(filled("reward.j2", config) + "\n")
-    shutil.copytree(HERE.parents[1] / "rewards", out / "rewards", ignore=shutil.ignore_patterns("__pycache__"))
-    settings, comments = overrides(config, out.resolve(), gpus, nodes)
-    command = " \\\n    ".join(["python3 -m verl.trainer.main_ppo", *map(shlex.quote, settings), '"$@"'])
-    lines = ["#!/usr/bin/env bash", *comments, "set -euo pipefail", command]
-    (out / "run.sh").write_text("\n".join(lines) + "\n")
+    return [ours[i % len(ours)] for i in range(max(len(ours), least))]
 
 
 def add_arguments(cli: argparse.ArgumentParser) -> None:
@@ -100,9 +84,16 @@ def add_arguments(cli: argparse.ArgumentParser) -> None:
     cli.add_argument("--data-dir", help="folder with local copies of the published data sets")
 
 
-def export(args: argparse.Namespace) -> str:
+def write(args: argparse.Namespace, folder: Path) -> str:
     config = build(args.preset, env_weights()) if args.preset else parse(read_yaml(args.run / "config.yaml"))
     if args.data_dir:
         config = changed(config, {"data_dir": args.data_dir})
-    write(config, args.out, args.gpus, args.nodes)
+    check(config, args.gpus, args.nodes)
+    pq.write_table(pa.Table.from_pylist(rows(config)), folder / "train.parquet")
+    (folder / "reward.py").write_text(filled("reward.j2", config) + "\n")
+    shutil.copytree(HERE.parents[1] / "rewards", folder / "rewards", ignore=shutil.ignore_patterns("__pycache__"))
+    settings, comments = overrides(config, args.out.resolve(), args.gpus, args.nodes)
+    command = " \\\n    ".join(["python3 -m verl.trainer.main_ppo", *map(shlex.quote, settings), '"$@"'])
+    lines = ["#!/usr/bin/env bash", *comments, "set -euo pipefail", command]
+    (folder / "run.sh").write_text("\n".join(lines) + "\n")
     return f"{args.out}/run.sh starts it where verl 0.9 is installed; its first lines report what is not carried over"
