@@ -22,7 +22,7 @@ from grpo.advantage import compute_advantages
 from grpo.cli import default_preset, parse_args
 from grpo.engines.base import SamplingParams, choose_device, make_engine
 from grpo.errors import one_line
-from grpo.evaluation.benchmarks import held_out_problems
+from grpo.evaluation.benchmarks import held_out_problems, held_out_sets
 from grpo.learner import Learner
 from grpo.model_check import prove
 from grpo.packing import to_training_samples
@@ -47,7 +47,7 @@ def train(config: Config, resumed: Path | None = None, interrupts: Interrupts | 
     """Trains in a new run folder, or continues in the folder `resumed`."""
     set_threads(config.threads)
     device = choose_device(config.device)
-    plan = plan_run(config, device)  # refuses a run that cannot fit
+    plan = plan_run(config, device, held_out_sets)  # refuses a run that cannot fit
     config = plan.config
     run = Run(config, resumed, interrupts)
     set_seed(config.seed)
@@ -122,7 +122,7 @@ def main(argv: list[str]) -> int:
         if command.preset is None and folder is None:
             print(f"no --preset given: {preset}, {why}")
         if command.check:
-            return check(config, choose_device(config.device), folder)
+            return check(config, choose_device(config.device), held_out_sets, folder)
         if folder and is_finished(folder, config.steps):
             print(escape_control(f"{folder} is finished: {config.steps} steps"))
         else:

@@ -30,16 +30,16 @@ class Learner:
         self,
         policy: Policy,
         config: Config,
-        say: Callable[[str], None] = print,
+        report: Callable[[str], None] = print,
         before_step: Callable[[], None] = lambda: None,
         save_bad_batch: Callable[[dict], None] = lambda batch: None,
     ):
-        """Callbacks: `say` receives notable events, `before_step` runs right before the weights change,
+        """Callbacks: `report` receives notable events, `before_step` runs right before the weights change,
         `save_bad_batch` receives the samples of every optimiser step that is skipped."""
         self.policy = policy
         self.config = config.learner
         self.rollout = config.rollout
-        self.say = say
+        self.report = report
         self.before_step = before_step
         self.save_bad_batch = save_bad_batch
         self.bad_steps = 0
@@ -162,7 +162,7 @@ class Learner:
                     "policy.lora_rank or policy.quant"
                 )
             self.microbatch_tokens = max(longest, budget // 2)
-            self.say(
+            self.report(
                 f"out of memory: the step starts over with micro-batches of {self.microbatch_tokens} tokens instead of "
                 f"{budget} (same result, more passes); set learner.microbatch_tokens to that next time"
             )

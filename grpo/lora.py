@@ -182,6 +182,8 @@ class _MergedLinear(torch.autograd.Function):
     def backward(ctx, grad):
         x, a, b = ctx.saved_tensors
         grad_x = grad @ merged(ctx.layer) if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[1]:
+            return grad_x, None, None, None
         scale = ctx.layer.scaling[ADAPTER]
         x, grad = x.flatten(0, -2), grad.flatten(0, -2)
         grad_a = (grad @ b.to(grad.dtype)).T @ x

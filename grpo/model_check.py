@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel
 
+from grpo import lora
 from grpo.attention import NAME
 from grpo.engines.base import SamplingParams
 from grpo.engines.torch_engine import TorchEngine
@@ -60,11 +61,12 @@ def prove(policy: Policy, longest: int) -> str:
     config = policy.network.config
     name = config.name_or_path or config.model_type
     try:
-        samples = _draw(policy, longest)
-        differences = _differences(policy, samples)
-        listed = ", ".join(f"{kind} {value:.1e}" for kind, (value, _) in differences.items())
-        if failed := [kind for kind, (value, limit) in differences.items() if not value <= limit]:
-            raise UserError(f"{_cause(policy, samples, failed)} (differences to its own forward pass: {listed})")
+        with _constant_weights(policy):
+            samples = _draw(policy, longest)
+            differences = _differences(policy, samples)
+            listed = ", ".join(f"{kind} {value:.1e}" for kind, (value, _) in differences.items())
+            failed = [kind for kind, (value, limit) in differences.items() if not value <= limit]
+            cause = _cause(policy, samples, failed) if failed else ""
     except UserError as error:
         raise UserError(f"{name} is not supported: {error}. {ADVICE}") from None
     except (ValueError, TypeError, AttributeError, LookupError, AssertionError, RuntimeError) as error:
@@ -73,10 +75,31 @@ def prove(policy: Policy, longest: int) -> str:
         kinds = set(getattr(config.get_text_config(), "layer_types", None) or ()) - set(ATTENTION)
         cause = f"it has {', '.join(sorted(kinds))} layers" if kinds else "its forward pass fails here"
         raise UserError(f"{name} is not supported: {cause} ({first_line(error)}). {ADVICE}") from error
+    if cause:
+        details = f"(differences to its own forward pass: {listed})"
+        if setting := _reduced_precision(policy.device):
+            raise UserError(f"{name} cannot be proved: {setting} {details}; set it to 'ieee'")
+        raise UserError(f"{name} is not supported: {cause} {details}. {ADVICE}")
     torch.cuda.empty_cache()  # for an engine with a memory pool of its own; does nothing where no GPU is used
     tokens = max(map(sequence_length, samples))
     seconds = time.perf_counter() - start
     return f"model proved against its own forward pass, up to {tokens} tokens: {listed} ({seconds:.1f} s)"
+
+
+@contextmanager
+def _constant_weights(policy: Policy) -> Iterator[None]:
+    """Computes no gradient of a weight, and LoRA's sums once."""
+    trained = policy.trainable().values()
+    kept = any(layer.keep for layer in lora.layers(policy.network))
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    lora.keep_sums(policy.network, True)
+    try:
+        yield
+    finally:
+        lora.keep_sums(policy.network, kept)
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def _draw(policy: Policy, longest: int) -> list[Sample]:
@@ -133,7 +156,7 @@ def _differences(policy: Policy, samples: Sequence[Sample]) -> dict[str, tuple[f
 def _own(policy: Policy, samples: Sequence[Sample], gradient: bool = True) -> Scores:
     """By the network's own forward pass, unpacked and without padding: sequences of one length at a time."""
     logprobs = []
-    with policy.own_forward() as network, _embeddings(network, gradient) as read:
+    with policy.own_forward() as network, _embeddings(network, gradient) as read, _last_logits(network):
         for _, group in groupby(samples, sequence_length):
             ids = torch.tensor([sample.prompt_ids + sample.completion_ids for sample in group], device=policy.device)
             logits = network(input_ids=ids, use_cache=False).logits[:, -TOKENS - 1 : -1]
@@ -150,6 +173,17 @@ def _packed(policy: Policy, samples: Sequence[Sample], gradient: bool = True) ->
     with _embeddings(policy.network, gradient) as read:
         logprobs = policy.logprobs(batch, TEMPERATURE, with_entropy=False)[0]
         return _scores(logprobs[batch.flat_index.argsort()], read)
+
+
+@contextmanager
+def _last_logits(network: PreTrainedModel) -> Iterator[None]:
+    """The head computes only the logits that are compared: of a long sequence, all of them take gigabytes."""
+    head = network.get_output_embeddings()
+    handle = head.register_forward_pre_hook(lambda _head, arguments: (arguments[0][:, -TOKENS - 1 :],))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager
@@ -208,6 +242,13 @@ def _largest(a: torch.Tensor, b: torch.Tensor) -> float:
     return (a - b).abs().max().item()
 
 
+def _reduced_precision(device: torch.device) -> str:
+    """The setting by which torch rounds the factors of float32 matrix products, and its value; else ""."""
+    name = "cuda" if device.type == "cuda" else "mkldnn"
+    precision = getattr(torch.backends, name).matmul.fp32_precision
+    return f"torch.backends.{name}.matmul.fp32_precision is {precision!r}" if precision in ("tf32", "bf16") else ""
+
+
 def _cause(policy: Policy, samples: Sequence[Sample], failed: Sequence[str]) -> str:
     """The likely cause: the comparison once more, with less at a time."""
     if policy.network.config._attn_implementation != NAME:
@@ -215,8 +256,10 @@ def _cause(policy: Policy, samples: Sequence[Sample], failed: Sequence[str]) -> 
     own, again, together = (score(policy, samples).logprobs for score in (_own, _own, _packed))
     if _largest(own, again) > VALUES:
         return "its forward pass in training mode is random: dropout that its configuration does not name"
-    if failed == ["sampler"]:
+    if "sampler" in failed and not any(kind.startswith("packed") for kind in failed):
         return "decoding with a KV cache computes something else"
+    if failed == ["gradient"]:
+        return "packed training computes another gradient"
     alone = torch.cat([_packed(policy, [sample]).logprobs for sample in samples])
     off = [gap.max().item() > 0.1 * _largest(together, own) for gap in (alone - own).abs().split(TOKENS)]
     if not any(off):

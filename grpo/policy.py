@@ -154,8 +154,9 @@ class Policy:
         self.network.eval()
         try:
             for module, weight, bias in self._products():
+                multiply = product(weight, bias)
                 forwards[module] = vars(module).get("forward")
-                module.forward = product(weight, bias)
+                module.forward = multiply
             yield
         finally:
             for module, forward in forwards.items():

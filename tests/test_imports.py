@@ -65,6 +65,11 @@ def test_the_algorithm_imports_no_room(path: Path):
     assert not rooms, f"{path.name} imports {sorted(rooms)}: hand in what it needs as an argument or a callback"
 
 
+@pytest.mark.parametrize("path", files("grpo/plan"), ids=lambda p: p.name)
+def test_the_plan_knows_no_evaluation_and_no_report(path: Path):
+    assert not {name for name in imports(path) if name.startswith(("grpo.evaluation", "grpo.report"))}
+
+
 GROUND_FLOOR = ("grpo.types", "grpo.packing", "grpo.settings", "grpo.errors", "grpo.loss")
 
 

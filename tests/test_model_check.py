@@ -128,6 +128,14 @@ def test_each_broken_part_fails_the_proof(dtype: torch.dtype, rank: int, monkeyp
         prove(policy, 64)
     monkeypatch.setattr(attention, "_attend", attend)
 
+    def steeper(*arguments):
+        out = attend(*arguments)
+        return out + 2 * (out - out.detach())  # the same value, three times the gradient
+
+    monkeypatch.setattr(attention, "_attend", steeper)
+    with pytest.raises(UserError, match="another gradient"):
+        prove(policy, 64)
+
     write = model_check.TorchEngine.generate
 
     def shifted(self, *arguments):
@@ -137,12 +145,43 @@ def test_each_broken_part_fails_the_proof(dtype: torch.dtype, rank: int, monkeyp
         return groups
 
     monkeypatch.setattr(model_check.TorchEngine, "generate", shifted)
+    with pytest.raises(UserError, match="decoding with a KV cache"):  # with both of them wrong, and with the sampler
+        prove(policy, 64)
+    monkeypatch.setattr(attention, "_attend", attend)
     with pytest.raises(UserError, match="decoding with a KV cache"):
         prove(policy, 64)
     monkeypatch.undo()
     assert prove(policy, 64), "a proof leaves the policy as it was"
     assert all(torch.equal(p, weights[name]) for name, p in policy.model.named_parameters())
     assert all(p.grad is None for p in policy.model.parameters())
+
+
+@pytest.fixture
+def rounded_products():
+    """Float32 products of bfloat16 factors, where the processor has them."""
+    factor = torch.linspace(1, 2, 64 * 64).view(64, 64)
+    exact = factor @ factor
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    try:
+        if torch.equal(factor @ factor, exact):
+            pytest.skip("this processor has no products of bfloat16")
+        yield
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = "none"
+
+
+def test_rounded_float32_products_are_named_and_not_the_model(rounded_products):
+    with pytest.raises(UserError, match=r"cannot be proved: torch\.backends\.mkldnn\.matmul\.fp32_precision is 'bf16'"):
+        prove(policy_of(make_tiny_model(dtype=torch.float32, vocabulary=96)), 64)
+
+
+def test_of_a_long_sequence_only_the_compared_logits_are_computed():
+    # 4,096 tokens x 150,000 words in float32 would be 2.5 GB, several times over.
+    policy = policy_of(tiny_model("mistral"))
+    computed = []
+    policy.network.lm_head.register_forward_hook(lambda _head, _arguments, logits: computed.append(logits.shape[-2]))
+    prove(policy, 64)
+    assert max(computed) == model_check.TOKENS + 1
 
 
 def test_bfloat16_weights_do_not_fail_by_chance():

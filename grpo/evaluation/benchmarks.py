@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -129,6 +130,13 @@ def load(
     problems, bad = make_problems(placed, template, prompt, columns=columns if own else None)
     check_share(name, len(problems), bad, allowed=0.05 if own else 0)
     return list(problems.values())
+
+
+def held_out_sets(config: Config) -> dict[str, Callable[..., list[Problem]]]:
+    """Name -> function that loads the problems for a chat template: the run's validation sets and its test set."""
+    curve = names(config.eval.data) if config.eval.every else []
+    load_set = partial(load, prompt=config.prompt, data_dir=config.data_dir, columns=config.eval.columns)
+    return {name: partial(load_set, name) for name in [*curve, *filter(None, [config.eval.test])]}
 
 
 def held_out_problems(

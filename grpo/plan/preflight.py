@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -18,7 +18,6 @@ from grpo import hub
 from grpo.chat_template import ChatTemplate
 from grpo.environment import installed, main_memory, versions
 from grpo.errors import UserError
-from grpo.evaluation import benchmarks
 from grpo.model_check import prove
 from grpo.plan.hardware import GIB, this_hardware
 from grpo.plan.memory import disk_parts, host_bytes
@@ -30,12 +29,15 @@ from grpo.rollout import known
 from grpo.run.resume import new_folder
 from grpo.settings import Config, short, typed
 from grpo.terminal import escape_control, notify
+from grpo.types import Problem
 from rewards import Row, load_reward
 
 LEAST_LORA_STEP = 3e-4
 FIRST_ROWS = 20
 """Rows in which the reward's self-test looks for a problem"""
 PROBLEM = "PROBLEM: "
+HeldOut = Callable[[Config], Mapping[str, Callable[[ChatTemplate | None], list[Problem]]]]
+"""Settings -> name of each held-out set -> function that loads it"""
 FIXES: tuple[dict[str, object], ...] = (
     {"rollout.kv_gib": None}, {"policy.gradient_checkpointing": True}, {"learner.microbatch_tokens": 4096},
     {"learner.logit_chunk": 256}, {"rollout.sleep": True}, {"rollout.max_num_seqs": 32},
@@ -44,13 +46,13 @@ FIXES: tuple[dict[str, object], ...] = (
 """Changes that can make a run fit, the mildest first: memory and speed, then the trained weights"""
 
 
-def plan_run(config: Config, device: torch.device) -> Plan:
+def plan_run(config: Config, device: torch.device, held_out: HeldOut) -> Plan:
     """Prints and returns the plan of a run that is about to start. Raises UserError with one line for each blocker.
 
     `plan.config` holds the settings to run with; those that were auto are decided.
     """
     plan, notes = decide(config, this_hardware(device))
-    if lines := blockers(plan):
+    if lines := blockers(plan, held_out(config)):
         raise UserError("\n".join(lines))
     text = describe(plan)
     print(text.splitlines()[0] if config.quiet else f"{short(plan.config)}\n{text}", flush=True)
@@ -59,14 +61,14 @@ def plan_run(config: Config, device: torch.device) -> Plan:
     return plan
 
 
-def check(config: Config, device: torch.device, resumed: Path | None = None) -> int:
+def check(config: Config, device: torch.device, held_out: HeldOut, resumed: Path | None = None) -> int:
     """Prints what would run, or continue in the folder `resumed`, and all problems. Returns 1 if there is one."""
     print(short(config))
     sections = {
         "machine": _machine(config, device),
-        "data": _data(config),
+        "data": _data(config, held_out),
         "reward": _reward(config),
-        "plan": _plan(config, device, resumed),
+        "plan": _plan(config, device, held_out, resumed),
         "model": _model(config, device),
     }
     failures = 0
@@ -92,30 +94,24 @@ def _machine(config: Config, device: torch.device) -> Iterator[str]:
     yield "free: " + ", ".join(f"{count / GIB:.1f} GiB of {name}" for name, count in free.items())
 
 
-def _data(config: Config) -> Iterator[str]:
+def _data(config: Config, held_out: HeldOut) -> Iterator[str]:
     """Every file of the run: rows, checksum, ground truths, and with a tokenizer at hand the prompts' lengths."""
     here = Path(config.model).is_dir() or hub.is_cached(config.model)
     tokenizer = load_tokenizer(config.model, config.policy.trust_remote_code) if here else None
-    for name in _data_names(config):
+    sets = held_out(config)
+    for name in dict.fromkeys([config.data, *sets]):
         published = None if Path(name).exists() else SOURCES.get(Path(name).stem)
         checksum = f", sha256 {published.sha256[:12]} verified" if published else ""
         if name == config.data:
             problems, _ = training_problems(config, tokenizer)
         else:
-            template = ChatTemplate.of_run(config, tokenizer) if tokenizer else None
-            columns = config.eval.columns
-            problems = benchmarks.load(name, template, config.prompt, config.data_dir, columns=columns)
+            problems = sets[name](ChatTemplate.of_run(config, tokenizer) if tokenizer else None)
         longest = max(len(problem.prompt_ids) for problem in problems)
         of = f"longest prompt {longest if here else 'not known'} of {config.rollout.max_prompt_tokens} tokens"
         truths = len({problem.ground_truth for problem in problems})
         yield f"{name}: {len(problems)} rows{checksum}; ground truths: {truths}; {of}"
         if tokenizer and name == config.data:
             yield from first_prompt(problems, config, tokenizer, generation_config(config.model))
-
-
-def _data_names(config: Config) -> list[str]:
-    curve = benchmarks.names(config.eval.data) if config.eval.every else []
-    return list(dict.fromkeys(filter(None, [config.data, *curve, config.eval.test])))
 
 
 def _reward(config: Config) -> Iterator[str]:
@@ -142,9 +138,9 @@ def _model(config: Config, device: torch.device) -> Iterator[str]:
         yield prove(load_policy(plan.config, device), config.rollout.longest_sequence)
 
 
-def _plan(config: Config, device: torch.device, resumed: Path | None) -> Iterator[str]:
+def _plan(config: Config, device: torch.device, held_out: HeldOut, resumed: Path | None) -> Iterator[str]:
     plan, notes = decide(config, this_hardware(device))
-    lines = blockers(plan)
+    lines = blockers(plan, held_out(config))
     if NO_GPU not in lines:
         yield from describe(plan).removeprefix("plan: ").splitlines()
         yield from notes
@@ -187,9 +183,9 @@ def suggest_fix(plan: Plan) -> dict[str, object]:
 NO_GPU = "this machine has no GPU; --preset cpu and --preset laptop run here"
 
 
-def blockers(plan: Plan) -> list[str]:
+def blockers(plan: Plan, held_out: Iterable[str] = ()) -> list[str]:
     """One line for each known reason why the run would fail, with its fix; first that there is no GPU."""
-    machine = [*machine_blockers(plan), *_not_at_hand(plan.config)] if plan.hardware.here else []
+    machine = [*machine_blockers(plan), *_not_at_hand(plan.config, held_out)] if plan.hardware.here else []
     checks = [
         *_context(plan),
         *machine,
@@ -253,10 +249,10 @@ def machine_blockers(plan: Plan) -> Iterator[str]:
             yield f"{setting} needs bitsandbytes: pip install 'bitsandbytes>=0.50'"
 
 
-def _not_at_hand(config: Config) -> Iterator[str]:
+def _not_at_hand(config: Config, held_out: Iterable[str]) -> Iterator[str]:
     """Models, and data sets beside them, that are not on this machine and cannot be fetched."""
     models = [hub.base_of(config.model), *([config.reward.hybrid.model] if config.reward.name == "hybrid" else [])]
-    if line := hub.missing(models, _data_names(config), config.data_dir):
+    if line := hub.missing(models, [config.data, *held_out], config.data_dir):
         yield line
         return
     for model in models:

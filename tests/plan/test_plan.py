@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from grpo.errors import UserError
+from grpo.evaluation.benchmarks import held_out_sets
 from grpo.plan.__main__ import main
 from grpo.plan.hardware import GIB, GPUS, data_sheet, hardware_named, this_hardware
 from grpo.plan.planner import LEAST_SEQUENCES, Plan, decide, describe, make_plan, planned_and_measured
@@ -336,13 +337,13 @@ def tiny(**options):
 
 
 def test_a_run_prints_its_plan_first(capsys):
-    found = plan_run(tiny(), torch.device("cpu"))
+    found = plan_run(tiny(), torch.device("cpu"), held_out_sets)
     out = capsys.readouterr().out
     assert out.startswith("--preset cpu --model")
     assert "memory, GiB" in out
     assert "time, planned" not in out  # nobody plans a CPU's time; the bar shows what is measured
     assert found.engine_config == found.config  # a CPU's engine sizes its cache itself
-    plan_run(tiny(quiet=True), torch.device("cpu"))
+    plan_run(tiny(quiet=True), torch.device("cpu"), held_out_sets)
     assert len(capsys.readouterr().out.strip().splitlines()) == 1
 
 
@@ -359,9 +360,9 @@ def test_a_run_that_cannot_fit_stops_with_nothing_but_the_configuration(tmp_path
     (tmp_path / "config.json").write_text((REPO / "data/tiny-base/config.json").read_text())
     huge = {"learner__logit_chunk": 10**8, "learner__microbatch_tokens": 10**8, "model": str(tmp_path)}
     with pytest.raises(UserError, match=r"does not fit CPU.* It fits with: --learner"):
-        plan_run(tiny(**huge), torch.device("cpu"))
+        plan_run(tiny(**huge), torch.device("cpu"), held_out_sets)
     with pytest.raises(UserError, match=r"has no model.safetensors"):
-        plan_run(tiny(model=str(tmp_path)), torch.device("cpu"))
+        plan_run(tiny(model=str(tmp_path)), torch.device("cpu"), held_out_sets)
 
 
 def test_this_machine_is_a_card():

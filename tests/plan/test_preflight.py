@@ -16,11 +16,11 @@ from benchmarks.families import tiny_model
 from data.tiny_base import make_tokenizer
 from grpo import hub
 from grpo.engines import vllm_engine
+from grpo.evaluation.benchmarks import held_out_sets
 from grpo.plan import preflight as traps
 from grpo.plan.hardware import GIB, GPUS, hardware_named
 from grpo.plan.memory import disk_parts
 from grpo.plan.planner import Plan, make_plan
-from grpo.plan.preflight import check
 from grpo.settings import build
 from rewards import Verifier
 
@@ -43,6 +43,10 @@ def cpu(**options):
 def on(preset: str, card: str, **options) -> Plan:
     overrides = {"policy.quant": "none"} | {key.replace("__", "."): value for key, value in options.items()}
     return make_plan(build(preset, overrides), hardware_named(card))
+
+
+def check(config, device: torch.device, resumed: Path | None = None) -> int:
+    return traps.check(config, device, held_out_sets, resumed)
 
 
 def machine_blockers(plan: Plan) -> list[str]:
@@ -134,7 +138,7 @@ def test_from_the_command_line(tmp_path, capsys):
 
 def test_a_name_that_is_taken_and_an_out_that_is_a_file(tmp_path, capsys, monkeypatch):
     for slow in ("_data", "_reward"):
-        monkeypatch.setattr(traps, slow, lambda config: iter(()))
+        monkeypatch.setattr(traps, slow, lambda *_: iter(()))
     (tmp_path / "run").mkdir()
     assert check(cpu(out=tmp_path, name="run"), CPU) == 0  # empty, and so nobody's
     (tmp_path / "run" / "config.yaml").touch()
@@ -149,7 +153,7 @@ def test_a_name_that_is_taken_and_an_out_that_is_a_file(tmp_path, capsys, monkey
 def test_a_model_that_the_hub_does_not_give_out_is_found(monkeypatch, capsys):
     """Its shape is in hardware.yaml, so the plan alone would pass."""
     for slow in ("_data", "_reward"):
-        monkeypatch.setattr(traps, slow, lambda config: iter(()))
+        monkeypatch.setattr(traps, slow, lambda *_: iter(()))
     monkeypatch.setattr(hub, "reachable", lambda: True)
     monkeypatch.setattr(hub, "is_cached", lambda model: False)
 
