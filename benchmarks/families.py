@@ -1,25 +1,27 @@
-"""Tries every causal language model of transformers and writes docs/models.md.
+"""Tries every causal language model of transformers.
 
-    python -m benchmarks.families --out docs/models.md
+    python -m benchmarks.families > docs/measurements/2026-11-29-models.md
+    python -m benchmarks.families llama mamba
 
-Builds a tiny model with random weights of every causal-LM class and opens it as a run does. A model that passes the
-proof at load also writes greedy text, which has to be that of transformers' own `generate`: an accepted model with
-another text is listed as WRONG, a crash outside of the proof as TRACEBACK.
+Builds a tiny model with random weights of every causal-LM class and opens it as a run does, for sequences of at most 64
+tokens (windows are 8 tokens). A model that passes the proof at load also writes greedy text, which has to be that of
+transformers' own `generate`: an accepted model with another text is listed as WRONG, a crash outside of the proof as
+TRACEBACK. Prints a table in Markdown. Exit code 1 where a model is WRONG or a TRACEBACK.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import transformers
-from jinja2 import Environment, StrictUndefined
+import yaml
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
@@ -27,35 +29,18 @@ from transformers.utils import logging
 from data.tiny_base import make_tokenizer
 from grpo.engines.base import SamplingParams
 from grpo.engines.torch_engine import TorchEngine
-from grpo.errors import UserError, one_line
+from grpo.errors import UserError
 from grpo.model_check import prove
 from grpo.policy import Policy, first_line, without_dropout
 from grpo.settings import Config
 from grpo.types import Request
 
 VOCABULARY, LONGEST, MOST_PARAMETERS = 96, 64, 7_000_000
-RESULTS = ("exact", "refused", "not built", "WRONG", "TRACEBACK")
 PROMPT, NEW_TOKENS = (5, 17, 33, 8, 61, 40), 24
-SIZES: dict[int, tuple[str, ...]] = {
-    VOCABULARY: ("vocab_size", "vocab_size_per_layer_input"),
-    64: ("intermediate_size", "ffn_dim", "n_inner", "max_position_embeddings", "n_positions", "max_seq_len",
-         "shared_intermediate_size", "moe_intermediate_size", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim"),
-    32: ("hidden_size", "d_model", "n_embd", "dim", "embedding_size", "word_embed_proj_dim", "n_embed"),
-    16: ("q_lora_rank", "kv_lora_rank", "lru_width", "mamba_d_state", "state_size"),
-    8: ("head_dim", "qk_nope_head_dim", "v_head_dim", "sliding_window", "rotary_dim", "qk_rope_head_dim", "window_size",
-        "attention_head_size", "global_head_dim", "d_kv", "attention_chunk_size"),
-    4: ("num_attention_heads", "n_head", "n_heads", "num_experts", "num_local_experts", "n_routed_experts", "num_heads",
-        "encoder_attention_heads", "decoder_attention_heads"),
-    2: ("num_hidden_layers", "n_layer", "n_layers", "num_key_value_heads", "num_experts_per_tok", "num_layers",
-        "encoder_layers", "decoder_layers", "num_decoder_layers", "num_kv_heads", "depth"),
-    1: ("n_group", "topk_group", "n_shared_experts", "first_k_dense_replace"),
-    0: ("num_kv_shared_layers",),
-}  # fmt: skip
-"""Size -> the settings that get it, where a configuration has them."""
+SIZES: dict[int, list[str]] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 
 
 class Row(NamedTuple):
-    family: str
     result: str
     """exact, refused, WRONG, TRACEBACK or not built"""
     note: str
@@ -122,16 +107,16 @@ def survey(family: str) -> Row:
     try:
         model = tiny_model(family)
     except ValueError as error:
-        return Row(family, "not built", str(error))
+        return Row("not built", str(error))
     own = copy.deepcopy(model)
     try:
         policy = Policy(model, make_tokenizer(), Config())
         note = prove(policy, LONGEST)
     except UserError as error:
-        return Row(family, "refused", str(error))
+        return Row("refused", str(error))
     except Exception as error:  # noqa: BLE001
-        return Row(family, "TRACEBACK", f"{type(error).__name__}: {first_line(error)}")
-    return Row(family, "exact" if greedy(policy) == reference(own) else "WRONG", note)
+        return Row("TRACEBACK", f"{type(error).__name__}: {first_line(error)}")
+    return Row("exact" if greedy(policy) == reference(own) else "WRONG", note)
 
 
 def greedy(policy: Policy) -> list[int]:
@@ -150,33 +135,18 @@ def reference(model: PreTrainedModel) -> list[int]:
     return written[0, len(PROMPT) :].tolist()
 
 
-def page(rows: Sequence[Row]) -> str:
-    """docs/models.md."""
-    environment = Environment(
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    template = environment.from_string(Path(__file__).with_name("families.md.j2").read_text(encoding="utf-8"))
-    kinds = {kind: [row for row in rows if row.result == kind] for kind in RESULTS}
-    return template.render(kinds=kinds, total=len(rows), transformers=transformers.__version__)
-
-
-@one_line()
 def main(argv: Sequence[str]) -> int:
-    cli = argparse.ArgumentParser(prog="python -m benchmarks.families", description=__doc__.partition("\n")[0])
-    cli.add_argument("families", nargs="*", help="model types of transformers [all]")
-    cli.add_argument("--out", type=Path, help="write the page with all of them here")
-    args = cli.parse_args(argv)
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     warnings.simplefilter("ignore")
-    rows = []
-    for family in args.families or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
-        rows.append(survey(family))
-        print(f"{rows[-1].family:24} {rows[-1].result:10} {rows[-1].note}", flush=True)
-    counts = {kind: sum(row.result == kind for row in rows) for kind in RESULTS}
-    print(", ".join(f"{count} {kind}" for kind, count in counts.items()))
-    if args.out:
-        args.out.write_text(page(rows), encoding="utf-8")
+    counts: Counter[str] = Counter()
+    print(f"# Every causal-LM class of transformers {transformers.__version__}\n\n{__doc__}")
+    print("| family | result | differences or reason |\n|---|---|---|")
+    for family in argv or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+        row = survey(family)
+        counts[row.result] += 1
+        print(f"| {family} | {row.result} | {row.note.replace('|', '/')} |", flush=True)
+    print("\n" + ", ".join(f"{count} {result}" for result, count in counts.items()))
     return int(counts["WRONG"] + counts["TRACEBACK"] > 0)
 
 

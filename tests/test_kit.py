@@ -1,4 +1,4 @@
-"""benchmarks/kit.py: what is packed here is whole there, or a part is named."""
+"""benchmarks/kit.sh: a joined kit equals the packed folders, or the damaged part is named."""
 
 from __future__ import annotations
 
@@ -9,54 +9,67 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import kit
-
 REPO = Path(__file__).resolve().parent.parent
+MODEL = REPO / "data" / "tiny-base"
+
+
+def kit(*words: object, size: int = 100_000, text: str | None = None) -> subprocess.CompletedProcess[str]:
+    command = [REPO / "benchmarks" / "kit.sh", *map(str, words)]
+    environment = os.environ | {"PART_SIZE": str(size)}
+    return subprocess.run(command, env=environment, input=text, capture_output=True, text=True)
 
 
 def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_packed_and_joined_is_the_same_and_no_part_is_too_large(tmp_path):
-    model, size = REPO / "data" / "tiny-base", 100_000
-    parts = kit.pack(model, tmp_path / "kit", "model", size)
+def test_a_joined_kit_equals_the_packed_folders_and_no_part_is_too_large(tmp_path):
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "module.py").write_text("x = 1")
+    assert kit("pack", tmp_path / "kit", MODEL, site).returncode == 0
+    parts = [path for path in (tmp_path / "kit").iterdir() if path.name != "SHA256SUMS"]
     assert len(parts) > 5
-    assert all((tmp_path / "kit" / part).stat().st_size <= size for part in parts)
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "module.py").write_text("x = 1")
-    kit.pack(tmp_path / "site", tmp_path / "kit", "site", size)
-    kit.main(["join", str(tmp_path / "kit"), "--to", str(tmp_path / "there")])
-    assert tree(tmp_path / "there" / "model") == tree(model)
+    assert all(path.stat().st_size <= 100_000 for path in parts)
+    assert kit("join", tmp_path / "kit", tmp_path / "there").returncode == 0
+    assert tree(tmp_path / "there" / "tiny-base") == tree(MODEL)
     assert tree(tmp_path / "there" / "site") == {"module.py": b"x = 1"}
-    kit.pack(tmp_path / "site", tmp_path / "kit", "model", size)  # packed again: the old parts are not joined
-    assert [part for part in kit.read_manifest(tmp_path / "kit") if part.startswith("model")] == ["model.000"]
+
+
+def test_a_folder_that_is_packed_again_replaces_its_parts(tmp_path):
+    kit("pack", tmp_path, MODEL)
+    kit("pack", tmp_path, MODEL, size=10_000_000)
+    assert sorted(tree(tmp_path)) == ["SHA256SUMS", "tiny-base.000"]
 
 
 @pytest.mark.parametrize("harm", ["missing", "damaged"])
 def test_a_part_that_did_not_arrive_is_named(tmp_path, harm):
-    parts = list(kit.pack(REPO / "data" / "tiny-base", tmp_path, "model", 100_000))
-    part = tmp_path / parts[3]
+    kit("pack", tmp_path, MODEL)
+    part = tmp_path / "tiny-base.003"
     part.unlink() if harm == "missing" else part.write_bytes(part.read_bytes()[:-1] + b"\0")
-    with pytest.raises(ValueError, match=rf"{parts[3]} is missing or damaged"):
-        kit.join(tmp_path, tmp_path / "there")
+    done = kit("join", tmp_path, tmp_path / "there")
+    assert done.returncode == 1
+    assert "tiny-base.003: FAILED" in done.stdout
+    assert "copy these parts again" in done.stderr
     assert not (tmp_path / "there").exists()
 
 
-def test_what_the_machine_has_is_left_out():
-    freeze = "# comment\ntorch==2.11.0+cu130\nPyYAML==6.0\nzope.interface @ file:///x\n"
-    assert kit.installed_names(freeze) == {"torch", "pyyaml", "zope-interface"}
+def test_packages_that_the_machine_has_are_not_packed(tmp_path):
+    freeze = tmp_path / "freeze.txt"
+    freeze.write_text("# comment\ntorch==2.11.0+cu130\nPyYAML==6.0\nzope.interface @ file:///x\n")
+    done = kit(
+        "lacking", freeze, text="torch-2.13.0\nvllm-0.26.0+cu130\npyyaml-6.1\nZope_Interface-7\nmsgspec-0.20.0\n"
+    )
+    assert done.stdout.split() == ["vllm==0.26.0+cu130", "msgspec==0.20.0"]
 
 
-def test_the_card_rehearsed_on_a_cpu(tmp_path):
+def test_the_hour_on_a_gpu_is_rehearsed_on_a_cpu(tmp_path):
     """Pack, join and benchmark with the joined model, as on the machine with the GPU; 2 parts at tiny size."""
-    model = REPO / "data" / "tiny-base"
-    kit.pack(model, tmp_path / "kit", "model", 500_000)
-    command = [sys.executable, "benchmarks/kit.py", "join", str(tmp_path / "kit"), "--to", str(tmp_path / "there")]
-    subprocess.run(command, cwd=REPO, check=True)
+    kit("pack", tmp_path / "kit", MODEL)
+    kit("join", tmp_path / "kit", tmp_path / "there")
     out = tmp_path / "gpu.json"
-    command = [sys.executable, "benchmarks/gpu.py", "--size", "tiny", "--minutes", "8", "--part", "train", "matmul"]
-    command += ["--model", str(tmp_path / "there" / "model"), "--out", str(out)]
+    command = [sys.executable, "benchmarks/gpu.py", "--size", "tiny", "--minutes", "8", "--part", "train", "proof"]
+    command += ["--model", str(tmp_path / "there" / "tiny-base"), "--out", str(out)]
     done = subprocess.run(command, cwd=REPO, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     from benchmarks.gpu import read_figures
@@ -64,4 +77,4 @@ def test_the_card_rehearsed_on_a_cpu(tmp_path):
     figures = read_figures(out)
     assert figures["train"]["device"] == "cpu"
     assert {"before/greedy_accuracy", "after/greedy_accuracy"} <= set(figures["train"])
-    assert figures["matmul"]["tflops"] > 0
+    assert "packed" in figures["proof"]["differences"]
