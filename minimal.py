@@ -13,7 +13,7 @@ Symbols. Shapes stand beside the tensors below.
 
     loss = -sum over all completion tokens of A * log pi(t) / number of completion tokens
 
-What is left out of GRPO (arXiv 2402.03300) and PPO (arXiv 1707.06347), why, and where this repository does it:
+Omitted parts of GRPO (arXiv 2402.03300) and PPO (arXiv 1707.06347), the reason, and where this repository has them:
 
     value network    the mean of the group takes its place: the idea of GRPO    grpo/advantage.py: group_advantages
     ratio and clip   with one optimiser step a rollout, pi(t) / pi_old(t) is 1  grpo/loss.py: policy_loss

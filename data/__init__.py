@@ -1,1 +1,1 @@
-"""Where data sets come from, and the built-in tasks and model."""
+"""Sources of data sets, and the built-in tasks and model."""

@@ -1,4 +1,4 @@
-"""What a command does before it imports torch and transformers, which takes seconds."""
+"""Work of a command before it imports torch and transformers, which takes seconds."""
 
 from __future__ import annotations
 

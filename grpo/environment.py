@@ -1,4 +1,4 @@
-"""Which packages and which machine a run has: kept in its versions.json, because results depend on it."""
+"""Packages and machine of a run, kept in its versions.json because results depend on them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def versions_of(packages: Iterable[str]) -> dict[str, str]:
 
 
 def installed(package: str) -> bool:
-    """Whether importing it would find a package; some folder that happens to have its name is none."""
+    """True if the package can be imported; a folder that happens to have its name does not count."""
     found = importlib.util.find_spec(package)
     return found is not None and found.origin is not None
 

@@ -16,7 +16,7 @@ DRIVER = Path("/proc/driver/nvidia/version")
 LEAST_DRIVER = 580
 LEAST_GLIBC = (2, 28)
 GIB_OF = {"base": 6, "gpu": 9}
-"""What the packages take with the CUDA build of torch"""
+"""disk space of the packages, with the CUDA build of torch"""
 CPU_BUILD_GIB = 2
 GIB = 2**30
 

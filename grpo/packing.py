@@ -33,7 +33,7 @@ class _Tensors:
 
 @dataclass(frozen=True, slots=True)
 class Segments(_Tensors):
-    """Who attends to whom in a packed sequence of T tokens: S runs of queries, each with the keys it may see.
+    """Attention in a packed sequence of T tokens: S runs of queries, each with the keys it may see.
 
     A run sees its own tokens causally and, before them, all of its prefix. A prompt is a run without a prefix, and the
     prefix of the completions behind it.

@@ -131,8 +131,8 @@ class RewardConfig(Section):
     gamma: float = Field(0.5, ge=0)
     """Weight of reflect: the last verdict word of the reflection on the own answer is true."""
     verifier: Literal["box", "last_number", "answer_tag"] = "box"
-    """What the answer is, in training and in held-out figures: the last box (format: think, box and reflection, once
-    each, in order), the last number (format: one box), or the last <answer> block (format: think, then answer)."""
+    """The answer, in training and in held-out figures: the last box (format: think, box and reflection, once each, in
+    order), the last number (format: one box), or the last <answer> block (format: think, then answer)."""
     workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Processes that grade answers. auto: one for each core."""
     timeout_s: float = Field(2.0, gt=0)
@@ -262,14 +262,14 @@ def _day(value: object) -> str:
 
 class BadRowsConfig(Section):
     limit: Annotated[float, BeforeValidator(_share)] = Field(0.05, ge=0, lt=1)
-    """Share of the training rows that may be left out because they cannot be used. error, or 0: none."""
+    """Skip unusable training rows up to this share of all rows. error, or 0: accept none."""
 
 
 class Config(Section):
     """A whole run."""
 
     preset: str = "none"
-    """Which file of configs/ the defaults come from."""
+    """The file of configs/ with the defaults."""
     model: PathText = "Qwen/Qwen2.5-Math-1.5B"
     """Folder or Hugging Face id of a causal language model."""
     data: PathText = "pi1_r128.parquet"
@@ -288,8 +288,8 @@ class Config(Section):
     template_date: Annotated[str, BeforeValidator(_day)] = Field(default_factory=lambda: _day(date.today()))
     """The day that a chat template which writes the date takes for today. A run keeps the day of its start."""
     mode: Literal["ultra-quick", "quick", "dry-run", "full"] = "full"
-    """How much of the preset: 1, 15, 58 or all of its steps, the short ones with fewer problems and completions each.
-    What is set beside it wins."""
+    """1, 15, 58 or all steps of the preset, the short ones with fewer problems and completions. Settings beside it take
+    precedence."""
     steps: int = Field(500, ge=1)
     """Rollouts to train on."""
     seed: int = Field(0, ge=0, lt=2**31)
@@ -301,7 +301,7 @@ class Config(Section):
     name: str | None = Field(None, pattern=r"^[\w-][\w.-]*$", max_length=100)
     """The run's folder is out/name. none: preset, data and time."""
     out: PathText = "runs"
-    """Where run folders are made."""
+    """Parent of the run folders."""
     quiet: bool = False
     """One line a step instead of a progress bar and samples."""
     show_every: int = Field(10, ge=1)
@@ -638,6 +638,6 @@ def _wrong_value(error: ValidationError) -> tuple[str, str]:
 
 
 def _field_of(location: tuple[int | str, ...]) -> str:
-    """The dotted name of the field with a problem; pydantic's location may go on inside the field."""
+    """The dotted name of the field with a problem; pydantic's location may continue inside the field."""
     names = [".".join(map(str, location[:length])) for length in range(len(location), 0, -1)]
     return next(name for name in names if name in fields())

@@ -1,4 +1,4 @@
-"""What flows through the loop: Problem -> Request -> Completion -> Group -> Sample.
+"""The data of the loop: Problem -> Request -> Completion -> Group -> Sample.
 
 The ground floor: this module imports nothing of ours. Token ids travel from the sampler to the learner as they are;
 nothing is ever decoded and encoded again, because that can change which tokens the log-probabilities belong to.

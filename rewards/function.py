@@ -111,7 +111,7 @@ class FunctionReward(Reward):
             except RewardError as error:
                 errors.append(error)
                 continue
-            if any(lists["completion"]):  # an empty text says nothing about the form
+            if any(lists["completion"]):  # an empty text does not show the form
                 self.forms = [form]
             return signals
         raise errors[0] if len(errors) == 1 else RewardError("; ".join(map(str, errors))) from errors[0]

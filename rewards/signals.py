@@ -1,4 +1,4 @@
-"""The three signals: where the answer stands, whether it is laid out as asked, and what the reflection says of it.
+"""The three signals: the right answer, the requested layout, and a true verdict in the reflection.
 
 The layout is `<think>...</think>`, then `\\boxed{...}`, then `<reflection>...</reflection>`. Every
 pattern here is linear in the text, and BOX_WINDOW bounds what ten megabytes of braces can cost.
@@ -17,7 +17,7 @@ from rewards.verifier import Verifier
 
 Verdict = Literal["correct", "wrong"]
 AnswerFrom = Literal["box", "last_number", "answer_tag"]
-"""What counts as the answer: the last box, the last number written in digits, or the last `<answer>` block"""
+"""The answer is the last box, the last number written in digits, or the last `<answer>` block"""
 
 _THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 _FULL_WIDTH = {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}
@@ -48,7 +48,7 @@ _BLANK_LETTERS = "\u115f\u1160\u2800\u3164\uffa0"
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What one completion says."""
+    """Answer, layout and verdict of one completion."""
 
     answer: str | None
     format: bool
@@ -64,7 +64,7 @@ def read(text: str, answer_from: AnswerFrom = "box") -> Layout:
 
 
 def answer_parts(text: str) -> list[str]:
-    """What stands before the first `<reflection>` and outside `<think>`, in order.
+    """The parts of the text before the first `<reflection>` and outside `<think>`, in order.
 
     A think block that never closes hides the rest; what stands before a `</think>` that nothing opened is thought too
     (some chat templates write the opening tag themselves).
@@ -210,7 +210,7 @@ _CLAUSE = re.compile(r"[,;:]")
 
 
 def verdict(reflection: str) -> Verdict | None:
-    """What the last verdict word says, "correct" or "wrong"; None where there is none but in questions and doubts.
+    """The last verdict word, as "correct" or "wrong"; None if all of them stand in questions and doubts.
 
     A doubt ("not sure", "maybe", "if") takes away the verdicts that follow it in its clause.
     """

@@ -29,7 +29,7 @@ STARTS = 3
 
 
 def verify(answer: str, ground_truth: Any) -> bool:
-    """Whether the content of a box equals the ground truth. In this process and without any limit of time or memory."""
+    """True if the content of a box equals the ground truth. Runs in this process, without a limit of time or memory."""
     from rewards.equivalence.compare import judge  # sympy takes a second to import, and most processes never need it
 
     return any(judge(answer, truth) == "correct" for truth in alternatives(ground_truth))

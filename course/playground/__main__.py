@@ -1,7 +1,7 @@
 """Play with the advantages of a real run: `python -m course.playground runs/NAME` writes one offline HTML file.
 
 It shows the groups of completions of a trained run, step by step. Reward weights, the division by the standard
-deviation, the clip and the KL term can be moved, and the page says what each token's gradient becomes. The maths is
+deviation, the clip and the KL term can be moved, and the page shows the gradient of each token. The maths is
 written a second time, in playground.js; a test holds it equal to what the run logged.
 """
 
@@ -35,7 +35,7 @@ OWN_WEIGHTS = {"verify": "alpha", "format": "beta", "reflect": "gamma"}
 
 
 def page_data(run: Run) -> dict[str, Any]:
-    """What the page works on: per step the groups, each completion with its signals and its text cut into tokens."""
+    """The data of the page: per step the groups, each completion with its signals and its text cut into tokens."""
     if not run.completions:
         raise UserError(f"{run.folder} has no completions yet; wait for its first step")
     cut = token_cutter(run.folder)

@@ -93,7 +93,7 @@ def model_config(name: str, trust_remote_code: bool = False, known: bool = True)
 
 
 def _completed(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The configuration with the sizes that older families (GPT-2, BLOOM) leave out: a key head for each head, and
+    """The configuration with the sizes that older families (GPT-2, BLOOM) lack: a key head for each head, and
     feed-forward layers four times as wide as the model."""
     text = config.get_text_config()
     if getattr(text, "num_key_value_heads", None) is None:

@@ -1,7 +1,7 @@
 """Seconds of a step on a GPU, estimated from operations, bytes and the data sheet.
 
-The estimate tells minutes from days and compares settings; `in_words` gives it as a range. It leaves out evaluation,
-checkpoints and a reward model.
+The estimate tells minutes from days and compares settings; `in_words` gives it as a range. It does not include
+evaluation, checkpoints and a reward model.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Which metric is drawn where: charts.yaml, whose head says what its fields mean.
+"""The charts of charts.yaml, whose head explains its fields.
 
-A metric that no chart names still gets one, under "Everything else": nothing that was logged is left out.
+A metric that no chart names gets one under "Everything else", so every logged metric is drawn.
 """
 
 from __future__ import annotations

@@ -197,7 +197,7 @@ class Checkpoints:
 
 
 def is_finished(folder: Path, last: int) -> bool:
-    """Whether step `last` and the figures after it are on disk, the rows and the newest checkpoint without damage."""
+    """True if step `last` and its figures are on disk, and rows and newest checkpoint are undamaged."""
     damaged: list[bytes] = []
     rows = files.read_rows(folder / "metrics.jsonl", damaged)
     if not (folder / "summary.json").is_file() or damaged or not rows or rows[-1]["step"] < last:
