@@ -1,6 +1,6 @@
 # make demo        train the built-in model on one addition problem, half a minute on a laptop CPU once installed
 # make laptop      train a real 135M language model on one product and show three completions before and after
-# make exercises   says what is right and wrong in course/exercises/, under a minute
+# make exercises   checks your solutions in course/exercises/, under a minute
 # make test        ruff, mypy and the test suite, in JOBS processes (2 unless told)
 # make gpu         what a GPU machine needs on top, all pinned: vllm, bitsandbytes, W&B (flash-attn is not needed: make flash-attn)
 # make test-vllm   the vLLM engine on vLLM's CPU build and a real language model, in an environment of its own

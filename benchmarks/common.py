@@ -96,27 +96,24 @@ def make_learner(policy: Policy, config: Config) -> Learner:
     return Learner(policy, changed(config, {"rollout.logprob_diff_limit": 1e9}))
 
 
-def sustained(seconds: float) -> float:
-    """Operations per second of matrix products over this time. A short burst would ignore a card's power limit."""
-    size, dtype = (8192, torch.bfloat16) if DEVICE.type == "cuda" else (512, torch.float32)
-    a = torch.randn(size, size, device=DEVICE, dtype=dtype)
-    measured, products = 0.0, 0
-    while measured < seconds:
-        measured += stopwatch(lambda: [a @ a for _ in range(4)])["seconds"]
-        products += 4
-    return 2 * size**3 * products / measured
-
-
 # ---- time and memory
 
 
-def stopwatch(work: Callable[[], object]) -> dict[str, float]:
-    """Wall and processor seconds of `work`. Processor seconds are steadier on a busy machine."""
-    start, cpu = time.perf_counter(), time.process_time()
-    work()
+def now() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
+def since(start: tuple[float, float]) -> dict[str, float]:
+    """Wall and processor seconds since `now`. Processor seconds are steadier on a busy machine."""
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
-    return {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
+    return {"seconds": time.perf_counter() - start[0], "cpu_seconds": time.process_time() - start[1]}
+
+
+def stopwatch(work: Callable[[], object]) -> dict[str, float]:
+    start = now()
+    work()
+    return since(start)
 
 
 def peak_gib() -> float:

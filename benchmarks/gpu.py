@@ -9,13 +9,10 @@ command continues after a time-out. With --minutes, a part that cannot end in ti
 are random and have Qwen2.5-Math-1.5B's shape, except in `train`. The parts, the most telling first:
 
 vllm       start-up, sync with its check (wakes the engine), a rollout beside bare vLLM, sleep (needs vllm)
-step-l4    train.py's second step at 8 x 8 x 256 tokens: every phase, memory, log-probability difference; its plan
+step-l4    train.py's second step at 8 x 16 x 700 tokens: every phase, memory, log-probability difference, the plan
 step-h100  the same with all weights
 train      the laptop preset on a real model (needs --model, SmolLM2's folder): held-out accuracy before and after
 proof      the packed pass, the sampler and the model's own pass: differences in log-probabilities and gradient
-h100       its learner on 128 completions (lognormal, mean 700, at most 3072; 4 prompts of 150 tokens): the surrogate
-           alone, then the preset's loss; share of the matrix products that the card sustains for 3 s
-l4         the same for 64 completions
 step-nf4   step-l4 with its base in NF4 (needs bitsandbytes)
 """
 
@@ -55,7 +52,6 @@ from grpo.run.files import read_rows, write
 from grpo.settings import Config, build
 from grpo.types import Problem
 
-SURROGATE_ALONE = {"learner.kl_coef": 0, "learner.entropy_coef": 0, "learner.minibatches_per_rollout": 1}
 SMALL = {"rollout.max_prompt_tokens": 64, "rollout.max_new_tokens": 48, "learner.logit_chunk": 64}
 
 
@@ -102,29 +98,6 @@ class Bench:
         return self.scratch / name
 
 
-def learner(bench: Bench, preset: str, completions: int) -> dict[str, float]:
-    """The update of the surrogate alone with one optimiser step, and of the preset's loss, beside the plan."""
-    lengths = common.lognormal_lengths(completions, bench.or_small(700, 12), bench.or_small(3072, 48))
-    group, mean = completions // 4, sum(lengths) / completions
-    groups = common.make_samples(lengths, group, bench.or_small(150, 8), bench.or_small(151_936, 96))
-    operations_per_s = common.sustained(bench.or_small(3, 0.1))
-    figures = {"sustained_tflops": operations_per_s / 1e12, "completion_tokens": sum(lengths)}
-    for name, loss in {"surrogate": SURROGATE_ALONE, "preset": {}}.items():
-        common.free()
-        plan = bench.plan(preset, loss | {"rollout.prompts_per_step": 4, "rollout.group_size": group})
-        work = common.make_learner(bench.policy(plan.config), plan.config)
-        work.update(groups[:2])  # warms up and creates the optimiser's moments
-        seconds = stopwatch(lambda work=work: work.update(groups))["seconds"]
-        figures |= {
-            f"{name}/seconds": seconds,
-            f"{name}/planned_seconds": plan.seconds(mean)["learn"],
-            f"{name}/utilisation": learning_flops(plan.run, plan.model, mean) / seconds / operations_per_s,
-            f"{name}/peak_gib": common.peak_gib(),
-            f"{name}/planned_gib": plan.needs("learn") / GIB,
-        }
-    return figures
-
-
 def proof(bench: Bench) -> dict[str, str]:
     """The proof at load (grpo/model_check.py) in this device's precision."""
     config = bench.plan("h100", {}).config
@@ -136,7 +109,7 @@ def step(bench: Bench, preset: str, quant: str = "none") -> dict[str, Any]:
     model = bench.scratch / "model"
     dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
     common.save_model(common.make_config(bench.size), model, dtype)
-    problems, group, tokens = bench.or_small((8, 8, 256), (2, 8, 8))
+    problems, group, tokens = bench.or_small((8, 16, 700), (2, 8, 8))
     settings = {
         "model": str(model),
         "data": PROBLEMS,
@@ -154,9 +127,11 @@ def step(bench: Bench, preset: str, quant: str = "none") -> dict[str, Any]:
     plan, _ = decide(build(preset, settings), this_hardware(DEVICE))
     with patch.object(Checkpoints, "save"):  # 20 GiB for all weights
         row = read_rows(bench.train("step", {"preset": preset} | settings) / "metrics.jsonl")[-1]
-    planned = {f"planned/{phase}": value for phase, value in plan.seconds(row["completion/length_mean"]).items()}
+    mean = row["completion/length_mean"]
+    planned = {f"planned/{phase}": value for phase, value in plan.seconds(mean).items()}
     planned |= {"engine": plan.engine.name, "planned/peak_gib": max(plan.totals().values()) / GIB}
-    return planned | row
+    operations_per_s = learning_flops(plan.run, plan.model, mean) / row["time/learn"]
+    return planned | row | {"utilisation": operations_per_s / plan.hardware.flops}
 
 
 def train_real(bench: Bench) -> dict[str, Any]:
@@ -203,8 +178,6 @@ PARTS = {
     "step-h100": (240, partial(step, preset="h100")),
     "train": (180, train_real),
     "proof": (30, proof),
-    "h100": (90, partial(learner, preset="h100", completions=128)),
-    "l4": (90, partial(learner, preset="l4", completions=64)),
     "step-nf4": (240, partial(step, preset="l4", quant="nf4")),
 }
 """Part -> (seconds it may take on an H100 at the presets' size, estimated; the function)"""

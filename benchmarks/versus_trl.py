@@ -19,7 +19,6 @@ import json
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -167,19 +166,19 @@ def trl(case: Case, options: Options) -> None:
 
     class Trainer(GRPOTrainer):
         def _generate_and_score_completions(self, inputs):
-            start, cpu = time.perf_counter(), time.process_time()
+            start = common.now()
             outputs = super()._generate_and_score_completions(inputs)
-            self.sampling = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
+            self.sampling = common.since(start)
             return outputs
 
     class Turns(TrainerCallback):
         def on_step_begin(self, *_, **__):
             if next(turns, None) is None:
                 os._exit(0)
-            self.start, self.cpu = time.perf_counter(), time.process_time()
+            self.start = common.now()
 
         def on_step_end(self, *_, **__):
-            row = {"seconds": time.perf_counter() - self.start, "cpu_seconds": time.process_time() - self.cpu}
+            row = common.since(self.start)
             if case.ragged_mean:  # the learner alone
                 row = {name: value - trainer.sampling[name] for name, value in row.items()}
             row |= {"peak_gib": common.peak_gib()}

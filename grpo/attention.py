@@ -85,7 +85,7 @@ def packed_attention(
 
 
 def _varlen(q, k, v, limits, scaling, window) -> torch.Tensor:
-    """torch's own kernels. torch 2.11 knows grouped heads without being told, and has no argument to be told by."""
+    """torch's own kernels. torch 2.11 detects grouped heads and has no argument for them."""
     from torch.nn.attention.varlen import varlen_attn
 
     grouped = {"enable_gqa": q.shape[1] != k.shape[1]} if "enable_gqa" in signature(varlen_attn).parameters else {}

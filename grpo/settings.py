@@ -73,8 +73,8 @@ class RolloutConfig(Section):
     group_size: int = Field(8, ge=2, le=65_536)
     """Completions per problem. At least 2: the advantage of a group of one is undefined."""
     resample_flat_groups: int = Field(0, ge=0, le=100)
-    """DAPO's dynamic sampling: groups without advantages are replaced by further problems, in at most so many further
-    draws a step. 0 is off; of no use with a single problem."""
+    """DAPO's dynamic sampling: draws a step that replace groups of equal rewards by further problems, at most. 0: off.
+    Of no use with a single problem."""
     temperature: float = Field(1.0, gt=0, le=10)
     """The sampling temperature. The trainer's logprobs are of logits / temperature as well."""
     max_prompt_tokens: int = Field(1024, ge=1)
@@ -208,16 +208,16 @@ class LearnerConfig(Section):
 
 class EvalConfig(Section):
     every: int = Field(0, ge=0)
-    """Evaluate every so many steps, and before the first and after the last. 0: never."""
+    """Steps between evaluations, which also come before the first and after the last step. 0: never."""
     data: tuple[PathText, ...] = ()
     """Problems for the curve during training (validation): one set or several, with commas between. What eval.py takes
     as --bench: the names of benchmarks, all, data files and datasets."""
     test: PathText | None = None
-    """Problems scored once before and once after training, and used for nothing else."""
+    """Problems scored once before and once after training, and not used otherwise."""
     sampling: Literal["both", "greedy"] = "both"
     """both: each problem once at the training temperature and once greedily. greedy: half the time."""
     limit: int | None = Field(None, ge=1)
-    """Use only the first so many problems of each file: a smoke figure, and marked as one."""
+    """Use only this many problems of each file, from its start. The figures are marked as smoke figures."""
     columns: str | None = None
     """Columns of prompt and ground truth in files and data sets of one's own, as question,answer. none: found by their
     usual names."""
@@ -233,9 +233,9 @@ class EvalConfig(Section):
 
 class CheckpointConfig(Section):
     every: int = Field(0, ge=0)
-    """Save every so many steps. 0: only after the last."""
+    """Steps between checkpoints. 0: only after the last."""
     keep: int = Field(2, ge=1)
-    """Keep the newest so many."""
+    """Number of newest checkpoints to keep."""
 
 
 def _share(value: Any) -> Any:
@@ -280,7 +280,7 @@ class Config(Section):
     data_columns: str | None = None
     """Columns of prompt and ground truth, as question,answer. none: found by their usual names."""
     data_limit: int | None = Field(None, ge=1)
-    """Train on the first so many rows only."""
+    """Train on this many rows only, from the start of the data."""
     prompt: PathText = "multi-signal"
     """System message: a name from prompts/ or a path to a text file. plain: none."""
     template_args: Annotated[dict[str, str | int | float | bool], BeforeValidator(_pairs)] = {}

@@ -1,6 +1,6 @@
 """The data of the loop: Problem -> Request -> Completion -> Group -> Sample.
 
-The ground floor: this module imports nothing of ours. Token ids travel from the sampler to the learner as they are;
+This module imports no other module of the project. Token ids travel from the sampler to the learner as they are;
 nothing is ever decoded and encoded again, because that can change which tokens the log-probabilities belong to.
 """
 

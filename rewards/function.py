@@ -238,7 +238,7 @@ def within(limit_s: float | None, function: Callable[..., Any], *values: Any, **
 def _resolve(future: Future, call: Callable[[], Any]) -> None:
     try:
         future.set_result(call())
-    except BaseException as error:  # noqa: BLE001 - handed to whoever waits
+    except BaseException as error:  # noqa: BLE001 - raised again in the waiting thread
         future.set_exception(error)
 
 

@@ -1,4 +1,4 @@
-"""Reward and Score, the signal weights, and one step's metrics. Imports nothing of ours."""
+"""Reward and Score, the signal weights, and one step's metrics. Imports no other module of the project."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ground truths that nobody can meet, found before a run trains on them.
+"""Ground truths that no answer can meet, found before a run trains on them.
 
 A ground truth is gradable when a usual answer would count: itself in a box, and its value without its unit. The reasons
 found are kept on disk for each version of the grader, so that the same data are checked in seconds the next time.

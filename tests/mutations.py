@@ -1,4 +1,4 @@
-"""Breaks a line of the algorithm, runs the test that guards it, and says which breaks no test saw.
+"""Breaks a line of the algorithm, runs the test that guards it, and reports the breaks that no test saw.
 
     python tests/mutations.py [WORD ...]      # all (about five minutes), or those whose file or rule holds a word
 
@@ -97,7 +97,7 @@ BREAKS = (
 
 
 def survives(one: Break, copy: Path) -> str | None:
-    """What is wrong, if the break went unseen."""
+    """The problem, if the break went unseen."""
     path = copy / "grpo" / one.file
     text = path.read_text()
     if text.count(one.line) != 1:

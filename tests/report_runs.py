@@ -14,7 +14,7 @@ EVIL = (
     "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'><!-- <b>bold</b> &lt; "
     "<think>\x1b[31m\x00\u202e red \ud800</think> \\boxed{\\frac{1}{2}} \u2028 end"
 )
-"""What a completion would look like that wants to be HTML, a terminal code, or to turn the text around."""
+"""A completion that tries to be HTML, a terminal code, or right-to-left text."""
 SIGNALS = ("verify", "format", "reflect")
 SYSTEM = (
     "<|im_start|>system\nThink in <think>, box the answer, reflect.<|im_end|>\n<|im_start|>user\n12 + 5 = ?<|im_end|>\n"

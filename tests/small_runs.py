@@ -41,7 +41,7 @@ SMALL = {
 }
 """A run whose step takes a few hundredths of a second."""
 MACHINE = ("time", "speed/", "memory/", "verifier/cache_hit_rate")
-"""What describes the machine and not the run: this may differ between two runs of one seed."""
+"""Metrics of the machine and not of the run: they may differ between two runs of one seed."""
 
 
 def spread_reward(completion: str, ground_truth) -> dict[str, float]:
@@ -143,7 +143,7 @@ def rows(folder: Path) -> list[dict]:
 
 
 def completions(folder: Path) -> dict[str, bytes]:
-    """What was written, the problems and how many were solved of each."""
+    """The completions, the problems, and how many of each were solved."""
     paths = [*sorted((folder / "completions").iterdir()), folder / "problems.jsonl", folder / "accuracy.jsonl"]
     return {path.name: path.read_bytes() for path in paths}
 

@@ -1,4 +1,4 @@
-"""Advantages compare within a group, and a group that agrees says nothing."""
+"""Advantages compare within a group, and a group of equal rewards gives zeros."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def prose(page: Path) -> str:
 
 
 def commands(page: Path) -> str:
-    """What a reader may type: shell blocks and `code` in the text."""
+    """Commands of the page: shell blocks and `code` in the text."""
     blocks = [block for language, block in FENCE.findall(page.read_text()) if language in ("", "bash", "sh", "console")]
     return "\n".join(re.findall(r"`([^`\n]+)`", prose(page)) + blocks)
 

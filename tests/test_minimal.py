@@ -120,7 +120,7 @@ def test_its_header_names_functions_that_exist():
 
 
 def test_the_sum_that_is_trained_is_not_among_the_others(monkeypatch: pytest.MonkeyPatch):
-    """Neither as it is asked nor the other way round."""
+    """Neither in this order nor the other way round."""
     asked = []
     a, b = minimal.PROBLEM
     monkeypatch.setattr(torch, "randint", lambda *given: torch.tensor([[a, b], [b, a], [a, a], [b, b], [123, 456]]))

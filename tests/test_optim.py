@@ -135,7 +135,7 @@ def test_eight_bit_moments_step_and_come_back():
 
 
 def test_the_moments_are_there_before_the_first_step():
-    """What the first step would allocate, the sampler has taken by then."""
+    """The sampler has taken by then what the first step would allocate."""
     weights = [torch.nn.Parameter(torch.ones(3, dtype=dtype)) for dtype in (torch.float32, torch.bfloat16)]
     used, plain = (
         make_optimizer(weights, lr=0.1),

@@ -327,7 +327,7 @@ def test_what_a_gpu_loses_without_flash_attn_is_said_in_one_line(folder: Path):
 
 
 def test_a_kernel_that_cannot_compute_here_is_the_exact_loop(folder: Path):
-    """torch's varlen kernels exist for 16 bits on a GPU alone; asked for elsewhere they would crash."""
+    """torch's varlen kernels exist for 16 bits on a GPU alone; elsewhere they would crash."""
     chosen = load_policy(config(folder, attention="varlen"), CPU)
     assert torch.equal(logprobs(chosen), logprobs(load_policy(config(folder), CPU)))
     assert attention.kernel("cuda", torch.bfloat16, "sdpa") == "sdpa"
@@ -367,7 +367,7 @@ def test_a_saved_model_loads_anywhere(folder: Path, tmp_path: Path):
     ids = torch.tensor([[3, 5, 7, 9]])
     assert torch.equal(loaded(ids).logits, AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits)
     torch.testing.assert_close(logprobs(load_policy(config(tmp_path), CPU)), logprobs(policy), rtol=0, atol=1e-5)
-    logprobs(policy)  # and training goes on with its own attention
+    logprobs(policy)  # and training continues with its own attention
 
 
 def test_a_saved_adapter_is_peft_s(folder: Path, tmp_path: Path):

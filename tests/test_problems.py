@@ -1,4 +1,4 @@
-"""Rows in, problems out: what is wrong is said with the row, and what a step draws follows from its number."""
+"""Rows in, problems out: errors name the row, and the problems of a step follow from its number."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def test_tags_that_are_special_tokens_stay_and_stop_and_pad_do_not(tokenizer):
 
 @pytest.mark.parametrize(("prompt", "format"), [("ask <think>\n", (1.0, 0.0)), ("ask <think></think>", (0.0, 1.0))])
 def test_a_thought_that_the_template_opened_belongs_to_the_completion(tokenizer, prompt, format):
-    """Where the template wrote <think>, a completion that begins with the thought has the layout and one that opens a
+    """If the template ends with <think>, a completion that begins with the thought has the layout and one that opens a
     second thought has not; where it wrote a whole (empty) thought, it is the other way round."""
     continued = Completion(ids(LAID_OUT)[1:], (), "length")
     second = Completion(ids(LAID_OUT), (), "length")

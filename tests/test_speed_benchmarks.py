@@ -54,28 +54,22 @@ def test_the_proof_fails_where_packed_sequences_see_each_other(monkeypatch, tmp_
         gpu.proof(gpu.Bench("tiny", tmp_path))
 
 
-@pytest.mark.parametrize("part", ["h100", "l4"])
-def test_the_surrogate_alone_is_less_work_than_the_presets_loss(figures, part):
-    """The preset adds a pass of the reference; at one rate the planned seconds follow the work."""
-    assert figures[part]["surrogate/planned_seconds"] < figures[part]["preset/planned_seconds"]
-
-
 def test_a_part_that_is_in_the_file_is_not_run_again(tmp_path, monkeypatch, capsys):
-    command = ["--size", "tiny", "--out", str(tmp_path / "gpu.json"), "--part", "proof", "l4"]
+    command = ["--size", "tiny", "--out", str(tmp_path / "gpu.json"), "--part", "proof", "step-l4"]
 
     def fails(bench):
         raise RuntimeError("cut off")
 
-    monkeypatch.setitem(gpu.PARTS, "l4", (1, lambda bench: {"seconds": 0.5}))
+    monkeypatch.setitem(gpu.PARTS, "step-l4", (1, lambda bench: {"seconds": 0.5}))
     with monkeypatch.context() as patch:
         patch.setitem(gpu.PARTS, "proof", (1, fails))
         with pytest.raises(SystemExit, match="failed: proof"):
             gpu.main(command)
     first = json.loads((tmp_path / "gpu.json").read_text())
     again = gpu.main(command)
-    assert again["l4"] == first["l4"] == {"seconds": 0.5, "part_s": first["l4"]["part_s"]}
+    assert again["step-l4"] == first["step-l4"] == {"seconds": 0.5, "part_s": first["step-l4"]["part_s"]}
     assert "packed" in again["proof"]["differences"]
-    assert "l4: skipped, it is in the file already" in capsys.readouterr().out
+    assert "step-l4: skipped, it is in the file already" in capsys.readouterr().out
 
 
 def test_a_part_without_its_package_or_model_is_skipped_by_name(tmp_path, monkeypatch, capsys):
@@ -93,9 +87,22 @@ def test_it_ends_in_time_and_the_most_telling_parts_come_first(tmp_path, monkeyp
     ran = []
     monkeypatch.setattr(gpu.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(gpu, "run_apart", lambda part, options, left: ran.append((part, left)) or True)
-    gpu.main(["--size", "tiny", "--out", str(tmp_path / "x.json"), "--minutes", "5", "--part", "proof", "h100", "l4"])
-    assert ran == [("proof", 200), ("h100", 100)]
-    assert "l4: skipped, 0 s are left and it may take 1" in capsys.readouterr().out
+    gpu.main(
+        [
+            "--size",
+            "tiny",
+            "--out",
+            str(tmp_path / "x.json"),
+            "--minutes",
+            "5",
+            "--part",
+            "proof",
+            "step-l4",
+            "step-h100",
+        ]
+    )
+    assert ran == [("proof", 200), ("step-l4", 100)]
+    assert "step-h100: skipped, 0 s are left and it may take 1" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("seconds", [0.5, 300])

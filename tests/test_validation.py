@@ -27,7 +27,7 @@ def test_shares_by_hand():
     form = "<think>1+1</think>\\boxed{{{}}}<reflection>{}</reflection>"
     texts = [
         form.format(2, "correct"),  # verdict right
-        form.format(3, "wrong"),  # verdict right, says wrong
+        form.format(3, "wrong"),  # verdict right: wrong
         r"\boxed{3}<reflection>correct</reflection>",  # verdict wrong
         r"\boxed{3}",  # silent: never counted as accurate, though it did not say "correct"
         "<reflection>wrong</reflection>",  # no answer, so there is nothing to be right about
@@ -69,7 +69,7 @@ def held_out(tmp_path, **options: str) -> tuple[Validator, TorchEngine]:
 
 
 def test_several_sets_have_figures_each(tmp_path, data_dir):
-    """The first under the plain names, a further one under its own; greedy alone where that is asked."""
+    """The first under the plain names, a further one under its own; greedy alone where that is set."""
     sets = "arithmetic-validation,math500,data/arithmetic/test.parquet"
     judged, engine = held_out(
         tmp_path, eval__data=sets, eval__sampling="greedy", data_dir=str(data_dir), rollout__max_prompt_tokens="999"

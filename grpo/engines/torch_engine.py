@@ -232,7 +232,7 @@ class Buffer(DynamicLayer):
         self._use(len(indices), self.get_seq_length())
 
     def spread(self, padding: torch.Tensor) -> None:
-        """Copies the only row to as many as `padding` has numbers, in each so many columns later."""
+        """Copies the only row once for each number in `padding`, shifted right by that many columns."""
         tokens = self.get_seq_length()
         columns = torch.arange(tokens, device=padding.device) - padding[:, None]  # [B, K]
         self.buffers = tuple(buffer[0][:, columns.clamp(min=0)].transpose(0, 1) for buffer in self.buffers)

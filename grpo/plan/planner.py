@@ -107,7 +107,7 @@ class Plan:
         return enough and max(self.totals().values()) <= self.usable
 
     def seconds(self, tokens: float | None = None) -> dict[str, float]:
-        """Phase -> seconds of a step, with completions of so many tokens or of the expected number."""
+        """Phase -> seconds of a step, with completions of this many tokens, or of the expected number."""
         run = self.run
         tokens = tokens or self.run.new_tokens
         running: float = run.running

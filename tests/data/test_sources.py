@@ -101,7 +101,7 @@ def test_not_found_is_not_asked_for_again(server, tmp_path):
 
 
 def test_no_network(tmp_path, monkeypatch, capsys):
-    with socket.create_server(("127.0.0.1", 0)) as closed:  # closed before it is asked: the connection is refused
+    with socket.create_server(("127.0.0.1", 0)) as closed:  # closed before the request: the connection is refused
         port = closed.getsockname()[1]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("GRPO_DATA_DIR", raising=False)

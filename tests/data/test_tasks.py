@@ -32,7 +32,7 @@ def names() -> list[str]:
 
 
 def changed(answer: str) -> list[str]:
-    """The answer with one digit changed, or where there is none one letter."""
+    """The answer with one digit changed, or one letter where it has no digit."""
     places = [i for i, c in enumerate(answer) if c.isdigit()] or [i for i, c in enumerate(answer) if c.isalpha()]
     other = {i: str((int(answer[i]) + 1) % 10) if answer[i].isdigit() else "bc"[answer[i] == "b"] for i in places[:2]}
     return [answer[:i] + letter + answer[i + 1 :] for i, letter in other.items()] or [f"{answer}x1"]

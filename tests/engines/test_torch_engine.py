@@ -1,4 +1,4 @@
-"""The sampler: the distribution it says it draws from, ids that end where they should, and no memory of its company."""
+"""The sampler: it draws from the distribution it reports, stops where it should, and ignores the other sequences."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ def test_logprobs_are_the_policys_before_and_after_three_syncs(engines, folders,
 
 
 def only_named_parameters(policy: Policy):
-    """What many trainers push: a tied head has no name of its own in it."""
+    """The weights that many trainers push: a tied head has no name of its own in it."""
     return lambda: policy.network.named_parameters()
 
 

@@ -89,7 +89,7 @@ def model(tmp_path_factory) -> Path:
 
 
 def vllm_config(monkeypatch, folder: Path, preset: str, **options):
-    """What vLLM makes of the preset's own arguments."""
+    """vLLM's configuration from the preset's own arguments."""
     from vllm.engine.arg_utils import EngineArgs
 
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (20 * GIB, 22 * GIB))

@@ -383,7 +383,7 @@ def bound(value: float) -> str:
 
 
 class Cell:
-    """A comparison with one other source: the largest difference of value and gradient, or why there is none."""
+    """A comparison with one other source: the largest difference of value and gradient, or why it is missing."""
 
     def __init__(self, text: str, worst: float = 0.0) -> None:
         self.text, self.worst = text, worst

@@ -1,4 +1,4 @@
-"""Where the answer is found, and verdicts, rule by rule."""
+"""Places of the answer, and verdicts, rule by rule."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ VERDICTS = [
     ("Computed correctly, I hope.", None),
     ("uncorrect", None),
     ("Looks fine.", None),
-    # the last verdict word counts, and a question or a doubt is none
+    # the last verdict word counts; a question or a doubt is not a verdict
     ("The first try was wrong, the final one is correct", "correct"),
     ("It cannot possibly be correct", "wrong"),
     ("I doubt it is correct", None),

@@ -32,7 +32,7 @@ def verifier():
 
 
 def gone(pids: list[int]) -> bool:
-    """Whether all these processes end, within a minute."""
+    """True if all these processes end within a minute."""
     deadline = time.monotonic() + 60
     while any(psutil.pid_exists(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -105,7 +105,7 @@ def test_keeps_the_newest_whole_and_the_weights_of_evaluated_steps(tmp_path, acc
         assert (checkpoints.path(step) / TRAINER).exists() is (step >= 5)
     for step in (5, 6):
         flip(checkpoints.path(step) / "weights")
-    assert checkpoints.restore(lambda path: None) is None  # weights alone are no place to go on from
+    assert checkpoints.restore(lambda path: None) is None  # no run can continue from weights alone
     assert checkpoints.steps() == kept[:-2]
 
 

@@ -1,4 +1,4 @@
-"""--resume continues exactly, refuses what would be another run, and says what it does."""
+"""--resume continues exactly, refuses settings of another run, and reports its actions."""
 
 from __future__ import annotations
 
@@ -252,7 +252,7 @@ def test_a_moved_run_goes_on_where_it_is(copied, tmp_path):
 
 
 def edit(folder: Path, **settings) -> None:
-    """As with an editor: config.yaml says something else."""
+    """As with an editor: config.yaml has another value."""
     write_config(folder, changed(read_config(folder), settings))
 
 

@@ -1,4 +1,4 @@
-"""What a terminal shows: at any width, with its reader gone, when it is closed; and the alarms."""
+"""The display on a terminal: at any width, with its reader gone, when it is closed; and the alarms."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def closed_pipe() -> int:
 
 @pytest.mark.parametrize("output", [closed_pipe, lambda: os.open("/dev/full", os.O_WRONLY)], ids=["| head", "full"])
 def test_output_that_is_lost_ends_nothing(tmp_path, output):
-    """`| head -1` and `> /dev/full`: the run goes on to its end, without a traceback."""
+    """`| head -1` and `> /dev/full`: the run continues to its end, without a traceback."""
 
     def lost() -> None:
         os.dup2(output(), 1)
@@ -143,7 +143,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("how", BROKEN)
 def test_a_reward_that_breaks_keeps_the_step_before(tmp_path, monkeypatch, how):
-    """It breaks in step 3, is mended, and the same name goes on."""
+    """It breaks in step 3, is fixed, and continues under the same name."""
     module = tmp_path / f"mine_{how}.py"
     good = "def f(completion, ground_truth):\n    return {'odd': float(len(completion) % 7)}\n"
     module.write_text(

@@ -1,4 +1,4 @@
-"""What breaks from inside or beside a run, each really caused."""
+"""Failures from inside or beside a run, each really caused."""
 
 from __future__ import annotations
 

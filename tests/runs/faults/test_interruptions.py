@@ -1,4 +1,4 @@
-"""Killed, interrupted or told to end at any point of a step: the run goes on as if it had not been."""
+"""Killed, interrupted or told to end at any point of a step: the run continues as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path):
 
 
 def test_two_signals_in_one_moment_end_it_once(monkeypatch):
-    """A session that ends may send both while one long call of a library goes on."""
+    """A session that ends may send both during one long call of a library."""
     lost, both = [], {signal.SIGTERM, signal.SIGHUP}
     monkeypatch.setattr(sys, "unraisablehook", lost.append)
 

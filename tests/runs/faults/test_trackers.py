@@ -84,7 +84,7 @@ def init(id, **k):
 
 
 def test_the_same_names_once_each_also_after_a_kill(tmp_path, monkeypatch):
-    """What is sent: every row of metrics.jsonl under its own names, under one id, none twice."""
+    """The rows sent: every row of metrics.jsonl under its own names, under one id, none twice."""
     fake(tmp_path / "fake", RECORDER, monkeypatch)
     monkeypatch.setenv("RECORD", str(tmp_path / "record"))
 
