@@ -51,7 +51,7 @@ function card(row, strongest) {
   }
   for (const piece of row.pieces) {
     const token = make("span", `token ${side}`, piece);
-    token.style.setProperty("--force", `${Math.round(8 + 60 * force)}%`);
+    token.style.setProperty("--force", `${Math.round(8 + 40 * force)}%`);
     pre.append(token);
   }
   article.append(facts, push, pre);
@@ -80,7 +80,7 @@ function fillGroups() {
 
 function restore() {
   const own = DATA.learner;
-  field.step.value = DATA.steps.length - 1;
+  field.step.value = Math.floor(DATA.steps.length / 2); // late groups are mostly equal
   for (const name of SIGNALS) field[`weight ${name}`].value = DATA.weights[name];
   field.std.checked = own.advantage !== "dr_grpo";
   field.aggregation.value = own.loss_aggregation === "token-mean" ? "token-mean" : "seq-mean";

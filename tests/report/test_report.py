@@ -207,7 +207,7 @@ def test_no_completion_can_end_the_data(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "A", steps=1)
     edit_completion(folder, 1, 0, completion=EVIL, answer=EVIL, prompt=EVIL)
     page = Page(report(folder))
-    assert len(page.scripts) == 5  # the data, plotly.js and the three of ours
+    assert len(page.scripts) == 4  # the data and the three of ours
     row = page.data["runs"][0]["completions"][0]
     assert row["text"] == EVIL
     assert row["answer"] == EVIL
@@ -217,7 +217,7 @@ def test_names_and_settings_are_escaped(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "<script>alert(1)<b>", steps=1)
     (folder / "config.yaml").write_text("model: '</pre><script>alert(2)</script>'\n")
     page = Page(report(folder))
-    assert len(page.scripts) == 5
+    assert len(page.scripts) == 4
     assert "<script>alert(1)<b>" in page.text
     assert "</pre><script>alert(2)</script>" in page.text
 
@@ -260,15 +260,15 @@ def test_what_lies_beside_the_runs_is_left_out_and_said(tmp_path: Path, capsys: 
 
 
 def test_a_failed_write_leaves_the_old_page(tmp_path: Path) -> None:
-    """The kernel refuses files over 1 MiB, as a full disk would."""
+    """The kernel refuses files over 16 KiB, as a full disk would."""
     folder = write_run(tmp_path / "A", steps=1)
     (folder / "report.html").write_text("old")
 
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, 2**14))
 
-    command = [sys.executable, "-m", "grpo.report", str(folder)]
+    command = [sys.executable, "-B", "-m", "grpo.report", str(folder)]
     done = subprocess.run(command, cwd=REPO, preexec_fn=limit, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "File too large" in done.stderr
