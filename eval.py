@@ -30,6 +30,8 @@ from grpo.evaluation.scores import new_verifier
 from grpo.settings import ENGINES
 from grpo.terminal import escape_control
 
+SETTINGS = ("template_args", "template_date", "data_dir", "reward.verifier", "eval.columns")
+"""Settings of a run that options change"""
 RANGES = {
     "samples": (1, 10**4), "max_new_tokens": (1, 10**6), "limit": (1, 10**9), "seed": (0, 2**31 - 1),
     "temperature": (0, 10),
@@ -43,7 +45,7 @@ def names(text: str) -> tuple[str, ...]:
 
 
 def parser() -> Parser:
-    """The options; all but --list, --regrade and --compare are fields of EvalRequest."""
+    """The options; but for --list, --regrade and --compare they are fields of EvalRequest or SETTINGS."""
     cli = Parser(prog="eval.py", description=__doc__)
     sets = ", ".join((*benchmarks.BENCHMARKS, *benchmarks.SETS))
     subject = cli.add_mutually_exclusive_group()
@@ -56,7 +58,7 @@ def parser() -> Parser:
     subject.add_argument("--list", action="store_true", help="list the benchmarks with size and source")
     subject.add_argument("--regrade", metavar="DIR", type=Path, help="grade saved outputs again, without a model")
     subject.add_argument("--compare", nargs=2, metavar=("A", "B"), help="paired difference B - A, and what flipped")
-    add("--columns", metavar="Q,A", help="columns of prompt and ground truth in your own data [the usual names]")
+    add("--columns", dest="eval.columns", metavar="Q,A", help="prompt and ground truth in your own data [usual names]")
     add("--samples", type=int, help="completions per problem [the paper's: 1, and 8 for aime24, aime25, amc23]")
     add("--temperature", type=float, help="0 is greedy [the paper's: 0.6 for more than one sample]")
     add("--max-new-tokens", type=int, help="a longer completion is cut [the paper's: 3072; the run's on its own sets]")
@@ -65,7 +67,7 @@ def parser() -> Parser:
     add("--template-args", metavar="X=Y", help="arguments of the chat template, as enable_thinking=false [the run's]")
     add("--template-date", metavar="DAY", help="the day that the chat template writes [the run's, else today]")
     verifiers = ["box", "last_number", "answer_tag"]
-    add("--verifier", dest="answer_from", choices=verifiers, help="what the answer is [the run's, else box]")
+    add("--verifier", dest="reward.verifier", choices=verifiers, help="what the answer is [the run's, else box]")
     add("--audit-contamination", dest="audit", action="store_true", help="show 60%% of each question: is it continued?")
     add("--engine", choices=["auto", *ENGINES], default="auto", help="auto: vllm where it is installed and can run")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: cuda where there is one")
@@ -93,6 +95,7 @@ def evaluate(args: argparse.Namespace) -> None:
     if not (args.models or args.run):
         show(f"no --model or --run given: {benchmarks.DEFAULT_MODEL}, the paper's base model")
         options["models"] = (benchmarks.DEFAULT_MODEL,)
+    options["settings"] = {name: value for name in SETTINGS if (value := options.pop(name)) is not None}
     hub.require(options["models"], args.benchmarks, args.data_dir)
     from grpo.evaluation.session import EvalRequest, Session, evaluations  # imports torch and transformers: seconds
 

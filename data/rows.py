@@ -10,8 +10,9 @@ import csv
 import json
 import re
 from collections.abc import Iterable, Iterator
+from gzip import GzipFile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow
 import pyarrow.parquet
@@ -22,6 +23,8 @@ Row = dict[str, Any]
 Placed = tuple[str, Row | str]
 """The place of a row, and the row or the reason why it cannot be read"""
 BATCH = 1000
+LONGEST = 2**24
+"""Bytes of a line that are read; a longer one is no row"""
 
 
 def read(name: str, data_dir: str | None = None) -> Iterator[Placed]:
@@ -48,15 +51,26 @@ def _parquet(path: Path) -> Iterator[Placed]:
 
 def _lines(path: Path) -> Iterator[Placed]:
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(bounded_lines(file), 1):
             if number == 1:
                 line = line.removeprefix(BYTE_ORDER_MARK)
             if not line.strip():
+                continue
+            if len(line) == LONGEST:
+                yield f"line {number}", f"longer than {LONGEST // 2**20} MiB"
                 continue
             try:
                 yield f"line {number}", _object(json.loads(line.decode("utf-8")))
             except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, nested too deeply, too long a number
                 yield f"line {number}", f"not JSON: {error}"
+
+
+def bounded_lines(file: BinaryIO | GzipFile) -> Iterator[bytes]:
+    """The lines of a file, each with its line break; of one longer than LONGEST bytes only the first LONGEST."""
+    while line := file.readline(LONGEST):
+        yield line
+        while len(line) == LONGEST and not line.endswith(b"\n"):
+            line = file.readline(LONGEST)
 
 
 def _list(path: Path) -> Iterator[Placed]:

@@ -15,11 +15,12 @@ import hashlib
 import os
 import time
 import urllib.request
-from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
+
+from pydantic.dataclasses import dataclass
 
 REPOSITORY = "ypwang61/One-Shot-RLVR"
 COMMIT = "21ed529ec90002597c92aee957af1dd8166bb66c"
@@ -50,15 +51,8 @@ class Source:
         return self.path.rpartition("/")[2] if self.use == "train" else f"eval/{self.name}/test.jsonl"
 
 
-def _table() -> dict[str, Source]:
-    with Path(__file__).with_suffix(".csv").open(encoding="utf-8", newline="") as file:
-        rows: list[dict[str, Any]] = [
-            row | {"rows": int(row["rows"]), "size": int(row["size"])} for row in csv.DictReader(file)
-        ]
-    return {row["name"]: Source(**row) for row in rows}
-
-
-SOURCES = _table()
+TABLE: list[dict[str, Any]] = list(csv.DictReader(Path(__file__).with_suffix(".csv").read_text().splitlines()))
+SOURCES = {row["name"]: Source(**row) for row in TABLE}
 """By name; the table is sources.csv."""
 
 
@@ -89,7 +83,7 @@ def locate(source: Source, data_dir: str | Path | None = None) -> Path | None:
 def _folder(data_dir: str | Path | None) -> Path:
     """The user's folder, else the cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(data_dir or os.environ.get("GRPO_DATA_DIR") or cache / "one-shot-grpo")
+    return Path(data_dir or os.environ.get("GRPO_DATA_DIR") or cache / "one-shot-grpo").expanduser()
 
 
 def _check(source: Source, content: bytes, problem: str) -> None:

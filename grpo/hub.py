@@ -48,6 +48,8 @@ def missing(models: Iterable[str], sets: Iterable[str] = (), data_dir: str | Non
     elsewhere = [model for model in models if not Path(model).exists()]
     if nowhere := [name for name in elsewhere if name.startswith((".", "/")) or name.count("/") > 1]:
         return f"there is no folder {nowhere[0]}; give one that holds a model, or a Hugging Face id as owner/name"
+    if runs := [name for name in elsewhere if Path("runs", name).is_dir()]:
+        return f"there is no folder {runs[0]}; did you mean runs/{runs[0]}?"
     if not elsewhere or reachable():
         return ""
     told = _told_offline()

@@ -54,6 +54,12 @@ def test_without_one_the_line_names_all_that_is_missing_and_the_commands(endpoin
     assert huggingface_hub.is_offline_mode()  # what loads a cached model from here on does not wait for retries
 
 
+def test_a_run_named_without_its_folder_is_asked_for(endpoint, tmp_path, monkeypatch):
+    (tmp_path / "runs" / "w80").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert hub.missing(["w80"]) == "there is no folder w80; did you mean runs/w80?"
+
+
 def test_folders_ask_no_network(endpoint, tmp_path):
     endpoint.close()
     assert hub.missing([str(tmp_path)]) == ""

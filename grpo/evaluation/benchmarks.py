@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -98,13 +98,6 @@ def label(name: str) -> str:
     return path.stem if path.suffix in rows.READERS else path.name.replace(":", "-")
 
 
-def read(name: str, data_dir: str | None = None, seed: int = 0) -> Iterator[rows.Placed]:
-    """The benchmark's rows. Only those of fresh_arithmetic depend on the seed."""
-    if name == FRESH:
-        return ((f"row {index}", row) for index, row in enumerate(fresh(seed)))
-    return read_data(find(name).place, data_dir)
-
-
 def digest(problems: Sequence[Problem]) -> str:
     """sha256 of the questions and their reference answers, whatever prompt stands around them."""
     content = repr([(question(problem), problem.ground_truth) for problem in problems])
@@ -126,8 +119,8 @@ def load(
     prompt or an answer; they are reported and skipped. An unreadable reference stays: it is right as the same text.
     """
     own = name not in BENCHMARKS
-    placed = islice(read(name, data_dir, seed), limit)
-    problems, bad = make_problems(placed, template, prompt, columns=columns if own else None)
+    placed: Iterable[rows.Placed] = fresh(seed).items() if name == FRESH else read_data(find(name).place, data_dir)
+    problems, bad = make_problems(islice(placed, limit), template, prompt, columns=columns if own else None)
     check_share(name, len(problems), bad, allowed=0.05 if own else 0)
     return list(problems.values())
 
@@ -143,16 +136,16 @@ def held_out_problems(
     config: Config, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[dict[str, list[Problem]], list[Problem]]:
     """The run's validation sets by label, and its test problems."""
-    curve = names(config.eval.data) if config.eval.every else []
-    sets = {label(name): _fitting(name, config, tokenizer) for name in curve}
-    return sets, _fitting(config.eval.test, config, tokenizer) if config.eval.test else []
-
-
-def _fitting(name: str, config: Config, tokenizer: PreTrainedTokenizerBase) -> list[Problem]:
-    """The set's problems without those whose prompt is too long for the sampler. Reports their number."""
     template = ChatTemplate.of_run(config, tokenizer)
     longest = config.rollout.max_prompt_tokens
-    problems = load(name, template, config.prompt, config.data_dir, config.eval.limit, columns=config.eval.columns)
+    loaders = held_out_sets(config).items()
+    sets = {name: _fitting(name, load_set(template, limit=config.eval.limit), longest) for name, load_set in loaders}
+    curve = names(config.eval.data) if config.eval.every else []
+    return {label(name): sets[name] for name in curve}, sets.get(config.eval.test or "", [])
+
+
+def _fitting(name: str, problems: Sequence[Problem], longest: int) -> list[Problem]:
+    """The set's problems without those whose prompt is too long for the sampler. Reports their number."""
     kept = [problem for problem in problems if len(problem.prompt_ids) <= longest]
     line = f"{name}: {len(problems) - len(kept)} of {len(problems)} prompts are longer than {longest} tokens"
     if not kept:
@@ -173,11 +166,11 @@ def beginnings(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, 
     return cut
 
 
-def fresh(seed: int) -> list[dict[str, str]]:
-    """Calculations with numbers of two to four digits, drawn from the seed. No model has seen them as a set."""
+def fresh(seed: int) -> dict[str, dict[str, str]]:
+    """Place -> row: calculations with numbers of two to four digits, drawn from the seed, that no model has seen."""
     draw = random.Random(f"{FRESH} {seed}")
-    rows = []
-    for _ in range(BENCHMARKS[FRESH].size):
+    rows = {}
+    for number in range(BENCHMARKS[FRESH].size):
         a, b, c = (draw.randrange(10 ** (digits - 1), 10**digits) for digits in draw.choices((2, 3, 4), k=3))
         text, value = draw.choice(
             [
@@ -187,5 +180,5 @@ def fresh(seed: int) -> list[dict[str, str]]:
                 (f"({a} + {b}) * {c}", (a + b) * c),
             ]
         )
-        rows.append({"question": f"What is {text}?", "answer": str(value)})
+        rows[f"row {number}"] = {"question": f"What is {text}?", "answer": str(value)}
     return rows

@@ -47,8 +47,9 @@ def grade(rows: Sequence[dict], verifier: Verifier, answer_from: AnswerFrom = "b
     strict = [read(row["completion"], answer_from).answer for row in rows]
     tags = strict if answer_from == "answer_tag" else [None] * len(rows)
     flexible = [flexible_answer(row["completion"], tag) for row, tag in zip(rows, tags, strict=True)]
-    outcomes = verifier.check_batch(list(zip(strict, truths, strict=True)))
-    flexible_outcomes = verifier.check_batch([(a or None, truth) for a, truth in zip(flexible, truths, strict=True)])
+    answers = [*strict, *(answer or None for answer in flexible)]
+    graded = verifier.check_batch(list(zip(answers, truths * 2, strict=True)))
+    outcomes, flexible_outcomes = graded[: len(rows)], graded[len(rows) :]
     return [
         row
         | {
@@ -160,9 +161,8 @@ def wilson(right: int, total: int) -> tuple[float, float]:
 def bootstrap(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
     """95% percentile interval of the mean, from problems drawn again with replacement. The seed makes it repeatable."""
     generator = np.random.default_rng(seed)
-    shape = (RESAMPLES // 10, len(values))
-    means = [values[generator.integers(0, len(values), shape)].mean(axis=1) for _ in range(10)]
-    low, high = np.quantile(np.concatenate(means), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    means = values[generator.integers(0, len(values), (RESAMPLES, len(values)))].mean(axis=1)
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
 
 

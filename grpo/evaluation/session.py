@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 from transformers import AutoConfig
@@ -54,24 +55,13 @@ class EvalRequest:
     temperature: float | None = None
     max_new_tokens: int | None = None
     limit: int | None = None
-    columns: str | None = None
-    answer_from: str | None = None
-    """How answers are read, as `reward.verifier`"""
-    template_args: str | None = None
-    template_date: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Settings of a run that the request changes, such as reward.verifier: how answers are read"""
     audit: bool = False
     seed: int = 0
     engine: str = "auto"
     device: str = "auto"
-    data_dir: str | None = None
     out: str = "evals"
-
-    def applied_to(self, config: Config) -> Config:
-        """The settings of a run, or the defaults, with what the request changes."""
-        names = ("template_args", "template_date", "data_dir")
-        settings = {name: getattr(self, name) for name in names} | {"reward.verifier": self.answer_from}
-        settings["eval.columns"] = self.columns
-        return changed(config, {name: value for name, value in settings.items() if value is not None})
 
 
 @dataclass(frozen=True)
@@ -93,7 +83,7 @@ def evaluations(request: EvalRequest) -> list[Evaluation]:
     """Everything that the request means. Raises UserError for what cannot work, before anything big is loaded."""
     result = []
     for target, run in targets(request):
-        config = request.applied_to(run or Config())
+        config = changed(run or Config(), request.settings)
         tokenizer = load_tokenizer(target.path)
         template = ChatTemplate.of_run(config, tokenizer)
         for name in request.benchmarks or own_sets(run, request.run):
@@ -242,7 +232,7 @@ class Session:
         missing = [problem for problem in evaluation.problems if problem.index not in done]
         if not missing:
             return
-        folder.replace(rows)  # a line that was cut must not run into the next
+        files.write(folder.outputs, files.lines(rows))  # a line that was cut must not run into the next
         engine = self.load(evaluation.target)
         protocol = evaluation.protocol
         sampling = SamplingParams(protocol.max_new_tokens, protocol.temperature)
@@ -254,7 +244,7 @@ class Session:
                 part = missing[start : start + step]
                 groups = sample_groups(engine, part, protocol.samples, sampling, self.request.seed)
                 new = grade(self.rows(groups), self.verifier, evaluation.config.reward.verifier)
-                folder.append(new)
+                files.append(folder.outputs, files.lines(new))
                 rows += new
                 bar.set_postfix_str(f"strict {sum(row['strict'] for row in rows) / len(rows):.1%}", refresh=False)
                 bar.update(len(part))

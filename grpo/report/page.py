@@ -153,5 +153,4 @@ def write(page: str, path: Path) -> None:
     """
     if path.is_dir():
         raise UserError(f"--out {path} is a folder; name a file, such as {path / 'report.html'}")
-    with files.writing(path.parent):
-        files.write(path, page)
+    files.write(path, page)

@@ -13,6 +13,7 @@ from typing import Any, TypeGuard
 
 import yaml
 
+from data.rows import bounded_lines
 from grpo.errors import UserError
 from grpo.run import files
 
@@ -102,9 +103,9 @@ def shown_rows(run: Run) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     with path.open("rb") as file:
-        stride = max(1, -(-sum(1 for _ in file) // MAX_STEPS))
+        stride = max(1, -(-sum(1 for _ in bounded_lines(file)) // MAX_STEPS))
         file.seek(0)
-        lines = [line for number, line in enumerate(file) if number % stride == 0 or b'"eval/' in line]
+        lines = [line for number, line in enumerate(bounded_lines(file)) if number % stride == 0 or b'"eval/' in line]
     if stride > 1:
         run.notes.append(f"metrics.jsonl: one row in {stride} is shown, and those with held-out figures")
     damaged: list[bytes] = []
@@ -127,7 +128,7 @@ def read_completions(run: Run, limit: int) -> None:
             missing += 1
             continue
         try:
-            rows = files.read_completions(run.folder, steps[index])
+            rows = files.read_completions(run.folder, steps[index], room + 1)
         except ValueError as error:
             run.notes.append(str(error))
             continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from statistics import fmean
 
@@ -11,16 +11,8 @@ WINDOW = 5
 """Steps over which an alarm has to hold."""
 ENOUGH = 20
 """Reflections on right answers, and on wrong ones, before their rates are compared."""
-VERDICTS = tuple(f"verdict/{truth}_says_{word}" for truth in ("right", "wrong") for word in ("correct", "wrong"))
-AMOUNTS = (
-    "reward/mean",
-    "outcome/correct",
-    "outcome/over_budget",
-    "groups/zero_variance",
-    "completion/tokens",
-    "completion/length_mean",
-)
-WATCHED = AMOUNTS + VERDICTS
+Means = dict[str, float]
+"""Means over WINDOW steps; 0 for a metric that the run does not have"""
 
 
 class Alarms:
@@ -28,8 +20,7 @@ class Alarms:
 
     def __init__(self) -> None:
         self.rows: deque[dict[str, float]] = deque(maxlen=WINDOW)
-        self.first: dict[str, float] = {}
-        """Means over the first WINDOW steps."""
+        self.first: Means = {}
         self.best = -math.inf
         self.reported: set[str] = set()
 
@@ -37,8 +28,8 @@ class Alarms:
         self.rows.append(row)
         if len(self.rows) < WINDOW:
             return []
-        now = {name: fmean(row.get(name, 0.0) for row in self.rows) for name in WATCHED}
-        now["verified"] = sum(row[name] for row in self.rows for name in row if name.startswith("outcome/"))
+        names = set().union(*self.rows)
+        now = defaultdict(float, {name: fmean(row.get(name, 0.0) for row in self.rows) for name in names})
         self.first = self.first or now
         modes = dict(failure_modes(self.first, now, self.best))
         new = [text for name, text in modes.items() if name not in self.reported]
@@ -47,7 +38,7 @@ class Alarms:
         return new
 
 
-def failure_modes(first: dict[str, float], now: dict[str, float], best: float) -> Iterator[tuple[str, str]]:
+def failure_modes(first: Means, now: Means, best: float) -> Iterator[tuple[str, str]]:
     """Name and message of each. `best` is the highest mean reward of any window before.
 
     Where no answer was verified (a user's own reward), only the reward itself tells whether a task is solved: rewards
@@ -55,7 +46,7 @@ def failure_modes(first: dict[str, float], now: dict[str, float], best: float) -
     """
     reward = now["reward/mean"]
     right = now["outcome/correct"]
-    verified = now["verified"] > 0
+    verified = any(now[name] for name in [*now] if name.startswith("outcome/"))
     flat = now["groups/zero_variance"] == 1
     if flat and verified and right <= 0.95:
         yield "flat", f"for {WINDOW} steps all rewards of each group were equal: nothing was learned; see outcome/*"
@@ -75,9 +66,10 @@ def failure_modes(first: dict[str, float], now: dict[str, float], best: float) -
     yield from _dead_reflection(now)
 
 
-def _dead_reflection(now: dict[str, float]) -> Iterator[tuple[str, str]]:
+def _dead_reflection(now: Means) -> Iterator[tuple[str, str]]:
     """The reflection gives the same verdict on right and wrong answers. Shares are of all completions."""
-    right_correct, right_wrong, wrong_correct, wrong_wrong = (now[name] for name in VERDICTS)
+    right_correct, right_wrong = now["verdict/right_says_correct"], now["verdict/right_says_wrong"]
+    wrong_correct, wrong_wrong = now["verdict/wrong_says_correct"], now["verdict/wrong_says_wrong"]
     of_right, of_wrong = right_correct + right_wrong, wrong_correct + wrong_wrong
     completions = WINDOW * now["completion/tokens"] / now["completion/length_mean"]
     if completions * min(of_right, of_wrong) < ENOUGH:

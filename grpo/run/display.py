@@ -46,12 +46,16 @@ class Progress:
         """Shows the start's present phase, and behind it what `count` returns at the moment."""
         self._phase = text
         self._count = count
+        self._show_phase()
         if self.bar.disable and not self.quiet:
             notify(text)
 
     def _refresh(self) -> None:
         while not self._ended.wait(1.0):
-            self.bar.set_description_str(f"{self._phase} {self._count()}".strip())
+            self._show_phase()
+
+    def _show_phase(self) -> None:
+        self.bar.set_description_str(f"{self._phase} {self._count()}".strip())
 
     def begin(self, step: int) -> None:
         """Ends the start: from here on the line shows steps, times and figures."""

@@ -19,11 +19,13 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import yaml
 
+from data.rows import LONGEST, bounded_lines
 from grpo.environment import versions
 from grpo.errors import UserError
 from grpo.settings import Config
@@ -49,17 +51,19 @@ UNSUPPORTED = {errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK}
 def write(path: Path, content: str | bytes) -> None:
     """Writes all of it or nothing: to a new file beside it, flushed to the disk, then renamed."""
     beside = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.partial")
-    try:
-        _write(os.open(beside, NEW, 0o666), content)
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)  # half a file would keep a full disk full
-        raise
-    sync(path.parent)
+    with writing(path.parent):
+        try:
+            _write(os.open(beside, NEW, 0o666), content)
+            os.replace(beside, path)
+        except BaseException:
+            beside.unlink(missing_ok=True)  # half a file would keep a full disk full
+            raise
+        sync(path.parent)
 
 
 def append(path: Path, content: str) -> None:
-    _write(os.open(path, GROWING, 0o666), content)
+    with writing(path.parent):
+        _write(os.open(path, GROWING, 0o666), content)
 
 
 def _write(descriptor: int, content: str | bytes) -> None:
@@ -126,31 +130,28 @@ def lock(folder: Path, name: str = ".lock") -> IO:
 
 def lines(rows: Iterable[dict]) -> str:
     """The rows as lines of JSON."""
-    return "".join(json.dumps(row) + "\n" for row in rows)
-
-
-def row_of(line: bytes) -> dict | None:
-    """The row; None where the line is damaged or was cut off."""
-    try:
-        row = json.loads(line) if line.endswith(b"\n") else None
-    except (ValueError, RecursionError):
-        return None
-    return row if isinstance(row, dict) else None
+    return "".join(json.dumps(row, default=str) + "\n" for row in rows)
 
 
 def read_rows(path: Path, damaged: list[bytes] | None = None) -> list[dict]:
-    """The complete rows of a .jsonl file, as `rows_of` its lines."""
-    return rows_of(path.read_bytes().splitlines(keepends=True) if path.is_file() else [], damaged)
+    """The complete rows of a .jsonl file, as `rows_of` its lines; none where there is no file."""
+    if not path.is_file():
+        return []
+    with path.open("rb") as file:
+        return rows_of(bounded_lines(file), damaged)
 
 
-def rows_of(raw: Sequence[bytes], damaged: list[bytes] | None = None) -> list[dict]:
+def rows_of(raw: Iterable[bytes], damaged: list[bytes] | None = None) -> list[dict]:
     """The complete rows among lines of one file. Skips a last line that was cut off, adds damaged ones to `damaged`."""
     rows = []
     for line in raw:
-        row = row_of(line)
-        if row is not None:
+        try:
+            row = json.loads(line) if line.endswith(b"\n") else None
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict):
             rows.append(row)
-        elif damaged is not None and line.endswith(b"\n"):
+        elif damaged is not None and (line.endswith(b"\n") or len(line) == LONGEST):
             damaged.append(line)
     return rows
 
@@ -192,16 +193,16 @@ def completion_rows(
 
 def write_completions(folder: Path, step: int, rows: Iterable[dict]) -> None:
     """Compressed (gzip, whose checksum covers the file), without the prompts: problems.jsonl has each once."""
-    content = gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode(), 6, mtime=0)
-    write(folder / "completions" / f"step_{step:06d}.jsonl.gz", content)
+    write(folder / "completions" / f"step_{step:06d}.jsonl.gz", gzip.compress(lines(rows).encode(), 6, mtime=0))
 
 
-def read_completions(folder: Path, step: int) -> list[dict]:
-    """A step's completions, each with its prompt and ground truth. ValueError where the file is damaged."""
+def read_completions(folder: Path, step: int, limit: int | None = None) -> list[dict]:
+    """A step's first completions, each with its prompt and ground truth. ValueError where the file is damaged."""
     path = folder / "completions" / f"step_{step:06d}.jsonl.gz"
     problems = {row.pop("problem"): row for row in read_rows(folder / "problems.jsonl")}
     try:
-        rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+        with gzip.open(path) as file:
+            rows = [json.loads(line) for line in islice(bounded_lines(file), limit)]
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     return [problems.get(row["problem"], {}) | row for row in rows]
@@ -224,10 +225,10 @@ def create(folder: Path, config: Config) -> IO:
         write_versions(folder)
         write(folder / "run_id", secrets.token_hex(8))
         write_config(folder, config)
+        sync(folder.parent)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    sync(folder.parent)
     return held
 
 

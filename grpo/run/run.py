@@ -82,8 +82,7 @@ class Run:
             }
             last_logged = self._restore() if self.resumed else -1
             if bad_rows:
-                rows = (json.dumps(dataclasses.asdict(row), default=str) + "\n" for row in bad_rows)
-                files.write(self.folder / "bad_rows.jsonl", "".join(rows))
+                files.write(self.folder / "bad_rows.jsonl", files.lines(map(dataclasses.asdict, bad_rows)))
         for warning in state.reward.warnings:
             notify(warning)
         self._tracker = Tracker(self.config.tracker, self.folder, self.config, last_logged)
@@ -140,11 +139,10 @@ class Run:
         """Records a step that the weights have taken. From here on it is not lost when the run stops."""
         self.interrupts.hold()  # the learner does before its step; one that was skipped took none
         completions = files.completion_rows(step, groups, texts, scores, advantages)
-        with files.writing(self.folder):
-            files.write_completions(self.folder, step, completions)
-            self._write_problems(groups)
-            row = {"step": step, "accuracy": right_shares([group.problem.index for group in groups], scores)}
-            files.append(self.folder / "accuracy.jsonl", files.lines([row]))
+        files.write_completions(self.folder, step, completions)
+        self._write_problems(groups)
+        row = {"step": step, "accuracy": right_shares([group.problem.index for group in groups], scores)}
+        files.append(self.folder / "accuracy.jsonl", files.lines([row]))
         metrics = summarize(scores) | completion_metrics(groups) | learned
         metrics["groups/zero_variance"] = (advantages == 0).all(1).double().mean().item()  # exact zeros, no tolerance
         metrics["verifier/cache_hit_rate"] = self.state.reward.cache_hit_rate()
@@ -172,8 +170,7 @@ class Run:
         row = self._finished_row() | evaluation
         step = self.step
         every = self.config.checkpoint.every
-        with files.writing(self.folder):
-            files.append(self.folder / "metrics.jsonl", files.lines([row]))
+        files.append(self.folder / "metrics.jsonl", files.lines([row]))
         self.state.row = None
         if row.get(self.best_by) is not None:
             self.accuracy[step] = row[self.best_by]
@@ -201,8 +198,7 @@ class Run:
         """The samples of a step that was skipped because its loss or gradient was not finite."""
         step = self.step + 1
         path = self.folder / "bad_batches.jsonl"
-        with files.writing(self.folder):
-            files.append(path, files.lines([{"step": step} | batch]))
+        files.append(path, files.lines([{"step": step} | batch]))
         notify(f"step {step}: loss or gradient is not finite; weights left as they are, batch kept in {path}")
 
     def rows(self) -> list[dict]:
@@ -230,8 +226,7 @@ class Run:
         summary["limit"] = self.config.eval.limit
         if (best := self.checkpoints.best(self.accuracy)) is not None:
             summary["best"] = {"step": best, self.best_by: self.accuracy[best]}
-        with files.writing(self.folder):
-            files.write(self.folder / "summary.json", json.dumps(summary, indent=2))
+        files.write(self.folder / "summary.json", json.dumps(summary, indent=2))
         return before_and_after(summary)
 
 

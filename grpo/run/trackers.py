@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,12 @@ from grpo.terminal import notify
 
 PROJECT = "one-shot-grpo"
 TABLE_ROWS = 32
-"""Completions of a step that W&B is shown; whole tables at every step would be gigabytes."""
+"""Completions of a step that W&B is shown; whole tables at every step would be gigabytes"""
 TABLE = ("step", "reward", "signals", "advantage", "finish_reason", "answer", "ground_truth", "completion")
+Log = Callable[[int, dict[str, float]], None]
+"""Takes a step and its figures"""
+Finish = Callable[[bool], None]
+"""Takes whether the run reached its end"""
 
 
 class Tracker:
@@ -30,108 +35,82 @@ class Tracker:
     def __init__(self, name: str, folder: Path, config: Config, last_step: int = -1):
         """last_step: the last step that an earlier start of the run has sent; no step is sent twice."""
         self.name = name
-        self.folder = folder
-        self.config = config
         self.last_step = last_step
-        self._backend: Wandb | Trackio | TensorBoard | None = None
+        self._backend: tuple[Log, Finish] | None = None
         if name != "none" and not installed(name):
             notify(f"{name} is not installed (pip install {name}): the run continues without it")
         elif name != "none":
-            self._guarded(self._start)
+            with self._guarded():
+                self._backend = BACKENDS[name](folder, config)
 
     def log(self, row: dict[str, float]) -> None:
-        backend = self._backend
-        if backend and row["step"] > self.last_step:
-            self._guarded(lambda: backend.log(row))
+        step = int(row["step"])
+        if self._backend and step > self.last_step:
+            with self._guarded():
+                self._backend[0](step, {name: value for name, value in row.items() if name != "step"})
 
     def close(self, finished: bool) -> None:
-        backend = self._backend
-        if backend:
-            self._guarded(lambda: backend.finish(finished))
+        if self._backend:
+            with self._guarded():
+                self._backend[1](finished)
 
-    def _start(self) -> None:
-        self._backend = BACKENDS[self.name](self.folder, self.config)
-
-    def _guarded(self, act: Callable[[], None]) -> None:
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
         try:
-            act()
+            yield
         except Exception as error:  # noqa: BLE001  (a tracker must not end a run, whatever it raises)
             notify(f"{self.name}: {type(error).__name__}: {error}; the run continues without it")
             self._backend = None
 
 
-class Wandb:
+def start_wandb(folder: Path, config: Config) -> tuple[Log, Finish]:
     """Online where there is a key and a server that answers, else offline; `wandb sync` uploads it later."""
+    import wandb
 
-    def __init__(self, folder: Path, config: Config):
-        import wandb
+    settings = wandb.Settings(console="off", disable_code=True, init_timeout=15, finish_timeout=20)  # seconds
+    options: dict[str, Any] = {
+        "project": os.environ.get("WANDB_PROJECT", PROJECT), "id": files.run_id(folder), "resume": "allow",
+        "name": folder.resolve().name, "dir": str(folder), "config": config.model_dump(), "settings": settings,
+    }  # fmt: skip
+    try:
+        run = wandb.init(**options)
+    except wandb.errors.Error as error:
+        wandb.teardown()  # otherwise its service continues to report that this run is in use
+        notify(f"W&B cannot be reached ({error}); logging offline, upload with: wandb sync {folder}/wandb/offline*")
+        run = wandb.init(**options | {"mode": "offline", "resume": None})
 
-        self.folder = folder
-        self.every = config.show_every
-        settings = wandb.Settings(console="off", disable_code=True, init_timeout=15, finish_timeout=20)  # seconds
-        options: dict[str, Any] = {
-            "project": os.environ.get("WANDB_PROJECT", PROJECT), "id": files.run_id(folder), "resume": "allow",
-            "name": folder.resolve().name, "dir": str(folder), "config": config.model_dump(), "settings": settings,
-        }  # fmt: skip
-        try:
-            self.run = wandb.init(**options)
-        except wandb.errors.Error as error:
-            wandb.teardown()  # otherwise its service continues to report that this run is in use
-            notify(f"W&B cannot be reached ({error}); logging offline, upload with: wandb sync {folder}/wandb/offline*")
-            self.run = wandb.init(**options | {"mode": "offline", "resume": None})
+    def log(step: int, figures: dict[str, Any]) -> None:
+        if step and step % config.show_every == 0:
+            rows = files.read_completions(folder, step, TABLE_ROWS)
+            data = [[json.dumps(row[name]) if name == "signals" else row[name] for name in TABLE] for row in rows]
+            figures = figures | {"completions": wandb.Table(columns=list(TABLE), data=data)}
+        run.log(figures, step=step)
 
-    def log(self, row: dict[str, float]) -> None:
-        step = int(row["step"])
-        table = {"completions": self._table(step)} if step and step % self.every == 0 else {}
-        self.run.log({name: value for name, value in row.items() if name != "step"} | table, step=step)
-
-    def _table(self, step: int) -> object:
-        import wandb
-
-        rows = files.read_completions(self.folder, step)[:TABLE_ROWS]
-        data = [[json.dumps(row[name]) if name == "signals" else row[name] for name in TABLE] for row in rows]
-        return wandb.Table(columns=list(TABLE), data=data)
-
-    def finish(self, finished: bool) -> None:
-        self.run.finish(exit_code=0 if finished else 1)
+    return log, lambda finished: run.finish(exit_code=int(not finished))
 
 
-class Trackio:
+def start_trackio(folder: Path, config: Config) -> tuple[Log, Finish]:
     """A database on this machine: `trackio show`."""
+    import trackio
 
-    def __init__(self, folder: Path, config: Config):
-        import trackio
-
-        project = os.environ.get("TRACKIO_PROJECT", PROJECT)
-        name = f"{folder.resolve().name}-{files.run_id(folder)[:4]}"  # trackio continues a run by its name
-        self.run = trackio.init(project, name, config=config.model_dump(), resume="allow", embed=False)
-
-    def log(self, row: dict[str, float]) -> None:
-        self.run.log({name: value for name, value in row.items() if name != "step"}, step=row["step"])
-
-    def finish(self, finished: bool) -> None:
-        self.run.finish()
+    project = os.environ.get("TRACKIO_PROJECT", PROJECT)
+    name = f"{folder.resolve().name}-{files.run_id(folder)[:4]}"  # trackio continues a run by its name
+    run = trackio.init(project, name, config=config.model_dump(), resume="allow", embed=False)
+    return lambda step, figures: run.log(figures, step=step), lambda finished: run.finish()
 
 
-class TensorBoard:
+def start_tensorboard(folder: Path, config: Config) -> tuple[Log, Finish]:
     """Event files in the run folder: tensorboard --logdir runs."""
+    from torch.utils.tensorboard import SummaryWriter
 
-    def __init__(self, folder: Path, config: Config):
-        from torch.utils.tensorboard import SummaryWriter
+    writer = SummaryWriter(str(folder / "tensorboard"))
 
-        self.writer = SummaryWriter(str(folder / "tensorboard"))
-
-    def log(self, row: dict[str, float]) -> None:
-        for name, value in row.items():
+    def log(step: int, figures: dict[str, float]) -> None:
+        for name, value in figures.items():
             if value is not None:
-                self.writer.add_scalar(name, value, row["step"])
+                writer.add_scalar(name, value, step)
 
-    def finish(self, finished: bool) -> None:
-        self.writer.close()
+    return log, lambda finished: writer.close()
 
 
-BACKENDS: dict[str, type[Wandb | Trackio | TensorBoard]] = {
-    "wandb": Wandb,
-    "trackio": Trackio,
-    "tensorboard": TensorBoard,
-}
+BACKENDS = {"wandb": start_wandb, "trackio": start_trackio, "tensorboard": start_tensorboard}

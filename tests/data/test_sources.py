@@ -114,6 +114,14 @@ def test_no_network(tmp_path, monkeypatch, capsys):
     assert all(word in error for word in ("aime25", "Qwen2.5-Eval/evaluation/data/aime25/test.jsonl", str(target)))
 
 
+def test_the_folder_may_begin_with_the_home_folder(server, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setitem(SOURCES, "toy", SOURCE)
+    monkeypatch.setenv("GRPO_DATA_DIR", "~/sets")
+    assert main(["fetch", "toy"]) == main(["verify", "toy", "--data-dir", "~/sets"]) == 0
+    assert find("toy") == tmp_path / "sets" / SOURCE.local
+
+
 def test_fetch_fills_the_cache_once(server, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("GRPO_DATA_DIR", raising=False)

@@ -20,7 +20,7 @@ def contaminated(tmp_path_factory):
     torch.manual_seed(0)
     tokenizer = tiny_base.make_tokenizer()
     model = tiny_base.make_model(tokenizer, seed=0)
-    texts = [f"{row['question']} {row['answer']}" for row in benchmarks.fresh(seed=5)[:PLANTED]]
+    texts = [f"{row['question']} {row['answer']}" for row in list(benchmarks.fresh(seed=5).values())[:PLANTED]]
     ids = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in texts]
     longest = max(map(len, ids))
     tokens = torch.tensor([row + [tokenizer.eos_token_id] * (longest - len(row)) for row in ids])

@@ -109,8 +109,8 @@ def test_what_bench_stands_for():
 
 
 def test_fresh_calculations_are_right_and_follow_from_the_seed():
-    rows = benchmarks.fresh(0)
-    assert rows == benchmarks.fresh(0) != benchmarks.fresh(1)
+    assert benchmarks.fresh(0) == benchmarks.fresh(0) != benchmarks.fresh(1)
+    rows = benchmarks.fresh(0).values()
     assert len({row["question"] for row in rows}) == len(rows) == 300
     for row in rows:
         node = ast.parse(row["question"].removeprefix("What is ").removesuffix("?"), mode="eval")

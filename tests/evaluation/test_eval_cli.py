@@ -19,7 +19,7 @@ from data import tiny_base
 from grpo import hub
 from grpo.engines.torch_engine import TorchEngine
 from grpo.evaluation import session
-from grpo.evaluation.results import OUTPUTS, EvalFolder
+from grpo.evaluation.results import OUTPUTS
 from grpo.run import files
 
 REPO = Path(cli.__file__).parent
@@ -136,12 +136,14 @@ def test_stopped_and_continued_equals_uninterrupted(run, tiny, tmp_path, monkeyp
     ask = ("--bench", "arithmetic-test", "--model", tiny, "--temperature", 1, "--engine", "torch", "--limit", 6)
     ask += ("--max-new-tokens", 8, "--out")  # two saves of 3
 
-    def save_and_stop(folder, rows):
-        files.append(folder.outputs, "".join(json.dumps(row) + "\n" for row in rows))
+    append = files.append
+
+    def save_and_stop(path, content):
+        append(path, content)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(EvalFolder, "append", save_and_stop)
+        patch.setattr(files, "append", save_and_stop)
         code, _, error = run(*ask, tmp_path / "cut")
     assert (code, error.splitlines()[-1]) == (130, "stopped; the same command continues from here")
     folder = folder_of(tmp_path / "cut", "arithmetic-test")

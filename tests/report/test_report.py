@@ -133,9 +133,11 @@ def test_a_long_run_is_thinned_but_keeps_its_held_out_figures(tmp_path: Path, mo
     )
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     parsed = []
-    monkeypatch.setattr(read.files, "row_of", lambda line: parsed.append(line) or json.loads(line))
+    loads = json.loads
+    monkeypatch.setattr(read.files.json, "loads", lambda line: parsed.append(line) or loads(line))
     run = read.read_run(folder, 10)
-    assert len(parsed) == len(run.steps)  # what is not shown is not parsed
+    shown = [line for line in parsed if b'"reward/mean"' in line]
+    assert len(shown) == len(run.steps)  # what is not shown is not parsed
     assert len(run.steps) == 3334 + 1  # 10,000 rows, at most 4,000: one in three (0, 3, 6, ...), and step 5
     assert 5 in run.steps
     assert any("one row in 3 is shown" in note for note in run.notes)

@@ -265,7 +265,7 @@ def test_no_link_is_written_through(tmp_path):
     files.write(tmp_path / "report.html", "the report")
     assert (tmp_path / "report.html").read_text() == "the report"
     assert not (tmp_path / "report.html").is_symlink()
-    with pytest.raises(OSError, match="symbolic links"):
+    with pytest.raises(UserError, match="symbolic links"):
         files.append(tmp_path / "metrics.jsonl", "a row")
     with pytest.raises(UserError, match="cannot write to"):
         files.lock(tmp_path)

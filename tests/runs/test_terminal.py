@@ -67,6 +67,17 @@ def read(descriptor: int) -> bytes:
         return b""
 
 
+def test_the_first_phase_of_the_start_is_named_at_once(monkeypatch):
+    """Not a clock beside nothing, until the line is drawn again a second later."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
+    monkeypatch.setattr("sys.stderr", os.fdopen(theirs, "w"))
+    progress = display.Progress(steps=3, quiet=False)
+    progress.phase("loading the model", lambda: "12/62")
+    assert b"loading the model 12/62 00:00" in read(ours)
+    progress.close()
+
+
 def closed_pipe() -> int:
     reader, writer = os.pipe()
     os.close(reader)

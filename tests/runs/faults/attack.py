@@ -4,9 +4,10 @@ python tests/runs/faults/attack.py --kills 500 --damages 300 --odd 200 --seed 0
 
 Every life ends by a kill at a random moment. Before some of them a file of the run folder is damaged. Others live in
 odd surroundings: beside a second start, on a file system without locks or fsync, with an output that cannot write a
-character. These must hold: a damage is reported or the run refuses to start with one line; no step that was saved is
-lost; no life ends with a traceback; at the end figures, completions, weights and moments equal those of the undisturbed
-run.
+character, with a reward that changes torch's state, with grading processes that are killed or stopped, under a sweep
+that was edited. These must hold: a damage is reported or the run refuses to start with one line; no step that was saved
+is lost; no life ends with a traceback; at the end figures, completions, weights and moments equal those of the
+undisturbed run.
 """
 
 from __future__ import annotations
@@ -22,14 +23,21 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import pytest
+import small_runs
+import torch
 from small_runs import MODEL, REPO, arguments, rows, same_run, start, wait_until
 
+from grpo.errors import UserError
 from grpo.run.checkpoint import TRAINER
 from grpo.run.files import read_completions
+from rewards.verifier import Verifier
+from tools import sweep
 
 STEPS = 30
 """Of one run; an attack of more blows takes several runs."""
@@ -39,7 +47,6 @@ LORA = {"policy.lora_rank": 4, "learner.skip_zero_variance": "false", "learner.k
 
 def reward_model(folder: Path) -> Path:
     """A tiny random one that reads the built-in model's tokens."""
-    import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
     torch.manual_seed(0)
@@ -149,7 +156,78 @@ def encoding(attack: Attack) -> None:
     attack.process({"PYTHONIOENCODING": attack.chance.choice(["ascii", "latin-1", "cp1252"])}, "")
 
 
-ODD = (concurrent, encoding, *([unsupported] if shutil.which("gcc") else []))
+def hostile_reward(attack: Attack) -> None:
+    """A reward that changes the state of torch and of the random generators: set back and reported."""
+    if "reward.name" in attack.settings:
+        return attack.kill(0)
+    return attack.life(ahead=0, must_say="set back", before=partial(turn_hostile, attack.chance.randrange(4)))
+
+
+def turn_hostile(kind: int) -> None:
+    reward = small_runs.spread_reward
+
+    def hostile(completion: str, ground_truth: str) -> dict[str, float]:
+        random.seed(0)
+        change = [
+            partial(torch.set_grad_enabled, False),
+            partial(torch.set_default_dtype, torch.float64),
+            partial(torch.manual_seed, len(completion)),
+            partial(torch.set_num_threads, 3),
+        ][kind]
+        change()
+        return reward(completion, ground_truth)
+
+    small_runs.spread_reward = hostile
+
+
+def grading_processes(attack: Attack) -> None:
+    """The server that grades is killed or stopped before one of its batches: a run of its own ends as in peace."""
+    calm, folder = attack.calm.parent / "graded", attack.out / f"graded-{attack.lives}-{attack.chance.random()}"
+    settings = {"steps": 4, "reward__name": "verify_only", "reward__workers": 1}
+    action = attack.chance.choice([signal.SIGKILL, signal.SIGSTOP])
+    hits = [None] * attack.chance.randrange(3) + [action]
+    for run, before in ((calm, None), (folder, partial(hit_servers, hits))):
+        if not run.exists():
+            child = start(arguments(run.parent, run.name, **settings), attack.out / f"{run.name}.log", before)
+            assert child.wait(600) == 0, child.output()
+            assert "Traceback" not in child.output()
+    assert rows(folder) == rows(calm)
+
+
+def hit_servers(hits: list[signal.Signals | None]) -> None:
+    begin = Verifier._started
+
+    def begin_and_hit(self: Verifier) -> subprocess.Popen:
+        server = begin(self)
+        action = hits.pop(0) if hits else None
+        self.silence_s = 0.5 if action else 600
+        if action:
+            os.kill(server.pid, action)
+        return server
+
+    Verifier._started = begin_and_hit
+
+
+def edited_sweep(attack: Attack) -> None:
+    """A sweep whose cell was edited refuses the folder of this run; one that was not takes it."""
+    if newest(attack.run) == 0:
+        return attack.kill(0)
+    settings = dict(zip(attack.args[::2], attack.args[1::2], strict=True))
+    cell = {name.removeprefix("--"): str(value) for name, value in settings.items()} | {"seed": "0"}
+    for name in ("preset", "out", "name", "resume"):
+        cell.pop(name, None)
+    assert not sweep.changed_settings(sweep.Run("cell", attack.run, cell), "cpu")
+    edits = {"steps": str(STEPS + 1), "learner.lr": "0.1", "rollout.group_size": "6"}
+    name, value = attack.chance.choice(list(edits.items()))
+    with pytest.raises(UserError, match=re.escape(name)):
+        sweep.refuse_changed([sweep.Run("cell", attack.run, cell | {name: value})], "cpu")
+    return None
+
+
+ODD = (
+    *(concurrent, encoding, hostile_reward, grading_processes, edited_sweep),
+    *([unsupported] if shutil.which("gcc") else []),
+)
 
 
 # ---- lives
@@ -169,17 +247,17 @@ class Attack:
     """One run under attack, beside one left in peace."""
 
     def __init__(self, out: Path, calm: Path, settings: dict, chance: random.Random):
-        self.out, self.calm, self.run, self.chance = out, calm, out / "run", chance
+        self.out, self.calm, self.run, self.chance, self.settings = out, calm, out / "run", chance, settings
         self.args = [*arguments(out, "run", steps=STEPS, checkpoint__every=1, **settings), "--resume", "auto"]
         self.counts, self.lives, self.gone = Counter(), 0, set()
 
-    def life(self, ahead: float | None, must_say: str | None = None) -> None:
+    def life(self, ahead: float | None, must_say: str | None = None, before=None) -> None:
         """Starts the run and kills it (`ahead`: by how many steps it is ahead of its pace), or lets it end (None)."""
         self.lives += 1
-        before, log = newest(self.run), self.out / f"{self.lives}.log"
-        child = start(self.args, log)
+        last, log = newest(self.run), self.out / f"{self.lives}.log"
+        child = start(self.args, log, before)
         if ahead is not None:
-            self._kill_some_time(child, before, ahead, patient=must_say is not None)
+            self._kill_some_time(child, last, ahead, patient=must_say is not None)
         code, said = child.wait(3600), child.output()
         assert "Traceback" not in said, f"life {self.lives}:\n{said[-4000:]}"
         assert code in ({0} if ahead is None else {-signal.SIGKILL, 0} | ({2} if must_say else set())), said[-4000:]
@@ -189,7 +267,7 @@ class Attack:
             assert said.count("error: ") == 1, said
         resumed = re.search(r"after step (\d+)", said)
         if resumed and "is damaged" not in said:
-            assert int(resumed[1]) == before, f"life {self.lives} lost step {before}:\n{said}"
+            assert int(resumed[1]) == last, f"life {self.lives} lost step {last}:\n{said}"
         if missing := re.search(r"has no row of step ([\d, ]+)", said):
             self.gone |= {int(step) for step in missing[1].split(", ")}
 
