@@ -489,7 +489,7 @@ def tables() -> tuple[list[Row], str]:
 
 
 START, END = "<!-- written by python tests/peers/write_table.py -->", "<!-- end of the written table -->"
-PAGE = Path(REPO) / "docs" / "losses.md"
+PAGE = Path(REPO) / "docs" / "measurements" / "peers.md"
 
 
 def committed() -> str:

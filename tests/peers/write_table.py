@@ -1,4 +1,4 @@
-"""Writes the table of docs/losses.md: `.venv-peers/bin/python tests/peers/write_table.py`."""
+"""Writes the table of docs/measurements/peers.md: `.venv-peers/bin/python tests/peers/write_table.py`."""
 
 from __future__ import annotations
 
