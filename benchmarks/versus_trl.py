@@ -44,7 +44,6 @@ from grpo.problems import training_problems
 from grpo.rollout import decode, draw, rollout, score
 from grpo.settings import Config, build, parse
 from grpo.types import Problem
-from grpo.validation import sample_groups
 from rewards import make_reward
 from rewards.adapters import reward_func
 
@@ -128,7 +127,7 @@ def ours(case: Case, options: Options) -> None:
         engine.sync(policy)
 
     def write(problems: list[Problem]) -> list[str]:
-        return [text for (text,) in decode(tokenizer, sample_groups(engine, problems, 1, sampling, config.seed))]
+        return [text for (text,) in decode(tokenizer, rollout(engine, problems, 1, sampling, config.seed))]
 
     for step, _ in enumerate(common.requests(sys.stdin), start=1):
         seconds = common.stopwatch(lambda step=step: learner.update(random) if random else whole_step(step))

@@ -37,19 +37,18 @@ def draw(problems: list[Problem], count: int, seed: int, step: int) -> list[Prob
     return [problems[i % len(problems)] for i in order[place * count : (place + 1) * count]]
 
 
-def rollout(
-    engine: Engine, problems: Sequence[Problem], n: int, sampling: SamplingParams, seed: int, step: int
-) -> list[Group]:
-    """`n` completions of each problem. What is drawn depends on (seed, step, problem, sample) and on nothing else.
+def rollout(engine: Engine, problems: Sequence[Problem], n: int, sampling: SamplingParams, *key: int) -> list[Group]:
+    """`n` completions of each problem. What is drawn depends on (*key, problem, sample) and on nothing else.
 
-    A problem that is drawn again in the same step is another group: its second and later places enter its seed.
+    `key` is (seed, step) in training, and (seed,) in an evaluation. A problem that is drawn again in the same step is
+    another group: its second and later places enter its seed.
     """
     requests = []
     seen: Counter[int] = Counter()
     for problem in problems:
         again = (seen[problem.index],) if problem.index in seen else ()
         seen[problem.index] += 1
-        requests.append(Request(problem.prompt_ids, n, request_seed(seed, step, problem.index, *again)))
+        requests.append(Request(problem.prompt_ids, n, request_seed(*key, problem.index, *again)))
     completions = engine.generate(requests, sampling)
     return [Group(problem, tuple(group)) for problem, group in zip(problems, completions, strict=True)]
 
@@ -152,7 +151,7 @@ def calibrate(
     first = problems[: math.ceil(reward.calibration_size / config.rollout.group_size)]
     sampling = SamplingParams(config.rollout.max_new_tokens, config.rollout.temperature)
     n = math.ceil(reward.calibration_size / len(first))
-    groups = rollout(engine, first, n, sampling, config.seed, step=0)
+    groups = rollout(engine, first, n, sampling, config.seed, 0)
     texts = [text for group in decode(tokenizer, groups) for text in group]
     reward.calibrate(texts, [known(group.problem, completion) for group in groups for completion in group.completions])
 

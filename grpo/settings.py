@@ -387,8 +387,8 @@ class _Loader(yaml.SafeLoader):
             keys.add(str(key.value))
         return super().construct_mapping(node, deep)
 
-    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        number = super().construct_yaml_int(node)
+    def number(self, node: yaml.ScalarNode) -> int | float:
+        number = self.construct_yaml_int(node) if node.tag.endswith("int") else self.construct_yaml_float(node)
         if re.match(r"[-+]?0[0-9_]", node.value) or ":" in node.value:
             problem = (
                 f"YAML reads {node.value} as {number}; write the number that you mean, without leading 0 and colon"
@@ -396,16 +396,9 @@ class _Loader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return number
 
-    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
-        number = super().construct_yaml_float(node)
-        if ":" in node.value:
-            problem = f"YAML reads {node.value} as {number}; write the number without a colon"
-            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
-        return number
 
-
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
-_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
+for kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{kind}", _Loader.number)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from grpo.engines.base import Engine, SamplingParams
-from grpo.rollout import decode, request_seed, score
+from grpo.rollout import decode, rollout, score
 from grpo.settings import Config
-from grpo.types import Group, Problem, Request
+from grpo.types import Problem
 from rewards import Score, make_reward
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Validator:
         temperatures = {"sampled": config.rollout.temperature} if config.eval.sampling == "both" else {}
         for way, temperature in (temperatures | {"greedy": 0.0}).items():
             sampling = SamplingParams(config.rollout.max_new_tokens, temperature)
-            groups = sample_groups(engine, problems, 1, sampling, config.seed)
+            groups = rollout(engine, problems, 1, sampling, config.seed)
             scores = score(self.reward, groups, decode(self.tokenizer, groups))
             shares[way] = summarise([only for (only,) in scores])
         accuracy = {f"{way}_accuracy": share.pop("accuracy") for way, share in shares.items()}
@@ -91,13 +91,3 @@ def summarise(scores: Sequence[Score]) -> dict[str, float]:
         "verdict_accuracy": fmean(score.signals["reflect"] for score in scores),
         "wrong_verdict_rate": fmean(score.verdict == "wrong" for score in scores),
     }
-
-
-def sample_groups(
-    engine: Engine, problems: Sequence[Problem], samples: int, sampling: SamplingParams, seed: int
-) -> list[Group]:
-    """`samples` completions of each problem. A completion depends on the seed, its problem's row number and its place
-    in the group alone."""
-    requests = [Request(problem.prompt_ids, samples, request_seed(seed, problem.index)) for problem in problems]
-    completions = engine.generate(requests, sampling)
-    return [Group(problem, tuple(group)) for problem, group in zip(problems, completions, strict=True)]

@@ -359,7 +359,7 @@ def test_a_problem_drawn_twice_is_sampled_twice():
     """Its first place has the seed that it always had; the second place has another."""
     asked = []
     engine = SimpleNamespace(generate=lambda requests, sampling: asked.extend(requests) or [()] * len(requests))
-    rollout(engine, [PROBLEMS[3], PROBLEMS[4], PROBLEMS[3], PROBLEMS[3]], 2, SamplingParams(1), seed=5, step=6)
+    rollout(engine, [PROBLEMS[3], PROBLEMS[4], PROBLEMS[3], PROBLEMS[3]], 2, SamplingParams(1), 5, 6)
     seeds = [request.seed for request in asked]
     assert seeds[:2] == [request_seed(5, 6, 3), request_seed(5, 6, 4)]
     assert len(set(seeds)) == 4

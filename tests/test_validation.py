@@ -15,11 +15,11 @@ from grpo.engines.torch_engine import TorchEngine
 from grpo.errors import UserError
 from grpo.evaluation.benchmarks import held_out_problems
 from grpo.policy import load_policy
-from grpo.rollout import request_seed
+from grpo.rollout import request_seed, rollout
 from grpo.run.clock import Clock
 from grpo.settings import build
 from grpo.types import Problem
-from grpo.validation import Validator, sample_groups, summarise
+from grpo.validation import Validator, summarise
 from rewards import make_reward
 
 
@@ -42,9 +42,7 @@ def test_shares_by_hand():
 def test_the_seed_of_a_row_is_its_own_wherever_it_stands():
     asked = []
     engine = SimpleNamespace(generate=lambda requests, sampling: asked.extend(requests) or [()] * len(requests))
-    sample_groups(
-        engine, [Problem(index, "p", (7, index), str(index)) for index in (5, 3, 9)], 1, SamplingParams(2), seed=1
-    )
+    rollout(engine, [Problem(index, "p", (7, index), str(index)) for index in (5, 3, 9)], 1, SamplingParams(2), 1)
     assert asked[1].seed == request_seed(1, 3)
     assert len({request.seed for request in asked} | {request_seed(2, 3)}) == 4
 

@@ -20,6 +20,7 @@ from grpo.types import Completion, Request
 
 if TYPE_CHECKING:  # eval.py answers --help and mistakes before torch is imported, which takes seconds
     import torch
+    from transformers import PreTrainedConfig
 
     from grpo.policy import Policy
     from grpo.settings import Config
@@ -109,6 +110,13 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def kv_elements(model: PreTrainedConfig) -> int:
+    """Keys and values of one token in all layers of a text model."""
+    width = getattr(model, "head_dim", None) or model.hidden_size // model.num_attention_heads
+    heads = getattr(model, "num_key_value_heads", None) or model.num_attention_heads
+    return 2 * model.num_hidden_layers * heads * width
 
 
 def choose_device(setting: str = "auto", driver: Path = DRIVER) -> torch.device:

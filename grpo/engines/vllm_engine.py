@@ -18,9 +18,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig
 
-from grpo.engines.base import EngineCosts, SamplingParams
+from grpo.engines.base import EngineCosts, SamplingParams, kv_elements
 from grpo.engines.sync_check import check_sync
 from grpo.environment import versions_of
 from grpo.errors import SamplerMismatch, UserError
@@ -244,7 +244,7 @@ def engine_arguments(config: Config, device: torch.device) -> dict[str, Any]:
         "max_model_len": rollout.longest_sequence,
         "max_num_seqs": rollout.running_sequences,
         "max_num_batched_tokens": max(VLLM_BATCHED_TOKENS, rollout.longest_sequence),
-        "kv_cache_memory_bytes": _kv_bytes(config, kv_bytes(model.get_text_config(), dtype.itemsize), device),
+        "kv_cache_memory_bytes": _kv_bytes(config, kv_elements(model.get_text_config()) * dtype.itemsize, device),
         "logprobs_mode": "processed_logprobs",
         "hf_overrides": {"head_dtype": HEAD_DTYPE},
         **own,
@@ -276,13 +276,6 @@ def _on_cpu(architectures: list[str]) -> dict[str, Any]:
         if hasattr(ModelRegistry.models.get(name), "module_name"):
             ModelRegistry.register_model(name, ModelRegistry.models[name].load_model_cls())
     return {"enforce_eager": True, "block_size": CPU_BLOCK, "enable_chunked_prefill": False}
-
-
-def kv_bytes(text: PreTrainedConfig, element: int) -> int:
-    """Keys and values of one token in all layers, at `element` bytes a number."""
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    return 2 * element * text.num_hidden_layers * heads * head
 
 
 def _kv_bytes(config: Config, token: int, device: torch.device) -> int:

@@ -27,14 +27,13 @@ from grpo.evaluation.results import EvalFolder, Line
 from grpo.evaluation.scores import grade
 from grpo.policy import compute_dtype, load_tokenizer
 from grpo.problems import prompt_text
-from grpo.rollout import text_of
+from grpo.rollout import rollout, text_of
 from grpo.run import files
 from grpo.run.resume import relocate_paths
 from grpo.saved import Target
 from grpo.settings import Config, changed, parse, read_yaml
 from grpo.terminal import escape_control, notify
 from grpo.types import Group, Problem
-from grpo.validation import sample_groups
 from rewards import Verifier
 
 AUDITED = 0.6
@@ -242,7 +241,7 @@ class Session:
         with tqdm(total=len(evaluation.problems), initial=len(done), unit="problem", desc=title, disable=quiet) as bar:
             for start in range(0, len(missing), step):
                 part = missing[start : start + step]
-                groups = sample_groups(engine, part, protocol.samples, sampling, self.request.seed)
+                groups = rollout(engine, part, protocol.samples, sampling, self.request.seed)
                 new = grade(self.rows(groups), self.verifier, evaluation.config.reward.verifier)
                 files.append(folder.outputs, files.lines(new))
                 rows += new

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from grpo import hub
-from grpo.engines.base import EngineCosts
+from grpo.engines.base import EngineCosts, kv_elements
 from grpo.errors import UserError
 from grpo.plan.hardware import KNOWN, Hardware
 from grpo.settings import Config, flat
@@ -43,14 +43,14 @@ class ModelShape:
         return c.num_attention_heads * head
 
     @property
-    def key_width(self) -> int:
-        """Key heads x head dimension."""
-        return self.attention_width * self.text.num_key_value_heads // self.text.num_attention_heads
-
-    @property
     def kv_elements(self) -> int:
         """Keys and values of one token in all layers."""
-        return 2 * self.text.num_hidden_layers * self.key_width
+        return kv_elements(self.text)
+
+    @property
+    def key_width(self) -> int:
+        """Key heads x head dimension."""
+        return self.kv_elements // (2 * self.text.num_hidden_layers)
 
     @property
     def linear_elements(self) -> int:

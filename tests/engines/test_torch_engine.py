@@ -145,13 +145,13 @@ def test_seeds_follow_from_run_step_and_problem():
 
 def test_rollout_groups_copies_of_one_prompt_apart(engine):
     problems = [Problem(i, "", (5, 6, 7), "1") for i in range(4)]
-    groups = rollout(engine, problems, 4, SamplingParams(6), seed=0, step=1)
+    groups = rollout(engine, problems, 4, SamplingParams(6), 0, 1)
     assert [g.problem.index for g in groups] == [0, 1, 2, 3]
     assert len({tuple(c.ids for c in g.completions) for g in groups}) == 4  # each its own noise
-    again = rollout(engine, problems[::-1], 4, SamplingParams(6), seed=0, step=1)[::-1]
+    again = rollout(engine, problems[::-1], 4, SamplingParams(6), 0, 1)[::-1]
     assert groups == again
-    assert groups != rollout(engine, problems, 4, SamplingParams(6), seed=0, step=2)
-    assert groups != rollout(engine, problems, 4, SamplingParams(6), seed=1, step=1)
+    assert groups != rollout(engine, problems, 4, SamplingParams(6), 0, 2)
+    assert groups != rollout(engine, problems, 4, SamplingParams(6), 1, 1)
 
 
 def test_generation_needs_weights_and_leaves_the_policy_as_it_was(policy):

@@ -1,7 +1,7 @@
 """Writes a trained model as a plain Hugging Face folder: `python -m tools.export merged runs/NAME --out DIR`.
 
 The weights are those of the policy to the bit: a LoRA adapter is added to its base by the policy's own sum, and a 4-bit
-base is dequantised. A library that adds the adapter itself rounds to nearest (docs/measurements/2026-11-29-merge.md has the difference).
+base is dequantised. A library that adds the adapter itself rounds to nearest: docs/measurements/2026-11-29-merge.md.
 """
 
 from __future__ import annotations
