@@ -15,6 +15,7 @@ from statistics import median
 from subprocess import DEVNULL, PIPE, Popen
 
 import torch
+import yaml
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from data.tiny_base import make_tokenizer
@@ -27,24 +28,11 @@ PROBLEMS = str(Path(__file__).resolve().parents[1] / "data/arithmetic/128.parque
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 GIB = 2**30
 
-SIZES = {
-    "tiny": {"hidden_size": 128, "intermediate_size": 32, "num_hidden_layers": 2},  # vLLM needs heads of 32 or more
-    "1m": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 5},
-    "vocabulary": {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "vocab_size": 151_936},
-    "1.5b": {
-        "hidden_size": 1536,
-        "intermediate_size": 8960,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 2,
-        "vocab_size": 151_936,
-    },
-}
-HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 96}
+SIZES: dict[str, dict[str, int]] = yaml.safe_load(Path(__file__).with_name("sizes.yaml").read_text())
 
 
 def make_config(size: str) -> Qwen2Config:
-    config = Qwen2Config(**HEADS | SIZES[size], tie_word_embeddings=True, max_position_embeddings=4096)
+    config = Qwen2Config(**SIZES[size], tie_word_embeddings=True, max_position_embeddings=4096)
     config.architectures = ["Qwen2ForCausalLM"]
     return config
 
@@ -69,9 +57,9 @@ def save_model(shape: Qwen2Config, folder: Path, dtype: torch.dtype) -> str:
     return str(folder)
 
 
-def lognormal_lengths(count: int, mean: float, longest: int, sigma: float = 0.8) -> list[int]:
-    """Completion lengths as in reasoning: most short, a few very long. `sigma` is the spread of the logarithm."""
-    rng = random.Random(0)
+def lognormal_lengths(count: int, mean: float, longest: int) -> list[int]:
+    """Completion lengths as in reasoning: most short, a few very long."""
+    rng, sigma = random.Random(0), 0.8
     mu = math.log(mean) - sigma**2 / 2
     return [min(longest, max(1, round(rng.lognormvariate(mu, sigma)))) for _ in range(count)]
 
