@@ -6,7 +6,7 @@ longer the one that drew them. The ratio measures how much the probability of a 
     ratio = pi_new(token) / pi_old(token) = exp(logprob - old_logprob)
 
 For a token with advantage A we want ratio * A to grow. But only up to a point: the token was good under the old
-model, which says little once the new model is far away. So PPO, and GRPO after it, takes
+model, which means little once the new model is far away. So PPO, and GRPO after it, takes
 
     objective = min(ratio * A,  clipped ratio * A)      clipped ratio = ratio, but at least 1 - clip_low
                                                                                and at most 1 + clip_high

@@ -138,7 +138,7 @@ class Line(NamedTuple):
 
     @property
     def sampling(self) -> str:
-        """How many problems and samples, and the temperature: 500 greedy, 30x8 T=0.6."""
+        """Numbers of problems and samples, and the temperature: 500 greedy, 30x8 T=0.6."""
         samples = f"x{self.scores['samples']}" if self.scores["samples"] > 1 else ""
         return f"{self.scores['problems']}{samples} {Protocol(1, self.settings['temperature'])}"
 

@@ -98,7 +98,7 @@ def _after_last_boxed(text: str) -> str:
 
 
 def close_numbers(answer: str, truth: str) -> bool:
-    """Whether both are plain numbers and equal within 1e-4, as they are or 100 times each other (percent)."""
+    """True if both are plain numbers and equal within 1e-4, as they are or 100 times each other (percent)."""
     a, b = _number(answer), _number(truth)
     if not (math.isfinite(a) and math.isfinite(b)):
         return False
@@ -241,6 +241,6 @@ def score_rows(rows: Sequence[dict]) -> dict:
 
 
 def _begins(completion: str, rest: str) -> bool:
-    """Whether the completion begins with these words, however they are spaced."""
+    """True if the completion begins with these words, however they are spaced."""
     words = rest.split()
     return completion.split()[: len(words)] == words
