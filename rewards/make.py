@@ -43,12 +43,10 @@ def make_reward(
         "budget_s": budget_s,
     }
     options = sections.get(name, {})
-    if name == "multi_signal":
-        reward = MultiSignalMathReward(alpha, beta, gamma, **grading)
-        reward.warnings = weight_warnings(reward.weights)
+    if name == "multi_signal" or name in CONTROL_WEIGHTS:
+        reward = MultiSignalMathReward(*CONTROL_WEIGHTS.get(name, (alpha, beta, gamma)), **grading)
+        reward.warnings = weight_warnings(reward.weights) if name == "multi_signal" else ()
         return reward
-    if name in CONTROL_WEIGHTS:
-        return MultiSignalMathReward(*CONTROL_WEIGHTS[name], **grading)
     if name == "random":
         return RandomReward(seed, **options, **grading)
     if name == "hybrid":

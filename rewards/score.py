@@ -108,9 +108,7 @@ def weights_from_env() -> tuple[float, ...]:
 
     RewardError for any other text.
     """
-    text = os.environ.get("REWARD_WEIGHTS")
-    if text is None:
-        return DEFAULT_WEIGHTS
+    text = os.environ.get("REWARD_WEIGHTS", ",".join(map(str, DEFAULT_WEIGHTS)))
     try:
         return check_weights([float(weight) for weight in text.split(",")])
     except ValueError:

@@ -61,7 +61,7 @@ def _line(text: str, reason: str | None, timeout_s: float) -> str | None:
 def _version() -> str:
     """A digest of the grader: of its source and of the libraries that do its algebra."""
     digest = hashlib.sha256()
-    for path in sorted((Path(__file__).parent / "equivalence").glob("*.py")):
+    for path in sorted((Path(__file__).parent / "equivalence").glob("*.[py]*")):
         digest.update(path.read_bytes())
     for library in ("sympy", "latex2sympy2_extended"):
         digest.update(importlib.metadata.version(library).encode())

@@ -72,10 +72,9 @@ class Verifier:
         different = dict.fromkeys(pairs)
         self._asked += len(pairs)
         self._known += len(pairs) - sum(pair not in self._cache for pair in different)
-        plain = {pair: self._cache.get(pair) or decide(*pair) for pair in different}
-        hard = [pair for pair, outcome in plain.items() if outcome is None]
-        outcomes = {pair: outcome for pair, outcome in plain.items() if outcome is not None}
-        outcomes.update(zip(hard, self.ask(hard), strict=True))
+        outcomes = {pair: self._cache.get(pair) or decide(*pair) or "" for pair in different}
+        hard = [pair for pair, outcome in outcomes.items() if not outcome]
+        outcomes |= zip(hard, self.ask(hard), strict=True)
         for pair, outcome in outcomes.items():
             if outcome != "over_budget" and len(pair[0]) <= MAX_CHARS:
                 self._cache[pair] = outcome

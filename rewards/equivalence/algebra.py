@@ -136,7 +136,7 @@ def point_set(node: Node) -> sympy.Set:
         return sympy.Interval(start, end, node.marks[0] == "(", node.marks[1] == ")")
     if node.kind == "union" or node.says("or"):
         return sympy.Union(*map(point_set, node.parts))
-    if node.says("and"):
+    if node.kind == "intersection" or node.says("and"):
         return sympy.Intersection(*map(point_set, node.parts))
     if node.kind == "set":
         return sympy.FiniteSet(*(expression(part.text) for part in node.parts))

@@ -14,7 +14,7 @@ from rewards.equivalence.algebra import equal, same_equations, same_points
 from rewards.equivalence.grammar import NotModelled, expression, numeral
 from rewards.equivalence.kinds import Text, same_kind, textual, why_prose
 from rewards.equivalence.plain import Unreadable, check_limits, decide, number, written_out
-from rewards.equivalence.shape import Node, assignment, parse
+from rewards.equivalence.shape import Node, assignment, by_name, parse, set_depth
 from rewards.equivalence.text import clean, rename_letters, squeeze, strip_harmless
 from rewards.equivalence.units import CENT, DEGREE, PERCENT, RADIAN, TEMPERATURES, Quantity, Unit, quantity
 
@@ -89,6 +89,14 @@ def _read(node: Node, nouns: Sequence[str] | None) -> None:
 
 def same(truth: Node, answer: Node) -> bool:
     """Whether the answer is the ground truth. Not symmetric: the ground truth says how the answer is to be read."""
+    depths = {set_depth(truth), set_depth(answer)}
+    if len(depths) > 1 and max(depths) > 1:  # \{5\} may be 5, but \{\emptyset\} is not \emptyset
+        return False
+    expected, given = by_name(truth), by_name(answer)
+    if expected and given:
+        return expected.keys() == given.keys() and all(same(value, given[name]) for name, value in expected.items())
+    if expected and answer.kind == "list" and not _named(answer):
+        return _in_order(list(expected.values()), answer.parts)
     truth_named, answer_named = assignment(truth), assignment(answer)
     if truth_named and answer_named:
         if truth_named[0] == answer_named[0]:
@@ -103,6 +111,10 @@ def same(truth: Node, answer: Node) -> bool:
         value = _one_value(answer) if answer.kind == "relation" else answer
         return value is not None and any(same(part, value) for part in truth.parts)
     return _same_shape(truth, answer) or (_may_be_points(truth, answer) and same_points(truth, answer))
+
+
+def _named(node: Node) -> bool:
+    return any(part.kind == "relation" for part in node.parts)
 
 
 def _one_value(node: Node) -> Node | None:
@@ -145,6 +157,11 @@ def _same_shape(truth: Node, answer: Node) -> bool:
             return len(joined) < 2 and _any_order(truth.parts, answer.parts)
         case "list" | "set", "list" | "set":
             return _all_in(truth.parts, answer.parts) and _all_in(answer.parts, truth.parts)
+        case ("union", "union") | ("intersection", "intersection"):  # the same characters in another order
+            signs = set(truth.marks) == set(answer.marks) and sorted(squeeze(truth.text)) == sorted(
+                squeeze(answer.text)
+            )
+            return signs and _any_order(truth.parts, answer.parts)
         case "list" | "set", "tuple":
             return answer.marks == ("(", ")") and _in_order(truth.parts, answer.parts)
         case "list" | "set", _:
@@ -152,12 +169,7 @@ def _same_shape(truth: Node, answer: Node) -> bool:
         case "tuple", "tuple":  # with two entries the brackets may make it an interval
             return (truth.marks == answer.marks or len(truth.parts) > 2) and _in_order(truth.parts, answer.parts)
         case "tuple", "list":
-            plain = not any(part.kind == "relation" for part in answer.parts)
-            return plain and truth.marks == ("(", ")") and _in_order(truth.parts, answer.parts)
-        case "tuple", "matrix":
-            return truth.marks == ("(", ")") and _in_order(truth.parts, _column(answer))
-        case "matrix", "tuple":
-            return answer.marks == ("(", ")") and _in_order(_column(truth), answer.parts)
+            return truth.marks == ("(", ")") and not _named(answer) and _in_order(truth.parts, answer.parts)
         case "matrix", "matrix":
             return _in_order(truth.parts, answer.parts)
         case "relation", "relation":
@@ -173,45 +185,49 @@ def _letters(node: Node) -> str:
     return word if len(word) == len(node.parts) and word.isalpha() and word.isupper() else ""
 
 
-def _column(matrix: Node) -> Sequence[Node]:
-    """The entries of a column; none for a matrix of another form."""
-    return [row.parts[0] for row in matrix.parts] if all(len(row.parts) == 1 for row in matrix.parts) else []
-
-
 def _may_be_points(truth: Node, answer: Node) -> bool:
     """Whether both may describe sets of reals in different ways. An equation as an answer restates the question."""
-    if truth.kind == answer.kind and truth.kind not in ("union", "relation"):
+    if truth.kind == answer.kind and truth.kind not in ("union", "intersection", "relation"):
         return False
     if answer.kind == "relation" and ("=" in answer.marks or (truth.kind == "list" and not truth.says("and"))):
         return False
     asked = (
-        truth.kind in ("union", "relation", "tuple")
+        truth.kind in ("union", "intersection", "relation", "tuple")
         or truth.says("or")
         or truth.says("and")
         or "\\mathbb" in truth.text
     )
-    given = answer.kind in ("union", "relation", "tuple", "list", "set") or "\\mathbb" in answer.text
+    plain = answer.kind in ("leaf", "matrix") or "\\begin" in answer.text
+    given = not plain or "\\mathbb" in answer.text
     return asked and given
 
 
+def _same_part(truth: Node, answer: Node) -> bool:
+    """Like `same`, inside another node, where \\{5\\} is not 5."""
+    return set_depth(truth) == set_depth(answer) and same(truth, answer)
+
+
 def _in_order(truth: Sequence[Node], answer: Sequence[Node]) -> bool:
-    return len(truth) == len(answer) and all(map(same, truth, answer))
+    return len(truth) == len(answer) and all(map(_same_part, truth, answer))
 
 
 def _all_in(some: Sequence[Node], others: Sequence[Node]) -> bool:
     """Sets do not count how often an element is written."""
-    return all(any(same(one, other) for other in others) for one in some)
+    return all(any(_same_part(one, other) for other in others) for one in some)
 
 
 def _any_order(truth: Sequence[Node], answer: Sequence[Node]) -> bool:
     """One to one. Equality is transitive, so the first match is as good as any other."""
     left = list(answer)
     for wanted in truth:
-        match = next((given for given in left if same(wanted, given)), None)
+        match = next((given for given in left if _same_part(wanted, given)), None)
         if match is None:
             return False
         left.remove(match)
     return not left
+
+
+_MAYBE_ALGEBRA = ("letter", "option", "size", "hybrid")
 
 
 def same_text(truth: str, answer: str) -> bool:
@@ -221,8 +237,8 @@ def same_text(truth: str, answer: str) -> bool:
     expected, given = (None if numeral(text) else textual(text) for text in (truth, answer))
     if expected and given:
         return same_kind(expected, given)
-    if expected and expected.kind not in ("letter", "option", "size"):
-        return expected.kind == "ratio" and _as_ratio(answer) == truth
+    if expected and expected.kind not in _MAYBE_ALGEBRA:
+        return expected.parts == (answer,) or (expected.kind == "ratio" and _as_ratio(answer) == truth)
     wanted = quantity(truth, None, glued=False)
     if not wanted.unit and given and not _may_be_algebra(given):
         return given.kind == "ratio" and _as_ratio(truth) == answer
@@ -231,7 +247,7 @@ def same_text(truth: str, answer: str) -> bool:
 
 def _may_be_algebra(text: Text) -> bool:
     """Whether a text beside mathematics may be a product: x, ab, 2 \\times 3."""
-    return text.kind in ("letter", "option", "size") or (text.kind == "words" and len(text.written) < 4)
+    return text.kind in _MAYBE_ALGEBRA or (text.kind == "words" and len(text.written) < 4)
 
 
 def _as_ratio(text: str) -> str:
@@ -256,7 +272,7 @@ _FACTORS: dict[tuple[Unit, Unit], list] = {
     (RADIAN, DEGREE): [sympy.pi / 180],
     (DEGREE, RADIAN): [180 / sympy.pi],
     (NO_UNIT, CENT): [],
-    **{pair: [1] for other in TEMPERATURES for pair in ((DEGREE, other), (other, DEGREE))},
+    **{(temperature, DEGREE): [1] for temperature in TEMPERATURES},
 }
 """For a truth's and an answer's unit that differ: the numbers by which the answer may be multiplied"""
 
@@ -273,7 +289,10 @@ def _factors(truth: Quantity, answer: Quantity) -> list:
 
 _PLAIN = r"(?:[0-9][0-9,]*(?:\.[0-9]*)?|\.[0-9]+|\\frac\{[0-9.]+\}\{[0-9.]+\})"
 _OPERATION = re.compile(
-    rf"(?<![\w.}}^\\])(?!1\\cdot){_PLAIN}\)*(?:[+*-]|\\cdot|\\times|\\div)\(*-?{_PLAIN}(?![\w.^!({{]|\\(?!cdot|times|div|frac))"
+    rf"(?<![\w.}}^\\])(?!1\\cdot){_PLAIN}(?:\)*(?:(?:[+*-]|\\cdot|\\times|\\div)\(*|\(+)|\)+)-?{_PLAIN}"
+    r"(?!\)*[\w.^!({]|\\(?!cdot|times|div|frac))"
+    r"|^(?!\(*[0-9]+\)*!\)*$).*[0-9]\)*!"  # a factorial beside anything else
+    r"|^(?!.*(?:binom|choose)).*[0-9}!)][+-]"  # a sum or difference of anything
 )
 """Numbers with an operation still to do (a factor of 1 is none): no answer to a ground truth that is a number"""
 

@@ -19,8 +19,8 @@ from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy
 from latex2sympy2_extended.math_normalization import NormalizationConfig, normalize_latex
 from sympy.core.function import AppliedUndef
 
-from rewards.equivalence.kinds import FUNCTIONS
 from rewards.equivalence.plain import Unreadable, number
+from rewards.equivalence.tables import FUNCTIONS, TABLES, rewrite, rules
 
 MAX_DIGITS = 20_000
 """A number with more is refused before it is computed: 9^{9^9} would cost the whole time limit."""
@@ -44,23 +44,7 @@ _NAME = re.compile(
     rf"|(?P<command>\\[A-Za-z]+)|[A-Za-z](?:{_SCRIPT}'*|'+)|[IE]"
 )
 _DROPPED = re.compile(r"\\frac\{d[^{}]*\}\{d ?[A-Za-z\\]|d\[?[A-Za-z]+\]?/d[a-z]|!!")
-_TIDY = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in [
-        (r"\bnp\.", ""),
-        (r"(?<=[0-9])\.(?![0-9.])", ""),
-        (rf"(?<![\\A-Za-z])({FUNCTIONS})(?![A-Za-z])", r"\\\1"),
-        (rf"\\operatorname\{{\\({FUNCTIONS})\}}", r"\\\1"),
-        (r"\\sqrt(\[[^\[\]]*\])? ?(\w)", r"\\sqrt\1{\2}"),
-        (r"\\text\{(.?)\}", r"\1"),
-        (r"\\[dt]?binom ?([0-9]) ?([0-9])", r"\\binom{\1}{\2}"),
-        (r"\\[dt]binom", r"\\binom"),
-        (r"(?:^|\{)([^{}]*)\\over(?![A-Za-z])([^{}]*)(?:$|\})", r"\\frac{\1}{\2}"),
-        (r"(?:^|\{)([^{}]*)\\choose(?![A-Za-z])([^{}]*)(?:$|\})", r"\\binom{\1}{\2}"),
-        (r"\\lg(?![A-Za-z])", r"\\log_{10}"),
-        (r"([0-9.]+)\\degree", r"\\frac{\1\\pi}{180}"),  # in \sin 30^\circ; elsewhere it is a unit
-    ]
-]
+_TIDY = rules(TABLES["grammar"])
 
 
 class NotModelled(Unreadable):
@@ -113,8 +97,7 @@ def expression(text: str) -> sympy.Basic:
         return sympy.Rational(value)
     if based := numeral(text):
         return sympy.Integer(based[0])
-    for pattern, replacement in _TIDY:
-        text = pattern.sub(replacement, text)
+    text = rewrite(text, _TIDY)
     named = _NAME.sub(_symbol, text)
     if _REFUSED.search(named) or _WORDS.search(re.sub(r"\\[A-Za-z]+", " ", named)):
         raise Unreadable(f"not a single expression: {text}")

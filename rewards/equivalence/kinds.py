@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from rewards.equivalence.units import quantity
+from rewards.equivalence.tables import FUNCTIONS, TABLES
+from rewards.equivalence.units import compound, quantity
 
 
 class Text(NamedTuple):
@@ -20,38 +21,19 @@ class Text(NamedTuple):
     written: str
 
 
-FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|lg|exp|sqrt|pi"
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
-_MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
-_MONTH = rf"({'|'.join(_MONTHS)})(?:uary|ruary|ch|il|e|y|ust|t|tember|ober|ember)?\.?"
-_DAY = r"([0-9]{1,2})(?:st|nd|rd|th)?"
-_DATES = [
-    (re.compile(pattern, re.IGNORECASE), year_month_day)
-    for pattern, year_month_day in [
-        (r"([0-9]{4})([-/.])(0?[1-9]|1[0-2])\2([0-9]{1,2})", (1, 3, 4)),
-        (rf"{_MONTH} {_DAY}(?:,? ?([0-9]{{4}}))?", (3, 1, 2)),
-        (rf"{_DAY} (?:of )?{_MONTH}(?:,? ?([0-9]{{4}}))?", (3, 2, 1)),
-        (rf"{_MONTH},? ?([0-9]{{4}})", (2, 1)),
-    ]
-]
+_MONTHS = TABLES["months"]
+_MONTH = rf"(?:{'|'.join(_MONTHS)})(?:uary|ruary|ch|il|e|y|ust|t|tember|ober|ember)?"
+_DATES = [re.compile(pattern.replace("MONTH", _MONTH), re.IGNORECASE) for pattern in TABLES["dates"]]
 _TIME = re.compile(r"(1[0-2]|0?[1-9])(?::([0-9]{2}))?(?::([0-9]{2}))? ?([ap])\.? ?m\.?", re.IGNORECASE)
 _NUMERAL = re.compile(r"[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?(?:\\frac\{[0-9]+\}\{[0-9]+\})?")
-_SEPARATORS = [
-    (kind, re.compile(separator), least)
-    for kind, separator, least in [
-        ("range", "--?", 2), ("ratio", ":", 2), ("to", " to ", 2), ("digits", "/", 3), ("version", r"\.", 3),
-        ("size", r" ?x ?| by |\\times", 2),
-    ]
-]  # fmt: skip
+_SEPARATORS = [(kind, re.compile(separator), least) for kind, separator, least in TABLES["separators"]]
+_SHAPES = [(kind, re.compile(pattern)) for kind, pattern in TABLES["shapes"]]
+_SHELL = re.compile(r"[1-7][spdf][0-9]{1,2}(?=[1-7][spdf]|$)")
 _CODE = re.compile(
     rf"(?!{FUNCTIONS})(?:[A-Za-z]+[0-9][A-Za-z0-9]*|[0-9]+[A-Za-z]+[0-9][A-Za-z0-9]*|[0-9]+[A-Z]{{2,}}|[A-Z]{{1,2}}[+-]"
     r"|(?=.*(?:[A-Z]{2}|[A-Za-z]{4}))(?=.*[0-9])[A-Za-z0-9]+(?:-[A-Za-z0-9]+)+"  # B12, 0x1F, 4AB, A+, COVID-19
     r"|[A-Za-z]{2,}(?:_[A-Za-z0-9]{2,})+|(?:[A-Z][a-z]+ ){1,2}[0-9]+)"  # snake_case, Apollo 11
-)
-_ELEMENTS = (
-    "H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr Rb Sr Y Zr Nb "
-    "Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Nd Sm Eu Gd Tb Dy Ho Er Tm Yb Lu Hf Ta W Re Os Ir Pt Au Hg Tl "
-    "Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu Am"
 )
 _FORMULA = re.compile(r"(?:\^[0-9]+)?([0-9]* ?)((?:[A-Z][a-z]?[0-9]*|\(|\)[0-9]*|\\cdot ?[0-9]*)+)(\^?[0-9]*[+-])?")
 _WORDS = re.compile(r"[^\W\d_](?:[^\W\d_]|(?<=[^\W\d_]{2})['’]|[ .,-](?! ))*")
@@ -61,14 +43,41 @@ _PRODUCT = re.compile(r"[A-Za-z](?:(?: |\*|\\cdot ?)[A-Za-z])+")
 def textual(text: str) -> Text | None:
     """The text of a kind that a cleaned answer or ground truth is; None for mathematics."""
     plain = " ".join(_TEXT.sub(r" \1 ", text).split())
-    return _date(plain) or _time(plain) or _in_parts(plain) or _formula(text) or _code(plain) or _words(plain, text)
+    return (
+        _date(plain)
+        or _time(plain)
+        or _in_parts(plain)
+        or _compound(plain)
+        or _shaped(plain)
+        or _formula(text)
+        or _code(plain)
+        or _words(plain, text)
+    )
 
 
 def _date(text: str) -> Text | None:
-    for pattern, order in _DATES:
+    for pattern in _DATES:
         if match := pattern.fullmatch(text):
-            parts = [(match[group] or "").lower().lstrip("0") for group in order]
-            return Text("date", tuple(str(_MONTHS.index(p) + 1) if p in _MONTHS else p for p in parts), text)
+            parts = [(match.groupdict().get(name) or "").lower().lstrip("0") for name in "ymd"]
+            month = parts[1][:3]
+            parts[1] = str(_MONTHS.index(month) + 1) if month in _MONTHS else month
+            return Text("date", tuple(parts), text)
+    return None
+
+
+def _compound(text: str) -> Text | None:
+    parts = compound(text)
+    return Text("compound", parts, text) if parts else None
+
+
+def _shaped(text: str) -> Text | None:
+    """A year of an era, a hybrid orbital, or an electron configuration, whose shells stand in any order."""
+    compact = re.sub(r"[ {}^]", "", text)
+    for kind, pattern in _SHAPES:
+        if match := pattern.fullmatch(text if kind == "year" else compact):
+            parts = [part for part in match.groups() if part]
+            shells = sorted(_SHELL.findall(parts.pop())) if kind == "configuration" else []
+            return Text(kind, (*parts, *shells), text)
     return None
 
 
@@ -107,7 +116,7 @@ def _atoms(text: str) -> list[str]:
     """The elements in a text, in order; none where a part of it is no element."""
     atoms = re.findall("[A-Z][a-z]?", text)
     rest = re.sub(r"[A-Z][a-z]?|[0-9()]|\\cdot ?", "", text)
-    return atoms if not rest and set(atoms) <= set(_ELEMENTS.split()) else []
+    return atoms if not rest and set(atoms) <= set(TABLES["elements"].split()) else []
 
 
 def _code(text: str) -> Text | None:
@@ -126,8 +135,9 @@ def _words(plain: str, text: str) -> Text | None:
     lengths = [len(part) for part in inner.split("-")]
     if len(lengths) > 1 and not typed and min(lengths) < 3 and max(lengths) < 4:  # kx-a is a difference
         return None
-    key = re.sub(r"^(?:the|an?) (?=\w)", "", re.sub("[-.]", " ", inner.lower()).strip())
-    return Text("words", (" ".join(key.split()),), inner)
+    key = " ".join(re.sub(r"^(?:the|an?) (?=\w)", "", re.sub("[-.]", " ", inner.lower()).strip()).split())
+    key = TABLES["synonyms"].get(key, key)
+    return Text("words", (key.removesuffix("s") if key.startswith("no ") else key,), inner)
 
 
 def same_kind(truth: Text, answer: Text) -> bool:
@@ -143,10 +153,6 @@ def same_kind(truth: Text, answer: Text) -> bool:
     return truth.parts == answer.parts and not clash
 
 
-_JUNK = (
-    "todo tbd nan null none n/a na fixme unknown error placeholder xxx answer solution proof varies inf empty omitted "
-    "result value test foo bar example string text"
-)
 _SENTENCE = re.compile(
     r"\b(?:is|are|was|were|has|have|had|equals?|because|therefore|since|hence|thus|we|you|let|find|see|so|this|these|it|its|"
     r"can|will|would|should|must|be)\b",
@@ -161,7 +167,7 @@ def why_prose(text: str) -> str:
     """Why a cleaned ground truth is a text that nobody answers; "" for others."""
     plain = " ".join(_TEXT.sub(r" \1 ", text).split())
     words = re.findall(r"(?<![\\A-Za-z])[^\W\d_]{2,}", plain)
-    if plain.strip(" .!?*#<>[]()-").lower() in _JUNK.split() or not re.search(r"\w|\\[A-Za-z]", plain):
+    if plain.strip(" .!?*#<>[]()-").lower() in TABLES["junk"].split() or not re.search(r"\w|\\[A-Za-z]", plain):
         return "a placeholder, not an answer"
     if _LABEL.match(plain):
         return "a label before the answer; give the answer alone"

@@ -9,12 +9,13 @@ import contextlib
 import json
 import math
 import re
-import struct
 from decimal import Decimal
 from fractions import Fraction
 from itertools import accumulate
 from numbers import Real
 from typing import Any
+
+import numpy as np
 
 MAX_CHARS = 1000
 MAX_DEPTH = 40
@@ -62,15 +63,14 @@ def shortest(text: str) -> str:
         return text
     value = float(text)
     mantissa = Fraction(value).numerator.bit_length()  # 0.0000152587890625 is 1 / 2^16, and meant as it stands
-    for code, bits, precision, largest in (("e", 9, 4, 60), ("f", 19, 8, 1000)):  # half and single precision
-        with contextlib.suppress(OverflowError):
-            if _rounded(value, code) != value or mantissa < bits:
-                continue
-            shorter = (f"{value:.{count}g}" for count in range(1, precision + 2))
-            meant = next((short for short in shorter if _rounded(float(short), code) == value), text)
+    for precision, bits, largest in ((np.float16, 9, 60), (np.float32, 19, 1000)):
+        with np.errstate(over="ignore"):
+            stored = precision(value)
+        if float(stored) == value and mantissa >= bits:
+            short = np.format_float_positional(stored, trim="-")
             near = Fraction(value).limit_denominator(largest)
-            recurs = _rounded(float(near), code) == value and 10**9 % near.denominator
-            return text if recurs or len(meant) > digits - 3 else f"{Decimal(meant):f}"
+            recurs = precision(float(near)) == stored and 10**9 % near.denominator
+            return text if recurs or len(short) > digits - 3 else short
     meant = f"{value:.{LONG_DIGITS}g}"
     return f"{Decimal(meant):f}" if digits > LONG_DIGITS and len(meant) < LONG_DIGITS - 2 else text
 
@@ -78,11 +78,6 @@ def shortest(text: str) -> str:
 def written_out(text: str) -> bool:
     """Whether a decimal has all the digits of a float that no short decimal means."""
     return bool(_LONG.fullmatch(text)) and len(text.strip("-0.")) > LONG_DIGITS and repr(float(text)) == text
-
-
-def _rounded(value: float, code: str) -> float:
-    """The value in half ("e") or single ("f") precision."""
-    return struct.unpack(code, struct.pack(code, value))[0]
 
 
 def _listed(text: str) -> tuple[str, ...]:

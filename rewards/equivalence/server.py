@@ -20,6 +20,7 @@ import sys
 import time
 
 from rewards.equivalence.compare import judge, why_ungradable
+from rewards.equivalence.tables import TABLES
 from rewards.verifier import PATIENCE
 
 Pair = tuple[str | None, str]
@@ -27,15 +28,9 @@ Pair = tuple[str | None, str]
 
 OUT_OF_MEMORY = 1
 """Exit code of a worker that raised an error, which is a MemoryError"""
-WARM_UP = [
-    (r"-1 \le x < 1", "[-1,1)"),
-    (r"\sin^2 x+\cos^2 x", "1"),
-    (r"\sqrt{5+2\sqrt6}", r"\sqrt2+\sqrt3"),
-    (r"(x+2)(x^{2}-3)", r"x^{3}+2x^{2}-3x-6"),
-    (r"\frac{2^{3.5}\pi}{4}+\sqrt[3]{5}", r"\frac{1}{4}\pi \cdot 2^{3.5}+\sqrt[3]{5}"),
-    (r"\frac{\sqrt{8}}{2}", r"\sqrt{2}"),  # the last one before the first batch, the others after it
-]
-"""Make sympy import what it uses and the grammar learn what it predicts, once for all workers"""
+WARM_UP: list[list[str]] = TABLES["warm_up"]
+"""Make sympy import what it uses and the grammar learn what it predicts, once for all workers. The last one is read
+before the first batch, the others after it."""
 
 
 def serve(workers: int, timeout_s: float, memory_limit_mb: int, budget_s: float | None = None) -> None:

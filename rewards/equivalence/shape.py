@@ -10,14 +10,13 @@ import re
 import string
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import product
 from typing import Literal
 
 from rewards.equivalence.kinds import textual
 from rewards.equivalence.plain import depths, enclosed, number
 from rewards.equivalence.text import unwrap
 
-Kind = Literal["leaf", "list", "set", "tuple", "union", "matrix", "relation"]
+Kind = Literal["leaf", "list", "set", "tuple", "union", "intersection", "matrix", "relation"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +34,11 @@ class Node:
 
 _LIST = re.compile(r",? ?\\text\{,?(?:or|and)\} ?|,?(?: |(?<=[)\]}]))(?:or|and)(?: |(?=[-(\[{\\]))|[,;]", re.IGNORECASE)
 _THOUSANDS = re.compile(r"(?<![\w,.^])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9]|,[0-9])")
-_UNION = re.compile(r"\\cup(?![A-Za-z])")
-_RELATION = re.compile(r"[=<>]|\\(?:le|ge|ne|in|approx|equiv|sim)(?![A-Za-z])")
+_OPERATORS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
+    ("relation", re.compile(r"[=<>]|\\(?:le|ge|ne|in|approx|equiv|sim)(?![A-Za-z])")),
+    ("union", re.compile(r"\\cup(?![A-Za-z])")),
+    ("intersection", re.compile(r"\\cap(?![A-Za-z])")),
+)
 _SUCH_THAT = re.compile(r"[A-Za-z](?:\\in\\mathbb\{R\})? ?(?:\\mid(?![A-Za-z])|[|:])(.*)")
 _MATRIX = re.compile(r"([-+\w\\{}./]*?)\\begin\{([pbB]?matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{\2\}", re.DOTALL)
 _ROW, _CELL = re.compile(r"\\\\(?:\[[^\]]*\])?"), re.compile(r"&")
@@ -59,12 +61,11 @@ def parse(text: str, as_list: bool = False) -> Node:
     pieces, marks = _split_list(text, as_list)
     if marks:
         return _list(text, pieces, marks)
-    separators: tuple[tuple[Kind, re.Pattern[str]], ...] = (("relation", _RELATION), ("union", _UNION))
-    for kind, separator in separators:
+    for kind, separator in _OPERATORS:
         pieces, marks = split(text, separator)
         if marks:
             return Node(kind, text, tuple(map(parse, pieces)), tuple(marks))
-    return _enclosed(text) or _signs(text)
+    return _enclosed(text) or _signs(Node("leaf", text))
 
 
 def _split_list(text: str, as_list: bool) -> tuple[list[str], list[str]]:
@@ -100,7 +101,9 @@ def _enclosed(text: str) -> Node | None:
     if match := _MATRIX.fullmatch(text):
         factor = {"": "", "-": "-"}.get(match[1], f"({match[1]})")
         rows = [split(row, _CELL)[0] for row in split(match[3], _ROW)[0] if row]
-        cells = [[parse(f"{factor}({cell})" if factor else cell) for cell in row] for row in rows]
+        cells = [[parse(f"{factor}{{{cell}}}" if factor else cell) for cell in row] for row in rows]
+        if all(len(row) == 1 for row in cells):  # a column
+            return Node("tuple", text, tuple(row[0] for row in cells), ("(", ")"))
         return Node("matrix", text, tuple(Node("tuple", text, tuple(row), ("(", ")")) for row in cells))
     printed = text.startswith("\\{")
     if not enclosed(text[printed:]):
@@ -112,9 +115,9 @@ def _enclosed(text: str) -> Node | None:
     if printed:
         return Node("set", text, _flat(map(parse, pieces)))
     if marks:
-        return _tuple(text, tuple(map(parse, pieces)))
+        return _signs(Node("tuple", text, tuple(map(parse, pieces)), (text[0], text[-1])))
     whole = parse(inside)  # brackets that only hold together: (30^\circ), [5\text{ cm}]
-    return whole if whole.kind == "leaf" and text[0] + text[-1] in ("()", "[]") else None
+    return whole if whole.kind in ("leaf", "union", "intersection") and text[0] + text[-1] in ("()", "[]") else None
 
 
 def _condition(inside: str) -> Node | None:
@@ -127,37 +130,23 @@ def _condition(inside: str) -> Node | None:
     return Node("list", node.text, node.parts, ("and",)) if every else node
 
 
-def _tuple(text: str, parts: tuple[Node, ...]) -> Node:
-    r"""A tuple; with \pm in its entries, the list of the tuples it stands for."""
-    if not any("\\pm" in part.text for part in parts):
-        return Node("tuple", text, parts, (text[0], text[-1]))
-    choices = [part.parts if part.kind == "list" else (part,) for part in parts]
-    if "\\mp" in text:  # the signs change together
-        return Node("list", text, tuple(map(parse, _both_signs(text, "\\pm", "\\mp"))))
-    return Node("list", text, tuple(Node("tuple", text, entries, (text[0], text[-1])) for entries in product(*choices)))
+def _signs(node: Node) -> Node:
+    r"""A leaf or tuple; with \pm, the list of what it stands for.
+
+    a \pm b is a + b and a - b. Each further \pm doubles them, and with \mp all signs change together.
+    """
+    texts = [node.text]
+    if "\\mp" in node.text:
+        texts = [_signed(node.text, {"\\pm": upper, "\\mp": lower}) for upper, lower in ("+-", "-+")]
+    while "\\pm" in texts[0] and len(texts) < 64:
+        texts = [_signed(text, {"\\pm": sign}, count=1) for text in texts for sign in "+-"]
+    return node if texts == [node.text] else Node("list", node.text, tuple(map(parse, texts)))
 
 
-def _signs(text: str) -> Node:
-    r"""a \pm b is the two answers a + b and a - b; each further \pm doubles them, and \mp follows the \pm."""
-    if "\\pm" not in text and "\\mp" not in text:
-        return Node("leaf", text)
-    texts = [text]
-    if "\\mp" in text:
-        texts = _both_signs(text, "\\pm", "\\mp")
-    while "\\pm" in texts[0] and len(texts) < 16:
-        texts = [signed for each in texts for signed in _both_signs(each, "\\pm")]
-    return Node("list", text, tuple(Node("leaf", each) for each in texts))
-
-
-def _both_signs(text: str, plus_minus: str, minus_plus: str = "") -> list[str]:
-    r"""The text with the upper and with the lower signs: of all \pm and \mp together, or of the first \pm alone."""
-    count = -1 if minus_plus else 1
-    signed = []
-    for upper, lower in ("+-", "-+"):
-        each = text.replace(plus_minus, upper, count)
-        each = each.replace(minus_plus, lower) if minus_plus else each
-        signed.append(re.sub(r"^\+|(?<=[({\[,])\+", "", each))
-    return signed
+def _signed(text: str, signs: dict[str, str], count: int = -1) -> str:
+    for command, sign in signs.items():
+        text = text.replace(command, sign, count)
+    return re.sub(r"^\+|(?<=[({\[,])\+", "", text)
 
 
 _DENIALS = r"(?!.*\b(?:not|no|never|wrong|except|than|minus|negative|or|and)\b)"
@@ -166,6 +155,25 @@ _NAME = re.compile(
     r"(?:\^\{-1\})?(?:\([A-Za-z](?:,[A-Za-z])*\))?"
     r"|\((?:(?:[A-Za-z]|\\[a-z]+),? ?)+\)|\\(?:angle|overline|triangle|bar|hat|vec|dot|ddot)\{?[A-Za-z]+\}?"
 )
+
+
+def by_name(node: Node) -> dict[str, Node]:
+    """The value of each name in (x,y)=(1,2) and in x=1, y=2; {} for any other node."""
+    named = [assignment(part) for part in node.parts] if node.kind == "list" and not node.says("or") else []
+    values = dict(filter(None, named))
+    if values and len(values) == len(node.parts):
+        return values
+    if node.kind == "relation" and node.marks == ("=",) and {part.kind for part in node.parts} == {"tuple"}:
+        names, entries = (part.parts for part in node.parts)
+        values = {name.text: entry for name, entry in zip(names, entries, strict=False)}
+        return values if _NAME.fullmatch(node.parts[0].text) and len(values) == len(names) == len(entries) else {}
+    return {}
+
+
+def set_depth(node: Node) -> int:
+    r"""How deep sets are nested in sets: 0 for 5, 1 for \{5\} and \emptyset, 2 for \{\emptyset\}."""
+    inner = max(map(set_depth, node.parts), default=0)
+    return inner + 1 if node.kind == "set" else max(inner, int(node.text == "\\emptyset"))
 
 
 def assignment(node: Node) -> tuple[str, Node] | None:

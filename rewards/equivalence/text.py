@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+import unicodedata
 
 from rewards.equivalence.plain import depths, enclosed
+from rewards.equivalence.tables import TABLES, rewrite, rules
 
 
 def squeeze(text: str) -> str:
@@ -13,87 +14,37 @@ def squeeze(text: str) -> str:
     return re.sub(r"\{(\w)\}", r"\1", re.sub(r"\s", "", text))
 
 
-_CHARACTERS = str.maketrans(
-    {
-        "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": r"\div ", "π": r"\pi ",
-        "θ": r"\theta ",
-        "°": r"^\circ ", "∞": r"\infty ", "√": r"\sqrt ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ",
-        "∩": r"\cap ", "∈": r"\in ", "±": r"\pm ", "∓": r"\mp ", "≈": r"\approx ", "∅": r"\emptyset ", "²": "^2",
-        "³": "^3", "¹": "^1", "⁰": "^0", "′": "'", "’": "'", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u200b": "",
-        "…": r"\ldots ", "—": "-", "‐": "-", "‑": "-", "‒": "-", "。": ".", "、": ",", "“": "", "”": "", "µ": "μ",
-        "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "⟨": "(", "⟩": ")", "⁄": "/",
-    }
-    | {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}  # full width
-)  # fmt: skip
-
-_COMMANDS = {
-    "dfrac": r"\frac", "tfrac": r"\frac", "cfrac": r"\frac", "leq": r"\le", "leqslant": r"\le", "geq": r"\ge",
-    "geqslant": r"\ge", "neq": r"\ne", "lt": "<", "gt": ">", "lbrace": r"\{", "rbrace": r"\}", "lbrack": "[",
-    "rbrack": "]", "varnothing": r"\emptyset", "degree": r"\degree ", "langle": "(", "rangle": ")", "colon": ":",
-} | dict.fromkeys(
-    ["displaystyle", "textstyle", "limits", "nolimits", "hfill", "quad", "qquad", "thinspace"], " "
-)  # fmt: skip
-"""Commands with another spelling, and commands that only set type"""
-_ORDINAL = "-?(?:st|nd|rd|th)"
-_OPEN_TEXT = r",? ?(?:\\text\{)?[, ]*(?:(?:where|for|with) ?)?\}? ?"
-_REWRITE_RULES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
-    (r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\s*\.?(?=[\s()\[\]|\\.]|$)", ""),
-    (r"\\([A-Za-z]+)", lambda match: _COMMANDS.get(match[1], match[0])),
-    (r"\\!\s*", ""),
-    (r"(?<=\w) ?(?:\{:\}|:) ?(?=\w)", ":"),
-    (r"\\(?:[mh]box|text(?:rm|bf|it|normal|sf|tt)|math(?:rm|bf|it|sf)|rm|bf|ce)\s*\{", r"\\text{"),
-    (r"(?<=[0-9])(?:\\[,;:]|\\ |~|\{,\})(?=[0-9]{3}(?![0-9]))", ""),  # thousands: 10\,080 and 10{,}080
-    (  # 19,000 J, but not 1,200 and 3
-        r"(?<![0-9,.])[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?(?=\s*(?:\\text\{|[A-Za-z]))"
-        r"(?!\s*(?:\\text\{,?\s*)?(?:and|or)\b)",
-        lambda match: match[0].replace(",", ""),
-    ),
-    (r"(?<!\\)\\[,;: ]|~", " "),
-    (r"\^\s*(?:\\prime(?![A-Za-z])|\{\s*\\prime\s*\})", "'"),
-    (
-        rf"(?<=[0-9])(?:\^\{{(?:\\text\{{{_ORDINAL}\}}|{_ORDINAL})\}}|\^?\\text\{{ ?{_ORDINAL} ?\}}|{_ORDINAL}\b)",
-        "",
-    ),
-    (r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\text\{\s*degrees?\s*\}", r"\\degree "),
-    (r"\\text\{\s*(?:percent|per cent)\s*\}|(?<=[0-9])\s*percent\b|(?<!\\)%", r"\\%"),
-    (r"(?<![A-Za-z\\0-9.])([0-9]+\.?[0-9]*|\.[0-9]+)[eE]([+-]?[0-9]{1,9})(?![0-9A-Za-z.])", r"\1\\times10^{\2}"),
-    (r"(?<=[0-9])\s*(?:[xX*]|\\times|\\cdot)\s*10\s*(?:\^|\*\*)\s*", r"\\times10^"),
-    (r"\^\s*([+-]\s*[0-9]+)", r"^{\1}"),
-    (r"\*\*", "^"),
-    (r"\\text\{\s*\}|\s+", " "),
-    (r" ?([-+*/=<>|()\[\]{}^_&]) ?", r"\1"),
-    (r"\\text\{([ie])\}", r"\1"),  # the constants, set upright: no units
-    (r" (?=\\)", ""),
-    (r"(\\[A-Za-z]+) (?![A-Za-z])", r"\1"),
-    (r"\\in(?:\\mathbb ?\{?| |\\text\{)([RQZNC])\}?(?![A-Za-z])", r"\\in\\mathbb{\1}"),
-    (rf"{_OPEN_TEXT}(?:(?:any|all|every|some|an) )?integers? ?\}}? ?([a-z])\}}?$", r",\1\\in\\mathbb{Z}"),
-    (
-        rf"{_OPEN_TEXT}(?<![A-Za-z\\])([a-z]) ?(?:\\text\{{)? ?(?:(?:is|being|be|an|any|some) )+integer ?\}}?$",
-        r",\1\\in\\mathbb{Z}",
-    ),
-    (
-        r",? ?(?:\\text\{,? ?for (?:all|every|any)(?: real)?(?: numbers?)? ?\}|for (?:all|every|any)|\\forall) ?"
-        r"(?:real )?[A-Za-z](?:\\in\\mathbb\{[RQZN]\})?$",
-        "",
-    ),
-]
-_REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in _REWRITE_RULES]
+_CHARACTERS = str.maketrans(TABLES["characters"])
+_SPELLINGS = rules(
+    TABLES["spellings"],
+    COMMAND=lambda match: TABLES["commands"].get(match[1], match[0]),
+    PLAIN=lambda match: match[0].replace(",", ""),
+)
+_HARMLESS = rules(TABLES["harmless"])
+_RAISED, _LOWERED = (
+    "".join(filter(lambda letter: unicodedata.decomposition(letter).startswith(script), map(chr, range(0x80, 0x2200))))
+    for script in ("<super>", "<sub>")
+)
+_SCRIPTS = re.compile(f"([{_RAISED}]+)|[{_LOWERED}]+|[¼-¾⅐-⅞]")
 _DELIMITERS = re.compile(r"(?<!\\)(?:\$|\\[()\[\]])")
-_MONEY = re.compile(r"(\\\$|[€£¥]|(?<!\\)\$(?=[^$]*$))\s*(-?[0-9](?:[0-9.]|(?:,|\{,\})(?:\\!)?\s*(?=[0-9]{3}))*)")
+_MONEY = re.compile(
+    r"((?:\\text\{US\} ?|(?<![A-Za-z])USD? ?)?(?:\\\$|(?<!\\)\$(?=[^$]*$))"
+    r"|[€£¥]|(?<![A-Za-z])(?:USD|EUR|GBP)(?= ?[0-9]))"
+    r"\s*(-?[0-9](?:[0-9.]|(?:[ ,]|\{,\}|\\,)(?:\\!)?\s*(?=[0-9]{3}))*)(?: ?USD?\b)?"
+)
 
 
 def clean(text: str) -> str:
     """One spelling of the answer; never joins two numbers. Commands that only set type are gone."""
-    text = text.translate(_CHARACTERS).strip().strip('"')
+    text = _SCRIPTS.sub(_script, text.translate(_CHARACTERS))
+    text = unicodedata.normalize("NFKC", text).strip().strip('"')
     if text.startswith("**") and text.endswith("**"):
         text = text.strip("*")
     if text.count("$") % 2 == 0:
         text = re.sub(r"(?<!\\)\$", " ", text)
-    text = _MONEY.sub(lambda match: f"{match[2]} {match[1].strip(chr(92)).replace('$', 'dollar')} ", text)
+    text = _MONEY.sub(lambda match: f"{match[2]} {'dollar' if '$' in match[1] else match[1]} ", text)
     text = unwrap(_DELIMITERS.sub(" ", text).replace("\\$", "").strip())
-    for pattern, replacement in _REWRITES:
-        text = pattern.sub(replacement, text)
-    text = _brace_arguments(text.strip())
+    text = _brace_arguments(rewrite(text, _SPELLINGS).strip())
     while text.endswith(".") and not text.endswith(".."):
         text = text[:-1].rstrip()
     return _rename_integer(unwrap(text))
@@ -114,18 +65,18 @@ def _brace_arguments(text: str) -> str:
     return text
 
 
-_HARMLESS = re.compile(
-    r"^(?:\\text\{ ?)?(?:(?:so|thus|hence|therefore|then),? )?(?:(?:the |my |our )?(?:final |correct )?"
-    r"(?:answer|result|value|solution|total|sum)(?: (?:is|equals|of))*|(?:it |this )?(?:is|equals)|exactly|option|"
-    r"choice)(?:: ?\} ?| ?\}:? ?|: ?| )(?=[^=])"
-    r"|,? ?(?:\\text\{ ?)?(?:in total|in all|altogether|total|exactly) ?\}?$",
-    re.IGNORECASE,
-)
+def _script(match: re.Match[str]) -> str:
+    r"""10^{-3} for a run of superscripts, H_2 for one of subscripts, \frac{1}{2} for ½."""
+    plain = unicodedata.normalize("NFKC", match[0]).replace("−", "-")
+    above, fraction, below = plain.partition("⁄")
+    if fraction:
+        return rf"\frac{{{above}}}{{{below}}}"
+    return ("^" if match[1] else "_") + (plain if len(plain) == 1 else f"{{{plain}}}")
 
 
 def strip_harmless(text: str) -> str:
     """A cleaned answer without the closed list of words that may stand beside a value and do not change it."""
-    return _HARMLESS.sub("", text)
+    return rewrite(text, _HARMLESS)
 
 
 _LETTER = re.compile(r"\\[A-Za-z]+|[A-Za-z]")

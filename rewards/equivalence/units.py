@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from fractions import Fraction
 from typing import NamedTuple
 
 from rewards.equivalence.plain import depths, number
+from rewards.equivalence.tables import TABLES, rewrite, rules
 
 Unit = frozenset[tuple[str, int]]
 """Names with their powers: m/s^2 is {("m", 1), ("s", -2)}"""
@@ -28,55 +29,20 @@ class Quantity(NamedTuple):
     unit: Unit
 
 
-_PREFIXES = {"k": "kilo", "c": "centi", "m": "milli", "μ": "micro", "n": "nano", "p": "pico", "M": "mega", "G": "giga"}
-_PREFIXES |= {"T": "tera", "d": "deci", "f": "femto", "h": "hecto"}
-_PREFIXED = (
-    "m=meter=metre g=gram=gramme s=second=sec A=ampere=amp K=kelvin mol=mole cd=candela Hz=hertz N=newton Pa=pascal "
-    "J=joule W=watt C=coulomb V=volt F=farad Ω=ohm S=siemens Wb=weber T=tesla H=henry L=l=liter=litre eV=electronvolt "
-    "bar cal=calorie Wh B=byte bit bps Bq=becquerel Sv=sievert Gy=gray M=molar"
-)
-_OTHERS = (
-    "in=inch=inches ft=foot=feet yd=yard mi=mile nmi lb=lbs=pound oz=ounce t=ton=tonne h=hr=hour min=minute day=d "
-    "week=wk month year=yr=yrs mph kph=kmh acre hectare gallon=gal quart=qt pint cup tablespoon=tbsp teaspoon=tsp atm "
-    "mmHg torr psi rad=radian sr rpm amu Da D=debye dB hp au ly parsec=pc light-year century=centuries decade "
-    "°=degree=deg °C=degC=celsius °F=degF=fahrenheit %=percent=pct dollar=usd=$=buck cent=¢ euro=eur=€ "
-    "pound_sterling=gbp=£ yen=yuan=cny=rmb=jpy=¥=元 rupee=inr=rs 个=个 人 名 位 只 本 张 件 条 块 次 种 岁 天=天 "
-    "min=分钟 s=秒 h=小时 m=米 "
-    "cm=厘米 km=千米=公里 kg=千克=公斤 g=克 °=度 day=天=日 year=年 ppm ppb u person=people=persons man=men woman=women "
-    "child=children student teacher player team boy girl family=families way point apple orange banana cookie marble "
-    "ball book page coin card pencil pen ticket box=boxes bag seat car bus=buses game goal item object piece part "
-    "pair time step term digit letter word solution choice arrangement combination permutation path triangle square "
-    "rectangle circle side edge vertex=vertices face angle diagonal cube tile row column dot line egg fish dog cat "
-    "chicken cow horse bird sheep animal tree flower plant leaf=leaves pizza slice cake candy=candies dish=dishes "
-    "glass=glasses bottle meal shirt sock shoe hat toy worker employee friend guest member element subset set "
-    "function integer prime factor divisor multiple question problem test vote electron proton neutron atom molecule "
-    "ion photon bond isomer cell gene revolution cycle lap turn trip night"
-)
-_SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
-_SCALES |= {"千": 10**3, "万": 10**4, "亿": 10**8}
-_COMPOUND = {"mph": (("mi", 1), ("h", -1)), "kph": (("km", 1), ("h", -1)), "cc": (("cm", 3),)}
-_POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3, "平方": 2, "立方": 3}
-_LATER_POWERS = {"squared": 2, "cubed": 3}
-_NO_NOUNS = (
-    "a about add after all also an and another any are as at be because before but by divide double each either "
-    "equals except for from half if in incorrect infinity is it least less minus mod more most multiply nan negative "
-    "never no none not of off on only or other over per plus point power root than that the then times to todo twice "
-    "until was were when where with without wrong false true yes"
-)
-"""Words that a noun behind a number cannot be, not even in a ground truth"""
+_UNITS = TABLES["units"]
 
 
 def _table() -> dict[str, str]:
     """Every spelling of a unit -> its name. Symbols keep their case, words are in lower case and singular."""
     table: dict[str, str] = {}
-    for group in _OTHERS.split():
+    for group in _UNITS["others"].split():
         table |= dict.fromkeys(group.split("="), group.split("=")[0])
-    for group in _PREFIXED.split():
+    for group in _UNITS["prefixed"].split():
         symbol, *words = group.split("=")
-        for prefix, spoken in [("", ""), *_PREFIXES.items()]:
+        for prefix, spoken in [("", ""), *_UNITS["prefixes"].items()]:
             table.setdefault(prefix + symbol, prefix + symbol)
             table |= {(prefix if len(word) == 1 else spoken) + word: prefix + symbol for word in words}
-    return table | {"unit": "", "mcg": "μg"}
+    return table
 
 
 _TABLE = _table()
@@ -87,18 +53,7 @@ _TOKEN = re.compile(
     r"(?:\^\{?|(?<=[A-Za-z]))(-?[0-9])(?![0-9])\}?|([/()])|(°C|°F|[^\W\d_]+(?:-year)?|[%°$¢€£¥])|(\s+|\\cdot|[*.-])|(.)",
     re.DOTALL,
 )
-_SPELLINGS: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
-    (r"\\text\{((?:[^{}]|\{[^{}]*\})*)\}", r" \1 "),
-    (r"\\degree ?|\bdegrees? (?=[CFcf])", "°"),
-    (r"°\s*([CF])(?:elsius|ahrenheit)?\b", r"°\1"),
-    (r"°\s*c(?=elsius)|°\s*f(?=ahrenheit)", lambda match: match[0].strip()[-1]),
-    (r"\\%", "%"),
-    (r"\\mu\s*|[µμ]", "μ"),
-    (r"\\Omega", "Ω"),
-    (r"\bper\b|每", "/"),
-    (r"平方|立方", r"\g<0> "),
-]
-_SPELLED = [(re.compile(pattern), replacement) for pattern, replacement in _SPELLINGS]
+_SPELLINGS = rules(_UNITS["spellings"])
 
 
 def quantity(text: str, nouns: Collection[str] | None = (), glued: bool = True) -> Quantity:
@@ -125,41 +80,50 @@ def quantity(text: str, nouns: Collection[str] | None = (), glued: bool = True) 
     return Quantity(text, Fraction(1), frozenset())
 
 
+_PIECE = r"([0-9][0-9.]*(?:\\frac\{[0-9]+\}\{[0-9]+\})?) ?([^\W\d_]+|[°']+) ?(?:,? ?and\b|,)? ?(?=[0-9]|$)"
+_PIECES = re.compile(f"(?:{_PIECE}){{2,4}}")
+
+
+def compound(text: str) -> tuple[str, ...]:
+    """The values and units of 2 h 30 min, the largest unit first; () for any other text. `\\text{}` is gone."""
+    text = rewrite(text, _SPELLINGS)
+    pieces = re.findall(_PIECE, text) if _PIECES.fullmatch(text) else []
+    names = [_name(word, ()) or word for _, word in pieces]
+    if any(names == [name for name in family if name in names] for family in _UNITS["families"] if names):
+        return tuple(f"{number(value)} {name}" for (value, _), name in zip(pieces, names, strict=True))
+    return ()
+
+
 def _unit(text: str, nouns: Collection[str] | None) -> tuple[Fraction, Unit] | None:
     """Factor and unit that a text spells; None where one of its words is no unit."""
-    for pattern, replacement in _SPELLED:
-        text = pattern.sub(replacement, text)
     powers: Counter[str] = Counter()
     factor = Fraction(1)
-    sign = 1
+    sign = exponent = 1
     group = 0
-    wanted = 1
     last: str | None = None
-    for power, mark, word, _, other in _TOKEN.findall(text):
-        if other:
+    for power, mark, word, _, other in _TOKEN.findall(rewrite(text, _SPELLINGS)):
+        lower = word.lower()
+        if other or (power and last is None):
             return None
-        if power:
-            if last is None:
-                return None
+        if power and last is not None:
             powers[last] += (int(power) - 1) * (1 if powers[last] > 0 else -1)
         elif mark:
             group += {"(": 1, ")": -1}.get(mark, 0)
             sign = -1 if mark == "/" else sign if mark == "(" else 1
-        elif word in _LATER_POWERS and last is not None:
-            powers[last] *= _LATER_POWERS[word]
-        elif word.lower() in _POWERS:
-            wanted = _POWERS[word.lower()]
-        elif word.lower() in _SCALES or word.lower().rstrip("s") in _SCALES:
-            factor *= _SCALES.get(word.lower()) or _SCALES[word.lower().rstrip("s")]
+        elif word in _UNITS["later_powers"] and last is not None:
+            powers[last] *= _UNITS["later_powers"][word]
+        elif lower in _UNITS["powers"]:
+            exponent = _UNITS["powers"][lower]
+        elif scale := _UNITS["scales"].get(lower.rstrip("s")):
+            factor *= scale
         elif word:
-            if (name := _name(word, nouns)) is None:
+            if (last := _name(word, nouns)) is None:
                 return None
-            for base, exponent in _COMPOUND.get(name, ((name, 1),)):
-                powers[base] += sign * wanted * exponent
-            last = name
-            wanted = 1
+            for base, power_of_base in _UNITS["compound"].get(last, [(last, 1)]):
+                powers[base] += sign * exponent * power_of_base
+            exponent = 1
             sign = sign if group else 1
-    if wanted != 1 or (last is None and factor == 1):
+    if exponent != 1 or (last is None and factor == 1):
         return None
     powers.pop("", None)
     return factor, frozenset((name, power) for name, power in powers.items() if power)
@@ -172,5 +136,5 @@ def _name(word: str, nouns: Collection[str] | None) -> str | None:
             return _TABLE[spelling]
     singular = lower.removesuffix("s")
     if nouns is None:
-        return singular if len(word) > 2 and word.isalpha() and lower not in _NO_NOUNS.split() else None
+        return singular if len(word) > 2 and word.isalpha() and lower not in _UNITS["no_nouns"].split() else None
     return singular if singular in nouns else None
