@@ -1,4 +1,4 @@
-"""How fast the grader is, and how often it is wrong on tests/rewards/pairs.jsonl, beside math-verify.
+"""Speed of the grader, and its errors on tests/rewards/pairs.jsonl, beside math-verify.
 
 python -m benchmarks.grading speed        completions a second
 python -m benchmarks.grading pairs        false positives and negatives by category
@@ -39,7 +39,7 @@ def speed(workers: int) -> None:
     rng, rows = random.Random(1), [(row["answer"], row["truth"]) for row in labelled()]
     repeated = rng.choices(rows[:20], [1 / (rank + 1) for rank in range(20)], k=len(rows))
     reward = MultiSignalMathReward(workers=workers)
-    for _ in range(2):  # the server goes on warming up after the first
+    for _ in range(2):  # the server still warms up after the first
         reward.verifier.ask([(r"\sqrt{2}", r"\sqrt{3}")])
     contenders: dict[str, Callable[[list[Case]], list[bool]]] = {
         "math-verify": plain,

@@ -29,7 +29,7 @@ DEFAULT_MODEL = "Qwen/Qwen2.5-Math-1.5B"
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """How a benchmark is sampled; temperature 0 is greedy."""
+    """Sampling of a benchmark; temperature 0 is greedy."""
 
     samples: int
     temperature: float

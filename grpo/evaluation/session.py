@@ -42,7 +42,7 @@ AUDITED = 0.6
 
 @dataclass(frozen=True)
 class EvalRequest:
-    """What to evaluate and how. None and () leave the choice to the run that a model comes from, else to the paper."""
+    """Models, benchmarks and settings. None and () mean those of the run that a model comes from, else of the paper."""
 
     benchmarks: tuple[str, ...] = ()
     """Names, files or data sets; () with `run`: the held-out sets of the run"""

@@ -18,7 +18,7 @@ from rewards.equivalence.shape import Node, assignment
 
 
 def equal(first: sympy.Basic, second: sympy.Basic) -> bool:
-    """Whether two expressions are provably the same."""
+    """Returns whether two expressions are provably the same."""
     if first == second:
         return True
     if not (isinstance(first, sympy.Expr) and isinstance(second, sympy.Expr)):
@@ -28,7 +28,7 @@ def equal(first: sympy.Basic, second: sympy.Basic) -> bool:
 
 
 def is_zero(difference: sympy.Expr) -> bool:
-    """Whether a difference is refuted by numbers, or proved by algebra or at random points. Neither is not zero."""
+    """Returns whether a difference is zero: refuted by numbers, proved by algebra or at random points, else not."""
     if difference.has(sympy.factorial, sympy.binomial, sympy.gamma):
         difference = sympy.gammasimp(difference)
     if difference.is_Rational:
@@ -52,7 +52,7 @@ POINTS = 8
 
 
 def _vanishes(difference: sympy.Expr, symbols: list[sympy.Symbol]) -> bool:
-    """Whether an analytic expression is zero at random points of either sign and of many sizes."""
+    """Returns whether an analytic expression is zero at random points of either sign and of many sizes."""
     if difference.has(*_PIECEWISE):
         return False
     rng = random.Random(str(difference))
@@ -69,7 +69,7 @@ def _vanishes(difference: sympy.Expr, symbols: list[sympy.Symbol]) -> bool:
 
 
 def _nonzero(value: sympy.Expr) -> bool:
-    """Whether evaluation shows that a constant is not zero (evalf tracks its own accuracy)."""
+    """Returns whether evaluation shows that a constant is not zero (evalf tracks its own accuracy)."""
     if not value.is_number:
         return False
     parts = value.evalf(15, maxn=2000).as_real_imag()
@@ -77,13 +77,13 @@ def _nonzero(value: sympy.Expr) -> bool:
 
 
 def _is_algebraic_zero(value: sympy.Expr) -> bool:
-    """Whether the minimal polynomial of a constant is x; decides all roots, and cosines of fractions of pi."""
+    """Returns whether the minimal polynomial of a constant is x; decides all roots, and cosines of fractions of pi."""
     x = sympy.Dummy("x")
     return bool(value.is_number and value.is_algebraic) and sympy.minimal_polynomial(value, x) == x
 
 
 def same_equations(truth: Node, answer: Node) -> bool:
-    """Whether two equations, inequalities or chains of them say the same, side by side, from either end."""
+    """Returns whether two equations, inequalities or chains of them mean the same, side by side, from either end."""
     with suppress(Unreadable):
         expected, given = _sides(truth), _sides(answer)
         if len(expected) == len(given):
@@ -92,7 +92,7 @@ def same_equations(truth: Node, answer: Node) -> bool:
 
 
 def same_points(truth: Node, answer: Node) -> bool:
-    """Whether two intervals, unions or inequalities in one unknown describe the same set of real numbers."""
+    """Returns whether two intervals, unions or inequalities in one unknown describe the same set of real numbers."""
     with suppress(Unreadable):
         expected, given = point_set(truth), point_set(answer)
         asked, unknown = _unknowns(truth), _unknowns(answer)

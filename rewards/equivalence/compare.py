@@ -88,7 +88,7 @@ def _read(node: Node, nouns: Sequence[str] | None) -> None:
 
 
 def same(truth: Node, answer: Node) -> bool:
-    """Whether the answer is the ground truth. Not symmetric: the ground truth says how the answer is to be read."""
+    """Returns whether the answer is the ground truth. Not symmetric: the ground truth decides how it is read."""
     depths = {set_depth(truth), set_depth(answer)}
     if len(depths) > 1 and max(depths) > 1:  # \{5\} may be 5, but \{\emptyset\} is not \emptyset
         return False
@@ -128,7 +128,7 @@ def _one_value(node: Node) -> Node | None:
 
 
 def _is_rounding(exact: Node, decimal: Node) -> bool:
-    """Whether a plain decimal is the correct rounding of an exact number (half a unit of its last digit)."""
+    """Returns whether a plain decimal is the correct rounding of an exact number (half a unit of its last digit)."""
     given = number(decimal.text)
     digits = decimal.text.partition(".")[2]
     if given is None or not re.fullmatch(r"[0-9]*", digits):
@@ -186,7 +186,7 @@ def _letters(node: Node) -> str:
 
 
 def _may_be_points(truth: Node, answer: Node) -> bool:
-    """Whether both may describe sets of reals in different ways. An equation as an answer restates the question."""
+    """Returns whether both may describe sets of reals differently. An equation as an answer restates the question."""
     if truth.kind == answer.kind and truth.kind not in ("union", "intersection", "relation"):
         return False
     if answer.kind == "relation" and ("=" in answer.marks or (truth.kind == "list" and not truth.says("and"))):
@@ -231,7 +231,7 @@ _MAYBE_ALGEBRA = ("letter", "option", "size", "hybrid")
 
 
 def same_text(truth: str, answer: str) -> bool:
-    """Whether two cleaned texts without structure are equal: as texts of a kind, as quantities, else by algebra."""
+    """Returns whether two cleaned texts without structure are equal: as texts, as quantities, else by algebra."""
     if truth == answer:
         return truth != ""
     expected, given = (None if numeral(text) else textual(text) for text in (truth, answer))
@@ -246,7 +246,7 @@ def same_text(truth: str, answer: str) -> bool:
 
 
 def _may_be_algebra(text: Text) -> bool:
-    """Whether a text beside mathematics may be a product: x, ab, 2 \\times 3."""
+    """Returns whether a text beside mathematics may be a product: x, ab, 2 \\times 3."""
     return text.kind in _MAYBE_ALGEBRA or (text.kind == "words" and len(text.written) < 4)
 
 
@@ -294,11 +294,11 @@ _OPERATION = re.compile(
     r"|^(?!\(*[0-9]+\)*!\)*$).*[0-9]\)*!"  # a factorial beside anything else
     r"|^(?!.*(?:binom|choose)).*[0-9}!)][+-]"  # a sum or difference of anything
 )
-"""Numbers with an operation still to do (a factor of 1 is none): no answer to a ground truth that is a number"""
+"""Numbers with an operation still to do (a factor of 1 does not count): no answer to a ground truth that is a number"""
 
 
 def _same_value(truth: str, answer: str, factor: Fraction | sympy.Expr) -> bool:
-    """Whether the answer's value times the factor is the ground truth's."""
+    """Returns whether the answer's value times the factor is the ground truth's."""
     if base := numeral(truth):  # 42 restates the question whose answer is 52_8
         return base == numeral(answer)
     expected, given = number(truth), number(answer)

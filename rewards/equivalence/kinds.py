@@ -141,7 +141,7 @@ def _words(plain: str, text: str) -> Text | None:
 
 
 def same_kind(truth: Text, answer: Text) -> bool:
-    """Whether two texts have equal parts. Case does not count in words and options, but CO is not Co."""
+    """Returns whether two texts have equal parts. Case does not count in words and options, but CO is not Co."""
     if {truth.kind, answer.kind} <= {"letter", "option"}:
         (expected,), (given,) = truth.parts, answer.parts
         choice = "option" in (truth.kind, answer.kind) or expected in "abcdABCDE"

@@ -25,7 +25,7 @@ MAX_EXPONENT = 2000
 
 
 class Unreadable(ValueError):
-    """The text is not an answer this package can read; the message says why."""
+    """The text is not an answer this package can read; the message has the reason."""
 
 
 def alternatives(value: Any) -> tuple[str, ...]:
@@ -76,7 +76,7 @@ def shortest(text: str) -> str:
 
 
 def written_out(text: str) -> bool:
-    """Whether a decimal has all the digits of a float that no short decimal means."""
+    """Returns whether a decimal has all the digits of a float that no short decimal means."""
     return bool(_LONG.fullmatch(text)) and len(text.strip("-0.")) > LONG_DIGITS and repr(float(text)) == text
 
 
@@ -127,7 +127,7 @@ _NESTING = re.compile(r"\\begin|\\end|[{}()\[\]]")
 
 
 def depths(text: str) -> list[int]:
-    """How many brackets and environments are open behind each character; any bracket closes any other."""
+    """The number of open brackets and environments behind each character; any bracket closes any other."""
     steps = [0] * len(text)
     for match in _NESTING.finditer(text):
         steps[match.start()] = 1 if match.group() in _OPENS else -1
@@ -135,7 +135,7 @@ def depths(text: str) -> list[int]:
 
 
 def enclosed(text: str) -> bool:
-    """Whether the last character closes the bracket that the text begins with."""
+    """Returns whether the last character closes the bracket that the text begins with."""
     depth = depths(text)
     return text[:1] in ("{", "(", "[") and depth[-1] == 0 and 0 not in depth[:-1]
 

@@ -28,7 +28,7 @@ class Node:
     """The two brackets of a tuple; the operators of a relation; the separator words of a list"""
 
     def says(self, word: str) -> bool:
-        """Whether it is a list with this word between its parts."""
+        """Returns whether it is a list with this word between its parts."""
         return self.kind == "list" and word in " ".join(self.marks).lower()
 
 
@@ -171,7 +171,7 @@ def by_name(node: Node) -> dict[str, Node]:
 
 
 def set_depth(node: Node) -> int:
-    r"""How deep sets are nested in sets: 0 for 5, 1 for \{5\} and \emptyset, 2 for \{\emptyset\}."""
+    r"""Depth of sets in sets: 0 for 5, 1 for \{5\} and \emptyset, 2 for \{\emptyset\}."""
     inner = max(map(set_depth, node.parts), default=0)
     return inner + 1 if node.kind == "set" else max(inner, int(node.text == "\\emptyset"))
 

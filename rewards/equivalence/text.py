@@ -10,7 +10,7 @@ from rewards.equivalence.tables import TABLES, rewrite, rules
 
 
 def squeeze(text: str) -> str:
-    """What is compared where only text can be: no white space, and no braces that TeX does not need."""
+    """The form in which texts are compared: no white space, and no braces that TeX does not need."""
     return re.sub(r"\{(\w)\}", r"\1", re.sub(r"\s", "", text))
 
 

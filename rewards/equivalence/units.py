@@ -47,7 +47,7 @@ def _table() -> dict[str, str]:
 
 _TABLE = _table()
 _OPEN_VALUE = re.compile(r"(?:[-+/=^]|\\cdot|\\times)$|\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
-"""What no unit stands behind: an operator, or a function of an angle in degrees"""
+"""Texts that no unit follows: an operator, or a function of an angle in degrees"""
 _START = re.compile(r"\\text\{|\\(?:degree|%|mu|Omega)(?![A-Za-z])|(?<![\\A-Za-z{_^])[A-Za-zΩμ¢€£¥]|[一-鿿]")
 _TOKEN = re.compile(
     r"(?:\^\{?|(?<=[A-Za-z]))(-?[0-9])(?![0-9])\}?|([/()])|(°C|°F|[^\W\d_]+(?:-year)?|[%°$¢€£¥])|(\s+|\\cdot|[*.-])|(.)",
