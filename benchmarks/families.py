@@ -29,9 +29,9 @@ from transformers.utils import logging
 from data.tiny_base import make_tokenizer
 from grpo.engines.base import SamplingParams
 from grpo.engines.torch_engine import TorchEngine
-from grpo.errors import UserError
+from grpo.errors import UserError, first_line
 from grpo.model_check import prove
-from grpo.policy import Policy, first_line, without_dropout
+from grpo.policy import Policy, without_dropout
 from grpo.settings import Config
 from grpo.types import Request
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 
-from grpo.errors import UserError
+from grpo.errors import UserError, first_line
 from grpo.settings import Config
 from grpo.types import Problem
 
@@ -111,8 +111,7 @@ class ChatTemplate:
                     chat, tokenize=False, add_generation_prompt=generation, **pinned
                 )
         except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"the model's chat template cannot write this prompt: {reason}") from error
+            raise UserError(f"the model's chat template cannot write this prompt: {first_line(error)}") from error
 
     @cached_property
     def no_system(self) -> Chat:

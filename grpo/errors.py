@@ -36,6 +36,11 @@ class Interrupted(KeyboardInterrupt):
         self.code = 128 + number
 
 
+def first_line(error: Exception) -> str:
+    """The first line of the message; without a message the exception's type."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """True for the exceptions by which Python and torch, on a CPU and on a GPU, report that memory does not suffice."""
     return isinstance(error, MemoryError) or any(text in str(error) for text in OUT_OF_MEMORY)

@@ -22,9 +22,9 @@ from grpo import lora
 from grpo.attention import NAME
 from grpo.engines.base import SamplingParams
 from grpo.engines.torch_engine import TorchEngine
-from grpo.errors import UserError, is_out_of_memory
+from grpo.errors import UserError, first_line, is_out_of_memory
 from grpo.packing import pack, sequence_length
-from grpo.policy import Policy, first_line
+from grpo.policy import Policy
 from grpo.types import Request, Sample
 
 TEXT = "2 + 3 = 5, 6 * 7 ="

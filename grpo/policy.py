@@ -26,7 +26,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from grpo import attention, hub, lora
 from grpo.chat_template import stop_ids
-from grpo.errors import UserError
+from grpo.errors import UserError, first_line
 from grpo.linear import packs, product
 from grpo.logprob import addmm, token_logprobs
 from grpo.packing import Batch
@@ -368,7 +368,3 @@ def is_rms_norm(module: torch.nn.Module) -> bool:
 
 def _rms_norm(module: Any, x: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
-
-
-def first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

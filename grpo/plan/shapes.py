@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from grpo import hub
 from grpo.engines.base import EngineCosts, kv_elements
-from grpo.errors import UserError
+from grpo.errors import UserError, first_line
 from grpo.plan.hardware import KNOWN, Hardware
 from grpo.settings import Config, flat
 
@@ -85,10 +85,9 @@ def model_config(name: str, trust_remote_code: bool = False, known: bool = True)
     try:
         return _completed(AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code))
     except (OSError, ValueError) as error:
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"cannot read the configuration of the model {name}: {line}; give a folder with config.json, or a Hugging "
-            "Face id and a network"
+            f"cannot read the configuration of the model {name}: {first_line(error)}; give a folder with config.json, "
+            "or a Hugging Face id and a network"
         ) from error
 
 

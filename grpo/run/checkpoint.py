@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from grpo.errors import UserError
+from grpo.errors import UserError, first_line
 from grpo.learner import Learner
 from grpo.policy import Policy
 from grpo.run import files
@@ -71,7 +71,7 @@ class TrainingState:
         except (RuntimeError, SafetensorError) as error:  # a full disk, in the words of these libraries
             if isinstance(error, RuntimeError) and TORCH_WRITER not in str(error):
                 raise
-            raise OSError(str(error).splitlines()[0]) from error
+            raise OSError(first_line(error)) from error
 
     def read(self, folder: Path) -> None:
         """Checks everything, then changes the state.
@@ -90,7 +90,7 @@ class TrainingState:
             check_identity(folder, saved, self.identity)
             check_reward(folder, saved, self.identity)
         except (torch.serialization.pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
-            raise ValueError(f"{TRAINER} cannot be read: {str(error).splitlines()[0]}") from error
+            raise ValueError(f"{TRAINER} cannot be read: {first_line(error)}") from error
         self.learner.optimizer.load_state_dict(saved["optimizer"])
         self.learner.bad_steps, self.learner.microbatch_tokens = bad_steps, microbatch_tokens
         self.reward.load_state_dict(reward)
