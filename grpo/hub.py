@@ -34,6 +34,12 @@ OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 PATIENCE_S = 3.0
 
 
+def located(name: str, run: Path) -> str:
+    """A file or folder that a run's settings name from where the run was started; any other name as it is."""
+    places = (Path(), *run.absolute().parents, Path(__file__).parents[1])
+    return next((str(place / name) for place in places if (place / name).exists()), name)
+
+
 def require(models: Iterable[str], sets: Iterable[str] = (), data_dir: str | None = None) -> None:
     """Raises UserError where `missing` finds something."""
     if line := missing(models, sets, data_dir):

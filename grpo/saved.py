@@ -11,7 +11,7 @@ from transformers import AutoConfig
 from transformers.utils.logging import disable_progress_bar
 
 from grpo.errors import UserError
-from grpo.hub import base_of
+from grpo.hub import base_of, located
 from grpo.model_check import prove
 from grpo.policy import Policy, compute_dtype, load_plain, load_tokenizer
 from grpo.settings import parse, read_yaml
@@ -73,12 +73,6 @@ def of_run(folder: str) -> list[Target]:
         trained["quant"],
     )
     return [base, *(replace(single(str(path)), step=int(path.name[5:])) for path in checkpoints)]
-
-
-def located(name: str, run: Path) -> str:
-    """A folder that the run's settings name from where the run was started; any other name as it is."""
-    places = (Path(), *run.absolute().parents)
-    return next((str(place / name) for place in places if (place / name).is_dir()), name)
 
 
 def fingerprint(path: str) -> str:

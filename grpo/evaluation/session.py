@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -112,10 +112,9 @@ def evaluations(request: EvalRequest) -> list[Evaluation]:
 def targets(request: EvalRequest) -> Iterator[tuple[Target, Config | None]]:
     """The models, each with the settings of its run; None for a model that belongs to no run."""
     if request.run:
-        base, *checkpoints = saved.of_run(request.run)
+        base_and_checkpoints = saved.of_run(request.run)
         config = run_config(Path(request.run))
-        yield replace(base, path=config.model), config
-        yield from ((checkpoint, config) for checkpoint in checkpoints)
+        yield from ((target, config) for target in base_and_checkpoints)
     for model in request.models:
         folder = Path(model).resolve().parent
         of_run = folder.name == "checkpoints" and (folder.parent / "config.yaml").is_file()

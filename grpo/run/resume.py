@@ -13,6 +13,7 @@ from pathlib import Path
 
 from grpo.cli import Command
 from grpo.errors import UserError
+from grpo.hub import located
 from grpo.run.files import STARTED, append, lines, numbered, read_rows, write
 from grpo.settings import Config, build, changed, dotted, fields, flat, parse, read_yaml, typed
 from grpo.terminal import notify
@@ -105,13 +106,11 @@ def read_config(folder: Path) -> Config:
 
 def relocate_paths(config: Config, folder: Path) -> Config:
     """Finds files that were named from the folder in which the run was started, from any other folder."""
-    places = (Path(), *folder.absolute().parents, Path(__file__).parents[2])
-
-    def find(name: str) -> str:
-        return next((str(place / name) for place in places if (place / name).exists()), name)
-
     named = {name: value for name, value in flat(config).items() if name in PATHS and value}
-    moved = {name: find(value) if isinstance(value, str) else tuple(map(find, value)) for name, value in named.items()}
+    moved = {
+        name: located(value, folder) if isinstance(value, str) else tuple(located(each, folder) for each in value)
+        for name, value in named.items()
+    }
     return changed(config, moved)
 
 
