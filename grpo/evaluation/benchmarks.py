@@ -11,6 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import yaml
+
 from data import rows
 from grpo.chat_template import ChatTemplate
 from grpo.errors import UserError
@@ -31,8 +33,8 @@ DEFAULT_MODEL = "Qwen/Qwen2.5-Math-1.5B"
 class Protocol:
     """Sampling of a benchmark; temperature 0 is greedy."""
 
-    samples: int
-    temperature: float
+    samples: int = 1
+    temperature: float = 0.0
     max_new_tokens: int = 3072
 
     def __str__(self) -> str:
@@ -48,22 +50,14 @@ class Benchmark(NamedTuple):
     protocol: Protocol
 
 
-GREEDY, AVERAGED, SHORT = Protocol(1, 0.0), Protocol(8, 0.6), Protocol(1, 0.0, max_new_tokens=40)
-ARITHMETIC = Path(__file__).resolve().parents[2] / "data" / "arithmetic"
+GREEDY = Protocol()
 FRESH = "fresh_arithmetic"
+DATA = Path(rows.__file__).parent
+TABLE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
 BENCHMARKS = {
-    "math500": Benchmark("math500", 500, GREEDY),
-    "aime24": Benchmark("aime24", 30, AVERAGED),
-    "aime25": Benchmark("aime25", 30, AVERAGED),
-    "amc23": Benchmark("amc23", 40, AVERAGED),
-    "minerva_math": Benchmark("minerva_math", 272, GREEDY),
-    "olympiadbench": Benchmark("olympiadbench", 675, GREEDY),
-    "gsm8k": Benchmark("openai/gsm8k:main:test", 1319, GREEDY),
-    "arithmetic-validation": Benchmark(str(ARITHMETIC / "validation.parquet"), 300, SHORT),
-    "arithmetic-test": Benchmark(str(ARITHMETIC / "test.parquet"), 300, SHORT),
-    FRESH: Benchmark("drawn from --seed", 300, GREEDY),
+    name: Benchmark(place.format(data=DATA), size, Protocol(**sampling))
+    for name, (place, size, sampling) in TABLE.items()
 }
-"""As the paper asks its six: avg@8 at T=0.6 for the small ones (its x8 files are 8 copies of the same rows)."""
 SETS = {
     "all": ["math500", "aime24", "aime25", "amc23", "minerva_math", "olympiadbench"],
     "arithmetic": ["arithmetic-validation", "arithmetic-test"],

@@ -140,7 +140,7 @@ def choose_protocol(name: str, request: EvalRequest, own_limit: int | None) -> P
     temperature = 0.0 if request.audit else request.temperature
     samples = request.samples or (1 if temperature == 0 else paper.samples)
     if temperature is None:
-        temperature = benchmarks.AVERAGED.temperature if samples > 1 else 0.0
+        temperature = benchmarks.find("aime24").protocol.temperature if samples > 1 else 0.0
     if samples > 1 and temperature == 0:
         raise UserError(f"--samples {samples} at --temperature 0 would be {samples} copies; use --temperature 0.6")
     return Protocol(samples, temperature, request.max_new_tokens or own_limit or paper.max_new_tokens)
