@@ -86,6 +86,11 @@ def test_every_command_is_typed_or_has_a_reason(page: Path):
             evaluation.parse(arguments)
 
 
+def test_every_command_that_is_typed_stands_on_a_page():
+    lines = [line for page in PAGES for line in typed_lines(page)]
+    assert TYPED.keys() <= {beginning(line, TYPED | NOT_TYPED) for line in lines}
+
+
 @pytest.fixture(scope="module")
 def typed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
     """Types a command into a copy of the repository, whose .venv is the environment of this test."""
@@ -128,4 +133,3 @@ def test_the_commands_run_as_they_stand(typed: Callable[[str], str]):
             for name, place in places.items():
                 line = line.replace(name, place)
             typed(f"source .venv/bin/activate && {line}{TYPED[key]}")
-    assert not missing, "no page has these"
