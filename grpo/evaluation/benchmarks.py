@@ -52,7 +52,7 @@ class Benchmark(NamedTuple):
 
 GREEDY = Protocol()
 FRESH = "fresh_arithmetic"
-DATA = Path(rows.__file__).parent
+DATA = Path(rows.__file__).resolve().parent
 TABLE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
 BENCHMARKS = {
     name: Benchmark(place.format(data=DATA), size, Protocol(**sampling))
