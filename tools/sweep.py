@@ -126,24 +126,26 @@ def results_settings(config: Config) -> dict[str, str]:
     return decisive(config) | {"steps": typed(config.steps)}
 
 
-def rename_changed(runs: Sequence[Run], preset: str) -> list[Run]:
-    """Gives each run whose folder holds other settings the first free name: NAME-2, NAME-3, ..."""
-    renamed = []
-    for run in runs:
-        names = (run.folder.with_name(f"{run.folder.name}-{number}") for number in itertools.count(2))
-        candidates = itertools.chain([run], (run._replace(folder=folder) for folder in names))
-        renamed.append(next(candidate for candidate in candidates if not changed_settings(candidate, preset)))
-    return renamed
+def settle(runs: Sequence[Run], preset: str, rename: bool) -> list[Run]:
+    """Returns the runs, each with a folder that is new or holds its cell's settings.
 
-
-def refuse_changed(runs: Sequence[Run], preset: str) -> None:
-    """Raises UserError when the folder of a run was trained with other settings than its cell has now."""
+    A folder trained with other settings raises UserError; with `rename` the run takes NAME-2, NAME-3, ...
+    """
+    settled = []
     for run in runs:
-        if changes := changed_settings(run, preset):
-            raise UserError(
-                f"{run.folder} was trained with other settings than cell {run.cell!r} has now: {', '.join(changes)}. "
-                "Give the cell another name, remove the folder, or add --rename to train it under a new name"
-            )
+        candidate = run
+        number = 1
+        while changes := changed_settings(candidate, preset):
+            if not rename:
+                raise UserError(
+                    f"{run.folder} was trained with other settings than cell {run.cell!r} has now: "
+                    f"{', '.join(changes)}. Give the cell another name, remove the folder, or add --rename to train it "
+                    "under a new name"
+                )
+            number += 1
+            candidate = run._replace(folder=run.folder.with_name(f"{run.folder.name}-{number}"))
+        settled.append(candidate)
+    return settled
 
 
 def train(run: Run, preset: str) -> str | None:
@@ -239,10 +241,7 @@ def main(argv: Sequence[str]) -> int:
     cli.add_argument("--rename", action="store_true", help="train a cell that was edited under a new name")
     args = cli.parse_args(argv)
     sweep = read_sweep(args.file)
-    runs = sweep.runs()
-    if args.rename:
-        runs = rename_changed(runs, sweep.preset)
-    refuse_changed(runs, sweep.preset)
+    runs = settle(sweep.runs(), sweep.preset, args.rename)
     try:
         failed = run_all(runs, sweep.preset)
     except KeyboardInterrupt:

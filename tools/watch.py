@@ -1,12 +1,10 @@
 """Shows a run's progress from a second terminal: `python -m tools.watch runs/NAME`.
 
-It only reads the run's folder and asks nvidia-smi where there is one, so it cannot disturb the run.
+It only reads the run's folder, so it cannot disturb the run.
 """
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -23,7 +21,6 @@ from grpo.settings import read_yaml
 RECENT = 10
 SHOWN = 5
 """Number of steps that the time of a step is the median of, and number of steps shown."""
-GPU = "utilization.gpu,memory.used,memory.total,temperature.gpu"
 
 
 def describe(planned: int, rows: list[dict], now: float, finished: bool) -> str:
@@ -48,14 +45,6 @@ def describe(planned: int, rows: list[dict], now: float, finished: bool) -> str:
     return "\n".join([head, *steps])
 
 
-def gpu() -> str:
-    """Returns a line of nvidia-smi for each GPU, or an empty string without nvidia-smi."""
-    if shutil.which("nvidia-smi") is None:
-        return ""
-    done = subprocess.run(["nvidia-smi", f"--query-gpu={GPU}", "--format=csv,noheader"], capture_output=True, text=True)
-    return "".join(f"\n  GPU (load, memory, temperature)  {line}" for line in done.stdout.splitlines())
-
-
 @one_line(OSError)
 def main(argv: Sequence[str]) -> int:
     cli = Parser(prog="python -m tools.watch", description="Shows a run's progress until it is finished.")
@@ -69,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
             finished = (args.run / "summary.json").is_file()
             if sys.stdout.isatty():
                 print("\x1b[H\x1b[2J", end="")  # to the top left of an empty screen
-            print(time.strftime("%H:%M:%S ") + describe(planned, rows, time.time(), finished) + gpu(), flush=True)
+            print(time.strftime("%H:%M:%S ") + describe(planned, rows, time.time(), finished), flush=True)
             if finished or not args.every:
                 break
             time.sleep(args.every)

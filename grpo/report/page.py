@@ -33,7 +33,7 @@ HERE = Path(__file__).resolve().parent
 SCRIPTS = ("text.js", "charts.js", "browser.js")
 IN_THE_BROWSER = ("name", "steps", "metrics", "prompts", "completions")
 RECENT = 10
-"""Number of last steps whose mean the tables show."""
+"""Number of last steps whose mean reward the table shows."""
 
 
 def render(runs: Sequence[Run]) -> str:
@@ -48,14 +48,12 @@ def render(runs: Sequence[Run]) -> str:
         .render(
             runs=runs,
             overview=overview(runs),
-            verdicts=[(run.name, cells) for run in runs if (cells := verdict_table(run))],
             settings=[(run.name, yaml.safe_dump(run.config, sort_keys=False)) for run in runs if run.config],
             differences=config_differences(runs),
             sections=[(name, list(group)) for name, group in groupby(charts, key=lambda chart: chart["section"])],
             folded=folded,
             data={"runs": [{name: getattr(run, name) for name in IN_THE_BROWSER} for run in runs], "charts": charts},
             written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-            recent=RECENT,
             style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
             scripts=[Markup(script) for script in scripts],
             hashes=hashes(scripts),
@@ -127,14 +125,6 @@ def facts(run: Run) -> dict[str, str]:
 
 def values(run: Run, metric: str) -> list[float]:
     return [value for value in run.metrics.get(metric, []) if value is not None]
-
-
-def verdict_table(run: Run) -> dict[str, str]:
-    """Cell -> share over the last steps. Empty when the reward gives no verdicts."""
-    cells = ("right_says_correct", "right_says_wrong", "wrong_says_correct", "wrong_says_wrong", "none")
-    recent = {cell: values(run, f"verdict/{cell}")[-RECENT:] for cell in cells}
-    table = {cell: f"{fmean(shares):.1%}" if shares else "" for cell, shares in recent.items()}
-    return table if any(table.values()) else {}
 
 
 def config_differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
+from rich.table import Table
 
 from grpo.types import Completion
 from rewards import make_reward
-from tools.sample import GREEN, RED, main, side_by_side
+from tools.sample import main, side_by_side
 
 BASE = Path(__file__).resolve().parents[2] / "data" / "tiny-base"
 
@@ -32,25 +34,34 @@ def test_the_same_weights_say_the_same_on_both_sides(run, capsys):
     assert reports.count("model proved") == 2
     lines = page.splitlines()
     assert lines[0].split() == ["base", "|", "step", "3"]
-    cells = [line.split(" | ") for line in lines[1:] if line]
-    assert all(left.strip() == right.strip() for left, right in cells)
-    assert sum("tokens" in left for left, _ in cells) == 3
-    assert any(left.startswith("verify 1 format 1 reflect 1") for left, _ in cells)  # the base knows sums
+    cells = [line.split(" | ") for line in lines[1:] if " | " in line]
+    left, right = ("".join(side).replace(" ", "") for side in zip(*cells, strict=True))  # wrapped at different places
+    assert left == right
+    assert left.count("tokens") == 3
+    assert "verify1format1reflect1" in left  # the base knows sums
 
 
 def test_signals_are_coloured_and_what_a_model_writes_is_not_obeyed():
     reward = make_reward("multi_signal")
-    texts = ["\x1b[31mred\r", "<think>1</think>\\boxed{2}<reflection>correct</reflection>"]
+    texts = ["\x1b[31mred\r[bold]", "<think>1</think>\\boxed{2}<reflection>correct</reflection>"]
     rows = [(text, reward(text, "2"), Completion((1,) * 5, (0.0,) * 5, "length")) for text in texts]
     reward.close()
-    page = side_by_side([("base", rows)], graded=True, width=40, colour=True)
+    page = shown(side_by_side([("base", rows)], graded=True), "standard")
     assert "\\x1b[31mred\\r" in page
-    assert f"{RED}verify 0" in page
-    assert f"{GREEN}verify 1" in page
+    assert "\x1b[31mverify 0" in page  # red
+    assert "\x1b[32mverify 1" in page  # green
     assert "\x1b[31mred" not in page
-    plain = side_by_side([("base", rows)], graded=False, width=40, colour=False)
+    assert "[bold]" in page  # rich's markup in a completion is text
+    plain = shown(side_by_side([("base", rows)], graded=False), None)
     assert "\x1b" not in plain
     assert "verify" not in plain  # without a truth there is nothing to verify
+
+
+def shown(table: Table, colours: str | None) -> str:
+    console = Console(width=60, highlight=False, color_system=colours, force_terminal=colours is not None)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get()
 
 
 @pytest.mark.parametrize(
