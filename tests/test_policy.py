@@ -378,3 +378,14 @@ def test_a_saved_adapter_is_peft_s(folder: Path, tmp_path: Path):
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     merged = PeftModel.from_pretrained(base, tmp_path).merge_and_unload()
     torch.testing.assert_close(logprobs(Policy(merged, policy.tokenizer)), logprobs(policy), rtol=0, atol=1e-5)
+
+
+def test_memory_that_does_not_suffice_for_a_packed_copy_is_the_error_that_is_reported(monkeypatch: pytest.MonkeyPatch):
+    def product(*_):
+        raise MemoryError("no room for a copy")
+
+    policy = Policy(make_tiny_model(dtype=torch.float32, vocabulary=96), make_tokenizer())
+    monkeypatch.setattr("grpo.policy.product", product)
+    with pytest.raises(MemoryError, match="no room"), policy.sampling():
+        pass
+    assert policy.network.training
