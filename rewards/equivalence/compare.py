@@ -289,7 +289,7 @@ def _factors(truth: Quantity, answer: Quantity) -> list:
 
 _PLAIN = r"(?:[0-9][0-9,]*(?:\.[0-9]*)?|\.[0-9]+|\\frac\{[0-9.]+\}\{[0-9.]+\})"
 _OPERATION = re.compile(
-    rf"(?<![\w.}}^\\])(?!1\\cdot){_PLAIN}(?:\)*(?:(?:[+*-]|\\cdot|\\times|\\div)\(*|\(+)|\)+)-?{_PLAIN}"
+    rf"(?<![\w.}}^\\])(?!1\\cdot){_PLAIN}(?:[)\]]*(?:(?:[+*-]|\\cdot|\\times|\\div)\(*|(?:[(\[]|\\{{)+)|[)\]]+)-?{_PLAIN}"
     r"(?!\)*[\w.^!({]|\\(?!cdot|times|div|frac))"
     r"|^(?!\(*[0-9]+\)*!\)*$).*[0-9]\)*!"  # a factorial beside anything else
     r"|^(?!.*(?:binom|choose)).*[0-9}!)][+-]"  # a sum or difference of anything
