@@ -97,16 +97,17 @@ def heat_map(trained: pd.DataFrame, path: Path) -> None:
     """Draws accuracy by training product (rows) and test product (columns), with the training product marked."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(15, 7.5), layout="constrained")
+    figure = Figure(figsize=(15, 1.5 + 0.1 * len(trained.index.unique("example"))), layout="constrained")
     for chart, way in zip(figure.subplots(1, 2), ("sampled", "greedy"), strict=True):
-        matrix = trained.xs(way, level="way").groupby("example").mean().reindex(PRODUCTS)
+        matrix = trained.xs(way, level="way").groupby("example").mean()
+        matrix = matrix.loc[[product for product in PRODUCTS if product in matrix.index]]
         image = chart.imshow(100 * matrix, vmin=0, vmax=100, cmap="viridis")
-        chart.plot(range(len(PRODUCTS)), range(len(PRODUCTS)), "s", markersize=4, fillstyle="none", color="white")
+        columns = [PRODUCTS.index(product) for product in matrix.index]
+        chart.plot(columns, range(len(matrix)), "s", markersize=5, fillstyle="none", color="red")
         chart.set(title=f"{way} accuracy, %", xlabel="test product", ylabel="training product")
-        ticks = range(0, len(PRODUCTS), 8)
-        chart.set_xticks(ticks, [PRODUCTS[tick] for tick in ticks])
-        chart.set_yticks(ticks, [PRODUCTS[tick] for tick in ticks])
-    figure.colorbar(image, shrink=0.8)
+        chart.set_xticks(range(0, len(PRODUCTS), 8), PRODUCTS[::8])
+        chart.set_yticks(range(len(matrix)), matrix.index, fontsize=6)
+    figure.colorbar(image)
     figure.savefig(path, dpi=90)
 
 
