@@ -2,7 +2,7 @@
 # make laptop      train a real 135M language model on one product and show three completions before and after
 # make exercises   checks your solutions in course/exercises/, under a minute
 # make test        ruff, mypy and the test suite, in JOBS processes (2 unless told)
-# make gpu         what a GPU machine needs on top, all pinned: vllm, bitsandbytes, W&B (flash-attn is not needed: make flash-attn)
+# make gpu         what a GPU machine needs on top, all pinned: vllm, bitsandbytes, W&B (make flash-attn: optional)
 # make test-vllm   the vLLM engine on vLLM's CPU build and a real language model, in an environment of its own
 # make test-gpu-path  the code that a GPU runs, on a faked GPU with vLLM's CUDA build (9 GB), in an environment of its own
 # make test-peers  the same numbers as TRL and verl, in an environment of its own
@@ -43,7 +43,7 @@ test: $(VENV)/dev
 gpu:
 	$(CHECK) gpu $(VENV)
 	@$(MAKE) --no-print-directory $(VENV)/base
-	@echo "downloading and installing vLLM and its packages: about 3 GB, 3 minutes without a word"
+	@echo "downloading and installing vLLM and its packages: about 3 GB, 3 minutes without output"
 	$(PIP) -r requirements/gpu.txt
 
 flash-attn: $(VENV)/base
@@ -63,7 +63,7 @@ test-peers: .venv-peers/ready
 $(VENV)/base: requirements/base.txt
 	$(CHECK) base $(VENV)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	@echo "downloading and installing torch: 200 MB for a CPU (PIP_ARGS), 3 GB with CUDA, 1 to 3 minutes without a word"
+	@echo "downloading and installing torch: 200 MB for a CPU (PIP_ARGS), 3 GB with CUDA, 1 to 3 minutes without output"
 	$(PIP) torch==2.13.0
 	$(PIP) -r requirements/base.txt
 	touch $@

@@ -62,7 +62,7 @@ def parser() -> Parser:
     add("--samples", type=int, help="completions per problem [the paper's: 1, and 8 for aime24, aime25, amc23]")
     add("--temperature", type=float, help="0 is greedy [the paper's: 0.6 for more than one sample]")
     add("--max-new-tokens", type=int, help="a longer completion is cut [the paper's: 3072; the run's on its own sets]")
-    prompts = "names from prompts/ or text files [the run's, else qwen25-math-cot]"
+    prompts = "names from prompts/ or text files [the run's, else qwen25-math-cot; plain for arithmetic]"
     add("--prompts", "--prompt", metavar="A,B", type=names, default=(), help=prompts)
     add("--template-args", metavar="X=Y", help="arguments of the chat template, as enable_thinking=false [the run's]")
     add("--template-date", metavar="DAY", help="the day that the chat template writes [the run's, else today]")

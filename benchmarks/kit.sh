@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Carries packages and models to a GPU machine that has no network and takes files of at most 60 MiB.
 #
-#   benchmarks/kit.sh packages site freeze.txt vllm==0.26.0   # here; freeze.txt is `pip freeze` of the GPU machine
+#   benchmarks/kit.sh packages site freeze.txt vllm==0.32.0   # here; freeze.txt is `pip freeze` of the GPU machine
 #   benchmarks/kit.sh pack kit site models/smollm2            # here
 #   benchmarks/kit.sh join kit /tmp/kit                       # there: checks every part, then unpacks
 #   PYTHONPATH=/tmp/kit/site python benchmarks/gpu.py --minutes 13 --model /tmp/kit/smollm2

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -136,6 +137,32 @@ def ours(case: Case, options: Options) -> None:
     reward.close()
 
 
+def trl_settings(case: Case, lr: float) -> dict[str, Any]:
+    """Arguments of TRL's GRPOConfig."""
+    micro_batch = case.trl_micro_batch or case.problems * case.group
+    return {
+        "per_device_train_batch_size": micro_batch,
+        "gradient_accumulation_steps": case.problems * case.group // micro_batch,
+        "num_generations": case.group,
+        "max_completion_length": case.tokens,
+        "generation_kwargs": {} if case.preset else {"min_new_tokens": case.tokens},
+        "temperature": 1.0,
+        "top_k": 0,
+        "beta": 0.0,
+        "learning_rate": lr,
+        "lr_scheduler_type": "constant",
+        "max_steps": 1000,
+        "gradient_checkpointing": DEVICE.type == "cuda",
+        "bf16": DEVICE.type == "cuda",
+        "use_cpu": DEVICE.type == "cpu",
+        "model_init_kwargs": {"dtype": "float32"},
+        "logging_steps": 10**6,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+    }
+
+
 def trl(case: Case, options: Options) -> None:
     """Answers each request with the figures of one step of TRL: its defaults, except where the work would differ."""
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
@@ -147,7 +174,6 @@ def trl(case: Case, options: Options) -> None:
     torch.set_num_threads(THREADS)
     config, tokenizer = case.config(options.model), AutoTokenizer.from_pretrained(options.model, padding_side="left")
     problems, _ = training_problems(config, tokenizer)
-    micro_batch = case.trl_micro_batch or case.problems * case.group
     rank, alpha = config.policy.lora_rank, config.policy.lora_alpha
     adapter = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
     turns = common.requests(sys.stdin)
@@ -187,28 +213,7 @@ def trl(case: Case, options: Options) -> None:
         trainer = Trainer(
             model=options.model,
             reward_funcs=reward_func(make_reward(**config.reward.model_dump() | {"workers": 1})),
-            args=GRPOConfig(
-                output_dir=out,
-                per_device_train_batch_size=micro_batch,
-                gradient_accumulation_steps=case.problems * case.group // micro_batch,
-                num_generations=case.group,
-                max_completion_length=case.tokens,
-                generation_kwargs={} if case.preset else {"min_new_tokens": case.tokens},
-                temperature=1.0,
-                top_k=0,
-                beta=0.0,
-                learning_rate=config.learner.lr,
-                lr_scheduler_type="constant",
-                max_steps=1000,
-                gradient_checkpointing=DEVICE.type == "cuda",
-                bf16=DEVICE.type == "cuda",
-                use_cpu=DEVICE.type == "cpu",
-                model_init_kwargs={"dtype": "float32"},
-                logging_steps=10**6,
-                save_strategy="no",
-                report_to=[],
-                disable_tqdm=True,
-            ),
+            args=GRPOConfig(output_dir=out, **trl_settings(case, config.learner.lr)),
             train_dataset=Dataset.from_list(
                 [{"prompt": problem.prompt, "ground_truth": problem.ground_truth} for problem in problems]
                 * case.problems

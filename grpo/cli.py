@@ -100,7 +100,7 @@ def print_help(preset: str) -> NoReturn:
         f"--preset NAME: {', '.join(preset_names())}; without it, the one that fits the machine\n"
         "--config FILE.yaml: your own settings, on top of the preset\n"
         "--resume RUN: continue the run in this folder, or the newest one: auto\n"
-        "--check: load nothing big; print what would run and what is wrong\n"
+        "--check: print what would run and what is wrong, without training\n"
         "--version: print the version\n\n"
         f"Short forms: {', '.join(f'--{short} for --{name}' for short, name in SHORT.items())}.\n"
         f"The defaults below are those of --preset {preset}; --preset NAME --help shows another's."
@@ -121,8 +121,7 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser that raises UserError with one line, and takes `--data_dir` for `--data-dir` and ~ for home."""
 
     def __init__(self, **options: Any):
-        defaults: dict[str, Any] = {"formatter_class": argparse.RawTextHelpFormatter, "allow_abbrev": False}
-        super().__init__(**defaults | options)
+        super().__init__(formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False, **options)
 
     def parse_args(self, argv: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]  # argv is always passed
         args, strange = self.parse_known_args([_normal(word) for word in argv])

@@ -21,11 +21,12 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str | int | float]:
+    """Packages, the commit of this code and the hardware, by name."""
     return {"python": platform.python_version()} | versions_of(PACKAGES) | _commit() | _hardware()
 
 
 def versions_of(packages: Iterable[str]) -> dict[str, str]:
-    """Of those that are installed."""
+    """Package -> version, of those that are installed."""
     found = {}
     for package in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -55,12 +56,17 @@ def _hardware() -> dict[str, str | int | float]:
     found: dict[str, str | int | float] = {
         "os": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_name(),
-        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "cpu_cores": cpu_cores(),
     }
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
         found["cuda"] = str(torch.version.cuda)
     return found
+
+
+def cpu_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpu_name() -> str:

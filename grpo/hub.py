@@ -58,8 +58,8 @@ def missing(models: Iterable[str], sets: Iterable[str] = (), data_dir: str | Non
         return f"there is no folder {runs[0]}; did you mean runs/{runs[0]}?"
     if not elsewhere or reachable():
         return ""
-    told = _told_offline()
-    reason = f"{told} is set" if told else f"{_endpoint()} cannot be reached"
+    variable = _told_offline()
+    reason = f"{variable} is set" if variable else f"{_endpoint()} cannot be reached"
     go_offline()
     elsewhere = [model for model in elsewhere if not is_cached(model)]
     if not elsewhere:
@@ -138,7 +138,7 @@ def weights_digest(model: str) -> str:
 
 @cache
 def _digest(path: Path, size: int, _changed: int) -> bytes:
-    """Of a file's pieces, each hashed by a thread of its own: 3 GB take a second on two cores."""
+    """SHA-256 of a file's pieces, each hashed by a thread: 3 GB take a second on two cores."""
     with (
         path.open("rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,

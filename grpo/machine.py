@@ -85,16 +85,16 @@ def disk_problems(venv, need_gib):
     ]
 
 
-def problems(what, venv):
-    """One line for each reason why `what` (base or gpu) cannot be installed in `venv`, or would not work there."""
+def problems(packages, venv):
+    """One line for each reason why the `packages` (base or gpu) cannot be installed in `venv` or would not work."""
     lines = python_problems() + libc_problems(*platform.libc_ver()) + venv_problems()
-    if what == "gpu":
+    if packages == "gpu":
         lines += compiler_problems()
         if not driver_version():
             lines.append("no NVIDIA driver is loaded: vLLM's CUDA build cannot run here; make gpu FORCE=1 installs it")
         elif driver_problem(driver_version()):
             lines.append(driver_problem(driver_version()))
-    need_gib = GIB_OF[what]
+    need_gib = GIB_OF[packages]
     if sys.platform != "linux" or os.environ.get("PIP_ARGS"):  # which names a CPU build
         need_gib = CPU_BUILD_GIB
     elif (venv / "base").exists():
@@ -102,8 +102,8 @@ def problems(what, venv):
     return lines + disk_problems(venv, need_gib)
 
 
-def main(what="base", venv=".venv"):
-    lines = problems(what, Path(venv))
+def main(packages="base", venv=".venv"):
+    lines = problems(packages, Path(venv))
     for line in lines:
         print(f"PROBLEM: {line}", file=sys.stderr)
     return int(bool(lines))

@@ -17,7 +17,7 @@ from grpo.policy import Policy, compute_dtype, load_plain, load_tokenizer
 from grpo.settings import parse, read_yaml
 from grpo.terminal import notify
 
-WEIGHTS = {".safetensors", ".bin", ".json", ".jinja", ".txt", ".model"}
+SUFFIXES = {".safetensors", ".bin", ".json", ".jinja", ".txt", ".model"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +43,19 @@ class Target:
         return base_of(self.path)
 
 
+def run_of(path: str) -> Path | None:
+    """The folder of the run that a checkpoint belongs to; None for any other model."""
+    folder = Path(path).resolve().parent
+    return folder.parent if folder.name == "checkpoints" and (folder.parent / "config.yaml").is_file() else None
+
+
 def single(path: str) -> Target:
     """`--model`. A checkpoint inside a run's folder brings that run's prompt."""
     folder = Path(path).resolve()
-    settings = folder.parent.parent / "config.yaml"
-    if folder.parent.name == "checkpoints" and settings.is_file():
-        config = read_yaml(settings)
-        name = f"{settings.parent.name}--{folder.name}"
-        return Target(name, path, config["prompt"], dtype=config.get("policy", {}).get("dtype", "auto"))
+    if run := run_of(path):
+        config = read_yaml(run / "config.yaml")
+        label = f"{run.name}--{folder.name}"
+        return Target(label, path, config["prompt"], dtype=config.get("policy", {}).get("dtype", "auto"))
     return Target(folder.name if folder.is_dir() else path.replace("/", "--"), path)
 
 
@@ -83,7 +88,7 @@ def fingerprint(path: str) -> str:
     if not Path(path).is_dir():
         return f"{path}@{getattr(AutoConfig.from_pretrained(path), '_commit_hash', None)}"
     total = hashlib.sha256()
-    for file in sorted(file for file in Path(path).iterdir() if file.suffix in WEIGHTS):
+    for file in sorted(file for file in Path(path).iterdir() if file.suffix in SUFFIXES):
         with file.open("rb") as content:
             total.update(file.name.encode() + hashlib.file_digest(content, "sha256").digest())
     base = base_of(path)

@@ -512,7 +512,7 @@ def conflicts(config: Config) -> Iterator[str]:
             "wrong answers negative; set reward.hybrid.a 0, or learner.advantage rloo"
         )
     if config.eval.every and not config.eval.data:
-        yield f"eval.every is {config.eval.every} but eval.data names no file"
+        yield f"eval.every is {config.eval.every}, but eval.data names no problems; name a set, or set eval.every 0"
 
 
 def dotted(tree: Mapping[str, Any]) -> dict[str, Any]:

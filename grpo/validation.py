@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from grpo.engines.base import Engine, SamplingParams
 from grpo.rollout import decode, rollout, score
@@ -37,8 +37,10 @@ class Validator:
         self.clock = clock
         self.sets = sets
         self.test_problems = test_problems
-        limits: dict[str, Any] = {"workers": config.reward.workers, "timeout_s": config.reward.timeout_s}
-        self.reward = make_reward("multi_signal", verifier=config.reward.verifier, **limits)
+        reward = config.reward
+        self.reward = make_reward(
+            "multi_signal", verifier=reward.verifier, workers=reward.workers, timeout_s=reward.timeout_s
+        )
 
     def close(self) -> None:
         """Ends the verifier's workers."""

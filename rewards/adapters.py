@@ -1,7 +1,7 @@
 """These rewards in other trainers.
 
 TRL: `GRPOTrainer(reward_funcs=rewards.adapters.multi_signal, ...)`.
-verl: `custom_reward_function.path=rewards/adapters.py custom_reward_function.name=compute_score`.
+verl 0.9: `reward.custom_reward_function.path=rewards/adapters.py reward.custom_reward_function.name=compute_score`.
 """
 
 from __future__ import annotations

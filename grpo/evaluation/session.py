@@ -6,6 +6,7 @@ Only what is missing on the disk is sampled: model and engine are loaded when th
 from __future__ import annotations
 
 import hashlib
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -112,13 +113,12 @@ def evaluations(request: EvalRequest) -> list[Evaluation]:
 def targets(request: EvalRequest) -> Iterator[tuple[Target, Config | None]]:
     """The models, each with the settings of its run; None for a model that belongs to no run."""
     if request.run:
-        base_and_checkpoints = saved.of_run(request.run)
+        checkpoints = saved.of_run(request.run)  # first: its errors name the missing files
         config = run_config(Path(request.run))
-        yield from ((target, config) for target in base_and_checkpoints)
+        yield from ((target, config) for target in checkpoints)
     for model in request.models:
-        folder = Path(model).resolve().parent
-        of_run = folder.name == "checkpoints" and (folder.parent / "config.yaml").is_file()
-        yield saved.single(model), run_config(folder.parent) if of_run else None
+        run = saved.run_of(model)
+        yield saved.single(model), run_config(run) if run else None
 
 
 def run_config(folder: Path) -> Config:
@@ -148,7 +148,7 @@ def choose_protocol(name: str, request: EvalRequest, own_limit: int | None) -> P
 
 def check_context(target: Target, problems: Sequence[Problem], max_new_tokens: int) -> None:
     """Raises UserError if a prompt and its new tokens do not fit the model's positions."""
-    context = AutoConfig.from_pretrained(target.base).get_text_config().max_position_embeddings
+    context = getattr(AutoConfig.from_pretrained(target.base).get_text_config(), "max_position_embeddings", math.inf)
     longest = max(problems, key=lambda problem: len(problem.prompt_ids))
     tokens = len(longest.prompt_ids)
     if tokens + max_new_tokens > context:

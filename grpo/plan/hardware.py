@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from grpo.environment import main_memory
+from grpo.environment import cpu_cores, main_memory
 from grpo.errors import UserError
 from grpo.settings import nearest
 
@@ -84,5 +83,5 @@ def data_sheet(name: str) -> Hardware | None:
 
 
 def _cpu(memory: float) -> Hardware:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = cpu_cores()
     return Hardware(f"CPU, {cores} cores", float(memory), cores * CPU_FLOPS_PER_CORE, CPU_BANDWIDTH, 1.0, here=True)

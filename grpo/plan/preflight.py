@@ -269,8 +269,8 @@ def warnings(plan: Plan) -> Iterator[str]:
     lr = plan.config.learner.lr
     if policy.lora_rank and policy.lora_alpha * lr < LEAST_LORA_STEP:
         yield (
-            f"policy.lora_alpha x learner.lr is {policy.lora_alpha * lr:.2g}, a rate for all weights; LoRA runs that "
-            f"were published lie between {LEAST_LORA_STEP:g} and 3e-3"
+            f"policy.lora_alpha x learner.lr is {policy.lora_alpha * lr:.2g}, a rate for training all weights; "
+            "published LoRA runs lie between 3e-4 and 3e-3"
         )
     yield from plan.engine.notices()
 

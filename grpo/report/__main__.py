@@ -26,18 +26,18 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--completions {args.completions} must be at least 1")
     folders = list({folder.resolve(): folder for folder in args.runs}.values())
     runs = []
-    strangers = []
+    skipped = []
     for folder in folders:
         try:
             runs.append(read_run(folder, args.completions))
         except UserError as error:  # runs/* also names what lies beside runs, such as a start that was killed
             if not folder.exists():
                 raise
-            strangers.append(str(error))
+            skipped.append(str(error))
     if not runs:
-        raise UserError("; ".join(strangers))
-    for line in strangers:
-        print(f"left out: {escape_control(line)}", file=sys.stderr)
+        raise UserError("; ".join(skipped))
+    for line in skipped:
+        print(f"skipped: {escape_control(line)}", file=sys.stderr)
     names = [run.name for run in runs]
     for run in runs:  # runs/A and other/A are called by their paths
         run.name = str(run.folder) if names.count(run.name) > 1 else run.name

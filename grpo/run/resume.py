@@ -20,7 +20,7 @@ from grpo.terminal import notify
 from grpo.types import Problem
 
 PATHS = {"model", "data", "data_dir", "prompt", "reward.hybrid.model", "eval.data", "eval.test"}
-"""May lie elsewhere when a run is continued: the last part of the name has to be the same."""
+"""Files that may have moved when a run is continued: the last part of the path has to be the same."""
 WHERE = {"name", "out", "data_dir", "quiet", "show_every", "tracker"}
 HOW_LONG = {
     "steps",
@@ -39,7 +39,7 @@ ROUNDING = {
 FREE = {"preset", "template_date", "policy.trust_remote_code"} | WHERE | HOW_LONG | HOW_FAST | ROUNDING
 """May differ when a run is continued. The other settings, the preset's included, decide the result."""
 ROW_FILES = ("metrics.jsonl", "accuracy.jsonl", "bad_batches.jsonl", "problems.jsonl")
-"""Rows of steps, and of the last one of problems."""
+"""Files with a row for each step; problems.jsonl with one for each problem."""
 
 
 def resolve_run(command: Command, default_preset: str) -> tuple[Config, Path | None]:
@@ -121,17 +121,17 @@ def decisive(config: Config) -> dict[str, str]:
     return {name: re.sub(r"[^,]*/", "", value) if name in PATHS else value for name, value in settings.items()}
 
 
-def refuse_other(before: dict[str, str], after: dict[str, str], what: Path, cure: str) -> None:
+def refuse_other(before: dict[str, str], after: dict[str, str], source: Path, cure: str) -> None:
     """Raises UserError with the list of settings that are not the same."""
     if refused := sorted(name for name in before if before[name] != after.get(name, before[name])):
         listed = ", ".join(f"{name} {before[name]} -> {after[name]}" for name in refused)
-        raise UserError(f"{what} was started with other settings: {listed}. {cure}, or start a new run (--name)")
+        raise UserError(f"{source} was started with other settings: {listed}. {cure}, or start a new run (--name)")
 
 
 def check_same(saved: Config, wanted: Config, folder: Path) -> None:
     if wanted.steps < saved.steps:
         raise UserError(f"{folder} has steps {saved.steps}; --steps may grow, not shrink to {wanted.steps}")
-    refuse_other(decisive(saved), decisive(wanted), folder, "Leave them out to continue it")
+    refuse_other(decisive(saved), decisive(wanted), folder, "Remove these options to continue it")
     before, after = flat(saved), flat(wanted)
     if inexact := sorted(name for name in ROUNDING if before[name] != after[name]):
         notify(f"{', '.join(inexact)} differs from the start of the run: it continues, but not bit for bit the same")

@@ -257,7 +257,7 @@ def test_what_lies_beside_the_runs_is_left_out_and_said(tmp_path: Path, capsys: 
     assert [run["name"] for run in Page(tmp_path / "report.html").data["runs"]] == ["A", "B"]
     said = capsys.readouterr().err.splitlines()
     assert [line.split(" has neither")[0] for line in said] == [
-        f"left out: not a run folder: {tmp_path / name}" for name in ("empty", "report.html")
+        f"skipped: not a run folder: {tmp_path / name}" for name in ("empty", "report.html")
     ]
 
 

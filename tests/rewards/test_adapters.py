@@ -28,7 +28,7 @@ def test_trl_with_any_reward_and_column():
 
 
 def test_verl_loads_the_file_by_its_path():
-    """As verl does: custom_reward_function.path and .name."""
+    """As verl does: reward.custom_reward_function.path and .name."""
     spec = importlib.util.spec_from_file_location("custom_module", Path(adapters.__file__))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
