@@ -28,7 +28,7 @@ def compute_advantages(scores: Sequence[Sequence[Score]], weights: dict[str, flo
     """
     if estimator == "gdpo":
         signals = [[[score.signals[name] for score in group] for group in scores] for name in weights]
-        return gdpo(torch.tensor(signals), torch.tensor(list(weights.values())))
+        return gdpo(torch.tensor(signals, dtype=torch.float64), torch.tensor(list(weights.values()), dtype=torch.float64))
     totals = [[score.total for score in group] for group in scores]
     return group_advantages(torch.tensor(totals, dtype=torch.float64), estimator)
 
@@ -88,11 +88,11 @@ def no_baseline(rewards: torch.Tensor) -> torch.Tensor:
 def gdpo(signals: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """[signals, groups, completions], [signals] weights -> [groups, completions] advantages (GDPO, arXiv 2601.05242).
 
-    Each signal is compared within its group before the weighted sum, so that different mixes of signals with one total
-    stay apart. The sum is divided by its standard deviation over the batch.
+    Each signal is compared within its group before the weighted sum. So two completions with the same total but
+    different signals get different advantages. The sum is divided by its standard deviation over the batch.
     """
-    compared = torch.stack([grpo(signal) for signal in signals.double()])
-    advantages = (weights.double()[:, None, None] * compared).sum(0)
+    compared = torch.stack([grpo(signal) for signal in signals])
+    advantages = (weights[:, None, None] * compared).sum(0)
     return advantages / (advantages.std() + EPS)
 
 

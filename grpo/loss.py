@@ -36,11 +36,10 @@ class Surrogate(NamedTuple):
 
 def grpo(logprobs: torch.Tensor, old: torch.Tensor, batch: Batch, clip_low: float, clip_high: float) -> Surrogate:
     """PPO's clipped surrogate with the ratio of each token (GRPO, arXiv 2402.03300; clip-higher: 2503.14476)."""
-    ratio = importance_ratio(logprobs, old)
-    advantages = batch.advantages
-    loss = policy_loss(logprobs, old, advantages, clip_low, clip_high)
-    clipped_low, clipped_high = ratio < 1 - clip_low, ratio > 1 + clip_high
-    return Surrogate(loss, ratio, clipped_low & (advantages < 0), clipped_high & (advantages > 0))
+    ratio, advantages = importance_ratio(logprobs, old), batch.advantages
+    clipped_low = (ratio < 1 - clip_low) & (advantages < 0)
+    clipped_high = (ratio > 1 + clip_high) & (advantages > 0)
+    return Surrogate(policy_loss(ratio, advantages, clip_low, clip_high), ratio, clipped_low, clipped_high)
 
 
 def gspo(logprobs: torch.Tensor, old: torch.Tensor, batch: Batch, clip_low: float, clip_high: float) -> Surrogate:
@@ -67,15 +66,12 @@ LOSSES = {"grpo": grpo, "gspo": gspo, "cispo": cispo, "reinforce": reinforce}
 """`learner.loss` -> function of [N] log-probabilities, [N] old ones, the batch and the two clips."""
 
 
-def policy_loss(
-    logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor, clip_low: float, clip_high: float
-) -> torch.Tensor:
-    """[N] clipped surrogate (PPO, arXiv 1707.06347, eq. 7), to be minimised; differentiable in `logprobs`.
+def policy_loss(ratio: torch.Tensor, advantages: torch.Tensor, clip_low: float, clip_high: float) -> torch.Tensor:
+    """[N] clipped surrogate (PPO, arXiv 1707.06347, eq. 7), to be minimised; differentiable in `ratio`.
 
     The minimum is pessimistic: for A > 0 the gain stops at 1 + clip_high, for A < 0 at 1 - clip_low, while a move in
     the wrong direction is never clipped.
     """
-    ratio = importance_ratio(logprobs, old_logprobs)
     return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
 
 

@@ -20,7 +20,7 @@ Gradient must flow to `logprobs`.
 For example, with clips of 0.2: ratio 1.5 and A = 1 give -1.2, ratio 0.5 and A = 1 give -0.5, ratio 1.5 and A = -1
 give 1.5, ratio 0.5 and A = -1 give 0.8.
 
-In the repository: grpo/loss.py, policy_loss.
+In the repository: grpo/loss.py, importance_ratio and policy_loss.
 """
 
 import torch

@@ -51,7 +51,7 @@ def test_the_push_is_the_gradient_of_the_loss(browser: Browser, page: Path, rati
     lengths = [row["tokens"] for row in rows]
     weights = torch.tensor(token_weights(lengths, aggregation, 10), dtype=torch.float64)
     logp = torch.full_like(expected, ratio).log().requires_grad_()
-    loss = policy_loss(logp, torch.zeros_like(expected), expected, 0.2, 0.2) + 0.1 * kl_k3(logp, logp.detach() + 0.3)
+    loss = policy_loss(logp.exp(), expected, 0.2, 0.2) + 0.1 * kl_k3(logp, logp.detach() + 0.3)
     gradient = torch.autograd.grad((weights * loss).sum(), logp)[0]
     torch.testing.assert_close(
         torch.tensor([row["push"] for row in rows], dtype=torch.float64), -gradient, rtol=1e-6, atol=1e-12
