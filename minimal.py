@@ -16,7 +16,7 @@ Symbols. Shapes stand beside the tensors below.
 Omitted parts of GRPO (arXiv 2402.03300) and PPO (arXiv 1707.06347), the reason, and where this repository has them:
 
     value network    the mean of the group takes its place: the idea of GRPO    grpo/advantage.py: group_advantages
-    ratio and clip   with one optimiser step a rollout, pi(t) / pi_old(t) is 1  grpo/loss.py: policy_loss
+    ratio and clip   with one optimiser step per rollout it is exactly 1       grpo/loss.py: policy_loss
     KL penalty       the published weight is small, and many recipes use 0      grpo/loss.py: kl_k3
     other averages   by completion or by a constant, instead of by token        grpo/loss.py: token_weights
     temperature      it is 1 here; sampler and loss must share any other        grpo/logprob.py: token_logprobs
@@ -36,7 +36,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 MODEL = "data/tiny-base"
 PROBLEM = (567, 876)  # the one problem that is trained on
 QUESTIONS, G = 16, 8  # how often a step asks it, and the completions of each: N = 128
-T = 40  # a completion is cut after so many tokens
+T = 40  # a completion is cut after this many tokens
 STEPS, LEARNING_RATE, EPS = 60, 1e-4, 1e-6
 
 
@@ -66,7 +66,7 @@ def sample(model, prompts, stop, greedy=False):
         tokens = p.argmax(-1, keepdim=True) if greedy else torch.multinomial(p, 1)  # [B, 1]
         columns.append(tokens)
         cache = out.past_key_values
-    completions = torch.cat(columns, 1)  # [B, T], with whatever was drawn after the stop token
+    completions = torch.cat(columns, 1)  # [B, T], including what was drawn after the stop token
     stops = (completions == stop).long()
     return completions, stops.cumsum(1) - stops == 0  # no stop token before this one
 
@@ -80,9 +80,9 @@ def reward(text, answer):
 
 
 def compare(rewards):
-    """[QUESTIONS, G] rewards -> [QUESTIONS, G] advantages: how much better than the rest of its group, in stds."""
+    """[QUESTIONS, G] rewards -> [QUESTIONS, G] advantages: distance from the group's mean, in stds."""
     spread = rewards.std(1, keepdim=True)  # [QUESTIONS, 1], the sample's: divided by G - 1
-    return (rewards - rewards.mean(1, keepdim=True)) / (spread + EPS)  # a group that agrees gets zeros
+    return (rewards - rewards.mean(1, keepdim=True)) / (spread + EPS)  # equal rewards give zeros
 
 
 def logprobs(model, prompts, completions):
@@ -107,7 +107,7 @@ def texts_of(tokenizer, completions, mask):
 
 
 def evaluate(model, tokenizer, problems, greedy):
-    """Percent of the problems that one completion each answers correctly."""
+    """Percentage of the problems answered correctly, with one completion each."""
     texts = texts_of(tokenizer, *sample(model, encode(tokenizer, problems), tokenizer.eos_token_id, greedy))
     return 100 * sum(reward(text, str(a + b)) >= 1 for text, (a, b) in zip(texts, problems, strict=True)) / len(texts)
 

@@ -31,7 +31,7 @@ from grpo.plan.preflight import check, plan_run
 from grpo.policy import load_policy
 from grpo.problems import first_prompt, training_problems
 from grpo.report.plot import plot_run
-from grpo.rollout import calibrate, decode, draw, known, replace_flat_groups, request_seed, rollout, score
+from grpo.rollout import calibrate, decode, draw, replace_flat_groups, request_seed, reward_row, rollout, score
 from grpo.run.checkpoint import TrainingState, is_finished
 from grpo.run.display import next_commands
 from grpo.run.interrupts import Interrupts
@@ -68,7 +68,7 @@ def train(config: Config, resumed: Path | None = None, interrupts: Interrupts | 
 
     run.progress.phase("starting the reward and the sampler")
     with (
-        closing(load_reward(known(problems[0]), config.seed, device.type, **config.reward.model_dump())) as reward,
+        closing(load_reward(reward_row(problems[0]), config.seed, device.type, **config.reward.model_dump())) as reward,
         closing(make_engine(plan.engine_config, device)) as engine,
         closing(Validator(config, policy.tokenizer, sets, test_problems, run.clock)) as validator,
         run.recording(TrainingState(policy, learner, reward, problems), bad_rows),
@@ -82,7 +82,7 @@ def train(config: Config, resumed: Path | None = None, interrupts: Interrupts | 
             run.log(validator.evaluate(engine, run.step))
 
         for step in run.steps():
-            set_seed(request_seed(config.seed, step) % 2**32)  # the same after a resume, for rewards that draw lots
+            set_seed(request_seed(config.seed, step) % 2**32)  # a random reward draws the same numbers after a resume
             # 1. Sample: a group of completions for each problem.
             with clock("rollout"):
                 drawn = draw(problems, config.rollout.prompts_per_step, config.seed, step)
@@ -113,7 +113,7 @@ def train(config: Config, resumed: Path | None = None, interrupts: Interrupts | 
     return run
 
 
-@one_line()  # and no OSError: one from a reward or a compiler needs its traceback
+@one_line()  # not for OSError: from a reward or a compiler it needs its traceback
 def main(argv: list[str]) -> int:
     with Interrupts() as interrupts:
         preset, why = default_preset()

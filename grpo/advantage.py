@@ -28,7 +28,8 @@ def compute_advantages(scores: Sequence[Sequence[Score]], weights: dict[str, flo
     """
     if estimator == "gdpo":
         signals = [[[score.signals[name] for score in group] for group in scores] for name in weights]
-        return gdpo(torch.tensor(signals, dtype=torch.float64), torch.tensor(list(weights.values()), dtype=torch.float64))
+        signal_weights = torch.tensor(list(weights.values()), dtype=torch.float64)
+        return gdpo(torch.tensor(signals, dtype=torch.float64), signal_weights)
     totals = [[score.total for score in group] for group in scores]
     return group_advantages(torch.tensor(totals, dtype=torch.float64), estimator)
 
@@ -45,7 +46,7 @@ def group_advantages(rewards: torch.Tensor, estimator: str = "grpo") -> torch.Te
 def zero_variance(rewards: torch.Tensor) -> torch.Tensor:
     """[groups, completions] rewards -> [groups] bool: all rewards of the group are equal.
 
-    Equal up to the rounding of adding weighted signals in another order: 0.3 and 0.1 + 0.2 are one reward.
+    Equal up to rounding, because the order of a sum changes its last bit: 0.3 and 0.1 + 0.2 count as equal.
 
     >>> zero_variance(torch.tensor([[0.3, 0.1 + 0.2], [0.0, 1.0]], dtype=torch.float64))
     tensor([ True, False])
@@ -65,7 +66,7 @@ def grpo(rewards: torch.Tensor) -> torch.Tensor:
 
 
 def rloo(rewards: torch.Tensor) -> torch.Tensor:
-    """r minus the mean of the other n - 1 rewards, which is (r - mean) n / (n - 1) (RLOO, arXiv 2402.14740)."""
+    """r minus the mean of the other n - 1 rewards: (r - mean) n / (n - 1) (RLOO, arXiv 2402.14740)."""
     size = rewards.shape[-1]
     return dr_grpo(rewards) * size / (size - 1)
 
@@ -97,4 +98,4 @@ def gdpo(signals: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
 
 ESTIMATORS = {"grpo": grpo, "dr_grpo": dr_grpo, "rloo": rloo, "maxrl": maxrl, "none": no_baseline}
-"""`learner.advantage` -> function of the [groups, completions] rewards. `gdpo` needs the signals and stands apart."""
+"""`learner.advantage` -> function of the [groups, completions] rewards. Not gdpo, which takes the signals."""

@@ -1,8 +1,8 @@
 """One rollout in, optimiser steps out: pack, accumulate the gradient, clip, step.
 
-The maths stands in loss.py and advantage.py. This module adds bookkeeping that must not change the maths: the loss of
-an optimiser step is a weighted sum over its tokens, so cutting it into micro-batches changes memory and nothing else,
-and no number leaves the device before the last micro-batch is done.
+The maths is in loss.py and advantage.py. This module adds the bookkeeping, which must not change it. The loss of an
+optimiser step is a weighted sum over its tokens, so cutting the step into micro-batches changes the memory and nothing
+else. No number leaves the device before the last micro-batch is done.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Learner:
         self.before_step = before_step
         self.save_bad_batch = save_bad_batch
         self.bad_steps = 0
-        assert isinstance(self.config.microbatch_tokens, int)  # the plan has decided what was auto
+        assert isinstance(self.config.microbatch_tokens, int)  # the plan has replaced "auto"
         self.microbatch_tokens = self.config.microbatch_tokens
         total_steps = config.steps * self.config.minibatches_per_rollout
         self.optimizer = Optimizer(policy.trainable().values(), self.config, total_steps)
@@ -61,8 +61,8 @@ class Learner:
                 f"{self.config.minibatches_per_rollout} equal parts"
             )
         minibatches = [list(chain(*groups[i : i + share])) for i in range(0, len(groups), share)]
-        # The weights of the first step are those that sampled: its present logprobs are the old ones, and the ratio
-        # is exactly 1. By the later steps the weights have moved, so their old logprobs are taken now.
+        # The first step runs at the weights that sampled: its own logprobs are the old ones, and the ratio is exactly
+        # 1. The weights move before the later steps, so the old logprobs of those are computed now.
         later = [self._within_memory(self._old_logprobs, samples) for samples in minibatches[1:]]
         skipped = 0
         steps = []
@@ -74,11 +74,11 @@ class Learner:
         return over_steps(steps) | {
             "policy/lr": lr,
             "learner/skipped_steps": skipped,
-            "lora/update_retention": self.policy.arrived(),
+            "lora/update_retention": self.policy.update_retention(),
         }
 
     def _accumulate(self, samples: Sequence[Sample], old_logprobs: torch.Tensor | None) -> StepMetrics[float]:
-        """Adds up the gradient of the whole optimiser step and clips it."""
+        """Accumulates the gradient of the whole optimiser step and clips it."""
         metrics = StepMetrics.zeros(self.policy.device)
         for batch in self.micro_batches(samples):
             old = None if old_logprobs is None else old_logprobs[batch.flat_index]
@@ -89,7 +89,7 @@ class Learner:
     def _loss(
         self, batch: Batch, old_logprobs: torch.Tensor | None, metrics: StepMetrics[torch.Tensor]
     ) -> torch.Tensor:
-        """The micro-batch's share in the loss of the optimiser step: a sum over its tokens."""
+        """The micro-batch's part of the loss of the optimiser step: a sum over its tokens. Also adds its metrics."""
         config = self.config
         logprobs, entropy = self.policy.logprobs(batch, self.rollout.temperature)
         old = logprobs.detach() if old_logprobs is None else old_logprobs
@@ -124,7 +124,7 @@ class Learner:
         return step.finite
 
     def micro_batches(self, samples: Sequence[Sample]) -> list[Batch]:
-        """Packs one optimiser step. Weights are shares of the whole step, also when some samples need no pass."""
+        """Packs one optimiser step. Samples that are skipped still count in the weights of the others."""
         config = self.config
         lengths = [len(sample.trained) for sample in samples]
         weights = token_weights(lengths, config.loss_aggregation, self.rollout.max_new_tokens)
@@ -142,7 +142,7 @@ class Learner:
         return logprobs
 
     def _within_memory(self, work: Callable[..., Any], samples: Sequence[Sample], *more: object) -> Any:
-        """`work(samples, *more)`, started over with half the token budget when the memory does not suffice."""
+        """`work(samples, *more)`, started over with half the token budget when it runs out of memory."""
         lengths = [sequence_length(sample) for sample in samples]
         while True:
             try:
@@ -152,7 +152,7 @@ class Learner:
                     raise
             # Outside `except`, because the traceback of the error keeps the tensors of the failed pass alive.
             self.optimizer.zero_grad()
-            torch.cuda.empty_cache()  # does nothing where no GPU is used
+            torch.cuda.empty_cache()  # does nothing without a GPU
             longest = max(lengths)
             budget = min(self.microbatch_tokens, sum(lengths))
             if budget <= longest:

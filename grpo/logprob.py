@@ -1,14 +1,14 @@
 """Log-probability and entropy of tokens without ever holding tokens x vocabulary.
 
-With 152k tokens in the vocabulary the logits are the largest tensor of the step by far. Here they exist for `chunk`
-tokens at a time, in the forward pass and again, recomputed, in the backward pass, where the gradient has a closed form:
+With 152k tokens in the vocabulary the logits are by far the largest tensor of the step. Here they exist for `chunk`
+tokens at a time in the forward pass. The backward pass computes them again and has the gradient in closed form:
 
     z = logits / T    log p = z - logsumexp(z)    H = -sum p log p
     d log p_t / d z_j = [j = t] - p_j             d H / d z_j = -p_j (log p_j + H)
 
-Logits are float32 from the matrix product on, also of bfloat16 weights: rounded to bfloat16, logits near 20 are off by
-up to 0.06, and at T = 0.6 the log-probability by 0.04 (root mean square). The gradient of the head is summed in
-float32 for the same reason; the gradient of the logits is rounded once, to be multiplied with the weights.
+Logits are float32 from the matrix product on, even if the weights are bfloat16. Rounded to bfloat16, logits near 20 are
+off by up to 0.06, and at T = 0.6 the log-probability by 0.04 (root mean square). The gradient of the head is summed in
+float32 for the same reason. The gradient of the logits is rounded once, before it is multiplied by the weights.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def token_logprobs(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """[N, H] hidden states, [V, H] head, [N] targets -> [N] log p(target), [N] entropy in nats; at least float32.
 
-    Of the distribution that was sampled: logits, with the head's [V] `bias` where it has one, divided by `temperature`.
-    Gradient flows to `hidden`, `head` and `bias`. Without `with_entropy` the second is None and its passes over the
-    vocabulary are saved.
+    p is the distribution that was sampled: softmax((logits + `bias`) / `temperature`), with the head's [V] bias if it
+    has one. Gradient flows to `hidden`, `head` and `bias`. Without `with_entropy` the second result is None, and its
+    passes over the vocabulary are saved.
     """
     if hidden.device.type == "cpu":  # a CPU has no product that takes bfloat16 and gives float32
         wide = torch.promote_types(hidden.dtype, torch.float32)
@@ -71,7 +71,7 @@ class _TokenLogprobs(torch.autograd.Function):
             logp, scratch = _log_softmax(hidden[part], head, bias, ctx.temperature, buffers)
             p = torch.exp(logp, out=scratch)
             g = grad_logprobs[part, None] / ctx.temperature
-            factor = -g  # d loss / d logits is p_j factor_j, and g more at the target
+            factor = -g  # d loss / d logits is p_j factor_j, plus g at the target
             if grad_entropy is not None:  # factor_j = -(g + dH (log p_j + H))
                 dh = grad_entropy[part, None] / ctx.temperature
                 factor = torch.addcmul(-(g + dh * entropy[part, None]), logp, -dh, out=logp)
@@ -87,8 +87,8 @@ class _TokenLogprobs(torch.autograd.Function):
 
 
 def _buffers(hidden: torch.Tensor, head: torch.Tensor, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two [chunk, V], at least float32, for every chunk: on a CPU, allocating fresh memory costs more time than the
-    computation in it."""
+    """Two [chunk, V] buffers, at least float32, that every chunk uses again: on a CPU, allocating fresh memory takes
+    longer than the computation in it."""
     shape = min(chunk, len(hidden)), len(head)
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     first, second = (torch.empty(shape, dtype=dtype, device=hidden.device) for _ in range(2))
@@ -96,7 +96,7 @@ def _buffers(hidden: torch.Tensor, head: torch.Tensor, chunk: int) -> tuple[torc
 
 
 def _log_softmax(hidden, head, bias, temperature: float, buffers) -> tuple[torch.Tensor, torch.Tensor]:
-    """[n, V] log-probabilities in one of the buffers, and the other to compute in."""
+    """[n, V] log-probabilities in one of the buffers, and the other buffer as scratch space."""
     logits, logp = (buffer[: len(hidden)] for buffer in buffers)
     addmm(logits, hidden, head.T, beta=0, alpha=1 / temperature)
     if bias is not None:
@@ -105,9 +105,9 @@ def _log_softmax(hidden, head, bias, temperature: float, buffers) -> tuple[torch
 
 
 def _logit_gradient(p, factor, g, targets, dtype: torch.dtype) -> torch.Tensor:
-    """[n, V] p_j factor_j, and g more at the target; in `dtype`.
+    """[n, V] p_j factor_j, plus g at the target, in `dtype`.
 
-    The target's entry is summed before it is rounded: where p is near 1, the two nearly cancel.
+    The target's entry is summed before it is rounded, because the two terms nearly cancel where p is near 1.
     """
     at_target = g + p.gather(-1, targets) * factor.expand_as(p).gather(-1, targets)
     grad = torch.mul(p, factor, out=p if p.dtype == dtype else torch.empty_like(p, dtype=dtype))
@@ -115,8 +115,8 @@ def _logit_gradient(p, factor, g, targets, dtype: torch.dtype) -> torch.Tensor:
 
 
 def addmm(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor, **scales: float) -> None:
-    """total = beta * total + alpha * a @ b in place, in the precision of `total` also where a and b are bfloat16."""
-    if total.device.type == "cpu":  # which has no product of bfloat16 that gives float32
+    """total = beta * total + alpha * a @ b in place, in the precision of `total` even if a and b are bfloat16."""
+    if total.device.type == "cpu":  # a CPU has no product that takes bfloat16 and gives float32
         a, b = a.to(total.dtype), b.to(total.dtype)
     options: dict[str, Any] = scales if a.dtype == total.dtype else scales | {"out_dtype": total.dtype}
     torch.addmm(total, a, b, out=total, **options)

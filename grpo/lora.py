@@ -1,14 +1,14 @@
 """LoRA whose policy is the very model that its sampler gets: W + s B A, summed in float32 and rounded once.
 
-The usual layer computes x W and s (x A) B apart, while a sampler gets the sum as one matrix. In bfloat16 the two are
+The usual layer computes x W and s (x A) B separately, while a sampler gets the sum as one matrix. In bfloat16 these are
 different models: a small step of the adapter moves the first and is lost in the rounding of the second. Here both
-compute with the rounded sum, and the rounding is dithered: every weight has its own threshold, fixed and uniform, so
-that of a step of a hundredth of a unit in the last place one weight in a hundred moves a whole unit. Over a row of
-weights the step arrives, as rounding to nearest would let it do only once it had grown to half a unit.
+compute with the rounded sum, and the rounding is dithered: every weight has its own fixed threshold, and the thresholds
+are uniform. A step of a hundredth of a unit in the last place moves one weight in a hundred by a whole unit, so a row
+of weights moves by the right amount. Rounding to nearest would lose the step until it had grown to half a unit.
 
 It is also less work: one matrix product forward instead of three, none of it in float32, and only x is kept for the
-backward pass. The sum costs rank / tokens of the layer's own product; where memory allows it is made once an optimiser
-step, else in every pass.
+backward pass. The sum costs rank / tokens of the layer's own product. It is computed once per optimiser step where
+memory allows, otherwise in every pass.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def add_lora(model: PreTrainedModel, rank: int, alpha: float) -> PeftModel:
 
 
 def open_adapter(model: PreTrainedModel, folder: str, rank: int | None = None, alpha: float | None = None) -> PeftModel:
-    """`model` with the adapter of `folder`. UserError where it has another rank or alpha than is given, or is not LoRA
-    on all linear layers, as this trainer makes it."""
+    """`model` with the adapter of `folder`. UserError if its rank or alpha differs from the one given, or if it is
+    not LoRA on all linear layers, as this trainer makes it."""
     config = LoraConfig.from_pretrained(folder)
     rank, alpha = rank or config.r, alpha or config.lora_alpha
     wrapped = add_lora(model, rank, alpha)
@@ -95,33 +95,34 @@ def merged(layer: LoraLayer) -> torch.Tensor:
 
 
 @torch.no_grad()
-def arrived(model: torch.nn.Module) -> float:
-    """The share of the adapter's change that is in the rounded weights: <W' - W, s B A> / |s B A|^2."""
-    moved: torch.Tensor | float = 0.0
-    wanted: torch.Tensor | float = 0.0
+def update_retention(model: torch.nn.Module) -> float:
+    """The share of the adapter's change that survives rounding: <W' - W, s B A> / |s B A|^2, W' the rounded sum."""
+    retained: torch.Tensor | float = 0.0
+    total: torch.Tensor | float = 0.0
     for layer in layers(model):
         base = _base(layer)
-        exact = _sum(layer, base)
-        change, exact = rounded(exact, base.dtype) - base.to(exact.dtype), exact - base
-        moved += (change * exact).sum()
-        wanted += exact.square().sum()
-    return float(moved / wanted) if wanted > 0 else 1.0
+        total_weight = _sum(layer, base)
+        exact = total_weight - base
+        change = rounded(total_weight, base.dtype) - base.to(exact.dtype)
+        retained += (change * exact).sum()
+        total += exact.square().sum()
+    return float(retained / total) if total > 0 else 1.0
 
 
 def rounded(exact: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """[rows, columns] in `dtype`. To bfloat16 by a fixed dither: a number between two neighbours goes to each with the
-    probability that makes the mean right, and one that bfloat16 has stays what it is."""
+    """[rows, columns] in `dtype`. To bfloat16 with a fixed dither: a number between two bfloat16 neighbours goes to
+    each with the probability that keeps the mean. A bfloat16 number stays unchanged."""
     if dtype is not torch.bfloat16:
         return exact.to(dtype)
-    # A bfloat16 number is the upper half of a float32 one; the lower half is added a threshold below 2^16.
+    # A bfloat16 number is the upper half of a float32 one; a threshold below 2^16 is added to the lower half.
     bits = exact.view(torch.int32) + _thresholds(*exact.shape, exact.device)
     return bits.view(torch.int16)[:, 1::2].contiguous().view(dtype)  # the upper halves, on a little-endian machine
 
 
 @cache
 def _thresholds(rows: int, columns: int, device: torch.device) -> torch.Tensor:
-    """[rows, columns] int32 from 0 to 2^16 - 1. Multiples of the golden ratio are spread evenly over every stretch of
-    them, of which each row takes its own: a view of one vector."""
+    """[rows, columns] int32 from 0 to 2^16 - 1. Multiples of the golden ratio are evenly spread over every stretch of
+    the sequence. Each row is a stretch of its own, so the matrix is a view of one vector."""
     count = ROW_SHIFT * rows + columns
     multiples = torch.arange(count, dtype=torch.int32, device=device) * GOLDEN % 2**16
     return multiples.as_strided((rows, columns), (ROW_SHIFT, 1))
@@ -165,7 +166,7 @@ def _forward(layer: LoraLayer, x: torch.Tensor) -> torch.Tensor:
 
 
 class _MergedLinear(torch.autograd.Function):
-    """y = x W'^T + bias with W' = rounded(W + s B A), whose gradient is taken as that of the sum:
+    """y = x W'^T + bias with W' = rounded(W + s B A). The gradient ignores the rounding:
 
     dx = dy W'    dB = s dy^T (x A^T)    dA = s (dy B)^T x
     """

@@ -4,9 +4,9 @@ With ratio rho_t = pi(o_t) / pi_old(o_t), advantage A and reference pi_ref, GRPO
 
     -min(rho_t A, clip(rho_t, 1 - low, 1 + high) A)  +  kl_coef * k3_t  -  entropy_coef * H_t
 
-`LOSSES` holds the first term and what other papers put in its place. The loss of an optimiser step is the sum over its
-tokens of weight * that. `token_weights` computes the weights once for the whole step, so they do not depend on how the
-tokens are cut into micro-batches.
+`LOSSES` holds the first term and its alternatives from other papers. The loss of an optimiser step is the weighted sum
+over its tokens. `token_weights` computes the weights once for the whole step, so they do not depend on how the tokens
+are cut into micro-batches.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_LOG_RATIO = 20.0
 
 
 class Surrogate(NamedTuple):
-    """The policy's part of the loss, and what its clip did. [M] is [N] tokens, or [C] completions for gspo."""
+    """The policy's part of the loss, with its ratios and clips. [M] is [N] tokens, or [C] completions for gspo."""
 
     loss: torch.Tensor
     """[N] to be minimised; differentiable in the log-probabilities"""
@@ -43,7 +43,7 @@ def grpo(logprobs: torch.Tensor, old: torch.Tensor, batch: Batch, clip_low: floa
 
 
 def gspo(logprobs: torch.Tensor, old: torch.Tensor, batch: Batch, clip_low: float, clip_high: float) -> Surrogate:
-    """The same with the ratio of the whole completion, the geometric mean of its tokens' (arXiv 2507.18071)."""
+    """As grpo, with one ratio per completion: the geometric mean of its tokens' ratios (arXiv 2507.18071)."""
     surrogate = grpo(batch.spread(batch.mean(logprobs)), batch.spread(batch.mean(old)), batch, clip_low, clip_high)
     return Surrogate(surrogate.loss, *map(batch.mean, surrogate[1:]))
 
@@ -56,7 +56,7 @@ def cispo(logprobs: torch.Tensor, old: torch.Tensor, batch: Batch, clip_low: flo
 
 
 def reinforce(logprobs: torch.Tensor, old: torch.Tensor, batch: Batch, clip_low: float, clip_high: float) -> Surrogate:
-    """-A log pi: without a ratio, so there is nothing to clip (Williams, 1992)."""
+    """-A log pi (Williams, 1992). The loss has no ratio, so nothing is clipped; `ratio` is for the metrics."""
     ratio = importance_ratio(logprobs, old)
     never = torch.zeros_like(ratio, dtype=torch.bool)
     return Surrogate(-batch.advantages * logprobs, ratio, never, never)
@@ -76,7 +76,7 @@ def policy_loss(ratio: torch.Tensor, advantages: torch.Tensor, clip_low: float, 
 
 
 def importance_ratio(logprobs: torch.Tensor, old_logprobs: torch.Tensor) -> torch.Tensor:
-    """[N] pi / pi_old. The log-ratio is clamped so that one absurd token cannot make an infinity."""
+    """[N] pi / pi_old. The log-ratio is clamped so that one extreme token cannot give an infinite ratio."""
     return _bounded(logprobs - old_logprobs).exp()
 
 
@@ -87,18 +87,19 @@ def _bounded(log_ratio: torch.Tensor) -> torch.Tensor:
 def completion_ratio(old_logprobs: torch.Tensor, batch: Batch) -> torch.Tensor:
     """[C] float64 pi_old / pi_sampler of whole completions: the product over their trained tokens.
 
-    Their effective sample size (sum w)^2 / sum w^2 is the number of completions drawn from the policy itself that would
-    estimate its mean reward as well (Kong, 1992): all of them where sampler and trainer agree.
+    The effective sample size of these weights w is (sum w)^2 / sum w^2 (Kong, 1992): as many completions drawn from the
+    policy itself would estimate its mean reward equally well. It is C where sampler and trainer agree.
     """
     return _bounded(batch.total(old_logprobs - batch.sampler_logprobs)).exp()
 
 
 def sampler_weights(old_logprobs: torch.Tensor, batch: Batch, mode: str, cap: float) -> torch.Tensor:
-    """[N] weight of each token's surrogate that corrects for a sampler whose probabilities differ from the trainer's.
+    """[N] weights of the surrogate that correct for a sampler whose probabilities differ from the trainer's.
 
-    `mode` is the level of pi_old / pi_sampler and what happens above `cap`: token (each its own) or sequence (the
-    completion's product), truncate (cut to the cap; TIS, fengyao.notion.site/off-policy-rl) or mask (weight 0; IcePop's
-    upper bound, arXiv 2510.18855). A masked token stays in the normaliser.
+    The weight is pi_old / pi_sampler. The first half of `mode` is its level: token (a ratio for each) or sequence (the
+    product over the completion). The second half applies above `cap`: truncate (cut to the cap; TIS,
+    fengyao.notion.site/off-policy-rl) or mask (weight 0; IcePop's upper bound, arXiv 2510.18855). A masked token stays
+    in the normaliser.
     """
     level, above = mode.split("_")
     if level == "token":
@@ -111,9 +112,9 @@ def sampler_weights(old_logprobs: torch.Tensor, batch: Batch, mode: str, cap: fl
 def kl_k3(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
     """[N] float64: Schulman's k3 estimate of KL(pi || pi_ref), exp(d) - 1 - d with d = log pi_ref - log pi.
 
-    Never negative, and d^2 / 2 for small d, which exp(d) - d - 1 in float32 loses to rounding at |d| = 1e-4. Its value
-    estimates the reverse KL on samples of pi. As a loss term its gradient, (1 - exp(d)) grad log pi, is on average that
-    of KL(pi_ref || pi): GRPO and the paper's code use it this way, and so do we.
+    Never negative. For small d it is about d^2 / 2; in float32, exp(d) - d - 1 loses that to rounding at |d| = 1e-4.
+    The value estimates the reverse KL on samples of pi. As a loss term its gradient, (1 - exp(d)) grad log pi, is on
+    average that of KL(pi_ref || pi). GRPO and the One-Shot RLVR code use it this way.
     """
     log_ratio = _bounded(ref_logprobs.double() - logprobs.double())
     return torch.expm1(log_ratio) - log_ratio

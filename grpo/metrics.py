@@ -25,7 +25,7 @@ class StepMetrics(NamedTuple, Generic[Scalar]):
     kl: Scalar
     entropy: Scalar
     ratios: Scalar
-    """Number of importance ratios: one a token, or one a completion for gspo"""
+    """Number of importance ratios: one per token, or per completion for gspo"""
     clipped_low: Scalar
     clipped_high: Scalar
     ratio_max: Scalar
@@ -57,7 +57,7 @@ def add_batch(
     kl: torch.Tensor,
     entropy: torch.Tensor,
 ) -> None:
-    """Adds a micro-batch. `loss` is its share in the loss of the step; `kl` and `entropy` are [N]."""
+    """Adds a micro-batch. `loss` is its part of the step's loss; `kl` and `entropy` are [N]."""
     difference = (old_logprobs - batch.sampler_logprobs).abs()
     weight = completion_ratio(old_logprobs, batch)
     for total, values in (
@@ -85,12 +85,12 @@ def read_step(metrics: StepMetrics[torch.Tensor]) -> StepMetrics[float]:
 
 
 def over_steps(steps: Sequence[StepMetrics[float]]) -> dict[str, float]:
-    """Metrics over all tokens (or completions) of the steps. Without a token they were not measured: NaN, and not 0."""
+    """Metrics over all tokens (or completions) of the steps. Without a token they are NaN, not 0."""
     total: StepMetrics[float] = StepMetrics(*(sum(values) for values in zip(*steps, strict=True)))
     largest: StepMetrics[float] = StepMetrics(*np.max(steps, axis=0).tolist())  # Python's max may lose a NaN
     tokens, ratios = total.tokens or math.nan, total.ratios or math.nan
     return {
-        # The weights of a step's tokens add up to 1, so its loss is a mean.
+        # A step's loss is already normalised over its tokens: their number is the step's weight.
         "loss/total": sum(step.loss * step.tokens for step in steps) / max(total.tokens, 1),
         "loss/policy": sum(step.policy_loss * step.tokens for step in steps) / max(total.tokens, 1),
         "policy/kl": total.kl / tokens,

@@ -1,7 +1,7 @@
 """AdamW that keeps float32 master weights beside bfloat16 parameters, and accumulates their gradients in float32.
 
-A bfloat16 number has 8 bits of mantissa: adding a step of 1e-6 to a weight of 0.02 returns 0.02. The masters take the
-step; the bfloat16 copy follows once the steps add up to half a unit in its last place.
+A bfloat16 number has 8 bits of mantissa: adding a step of 1e-6 to a weight of 0.02 gives 0.02. The masters take the
+step, and the bfloat16 copy follows once the steps add up to half a unit in its last place.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Optimizer:
 
     @property
     def lr(self) -> float:
-        """The rate of the next step: linear warm-up, then constant, or linear to zero after the last step."""
+        """The learning rate of the next step: linear warm-up, then constant, or linear to zero after the last step."""
         peak = self.config.lr
         warmup = self.config.warmup
         if self.steps < warmup:
@@ -53,7 +53,7 @@ class Optimizer:
         for group in self.adamw.param_groups:
             group["lr"] = self.lr
         self.adamw.step()
-        torch.autograd.graph.increment_version(self.masters)  # fused kernels do not; LoRA's kept sums go by it
+        torch.autograd.graph.increment_version(self.masters)  # fused kernels do not, and LoRA's kept sums depend on it
         self.steps += 1
         if self.copies:
             parameters, masters = zip(*self.copies, strict=True)
@@ -106,7 +106,7 @@ def _adamw(masters: list[torch.nn.Parameter], config: LearnerConfig) -> torch.op
 
         return AdamW8bit(masters, **settings)
     adamw = torch.optim.AdamW(masters, fused=True, **settings)  # one pass over the memory
-    for master in masters:  # now, because the sampler takes the rest of the memory before the first step
+    for master in masters:  # allocated now: the sampler takes the rest of the memory before the first step
         moments = {name: torch.zeros_like(master) for name in ("exp_avg", "exp_avg_sq")}
         adamw.state[master] = {"step": torch.zeros((), device=master.device)} | moments
     return adamw

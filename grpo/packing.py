@@ -1,7 +1,7 @@
 """Completions -> padding-free micro-batches under a token budget.
 
 Sequences are laid end to end and attention is told where each begins (`Segments`), so no token is spent on padding. The
-completions of one problem have the same prompt: it is laid down once, and every completion sees it as its prefix.
+completions of one problem have the same prompt. It is laid down once, and every completion sees it as its prefix.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class _Tensors:
 class Segments(_Tensors):
     """Attention in a packed sequence of T tokens: S runs of queries, each with the keys it may see.
 
-    A run sees its own tokens causally and, before them, all of its prefix. A prompt is a run without a prefix, and the
-    prefix of the completions behind it.
+    A run is a prompt or a completion. It sees its own tokens causally and, before them, its whole prefix. A prompt has
+    no prefix; the prefix of a completion is its prompt.
     """
 
     queries: tuple[int, ...]
@@ -44,9 +44,9 @@ class Segments(_Tensors):
     keys: tuple[int, ...]
     """[S] keys that each run sees: those of its prefix and its own"""
     key_index: torch.Tensor
-    """[K] long: the tokens whose keys and values are gathered, run by run, a run's prefix first"""
+    """[K] long: the tokens whose keys and values are gathered, run by run, each run's prefix first"""
     cu_queries: torch.Tensor
-    """[S + 1] int32: run s holds queries cu_queries[s] .. cu_queries[s + 1], as the kernels want it"""
+    """[S + 1] int32: run s holds queries cu_queries[s] .. cu_queries[s + 1], the form that the kernels take"""
     cu_keys: torch.Tensor
     """[S + 1] int32: the same for the gathered keys"""
 
@@ -67,7 +67,7 @@ class Batch(_Tensors):
     advantages: torch.Tensor
     """[N] float64: the advantage of the token's completion"""
     weights: torch.Tensor
-    """[N] float64: the token's share in the loss, fixed over the whole optimiser step and not by this micro-batch"""
+    """[N] float64: the token's weight in the loss, computed over the whole optimiser step, not over this micro-batch"""
     sampler_logprobs: torch.Tensor
     """[N] float64"""
     flat_index: torch.Tensor
@@ -92,7 +92,7 @@ class Batch(_Tensors):
 
 
 def to_training_samples(groups: Sequence[Group], advantages: torch.Tensor, mask_truncated: bool) -> list[list[Sample]]:
-    """A rollout as the learner takes it. `advantages` is [groups, completions].
+    """A rollout in the form that the learner takes. `advantages` is [groups, completions].
 
     With `mask_truncated`, no token of a completion that was cut at the length limit is trained.
     """
@@ -108,15 +108,15 @@ def to_training_samples(groups: Sequence[Group], advantages: torch.Tensor, mask_
 
 
 def sequence_length(sample: Sample) -> int:
-    """Tokens of prompt and completion together, trained or not: its cost in a micro-batch's budget."""
+    """Tokens of prompt and completion together, trained or not: the cost of a sample in a micro-batch's budget."""
     return len(sample.prompt_ids) + len(sample.completion_ids)
 
 
 def pack(samples: Sequence[Sample], weights: Sequence[float], microbatch_tokens: int) -> list[Batch]:
     """Micro-batches of at most `microbatch_tokens` tokens that hold every trained token once.
 
-    `weights[i]` is the weight of each trained token of sample i in the loss. A sequence longer than the budget goes
-    alone. A sample without a trained token is skipped.
+    `weights[i]` is the weight of each trained token of sample i in the loss. A sequence longer than the budget gets
+    a micro-batch of its own. A sample without a trained token is skipped.
     """
     starts = [0, *accumulate(len(sample.trained) for sample in samples)]
     return [
@@ -126,10 +126,10 @@ def pack(samples: Sequence[Sample], weights: Sequence[float], microbatch_tokens:
 
 
 def assign(samples: Sequence[Sample], microbatch_tokens: int) -> list[list[int]]:
-    """Indices of the samples in each micro-batch: equal prompts together, and the batches about equally full.
+    """Indices of the samples in each micro-batch: equal prompts together, and the micro-batches about equally full.
 
-    Filling up to the budget gives the fewest batches but leaves a short last one. Bisection finds the smallest capacity
-    that needs no more batches. Samples without a trained token are skipped.
+    Filling up to the budget gives the fewest micro-batches but leaves a short last one. Bisection finds the smallest
+    capacity that needs no more of them. Samples without a trained token are skipped.
     """
     trained = [i for i, sample in enumerate(samples) if sample.trained]
     order = sorted(trained, key=lambda i: (samples[i].prompt_ids, len(samples[i].completion_ids)))
@@ -157,8 +157,8 @@ def _fill(samples: Sequence[Sample], order: Sequence[int], capacity: int) -> lis
 
 def _lay_out(samples: Sequence[Sample], weights: Sequence[float], starts: Sequence[int]) -> Batch:
     """One micro-batch. `starts[i]` is the place of sample i's first trained token among those of the optimiser step."""
-    # 1. Lay every prompt down once and its completions behind it. A run is (ids, the places in the batch of its prefix,
-    # its own places); a prompt's prefix is empty.
+    # 1. Lay every prompt down once and its completions behind it. A run is (ids, the positions of its prefix in the
+    # batch, its own positions); a prompt's prefix is empty.
     runs = []
     logit_positions = []
     end = 0
@@ -169,7 +169,7 @@ def _lay_out(samples: Sequence[Sample], weights: Sequence[float], starts: Sequen
             end += len(prompt)
         completion = np.arange(end, end + len(sample.completion_ids))
         runs.append((sample.completion_ids, prompt, completion))
-        # A token is predicted at the token before it; the first of a completion at the last of its prompt.
+        # Each token is predicted by the token before it, the first of a completion by the last of its prompt.
         logit_positions.append(np.append(prompt[-1], completion[:-1])[sample.trained])
         end += len(completion)
 
@@ -184,8 +184,8 @@ def _lay_out(samples: Sequence[Sample], weights: Sequence[float], starts: Sequen
         cu_keys=torch.tensor([0, *accumulate(keys)], dtype=torch.int32),
     )
 
-    # 3. Repeat the values of a completion for each of its trained tokens. float64 costs nothing at a few numbers a
-    # token, and keeps the sum of the loss exact in any order.
+    # 3. Repeat the values of a completion for each of its trained tokens. float64 costs nothing at a few numbers per
+    # token, and makes the sum of the loss independent of its order, to the rounding of float64.
     lengths = [len(sample.trained) for sample in samples]
     return Batch(
         input_ids=_joined(np.array(ids) for ids, _, _ in runs),

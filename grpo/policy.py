@@ -111,8 +111,8 @@ class Policy:
 
     @torch.no_grad()
     def ref_logprobs(self, batch: Batch, temperature: float) -> torch.Tensor:
-        """[N] the same under the reference, the weights that training started from: LoRA's base, or the copy of all
-        weights that is kept where learner.kl_coef is not 0."""
+        """[N] log-probabilities under the reference, the weights before training: LoRA's base, or a frozen copy of all
+        weights, which exists if learner.kl_coef is not 0."""
         if self.lora:
             with self.model.disable_adapter():
                 return self.logprobs(batch, temperature, False)[0]
@@ -149,7 +149,7 @@ class Policy:
 
     @contextlib.contextmanager
     def sampling(self) -> Iterator[None]:
-        """For sampling with the policy's own network: eval mode, LoRA's sums and packed weights made once."""
+        """Prepares the policy's own network for sampling: eval mode, LoRA's sums and packed weights computed once."""
         forwards = {}
         self.network.eval()
         try:
@@ -166,7 +166,7 @@ class Policy:
             self.network.train()
 
     def _products(self) -> Iterator[tuple[torch.nn.Module, torch.Tensor, torch.Tensor | None]]:
-        """(layer, weight, bias) of those whose products a sampler computes otherwise than the layer itself."""
+        """(layer, weight, bias) of the layers for which `sampling` replaces the product."""
         for name, module in self.network.named_modules():
             if isinstance(module, LoraLayer):
                 yield module, lora.merged(module), module.base_layer.bias
@@ -174,13 +174,13 @@ class Policy:
                 yield module, module.weight, module.bias
 
     def keep_sums(self) -> None:
-        """Makes LoRA's sums once an optimiser step instead of three times a micro-batch, and holds one more copy of the
-        linear layers for it."""
+        """Computes LoRA's sums once per optimiser step instead of three times per micro-batch, at the cost of one
+        more copy of the linear layers."""
         lora.keep_sums(self.network, True)
 
-    def arrived(self) -> float:
-        """The share of the adapter's change that the rounded weights have; 1 where nothing is rounded."""
-        return lora.arrived(self.model) if self.dtype is torch.bfloat16 else 1.0
+    def update_retention(self) -> float:
+        """The share of the adapter's change that survives rounding; 1 where nothing is rounded."""
+        return lora.update_retention(self.model) if self.dtype is torch.bfloat16 else 1.0
 
     @torch.no_grad()
     def sampler_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -250,10 +250,10 @@ def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
 def load_plain(
     name: str, dtype: torch.dtype | None, device: torch.device, trusted: bool = False, quant: str = "none"
 ) -> PreTrainedModel:
-    """A model whose weights are plain tensors in `dtype` (None: as trained): those that its policy computes with.
+    """A model with the weights that its policy computes with, as plain tensors in `dtype` (None: as trained).
 
-    An adapter of ours is added by the policy's own sum, in the precision and on the (dequantised) base that it was
-    trained with; any other by PEFT. `quant`: of a model that is not an adapter.
+    An adapter of this trainer is merged by the policy's own sum, in the precision and on the (dequantised) base that it
+    was trained with. PEFT merges any other. `quant` is the precision of a base that is not an adapter.
     """
     origin = hub.read_origin(name)
     base = hub.base_of(name)
@@ -277,7 +277,7 @@ def load_plain(
 def load_model(
     name: str, dtype: torch.dtype | None, device: torch.device, quant: str = "none", trusted: bool = False
 ) -> PreTrainedModel:
-    """A model of transformers in `dtype` (None: as its files have it). UserError where it cannot be loaded."""
+    """A model of transformers in `dtype` (None: as its files have it). UserError if it cannot be loaded."""
     options: dict[str, Any] = {"dtype": dtype or "auto", "trust_remote_code": trusted}
     try:
         options["config"] = without_dropout(AutoConfig.from_pretrained(name, trust_remote_code=trusted))

@@ -28,7 +28,7 @@ def draw(problems: list[Problem], count: int, seed: int, step: int) -> list[Prob
     """The problems of step 1, 2, ...: a function of (seed, step) alone, so a resumed run continues where it stopped.
 
     Each pass over the data is a new permutation; the rows that do not fill a whole step wait for the next one. Fewer
-    rows than `count` are repeated until they suffice.
+    rows than `count` are repeated until there are enough.
     """
     repeats = math.ceil(count / len(problems))
     per_epoch = len(problems) * repeats // count
@@ -38,10 +38,10 @@ def draw(problems: list[Problem], count: int, seed: int, step: int) -> list[Prob
 
 
 def rollout(engine: Engine, problems: Sequence[Problem], n: int, sampling: SamplingParams, *key: int) -> list[Group]:
-    """`n` completions of each problem. What is drawn depends on (*key, problem, sample) and on nothing else.
+    """`n` completions of each problem. The random numbers are a function of (*key, problem, sample) alone.
 
-    `key` is (seed, step) in training, and (seed,) in an evaluation. A problem that is drawn again in the same step is
-    another group: its second and later places enter its seed.
+    `key` is (seed, step) in training, and (seed,) in an evaluation. A problem that is drawn again in one step
+    gives another group, whose seed includes the number of earlier draws.
     """
     requests = []
     seen: Counter[int] = Counter()
@@ -62,10 +62,10 @@ def replace_flat_groups(
     config: Config,
     step: int,
 ) -> tuple[list[Group], list[list[str]], list[list[Score]], dict[str, float]]:
-    """Puts further problems in the place of groups without advantages: DAPO's dynamic sampling (arXiv 2503.14476, 3.2).
+    """Replaces groups without advantages by those of further problems: DAPO's dynamic sampling (arXiv 2503.14476).
 
-    Returns groups, texts, scores and the number of draws. Makes at most `rollout.resample_flat_groups` further draws
-    from a permutation that follows from (seed, step), without the problems of the step.
+    Returns groups, texts, scores and the number of draws. Makes at most `rollout.resample_flat_groups` further draws,
+    in an order that (seed, step) determines, and never of a problem that the step already has.
     """
     if not config.rollout.resample_flat_groups:
         return *sampled, {}
@@ -112,19 +112,19 @@ def text_of(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: Complet
 
 
 def score(reward: Reward, groups: Sequence[Group], texts: Sequence[Sequence[str]]) -> list[list[Score]]:
-    """Returns the scores, [groups][completions]. A prompt that shows the tags earns nothing: only completions count."""
+    """Returns the scores, [groups][completions]. Only completions count: tags in the prompt earn nothing."""
     scores = iter(
         reward.score_batch(
             [text for group in texts for text in group],
             [group.problem.ground_truth for group in groups for _ in group.completions],
-            [known(group.problem, completion) for group in groups for completion in group.completions],
+            [reward_row(group.problem, completion) for group in groups for completion in group.completions],
         )
     )
     return [[next(scores) for _ in group.completions] for group in groups]
 
 
-def known(problem: Problem, completion: Completion | None = None) -> Row:
-    """Returns what a reward may read beside text and ground truth, by name; the data's own columns come last."""
+def reward_row(problem: Problem, completion: Completion | None = None) -> Row:
+    """Returns the row that a reward may read beside text and ground truth; the data's own columns come last."""
     facts: dict[str, Any] = {
         "question": question(problem),
         "prompt": problem.prompt,
@@ -145,7 +145,7 @@ def question(problem: Problem) -> str:
 def calibrate(
     reward: Reward, engine: Engine, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], config: Config
 ) -> None:
-    """Fits the scale of a reward that has one to completions of the first problems, before training."""
+    """Before training, fits a reward's scale, if it has one, to completions of the first problems."""
     if not reward.calibration_size:
         return
     first = problems[: math.ceil(reward.calibration_size / config.rollout.group_size)]
@@ -153,10 +153,11 @@ def calibrate(
     n = math.ceil(reward.calibration_size / len(first))
     groups = rollout(engine, first, n, sampling, config.seed, 0)
     texts = [text for group in decode(tokenizer, groups) for text in group]
-    reward.calibrate(texts, [known(group.problem, completion) for group in groups for completion in group.completions])
+    rows = [reward_row(group.problem, completion) for group in groups for completion in group.completions]
+    reward.calibrate(texts, rows)
 
 
 def request_seed(*key: int) -> int:
-    """62 well-mixed bits: the seeds of two prompts' samples (seed, seed + 1, ...) practically never meet."""
+    """62 well-mixed bits. Completion i uses seed + i, and the seeds of two prompts practically never meet."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return int.from_bytes(digest) >> 2

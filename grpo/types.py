@@ -1,7 +1,7 @@
 """The data of the loop: Problem -> Request -> Completion -> Group -> Sample.
 
 This module imports no other module of the project. Token ids travel from the sampler to the learner as they are;
-nothing is ever decoded and encoded again, because that can change which tokens the log-probabilities belong to.
+they are never decoded and encoded again, because that could give other tokens than those that were sampled.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Problem:
     """One row of a data set, rendered and tokenised for the policy."""
 
     index: int
-    """Row number in the data set, from 0. Part of the sampling seed; groups are never identified by their text."""
+    """Row number in the data set, from 0. Part of the sampling seed, and what identifies a problem (not its text)."""
     prompt: str
     """The rendered chat prompt, special tokens included, as the model sees it."""
     prompt_ids: tuple[int, ...]
@@ -32,7 +32,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """`n` completions of one prompt. Completion i is drawn with `seed + i`, whatever else is in the batch."""
+    """`n` completions of one prompt. Completion i is drawn with `seed + i` and does not depend on the batch."""
 
     prompt_ids: tuple[int, ...]
     n: int
@@ -41,7 +41,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One answer to a prompt: ids include the stop token when the model produced one."""
+    """One answer to a prompt. `ids` include the stop token if the model produced one."""
 
     ids: tuple[int, ...]
     sampler_logprobs: tuple[float, ...]
@@ -68,11 +68,11 @@ class Sample:
     sampler_logprobs: tuple[float, ...]
     advantage: float
     mask: tuple[bool, ...] | None = None
-    """[tokens] False for tokens that later tokens see but that are not trained. None: every token is trained."""
+    """[tokens] False for tokens that are not trained; later tokens attend to them. None: every token is trained."""
 
     @property
     def trained(self) -> Sequence[int]:
-        """Places of the trained tokens within the completion. Raises ValueError for a mask of another length."""
+        """Positions of the trained tokens within the completion. Raises ValueError for a mask of another length."""
         places = range(len(self.completion_ids))
         if self.mask is None:
             return places

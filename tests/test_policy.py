@@ -249,12 +249,12 @@ def test_kept_sums_change_no_bit_and_follow_every_step(folder: Path, dtype: str)
 
 def test_the_share_that_arrived_is_measured(folder: Path):
     policy = load_policy(config(folder, dtype="bfloat16", **LORA), CPU)
-    assert policy.arrived() == 1.0, "nothing had to"
+    assert policy.update_retention() == 1.0, "nothing had to"
     with torch.no_grad():
         for name, parameter in policy.trainable().items():
             parameter += 3e-3 * torch.randn_like(parameter) * ("lora_B" in name)
-    assert policy.arrived() == pytest.approx(1.0, abs=0.2)  # 5,120 weights, of which few moved
-    assert load_policy(config(folder, **LORA), CPU).arrived() == 1.0
+    assert policy.update_retention() == pytest.approx(1.0, abs=0.2)  # 5,120 weights, of which few moved
+    assert load_policy(config(folder, **LORA), CPU).update_retention() == 1.0
 
 
 def test_loras_gradient_is_that_of_the_sum(folder: Path):

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from grpo.engines.base import SamplingParams
-from grpo.rollout import decode, draw, known, replace_flat_groups, rollout, score
+from grpo.rollout import decode, draw, replace_flat_groups, reward_row, rollout, score
 from grpo.settings import build
 from grpo.types import Completion, Group, Problem
 from rewards import MultiSignalMathReward, Reward, Score
@@ -64,7 +64,7 @@ def test_a_thought_that_the_template_opened_belongs_to_the_completion(tokenizer,
 
 def test_a_reward_may_know_the_row_but_columns_hide_nothing():
     problem = Problem(3, "<user>2+3?", (1,), "5", extra={"level": 2, "question": "another"}, chat=[{"content": "2+3?"}])
-    row = known(problem, Completion((4, 5), (), "stop"))
+    row = reward_row(problem, Completion((4, 5), (), "stop"))
     assert {name: row[name] for name in row} == {
         "question": "2+3?", "prompt": "<user>2+3?", "messages": problem.chat, "completion_ids": [4, 5], "level": 2,
     }  # fmt: skip

@@ -1,7 +1,7 @@
 """Batched sampling in plain PyTorch, for any causal language model of transformers on any device.
 
-It samples with the policy's own weights, so they cannot be stale. The prompts' common beginning is read once, then
-every distinct prompt, whose KV cache is copied for its completions. Rows that have finished leave the batch.
+It samples with the policy's own weights, so they cannot be stale. It reads the prompts' common beginning once, then the
+rest of each distinct prompt, and copies the KV cache for the completions. Rows that have finished leave the batch.
 
 Randomness is a function of (request seed, position) alone: one uniform number per token, drawn by hashing, picks the
 token from the cumulative distribution. A completion therefore does not depend on what else is in the batch.
@@ -24,10 +24,10 @@ from grpo.settings import Config
 from grpo.types import Completion, FinishReason, Request
 
 COMPACT_BELOW = 7 / 8
-"""the share of rows that still run, at and below which the finished ones are dropped"""
+"""Finished rows are dropped once at most this share of the rows is still running."""
 BLOCK = 1024
 ROOM = 64
-"""tokens for which a KV cache has room at least, when it is made or grows"""
+"""A KV cache that is made or grows gets room for at least this many further tokens."""
 
 
 class TorchEngine(Engine):
@@ -120,7 +120,7 @@ def _write(policy: Policy, drafts: Sequence[Draft], sampling: SamplingParams) ->
 class Context:
     """The text that the network has read so far, one row for each completion, left-padded to one length.
 
-    The common beginning of all prompts is read once, and so is the rest of equal prompts.
+    The common beginning of all prompts is read once, then the rest of each distinct prompt.
     """
 
     hidden: torch.Tensor
@@ -155,7 +155,7 @@ class Context:
         self.hidden = self.hidden[index]
 
     def keep(self, rows: Sequence[int]) -> list[int]:
-        """Keeps these rows alone and returns their new order: the last ones move into the places that became free."""
+        """Keeps only these rows and returns their new order: the last ones move into the freed places."""
         kept = set(rows)
         last = [row for row in rows if row >= len(rows)]
         order = [row if row in kept else last.pop() for row in range(len(rows))]
@@ -170,8 +170,8 @@ class Context:
         columns = torch.arange(start + ids.shape[1], device=ids.device)
         new = columns[start:]
         mask = None
-        if self.ragged or (start and len(new) > 1):  # without a mask, attention is causal from the first column on
-            # A token sees the real ones up to itself. Padding may see itself, or its softmax would be over nothing.
+        if self.ragged or (start and len(new) > 1):  # without a mask, attention is causal from column 0
+            # A token sees the real ones up to itself. Padding sees itself, because its softmax needs one entry.
             real = columns >= self.padding[:, None, None]  # [B, 1, K]
             mask = (real & (columns <= new[:, None]) | (columns == new[:, None]))[:, None]  # [B, 1, T, K]
         network = self.policy.network
@@ -228,7 +228,7 @@ class Buffer(DynamicLayer):
         self._use(len(padding), tokens)
 
     def keep(self, order: Sequence[int]) -> None:
-        """Row i becomes row order[i], which is row i itself or one behind the last that is kept."""
+        """Row i becomes row order[i], which is row i itself or a row behind the last place that is kept."""
         places = [i for i, row in enumerate(order) if i != row]
         tokens = self.get_seq_length()
         if places:
@@ -259,8 +259,8 @@ def _pick(
 def draw(weights: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     """[B, V] weights, [B] numbers in [0, 1) -> [B] tokens: the first whose cumulative weight exceeds u of the total.
 
-    This is what torch.multinomial does, with a number u of our own. Of a large vocabulary the block of BLOCK tokens is
-    drawn first, then the token in it: one pass over the weights instead of several in float64.
+    This is what torch.multinomial does, with a number u of our own. In a large vocabulary it draws a block of BLOCK
+    tokens first, then the token in it: one pass over the weights instead of several in float64.
     """
     if weights.shape[1] <= BLOCK:
         return _search(weights, u)[0]
@@ -272,13 +272,13 @@ def draw(weights: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
 
 
 def _search(weights: torch.Tensor, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """[B] places where the cumulative weight first exceeds u of the total, and [B] how far into its weight: in [0, 1).
+    """[B] first places whose cumulative weight exceeds u * total, and [B] the share of their weight below it, < 1.
 
     The sum is float64: near 1, a float32 sum moves in steps of 6e-8 and would give the rare tokens wrong shares.
     """
     cumulative = weights.cumsum(-1, dtype=torch.float64)
     total = cumulative[:, -1]
-    # Rounding may take u * total up to the total, which no place exceeds: then the last possible place is drawn.
+    # Rounding may raise u * total to the total, which no place exceeds. Then the last possible place is drawn.
     target = torch.minimum(u * total, _below(total))[:, None]
     place = torch.searchsorted(cumulative, target, right=True)
     weight = weights.gather(1, place).double()

@@ -25,7 +25,7 @@ from grpo.plan.planner import Plan, decide, describe
 from grpo.plan.shapes import model_config
 from grpo.policy import generation_config, load_policy, load_tokenizer
 from grpo.problems import first_prompt, make_problems, read_data, training_problems
-from grpo.rollout import known
+from grpo.rollout import reward_row
 from grpo.run.resume import new_folder
 from grpo.settings import Config, short, typed
 from grpo.terminal import escape_control, notify
@@ -121,7 +121,7 @@ def _reward(config: Config) -> Iterator[str]:
     if ":" in name:  # a user's own function is tried on the first problem
         first = read_data(config.data, config.data_dir, FIRST_ROWS)
         found, _ = make_problems(first, None, config.prompt, columns=config.data_columns, graded=False)
-        row = known(next(iter(found.values()))) if found else row
+        row = reward_row(next(iter(found.values()))) if found else row
     settings = config.reward.model_dump() | {"name": name, "workers": 1}
     with closing(load_reward(row, config.seed, "cpu", **settings)) as reward:
         terms = " + ".join(f"{weight:g} {signal}" for signal, weight in reward.weights.items())
