@@ -37,6 +37,7 @@ NOT_TYPED = {
     "python train.py": "other options of a command that is typed; parsed",
     "python -m grpo.report": "the last lines of a run",
     "python eval.py": "a model of the hub, or other options of a command that is typed; parsed",
+    "python -m verl.trainer.main_ppo": "verl's own trainer, which needs a GPU",
     "python minimal.py": "half a minute: tests/test_minimal.py",
     "python my_task.py": "a file of the page: tests/data/test_tasks.py",
     "python -m course.exercises": "half a minute: tests/course/test_exercises.py",

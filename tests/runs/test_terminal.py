@@ -74,8 +74,9 @@ def test_the_first_phase_of_the_start_is_named_at_once(monkeypatch):
     monkeypatch.setattr("sys.stderr", os.fdopen(theirs, "w"))
     progress = display.Progress(steps=3, quiet=False)
     progress.phase("loading the model", lambda: "12/62")
-    assert b"loading the model 12/62 00:00" in read(ours)
     progress.close()
+    sys.stderr.close()  # so that reading ends
+    assert b"loading the model 12/62 00:00" in b"".join(iter(lambda: read(ours), b""))
 
 
 def closed_pipe() -> int:

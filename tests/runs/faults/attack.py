@@ -220,7 +220,7 @@ def edited_sweep(attack: Attack) -> None:
     edits = {"steps": str(STEPS + 1), "learner.lr": "0.1", "rollout.group_size": "6"}
     name, value = attack.chance.choice(list(edits.items()))
     with pytest.raises(UserError, match=re.escape(name)):
-        sweep.refuse_changed([sweep.Run("cell", attack.run, cell | {name: value})], "cpu")
+        sweep.settle([sweep.Run("cell", attack.run, cell | {name: value})], "cpu", rename=False)
     return None
 
 
