@@ -120,7 +120,7 @@ def _attend(query, key, value, scaling, window, mask: torch.Tensor | None = None
         mask = causal_lower_right(rows, columns)
     if rows == 1:  # a decoding step: the heads that share keys become queries of one head, and the keys are read once
         shared = query.reshape(len(query), key.shape[1], -1, query.shape[3])
-        if query.is_cpu:  # the fused kernel is made for many queries; two products of one query each are faster
+        if query.is_cpu and query.dtype is torch.float32:  # two products are faster than the kernel for many queries
             scores = shared @ key.mT * (query.shape[3] ** -0.5 if scaling is None else scaling)
             scores = scores if mask is None else scores.masked_fill(~mask, -torch.inf)
             out = scores.softmax(-1) @ value
