@@ -47,7 +47,7 @@ def train(config: Config, resumed: Path | None = None, interrupts: Interrupts | 
     """Trains in a new run folder, or continues in the folder `resumed`."""
     set_threads(config.threads)
     device = choose_device(config.device)
-    plan = plan_run(config, device, held_out_sets)  # refuses a run that cannot fit
+    plan = plan_run(config, device, held_out_sets(config))  # refuses a run that cannot fit
     config = plan.config
     run = Run(config, resumed, interrupts)
     set_seed(config.seed)
@@ -55,7 +55,7 @@ def train(config: Config, resumed: Path | None = None, interrupts: Interrupts | 
     policy = load_policy(config, device)
     if policy.attention_note:
         notify(policy.attention_note)
-    if plan.run.keep_sums:
+    if plan.keep_sums:
         policy.keep_sums()
     notify(prove(policy, config.rollout.longest_sequence))
     problems, bad_rows = training_problems(config, policy.tokenizer)
@@ -122,7 +122,7 @@ def main(argv: list[str]) -> int:
         if command.preset is None and folder is None:
             print(f"no --preset given: {preset}, {why}")
         if command.check:
-            return check(config, choose_device(config.device), held_out_sets, folder)
+            return check(config, choose_device(config.device), held_out_sets(config), folder)
         if folder and is_finished(folder, config.steps):
             print(escape_control(f"{folder} is finished: {config.steps} steps"))
         else:

@@ -85,7 +85,7 @@ class Bench:
         common.make_config(self.size).save_pretrained(self.scratch / "shape")
         fixed = {"model": str(self.scratch / "shape"), "policy.quant": "none", "rollout.engine": "torch"}
         small = self.or_small({}, SMALL | {"learner.microbatch_tokens": 256})
-        return decide(build(preset, fixed | small | options), this_hardware(DEVICE))[0]
+        return decide(build(preset, fixed | small | options), this_hardware(DEVICE))
 
     def policy(self, config: Config) -> Policy:
         return common.make_policy(common.make_config(self.size), config)
@@ -124,13 +124,13 @@ def step(bench: Bench, preset: str, quant: str = "none") -> dict[str, Any]:
         "rollout.max_new_tokens": tokens,
         "rollout.engine": "auto" if DEVICE.type == "cuda" else "torch",
     }
-    plan, _ = decide(build(preset, settings), this_hardware(DEVICE))
+    plan = decide(build(preset, settings), this_hardware(DEVICE))
     with patch.object(Checkpoints, "save"):  # 20 GiB for all weights
         row = read_rows(bench.train("step", {"preset": preset} | settings) / "metrics.jsonl")[-1]
     mean = row["completion/length_mean"]
     planned = {f"planned/{phase}": value for phase, value in plan.seconds(mean).items()}
-    planned |= {"engine": plan.engine.name, "planned/peak_gib": max(plan.totals().values()) / GIB}
-    operations_per_s = learning_flops(plan.run, plan.model, mean) / row["time/learn"]
+    planned |= {"engine": plan.engine.name, "planned/peak_gib": max(plan.totals.values()) / GIB}
+    operations_per_s = learning_flops(plan, mean) / row["time/learn"]
     return planned | row | {"utilisation": operations_per_s / plan.hardware.flops}
 
 

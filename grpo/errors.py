@@ -65,7 +65,7 @@ def one_line(*further: type[Exception]) -> Callable:
                 except TrainingStopped as error:
                     return _tell(f"stopped: {error}", 1)
                 except KeyboardInterrupt as interruption:
-                    return _tell(f"ended by {interruption or 'SIGINT'}", getattr(interruption, "code", 130))
+                    return _tell(f"ended by {str(interruption) or 'SIGINT'}", getattr(interruption, "code", 130))
 
         return command
 

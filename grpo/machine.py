@@ -9,6 +9,7 @@ import platform
 import shutil
 import sys
 import sysconfig
+from importlib.util import find_spec
 from pathlib import Path
 
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 14)
@@ -19,6 +20,7 @@ GIB_OF = {"base": 6, "gpu": 9}
 """disk space of the packages, with the CUDA build of torch"""
 CPU_BUILD_GIB = 2
 GIB = 2**30
+LIBC = platform.libc_ver()
 
 
 def driver_version(driver=DRIVER):
@@ -39,15 +41,6 @@ def driver_problem(version):
     )
 
 
-def python_problems(version=sys.version_info):
-    if OLDEST_PYTHON <= tuple(version[:2]) <= NEWEST_PYTHON:
-        return []
-    return [
-        f"Python is {version[0]}.{version[1]}, and 3.11 to 3.14 are supported: install one (docs/cloud.md, section 2) "
-        "and name it, as in make gpu PYTHON=python3.12"
-    ]
-
-
 def compiler_problems():
     """Triton, which vLLM runs on a GPU, compiles a C file at its first kernel."""
     lines = []
@@ -59,51 +52,39 @@ def compiler_problems():
     return lines
 
 
-def libc_problems(name, version):
-    if name != "glibc" or tuple(map(int, version.split(".")[:2])) >= LEAST_GLIBC:
-        return []
-    return [f"glibc is {version}, and the wheels need 2.28: use Ubuntu 22.04, Debian 12 or newer"]
-
-
-def venv_problems():
-    """Debian and Ubuntu package both modules apart."""
-    try:
-        import ensurepip  # noqa: F401
-        import venv  # noqa: F401
-    except ImportError:
-        return [f"venv is missing: apt-get install -y python{sys.version_info[0]}.{sys.version_info[1]}-venv"]
-    return []
-
-
-def disk_problems(venv, need_gib):
-    folder = next(place for place in (venv.absolute(), *venv.absolute().parents) if place.is_dir())
-    free_gib = shutil.disk_usage(str(folder)).free / GIB
-    if free_gib >= need_gib:
-        return []
-    return [
-        f"{folder} has {free_gib:.1f} GiB free, and the packages take {need_gib}: free space, or name another VENV="
-    ]
-
-
-def problems(packages, venv):
+def problems(packages, venv, python=sys.version_info[:2], libc=LIBC):
     """One line for each reason why the `packages` (base or gpu) cannot be installed in `venv` or would not work."""
-    lines = python_problems() + libc_problems(*platform.libc_ver()) + venv_problems()
+    if not OLDEST_PYTHON <= python <= NEWEST_PYTHON:
+        yield (
+            f"Python is {python[0]}.{python[1]}, and 3.11 to 3.14 are supported: install one (docs/cloud.md, section "
+            "2) and name it, as in make gpu PYTHON=python3.12"
+        )
+    if libc[0] == "glibc" and tuple(map(int, libc[1].split(".")[:2])) < LEAST_GLIBC:
+        yield f"glibc is {libc[1]}, and the wheels need 2.28: use Ubuntu 22.04, Debian 12 or newer"
+    if not (find_spec("venv") and find_spec("ensurepip")):  # Debian and Ubuntu package both apart
+        yield f"venv is missing: apt-get install -y python{python[0]}.{python[1]}-venv"
     if packages == "gpu":
-        lines += compiler_problems()
-        if not driver_version():
-            lines.append("no NVIDIA driver is loaded: vLLM's CUDA build cannot run here; make gpu FORCE=1 installs it")
-        elif driver_problem(driver_version()):
-            lines.append(driver_problem(driver_version()))
+        yield from compiler_problems()
+        version = driver_version()
+        if not version:
+            yield "no NVIDIA driver is loaded: vLLM's CUDA build cannot run here; make gpu FORCE=1 installs it"
+        elif driver_problem(version):
+            yield driver_problem(version)
     need_gib = GIB_OF[packages]
     if sys.platform != "linux" or os.environ.get("PIP_ARGS"):  # which names a CPU build
         need_gib = CPU_BUILD_GIB
     elif (venv / "base").exists():
         need_gib -= GIB_OF["base"]
-    return lines + disk_problems(venv, need_gib)
+    folder = next(place for place in (venv.absolute(), *venv.absolute().parents) if place.is_dir())
+    free_gib = shutil.disk_usage(str(folder)).free / GIB
+    if free_gib < need_gib:
+        yield (
+            f"{folder} has {free_gib:.1f} GiB free, and the packages take {need_gib}: free space, or name another VENV="
+        )
 
 
 def main(packages="base", venv=".venv"):
-    lines = problems(packages, Path(venv))
+    lines = list(problems(packages, Path(venv)))
     for line in lines:
         print(f"PROBLEM: {line}", file=sys.stderr)
     return int(bool(lines))

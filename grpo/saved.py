@@ -28,14 +28,16 @@ class Target:
     """its folder under evals/"""
     path: str
     """folder or Hugging Face id"""
+    run: Path | None = None
+    """the folder of its run"""
     prompt: str | None = None
-    """the prompt it was trained with; None where that is not known"""
-    step: int | None = None
-    """of a run: 0 is the base model"""
+    """the run's"""
     dtype: str = "auto"
     """the run's policy.dtype"""
     quant: str = "none"
     """of a run's base model: the run's policy.quant"""
+    step: int | None = None
+    """of a run: 0 is the base model"""
 
     @property
     def base(self) -> str:
@@ -43,41 +45,30 @@ class Target:
         return base_of(self.path)
 
 
-def run_of(path: str) -> Path | None:
-    """The folder of the run that a checkpoint belongs to; None for any other model."""
-    folder = Path(path).resolve().parent
-    return folder.parent if folder.name == "checkpoints" and (folder.parent / "config.yaml").is_file() else None
-
-
 def single(path: str) -> Target:
     """`--model`. A checkpoint inside a run's folder brings that run's prompt."""
     folder = Path(path).resolve()
-    if run := run_of(path):
+    run = folder.parent.parent
+    if folder.parent.name == "checkpoints" and (run / "config.yaml").is_file():
         config = read_yaml(run / "config.yaml")
-        label = f"{run.name}--{folder.name}"
-        return Target(label, path, config["prompt"], dtype=config.get("policy", {}).get("dtype", "auto"))
+        dtype = config.get("policy", {}).get("dtype", "auto")
+        return Target(f"{run.name}--{folder.name}", path, run, config["prompt"], dtype)
     return Target(folder.name if folder.is_dir() else path.replace("/", "--"), path)
 
 
-def of_run(folder: str) -> list[Target]:
+def of_run(folder: str | Path) -> list[Target]:
     """`--run`: the base model and every checkpoint, oldest first."""
     run = Path(folder)
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} is not a run: it has no config.yaml (runs/NAME, as train.py prints it)")
-    checkpoints = sorted(path for path in run.glob("checkpoints/step_*") if path.name[5:].isdecimal())
-    if not checkpoints:
+    steps = {int(path.name[5:]): path for path in run.glob("checkpoints/step_*") if path.name[5:].isdecimal()}
+    if not steps:
         raise UserError(f"{run} has no checkpoint yet: checkpoints/ is empty")
+    checkpoints = [replace(single(str(steps[step])), step=step) for step in sorted(steps)]
     config = read_yaml(run / "config.yaml")
-    trained = {"dtype": "auto", "quant": "none"} | config.get("policy", {})
-    base = Target(
-        f"{run.resolve().name}--base",
-        located(config["model"], run),
-        config["prompt"],
-        0,
-        trained["dtype"],
-        trained["quant"],
-    )
-    return [base, *(replace(single(str(path)), step=int(path.name[5:])) for path in checkpoints)]
+    quant = config.get("policy", {}).get("quant", "none")
+    label, path = f"{run.resolve().name}--base", located(config["model"], run)
+    return [replace(checkpoints[0], label=label, path=path, quant=quant, step=0), *checkpoints]
 
 
 def fingerprint(path: str) -> str:

@@ -36,6 +36,9 @@ PathText = Annotated[str, BeforeValidator(expand_home)]
 """A path, or a name that may be one."""
 
 
+EngineName = Literal["auto", "torch", "vllm"]
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -66,7 +69,7 @@ class PolicyConfig(Section):
 
 
 class RolloutConfig(Section):
-    engine: Literal["auto", "torch", "vllm"] = "auto"
+    engine: EngineName = "auto"
     """auto: vllm where it is installed and can run, else the plain PyTorch sampler."""
     prompts_per_step: int = Field(128, ge=1)
     """Problems drawn per step; each becomes one group."""
@@ -317,7 +320,7 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
 
 
-ENGINES: tuple[str, ...] = get_args(RolloutConfig.model_fields["engine"].annotation)[1:]
+ENGINES: tuple[str, ...] = get_args(EngineName)[1:]
 """Without auto; each is grpo/engines/NAME_engine.py. auto prefers the later ones."""
 MAPPINGS = {name for name, field in Config.model_fields.items() if get_origin(field.annotation) is dict}
 """Settings whose value is itself a mapping."""
@@ -485,7 +488,7 @@ def _validate(settings: dict[str, Any]) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise WrongSetting(*_wrong_value(error)) from None
+        raise WrongSetting(*wrong_value(error)) from None
 
 
 def conflicts(config: Config) -> Iterator[str]:
@@ -616,7 +619,7 @@ def _not_a_setting(name: str, value: Any) -> str:
     return f"{name} is a section and not {reprlib.repr(value)}; set {examples[0]} or another of its settings"
 
 
-def _wrong_value(error: ValidationError) -> tuple[str, str]:
+def wrong_value(error: ValidationError) -> tuple[str, str]:
     """The name of the first wrong setting, and the line about it: value, limit and nearest choice."""
     problems = [(_field_of(problem["loc"]), problem) for problem in error.errors()]
     name = problems[0][0]
@@ -633,4 +636,4 @@ def _wrong_value(error: ValidationError) -> tuple[str, str]:
 def _field_of(location: tuple[int | str, ...]) -> str:
     """The dotted name of the field with a problem; pydantic's location may continue inside the field."""
     names = [".".join(map(str, location[:length])) for length in range(len(location), 0, -1)]
-    return next(name for name in names if name in fields())
+    return next((name for name in names if name in fields()), names[-1])

@@ -30,8 +30,12 @@ def sound_machine(monkeypatch, tmp_path):
     monkeypatch.delenv("CC", raising=False)
 
 
+def problems(*arguments, **options) -> list[str]:
+    return list(machine.problems(*arguments, **options))
+
+
 def test_a_sound_machine_has_no_problem(tmp_path):
-    assert machine.problems("gpu", tmp_path / ".venv") == []
+    assert problems("gpu", tmp_path / ".venv") == []
 
 
 @pytest.mark.parametrize("what", ["base", "gpu"])
@@ -39,26 +43,26 @@ def test_the_packages_need_room(what, tmp_path, monkeypatch):
     """6 GiB with torch, 3 more with vLLM, and 2 where PIP_ARGS names a CPU build."""
     need = machine.GIB_OF[what]
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, (need - 0.1) * machine.GIB))
-    [line] = machine.problems(what, tmp_path / "deep" / ".venv")
+    [line] = problems(what, tmp_path / "deep" / ".venv")
     assert (
         line
         == f"{tmp_path} has {need - 0.1:.1f} GiB free, and the packages take {need}: free space, or name another VENV="
     )
     (tmp_path / "base").touch()  # torch is installed
-    assert machine.problems(what, tmp_path) == []
+    assert problems(what, tmp_path) == []
     monkeypatch.setenv("PIP_ARGS", "--index-url https://download.pytorch.org/whl/cpu")
-    assert machine.problems(what, tmp_path / ".venv") == []
+    assert problems(what, tmp_path / ".venv") == []
 
 
 def test_what_triton_compiles_with(tmp_path, monkeypatch):
     (tmp_path / "Python.h").unlink()
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    compiler, header = machine.problems("gpu", tmp_path)
+    compiler, header = problems("gpu", tmp_path)
     assert "no C compiler" in compiler
     assert f"python3.{sys.version_info.minor}-dev" in header
-    assert machine.problems("base", tmp_path) == []
+    assert problems("base", tmp_path) == []
     monkeypatch.setenv("CC", "/opt/bin/cc")
-    assert machine.problems("gpu", tmp_path) == [header]
+    assert problems("gpu", tmp_path) == [header]
 
 
 @pytest.mark.parametrize(
@@ -76,22 +80,22 @@ def test_what_triton_compiles_with(tmp_path, monkeypatch):
 def test_the_driver(text, line, tmp_path):
     driver = tmp_path / "driver"
     driver.unlink() if text is None else driver.write_text(text)
-    found = machine.problems("gpu", tmp_path)
+    found = problems("gpu", tmp_path)
     assert [line in each for each in found] == ([True] if line else [])
 
 
 @pytest.mark.parametrize(
     ("version", "fine"), [((3, 8), False), ((3, 10, 12), False), ((3, 11), True), ((3, 15), False)]
 )
-def test_the_python(version, fine):
-    lines = machine.python_problems(version)
+def test_the_python(version, fine, tmp_path):
+    lines = problems("base", tmp_path, python=version[:2])
     assert (lines == []) is fine
     assert all("3.11 to 3.14" in line and "PYTHON=python3.12" in line for line in lines)
 
 
 @pytest.mark.parametrize(("libc", "fine"), [(("glibc", "2.27"), False), (("glibc", "2.28"), True), (("", ""), True)])
-def test_the_libc(libc, fine):
-    assert (machine.libc_problems(*libc) == []) is fine
+def test_the_libc(libc, fine, tmp_path):
+    assert (problems("base", tmp_path, libc=libc) == []) is fine
 
 
 def test_it_runs_alone_with_modules_named_as_the_standard_library_beside_it():

@@ -17,10 +17,13 @@ REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
 
 from benchmarks import common, gpu, versus_trl  # noqa: E402
+from grpo.engines.torch_engine import ENGINE  # noqa: E402
 from grpo.environment import installed  # noqa: E402
 from grpo.errors import UserError  # noqa: E402
-from grpo.plan import time as flops  # noqa: E402
-from grpo.plan.shapes import ModelShape  # noqa: E402
+from grpo.plan.hardware import GPUS  # noqa: E402
+from grpo.plan.shapes import RunShape, shape_of  # noqa: E402
+from grpo.plan.time import forward_flops, learning_flops  # noqa: E402
+from grpo.settings import build  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -154,13 +157,9 @@ def test_lognormal_lengths_keep_their_mean_and_limit():
     assert max(common.lognormal_lengths(1000, 100, 512)) == 512
 
 
-def shape_of(model) -> ModelShape:
-    linear = [m for m in model.model.modules() if isinstance(m, torch.nn.Linear)]
-    return ModelShape(model.config, 0, tuple((m.in_features, m.out_features) for m in linear))
-
-
 @pytest.mark.parametrize("backward", [False, True])
 def test_the_flops_formula_counts_what_torch_counts(backward: bool):
+    """A backward pass is twice a forward pass."""
     config = common.make_config("tiny")
     model = Qwen2ForCausalLM(config)
     model.set_attn_implementation("eager")  # computes all pairs, also those the mask hides
@@ -168,15 +167,20 @@ def test_the_flops_formula_counts_what_torch_counts(backward: bool):
         logits = model(torch.zeros(1, 12, dtype=torch.long)).logits
         if backward:
             logits.sum().backward()
-    formula = flops.training_flops if backward else flops.forward_flops
-    assert formula(shape_of(model), tokens=12, pairs=12 * 12) == counter.get_total_flops()
+    passes = 3 if backward else 1
+    assert passes * forward_flops(shape_of(model), 12, 12 * 12, predicted=12) == counter.get_total_flops()
 
 
 def test_frozen_weights_and_unpredicted_tokens_cost_less():
-    config = shape_of(Qwen2ForCausalLM(common.make_config("1m")))
-    every = flops.forward_flops(config, 100, 5050)
+    shape = shape_of(Qwen2ForCausalLM(common.make_config("1m")))
     head = 2 * 128 * 96
-    assert every - flops.forward_flops(config, 100, 5050, predicted=40) == 60 * head
-    attention = flops.forward_flops(config, 0, 5050)
-    assert flops.training_flops(config, 100, 5050, frozen=True) == 3 * attention + 2 * (every - attention)
-    assert flops.causal_pairs(3, prefix=2) == 3 + 4 + 5  # each of 3 tokens sees the prefix, its elders and itself
+    assert forward_flops(shape, 100, 5050, 100) - forward_flops(shape, 100, 5050, 40) == 60 * head
+    settings = {"rollout.prompts_per_step": 2, "rollout.group_size": 4, "rollout.max_prompt_tokens": 16}
+    full, lora = (
+        RunShape(build("cpu", settings | {"policy.lora_rank": rank}), shape, GPUS["h100"], ENGINE) for rank in (0, 4)
+    )
+    # 2 prompts of 16 tokens once each, 8 completions of 10 tokens that see the prompt and their elders
+    weights = forward_flops(shape, 2 * 16 + 8 * 10, 0, predicted=80)
+    attention = forward_flops(shape, 0, 80 * (16 + 5), predicted=0)
+    assert learning_flops(full, 10) == 3 * (weights + attention)
+    assert learning_flops(lora, 10) == 2 * weights + 3 * attention

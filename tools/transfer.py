@@ -19,7 +19,7 @@ import pandas as pd
 from data.products import ALL
 from grpo.cli import Parser
 from grpo.errors import UserError, one_line
-from grpo.evaluation.results import EvalFolder
+from grpo.evaluation.results import Evaluation
 from rewards import make_reward
 
 PRODUCTS = [f"{a}x{b}" for a, b in ALL]
@@ -34,7 +34,7 @@ def read_evaluations(root: Path) -> pd.DataFrame:
     rows = {}
     with closing(make_reward("multi_signal", verifier="last_number")) as reward:
         for path in sorted(root.glob("**/settings.json")):
-            folder = EvalFolder(path.parent)
+            folder = Evaluation(path.parent)
             name = re.search(r"(\dx\d)-seed(\d+)", folder.settings["model"])
             example, seed = (name[1], int(name[2])) if name else ("base", 0)
             way = "sampled" if folder.settings["temperature"] else "greedy"

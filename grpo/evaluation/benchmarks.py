@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -27,36 +27,33 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "Qwen/Qwen2.5-Math-1.5B"
 """The model of a command that names none: the paper's base."""
+FRESH = "fresh_arithmetic"
+CALCULATIONS = ("{} + {} - {}", "{} * {} + {}", "{} - {} * {}", "({} + {}) * {}")
 
 
 @dataclass(frozen=True, slots=True)
-class Protocol:
-    """Sampling of a benchmark; temperature 0 is greedy."""
-
-    samples: int = 1
-    temperature: float = 0.0
-    max_new_tokens: int = 3072
-
-    def __str__(self) -> str:
-        return f"T={self.temperature:g}" if self.temperature else "greedy"
-
-
-class Benchmark(NamedTuple):
+class Benchmark:
     """A set of problems and its sampling."""
 
     place: str
     """A published set by its name, a Hugging Face dataset or a file"""
-    size: int
-    protocol: Protocol
+    size: int = 0
+    samples: int = 1
+    temperature: float = 0.0
+    """0 is greedy"""
+    max_new_tokens: int = 3072
+    prompt: str = "qwen25-math-cot"
+
+    @property
+    def sampling(self) -> str:
+        samples = f"avg@{self.samples} at " if self.samples > 1 else ""
+        return samples + (f"T={self.temperature:g}" if self.temperature else "greedy")
 
 
-GREEDY = Protocol()
-FRESH = "fresh_arithmetic"
 DATA = Path(rows.__file__).resolve().parent
 TABLE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
 BENCHMARKS = {
-    name: Benchmark(place.format(data=DATA), size, Protocol(**sampling))
-    for name, (place, size, sampling) in TABLE.items()
+    name: Benchmark(**fields | {"place": fields["place"].format(data=DATA)}) for name, fields in TABLE.items()
 }
 SETS = {
     "all": ["math500", "aime24", "aime25", "amc23", "minerva_math", "olympiadbench"],
@@ -66,21 +63,20 @@ SETS = {
 
 def find(name: str) -> Benchmark:
     """The benchmark of that name; any other file or data set is sampled greedily."""
-    return BENCHMARKS.get(name, Benchmark(name, 0, GREEDY))
+    return BENCHMARKS.get(name, Benchmark(name))
 
 
 def names(given: Iterable[str]) -> list[str]:
     """The sets that `--bench` or `eval.data` name: benchmarks, all, arithmetic, files or datasets. Raises UserError."""
-    sets: list[str] = []
-    known = (*BENCHMARKS, *SETS)
-    for name in given:
-        if name not in known and Path(name).suffix not in rows.READERS and not rows.is_dataset(name):
+    sets = [name for group in given for name in SETS.get(group, [group])]
+    for name in sets:
+        if name not in BENCHMARKS and Path(name).suffix not in rows.READERS and not rows.is_dataset(name):
+            known = (*BENCHMARKS, *SETS)
             raise UserError(
                 f"{name!r} is no benchmark; there are {', '.join(known)}, "
                 f"or name a data file or a Hugging Face dataset{nearest(name, known)}"
             )
-        sets += SETS.get(name, [name])
-    labels = [label(name) for name in sets]
+    labels = list(map(label, sets))
     if twice := next((name for name in labels if labels.count(name) > 1), None):
         raise UserError(f"{twice} is named twice; their figures would have one name")
     return sets
@@ -119,27 +115,18 @@ def load(
     return list(problems.values())
 
 
-def held_out_sets(config: Config) -> dict[str, Callable[..., list[Problem]]]:
+def held_out_sets(config: Config) -> dict[str, Callable[[ChatTemplate | None], list[Problem]]]:
     """Name -> function that loads the problems for a chat template: the run's validation sets and its test set."""
     curve = names(config.eval.data) if config.eval.every else []
-    load_set = partial(load, prompt=config.prompt, data_dir=config.data_dir, columns=config.eval.columns)
-    return {name: partial(load_set, name) for name in [*curve, *filter(None, [config.eval.test])]}
+    return {name: partial(_held_out, config, name) for name in [*curve, *filter(None, [config.eval.test])]}
 
 
-def held_out_problems(
-    config: Config, tokenizer: PreTrainedTokenizerBase
-) -> tuple[dict[str, list[Problem]], list[Problem]]:
-    """The run's validation sets by label, and its test problems."""
-    template = ChatTemplate.of_run(config, tokenizer)
-    longest = config.rollout.max_prompt_tokens
-    loaders = held_out_sets(config).items()
-    sets = {name: _fitting(name, load_set(template, limit=config.eval.limit), longest) for name, load_set in loaders}
-    curve = names(config.eval.data) if config.eval.every else []
-    return {label(name): sets[name] for name in curve}, sets.get(config.eval.test or "", [])
-
-
-def _fitting(name: str, problems: Sequence[Problem], longest: int) -> list[Problem]:
+def _held_out(config: Config, name: str, template: ChatTemplate | None) -> list[Problem]:
     """The set's problems without those whose prompt is too long for the sampler. Reports their number."""
+    problems = load(
+        name, template, config.prompt, config.data_dir, limit=config.eval.limit, columns=config.eval.columns
+    )
+    longest = config.rollout.max_prompt_tokens
     kept = [problem for problem in problems if len(problem.prompt_ids) <= longest]
     line = f"{name}: {len(problems) - len(kept)} of {len(problems)} prompts are longer than {longest} tokens"
     if not kept:
@@ -149,30 +136,36 @@ def _fitting(name: str, problems: Sequence[Problem], longest: int) -> list[Probl
     return kept
 
 
+def held_out_problems(
+    config: Config, tokenizer: PreTrainedTokenizerBase
+) -> tuple[dict[str, list[Problem]], list[Problem]]:
+    """The run's validation sets by label, and its test problems."""
+    template = ChatTemplate.of_run(config, tokenizer)
+    sets = {name: load_set(template) for name, load_set in held_out_sets(config).items()}
+    curve = names(config.eval.data) if config.eval.every else []
+    return {label(name): sets[name] for name in curve}, sets.get(config.eval.test or "", [])
+
+
 def beginnings(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, share: float) -> list[Problem]:
     """Each question's first `share` of tokens as a prompt of plain text; extra["rest"] holds the text that was cut."""
     cut = []
     for problem in problems:
         ids = tokenizer(question(problem))["input_ids"]
-        first, rest = ids[: int(share * len(ids))], ids[int(share * len(ids)) :]
-        extra = {"rest": tokenizer.decode(rest, skip_special_tokens=True)}
-        cut.append(replace(problem, prompt=tokenizer.decode(first), prompt_ids=tuple(first), extra=extra))
+        end = int(share * len(ids))
+        rest = tokenizer.decode(ids[end:], skip_special_tokens=True)
+        prompt = {"prompt": tokenizer.decode(ids[:end]), "prompt_ids": tuple(ids[:end])}
+        cut.append(replace(problem, **prompt, extra={"rest": rest}))
     return cut
 
 
 def fresh(seed: int) -> dict[str, dict[str, str]]:
     """Place -> row: calculations with numbers of two to four digits, drawn from the seed, that no model has seen."""
+    from sympy import sympify  # takes a second
+
     draw = random.Random(f"{FRESH} {seed}")
     rows = {}
     for number in range(BENCHMARKS[FRESH].size):
-        a, b, c = (draw.randrange(10 ** (digits - 1), 10**digits) for digits in draw.choices((2, 3, 4), k=3))
-        text, value = draw.choice(
-            [
-                (f"{a} + {b} - {c}", a + b - c),
-                (f"{a} * {b} + {c}", a * b + c),
-                (f"{a} - {b} * {c}", a - b * c),
-                (f"({a} + {b}) * {c}", (a + b) * c),
-            ]
-        )
-        rows[f"row {number}"] = {"question": f"What is {text}?", "answer": str(value)}
+        numbers = [draw.randrange(10 ** (digits - 1), 10**digits) for digits in draw.choices((2, 3, 4), k=3)]
+        calculation = draw.choice(CALCULATIONS).format(*numbers)
+        rows[f"row {number}"] = {"question": f"What is {calculation}?", "answer": str(sympify(calculation))}
     return rows

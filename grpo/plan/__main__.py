@@ -18,13 +18,12 @@ from grpo.settings import short
 @one_line(OSError)
 def main(argv: Sequence[str]) -> int:
     """[--gpu NAME] and any option of train.py. Returns 2 where the run does not fit."""
-    own = argparse.ArgumentParser(prog="python -m grpo.plan", add_help=False, allow_abbrev=False)
-    own.add_argument("--gpu")
-    given, rest = own.parse_known_args(argv)
-    config = parse_args(rest, "l4").config
-    hardware = hardware_named(given.gpu) if given.gpu else this_hardware(choose_device(config.device))
-    plan, notes = decide(config, hardware)
-    print("\n".join([short(plan.config), describe(plan), *notes]))
+    cli = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    cli.add_argument("--gpu")
+    args, options = cli.parse_known_args(argv)
+    config = parse_args(options, "l4").config
+    plan = decide(config, hardware_named(args.gpu) if args.gpu else this_hardware(choose_device(config.device)))
+    print(short(plan.config), *describe(plan), sep="\n")
     if line := fit_error(plan):
         raise UserError(line)
     return 0

@@ -37,15 +37,12 @@ class Hardware:
     """in this machine, not only in the table"""
     bf16: bool = True
     """computes in bfloat16"""
+    device: str = "cuda"
+    """torch's name for its kind"""
 
     @property
     def is_cpu(self) -> bool:
-        return self.name.startswith("CPU")
-
-    @property
-    def device(self) -> str:
-        """torch's name for its kind."""
-        return "cpu" if self.is_cpu else "cuda"
+        return self.device == "cpu"
 
 
 GPUS = {
@@ -84,4 +81,5 @@ def data_sheet(name: str) -> Hardware | None:
 
 def _cpu(memory: float) -> Hardware:
     cores = cpu_cores()
-    return Hardware(f"CPU, {cores} cores", float(memory), cores * CPU_FLOPS_PER_CORE, CPU_BANDWIDTH, 1.0, here=True)
+    flops = cores * CPU_FLOPS_PER_CORE
+    return Hardware(f"CPU, {cores} cores", float(memory), flops, CPU_BANDWIDTH, 1.0, here=True, device="cpu")

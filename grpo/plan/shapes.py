@@ -1,56 +1,42 @@
-"""The sizes that memory and time depend on: `ModelShape` of a model, `RunShape` of a run's settings."""
+"""The sizes that memory and time depend on: `ModelShape` of a model, `RunShape` of a run."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from grpo import hub
-from grpo.engines.base import EngineCosts, kv_elements
+from grpo.engines.base import Engine, kv_elements
 from grpo.errors import UserError, first_line
 from grpo.plan.hardware import KNOWN, Hardware
-from grpo.settings import Config, flat
+from grpo.settings import Config
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """The sizes of a model's weights, from its configuration."""
+    """The sizes of a model."""
 
-    config: PreTrainedConfig
     parameters: int
     """a tied head counted once"""
+    body: int
+    """parameters without a head of its own"""
     linear: tuple[tuple[int, int], ...]
     """(in, out) of every linear layer but the head: what LoRA adapts and NF4 packs"""
-
-    @property
-    def text(self) -> PreTrainedConfig:
-        return self.config.get_text_config()
-
-    @property
-    def context(self) -> int | None:
-        """The longest sequence that the model was made for."""
-        return getattr(self.text, "max_position_embeddings", None)
-
-    @property
-    def attention_width(self) -> int:
-        """Heads x head dimension; not always the hidden size (Qwen3)."""
-        c = self.text
-        head = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
-        return c.num_attention_heads * head
-
-    @property
-    def kv_elements(self) -> int:
-        """Keys and values of one token in all layers."""
-        return kv_elements(self.text)
-
-    @property
-    def key_width(self) -> int:
-        """Key heads x head dimension."""
-        return self.kv_elements // (2 * self.text.num_hidden_layers)
+    layers: int
+    hidden: int
+    inner: int
+    """width of the feed-forward layers"""
+    queries: int
+    """heads x head dimension; not always the hidden size (Qwen3)"""
+    kv_elements: int
+    """keys and values of one token in all layers"""
+    vocabulary: int
+    context: int | None
+    """the longest sequence that the model was made for"""
 
     @property
     def linear_elements(self) -> int:
@@ -66,24 +52,36 @@ def model_shape(name: str, trust_remote_code: bool = False) -> ModelShape:
     """From a model built on the meta device, where tensors have no data. Raises UserError without a configuration."""
     config = model_config(name, trust_remote_code)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        return shape_of(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
+
+
+def shape_of(model: PreTrainedModel) -> ModelShape:
+    text = model.config.get_text_config()
     head = model.get_output_embeddings()
     linear = (m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head)
-    parameters = sum(p.numel() for p in model.parameters())
-    return ModelShape(config, parameters, tuple((m.in_features, m.out_features) for m in linear))
+    head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return ModelShape(
+        parameters=sum(p.numel() for p in model.parameters()),
+        body=sum(p.numel() for p in model.base_model.parameters()),
+        linear=tuple((m.in_features, m.out_features) for m in linear),
+        layers=text.num_hidden_layers,
+        hidden=text.hidden_size,
+        inner=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,  # older families do not write it
+        queries=text.num_attention_heads * head_width,
+        kv_elements=kv_elements(text),
+        vocabulary=text.vocab_size,
+        context=getattr(text, "max_position_embeddings", None),
+    )
 
 
 def model_config(name: str, trust_remote_code: bool = False, known: bool = True) -> PreTrainedConfig:
-    """From a folder, the cache, hardware.yaml (unless not `known`), or the hub, in this order; an adapter's base's."""
+    """From hardware.yaml (unless not `known`), a folder, the cache or the hub; of an adapter, its base's."""
     name = hub.base_of(name)
-    try:
-        return _completed(AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=trust_remote_code))
-    except (OSError, ValueError):
-        if known and name in KNOWN["models"]:
-            return AutoConfig.for_model(**KNOWN["models"][name])
+    if known and name in KNOWN["models"] and not Path(name).is_dir():
+        return AutoConfig.for_model(**KNOWN["models"][name])
     hub.require([name])
     try:
-        return _completed(AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code))
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise UserError(
             f"cannot read the configuration of the model {name}: {first_line(error)}; give a folder with config.json, "
@@ -91,88 +89,58 @@ def model_config(name: str, trust_remote_code: bool = False, known: bool = True)
         ) from error
 
 
-def _completed(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The configuration with the sizes that older families (GPT-2, BLOOM) lack: a key head for each head, and
-    feed-forward layers four times as wide as the model."""
-    text = config.get_text_config()
-    if getattr(text, "num_key_value_heads", None) is None:
-        text.num_key_value_heads = text.num_attention_heads
-    if getattr(text, "intermediate_size", None) is None:
-        text.intermediate_size = getattr(text, "n_inner", None) or 4 * text.hidden_size
-    return config
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RunShape:
-    """The settings that decide memory and time, by the last part of their names."""
+    """A run of `config`, in which nothing is auto, with `model` and `engine` on `hardware`."""
 
-    engine: EngineCosts
-    element: int
-    """bytes of a number in compute precision"""
-    sleep: bool
-    """the engine gives its memory back while the learner works"""
-    older: int
-    """evaluated steps whose weights alone are kept"""
-    steps: int
-    prompts_per_step: int
-    group_size: int
-    max_prompt_tokens: int
-    max_new_tokens: int
-    max_num_seqs: int
-    kv_gib: float | None
-    lora_rank: int
-    quant: str
-    gradient_checkpointing: bool
-    optimizer: str
-    kl_coef: float
-    entropy_coef: float
-    minibatches_per_rollout: int
-    microbatch_tokens: int
-    logit_chunk: int
-    offload: bool
-    """of hybrid's reward model"""
-    keep: int
-    keep_sums: bool
+    config: Config
+    model: ModelShape
+    hardware: Hardware
+    engine: type[Engine]
+    reward_model: ModelShape | None = None
+    """hybrid's"""
+    keep_sums: bool = False
     """LoRA: W + s B A is kept from pass to pass while the learner works"""
 
-    @classmethod
-    def of(cls, config: Config, hardware: Hardware, engine: EngineCosts) -> RunShape:
-        """auto counts as its mildest value: checkpointing on, micro-batches of one sequence, whole weights."""
-        both = math.lcm(config.eval.every, config.checkpoint.every)  # 0: one of them never happens
-        bf16 = config.policy.dtype == "bfloat16" or (config.policy.dtype == "auto" and not hardware.is_cpu)
-        tokens, longest = config.learner.microbatch_tokens, config.rollout.longest_sequence
-        values = {name.rpartition(".")[2]: value for name, value in flat(config).items()} | {
-            "engine": engine,
-            "keep_sums": False,
-            "element": 2 if bf16 else 4,
-            "sleep": config.rollout.sleep and engine.sleeps and not hardware.is_cpu,
-            "older": max(0, config.steps // both - config.checkpoint.keep) if both else 0,
-            "gradient_checkpointing": config.policy.gradient_checkpointing is not False,
-            "microbatch_tokens": longest if tokens == "auto" else max(tokens, longest),
-        }
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
+    @property
+    def element(self) -> int:
+        """Bytes of a number in compute precision."""
+        dtype = self.config.policy.dtype
+        return 4 if dtype == "float32" or (dtype == "auto" and self.hardware.is_cpu) else 2
 
     @property
-    def longest_sequence(self) -> int:
-        return self.max_prompt_tokens + self.max_new_tokens
+    def lora(self) -> bool:
+        return self.config.policy.lora_rank > 0
+
+    @property
+    def trained(self) -> int:
+        """Parameters that are trained."""
+        return self.model.adapter(self.config.policy.lora_rank) if self.lora else self.model.parameters
+
+    @property
+    def sleep(self) -> bool:
+        """The engine gives its memory back while the learner works."""
+        return self.config.rollout.sleep and self.engine.costs.sleeps and not self.hardware.is_cpu
+
+    @property
+    def microbatch_tokens(self) -> int:
+        """A longer sequence goes alone."""
+        tokens = self.config.learner.microbatch_tokens
+        assert tokens != "auto"
+        return max(tokens, self.config.rollout.longest_sequence)
 
     @property
     def completions(self) -> int:
-        """of a step"""
-        return self.prompts_per_step * self.group_size
-
-    @property
-    def running(self) -> int:
-        """Completions that are decoded at once."""
-        return min(self.max_num_seqs, self.completions)
+        """Completions of a step."""
+        return self.config.rollout.prompts_per_step * self.config.rollout.group_size
 
     @property
     def prompt_tokens(self) -> float:
-        return expected(self.max_prompt_tokens)
+        return expected(self.config.rollout.max_prompt_tokens)
 
     @property
     def new_tokens(self) -> float:
-        return expected(self.max_new_tokens)
+        return expected(self.config.rollout.max_new_tokens)
 
 
 def expected(limit: int) -> float:

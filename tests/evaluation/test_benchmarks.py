@@ -93,7 +93,7 @@ def test_a_benchmark_counts_all_its_rows_and_a_file_of_ones_own_may_lose_one_in_
     file = tmp_path / "own.jsonl"
     file.write_text('{"question": "1+1=?", "answer": "2"}\n' * 19 + '{"question": "1+2=?"}\n')
     assert len(benchmarks.load(str(file), None, "plain")) == 19
-    monkeypatch.setitem(benchmarks.BENCHMARKS, "toy", benchmarks.Benchmark(str(file), 20, benchmarks.GREEDY))
+    monkeypatch.setitem(benchmarks.BENCHMARKS, "toy", benchmarks.Benchmark(str(file), 20))
     with pytest.raises(UserError, match=r"toy: 1 of 20 rows cannot be used \(line 20: no ground truth"):
         benchmarks.load("toy", None, "plain")
 
@@ -128,7 +128,7 @@ def test_gsm8k_is_read_as_a_dataset_and_its_answers_stand_behind_the_hashes(tmp_
     """The dataset's own columns, from a local folder in the same form."""
     row = {"question": "2 apples and 3 more?", "answer": "2 + 3 = <<2+3=5>>5. So 5 apples.\n#### 5"}
     (tmp_path / "test.jsonl").write_text(json.dumps(row) + "\n")
-    place = benchmarks.Benchmark(f"{tmp_path}::test", 1, benchmarks.GREEDY)
+    place = benchmarks.Benchmark(f"{tmp_path}::test", 1)
     monkeypatch.setitem(benchmarks.BENCHMARKS, "gsm8k", place)
     (problem,) = benchmarks.load("gsm8k", ChatTemplate(tiny_base.make_tokenizer()), "plain")
     assert (problem.ground_truth, "2 apples" in problem.prompt) == ("5", True)

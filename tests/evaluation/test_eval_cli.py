@@ -97,7 +97,7 @@ def test_all_six_on_the_real_files(run, tiny, tmp_path, data_dir):
     # Asked again, everything is there: no model is loaded, nothing changes.
     before = {path: path.read_bytes() for path in tmp_path.glob("*/*/outputs.jsonl")}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session.Session, "load", lambda *_: pytest.fail("a finished evaluation loaded the model"))
+        patch.setattr(session, "make_engine", lambda *_: pytest.fail("a finished evaluation loaded the model"))
         assert run(*ask)[0] == 0
     assert {path: path.read_bytes() for path in before} == before
 
@@ -145,7 +145,7 @@ def test_stopped_and_continued_equals_uninterrupted(run, tiny, tmp_path, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(files, "append", save_and_stop)
         code, _, error = run(*ask, tmp_path / "cut")
-    assert (code, error.splitlines()[-1]) == (130, "stopped; the same command continues from here")
+    assert (code, error.splitlines()[-1]) == (130, "ended by SIGINT")
     folder = folder_of(tmp_path / "cut", "arithmetic-test")
     assert len(rows_of(folder)) == 3
     with (folder / OUTPUTS).open("a") as file:
@@ -214,7 +214,7 @@ def test_adapter_merged_model_and_run(run, tiny, tmp_path):
     assert out.count("prompt multi-signal  ->") == 3
     heading, header, *lines = out[out.index("benchmark ") :].splitlines()
     assert heading == "benchmark arithmetic-test*, prompt multi-signal, sampling 4 greedy"
-    assert [header.split()[0], *(line[:8].rstrip() for line in lines[:3])] == ["model", "base", "step 4", "step 12"]
+    assert [header.split()[0], *(line[:8].strip() for line in lines[:3])] == ["model", "base", "step 4", "step 12"]
     assert max(map(len, [heading, header, *lines[:3]])) <= 80
     # All score 0, so last is the last step and best the first: earliest on a tie. The base is neither.
     assert "last: step 12" in out
@@ -345,10 +345,10 @@ BAD = {
         ["--bench", "arithmetic", "--model", "TINY", "--samples", "4", "--temperature", "0"],
         "would be 4 copies",
     ),
-    "negative": (["--bench", "arithmetic", "--model", "TINY", "--limit", "0"], "--limit is 0; it must be from 1 to"),
-    "nan": (["--bench", "arithmetic", "--temperature", "nan"], "--temperature is nan; it must be from 0 to 10"),
-    "hot": (["--bench", "arithmetic", "--temperature", "inf"], "--temperature is inf; it must be from 0 to 10"),
-    "no number": (["--bench", "arithmetic", "--limit", "ten"], "argument --limit: invalid int value: 'ten'"),
+    "negative": (["--bench", "arithmetic", "--model", "TINY", "--limit", "0"], "--limit is '0'; it must be at least 1"),
+    "nan": (["--bench", "arithmetic", "--temperature", "nan"], "--temperature is 'nan'; it must be a finite number"),
+    "hot": (["--bench", "arithmetic", "--temperature", "11"], "--temperature is '11'; it must be at most 10"),
+    "no number": (["--bench", "arithmetic", "--limit", "ten"], "--limit is 'ten'; it must be a whole number"),
     "unknown option": (["--bench", "arithmetic", "--sample", "4"], "unknown option --sample; did you mean --samples?"),
     "two of one": (["--model", "A", "--run", "B"], "not allowed with argument"),
     "nothing named": (["--model", "TINY"], "which benchmark? For example --bench math500"),

@@ -10,7 +10,7 @@ import pytest
 
 import eval as cli
 from grpo.errors import UserError
-from grpo.evaluation.results import OUTPUTS, EvalFolder
+from grpo.evaluation.results import OUTPUTS, Evaluation
 from grpo.run import files
 
 SETTINGS = {
@@ -24,8 +24,8 @@ def row(problem: int, sample: int = 0, text: str = "") -> dict:
     return asked | {"ground_truth": "1", "finish_reason": "stop"}
 
 
-def make(tmp_path, **settings) -> EvalFolder:
-    return EvalFolder.create(tmp_path, "model", SETTINGS | settings)
+def make(tmp_path, **settings) -> Evaluation:
+    return Evaluation.create(tmp_path, "model", SETTINGS | settings)
 
 
 def test_same_settings_same_folder_and_any_other_another(tmp_path):
@@ -87,10 +87,10 @@ def test_a_full_disk_keeps_what_was_finished(tmp_path):
 
 def test_what_is_no_evaluation(tmp_path):
     with pytest.raises(UserError, match=r"is no evaluation .*No such file"):
-        EvalFolder(tmp_path)
+        Evaluation(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write to .*--out"):
-        EvalFolder.create(tmp_path / "file", "model", {"bench": "math500"})
+        Evaluation.create(tmp_path / "file", "model", SETTINGS)
 
 
 @pytest.mark.parametrize("settings", ["{}", "[]", "7", "{", '{"bench": 3}', "[" * 9999])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import combinations, product
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from grpo.evaluation.scores import bootstrap, figure, majority, newcombe, paired_difference, pass_at_k
@@ -15,14 +16,21 @@ def test_pass_at_k_is_the_share_of_all_subsets_that_hold_a_correct_one():
         for correct, k in product(range(size + 1), range(1, size + 1)):
             row = [True] * correct + [False] * (size - correct)
             subsets = list(combinations(row, k))
-            assert pass_at_k(row, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+            assert pass_at_k(size, correct, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
 
 
-def test_majority_by_hand():
-    assert majority(["7", "7", "3"], [True, True, False]) == 1.0
-    assert majority(["3", "7", None], [False, True, False]) == 0.5  # a tie
-    assert majority([None, None, None], [False] * 3) == 0.0  # nobody votes
-    assert majority(["1", "2", "2"], [True, False, False]) == 0.0
+@pytest.mark.parametrize(
+    ("answers", "right", "score"),
+    [
+        (["7", "7", "3"], [True, True, False], 1.0),
+        (["3", "7", None], [False, True, False], 0.5),  # a tie
+        ([None, "", None], [False] * 3, 0.0),  # nobody votes
+        (["", "", "2"], [False, False, True], 1.0),
+        (["1", "2", "2"], [True, False, False], 0.0),
+    ],
+)
+def test_majority_by_hand(answers, right, score):
+    assert majority(pd.Series(answers), pd.Series(right)) == score
 
 
 def test_interval_covers_the_true_mean_about_95_percent_of_the_time():
@@ -62,15 +70,11 @@ def test_no_interval_collapses_at_0_and_100_percent():
 
 def test_pairs_are_resampled_together():
     """b is a plus 1/4 on every problem: the difference is certain, though both scores vary from 0 to 0.75."""
-
-    def side(*right: int) -> dict[int, list[dict]]:
-        return {problem: [{"strict": i < count} for i in range(4)] for problem, count in enumerate(right)}
-
-    a, b = side(*[0, 1, 2, 3] * 10), side(*[1, 2, 3, 4] * 10)
-    gain = paired_difference(a, b, "strict")
+    a, b = pd.Series([0, 0.25, 0.5, 0.75] * 10), pd.Series([0.25, 0.5, 0.75, 1] * 10)
+    gain = paired_difference(a, b)
     assert (gain["mean"], gain["low"], gain["high"]) == (0.25, 0.25, 0.25)
     assert (gain["gained"], gain["lost"]) == (list(range(40)), [])
-    worse = paired_difference(side(4, 0), side(0, 0), "strict")
+    worse = paired_difference(pd.Series([1.0, 0.0]), pd.Series([0.0, 0.0]))
     assert (worse["mean"], worse["gained"], worse["lost"]) == (-0.5, [], [0])
 
 

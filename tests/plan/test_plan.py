@@ -7,21 +7,25 @@ import pytest
 import torch
 
 from grpo.errors import UserError
-from grpo.evaluation.benchmarks import held_out_sets
 from grpo.plan.__main__ import main
 from grpo.plan.hardware import GIB, GPUS, data_sheet, hardware_named, this_hardware
-from grpo.plan.planner import LEAST_SEQUENCES, Plan, decide, describe, make_plan, planned_and_measured
-from grpo.plan.preflight import FIXES, fit_error, plan_run, suggest_fix
+from grpo.plan.memory import sequence_bytes
+from grpo.plan.planner import LEAST_SEQUENCES, Plan, decide, describe, planned_and_measured
+from grpo.plan.preflight import FIXES, LORA, fit_error, plan_run, suggest_fix
 from grpo.plan.time import in_words
-from grpo.settings import build, changed, flat
+from grpo.settings import Config, build, flat
 
 REPO = Path(__file__).resolve().parents[2]
 
 
 def plan(preset: str, gpu: str, **options) -> Plan:
-    """The preset's plan; options with __ for the dot."""
-    overrides = {key.replace("__", "."): value for key, value in options.items()}
-    return make_plan(build(preset, {"policy.quant": "none"} | overrides), hardware_named(gpu))
+    """The preset's plan with nothing auto; options with __ for the dot."""
+    return decide(fixed(preset, {key.replace("__", "."): value for key, value in options.items()}), hardware_named(gpu))
+
+
+def fixed(preset: str, options: dict) -> Config:
+    mild = {"policy.quant": "none", "policy.gradient_checkpointing": True, "learner.microbatch_tokens": 4096}
+    return build(preset, mild | options)
 
 
 ALL_WEIGHTS = {"policy__lora_rank": 0, "learner__lr": 1e-6, "learner__microbatch_tokens": 4096}
@@ -34,9 +38,9 @@ def test_l4_fits_24_gb_with_margin():
     l4 = plan("l4", "l4")
     assert l4.fits
     # learning takes under half of the card; sampling leaves room for more sequences than are needed to batch well
-    assert l4.needs("learn") < 0.5 * l4.hardware.memory
+    assert l4.totals["learn"] < 0.5 * l4.hardware.memory
     assert l4.kv_sequences >= 64
-    assert l4.totals()["rollout"] <= 0.93 * 22.0 * GIB
+    assert l4.totals["rollout"] <= 0.93 * 22.0 * GIB
 
 
 def test_all_weights_of_the_1_5b_model_do_not_fit_an_l4():
@@ -44,7 +48,7 @@ def test_all_weights_of_the_1_5b_model_do_not_fit_an_l4():
     full = plan("l4", "l4", **ALL_WEIGHTS)
     assert not full.fits
     assert sum(
-        full.phases()["learn"][part] for part in ("weights", "float32 masters", "optimiser moments", "gradients")
+        full.memory["learn"][part] for part in ("weights", "float32 masters", "optimiser moments", "gradients")
     ) == (18 * 1_543_714_304)
 
 
@@ -85,9 +89,9 @@ MORE = {
 @pytest.mark.parametrize("knob", MORE)
 def test_learning_takes_more(knob):
     preset = "h100" if knob == "learner.kl_coef" else "l4"  # LoRA's reference is the policy itself
-    fixed = {"policy.quant": "none", "learner.microbatch_tokens": 8192}
-    less, more = (make_plan(build(preset, fixed | {knob: v}), GPUS["h100"]) for v in MORE[knob])
-    assert less.needs("learn") < more.needs("learn")
+    sizes = {"rollout.kv_gib": 1, "learner.microbatch_tokens": 8192}
+    less, more = (decide(fixed(preset, sizes | {knob: v}), GPUS["h100"]) for v in MORE[knob])
+    assert less.totals["learn"] < more.totals["learn"]
 
 
 @pytest.mark.parametrize("engine", ["vllm", "torch"])
@@ -102,11 +106,9 @@ def test_learning_takes_more(knob):
     ],
 )
 def test_sampling_takes_more(engine, knob, values):
-    options = {"policy.quant": "none", "rollout.engine": engine}
-    less, more = (make_plan(build("l4", options | {knob: v}), GPUS["l4"]) for v in values)
-    assert less.needs("rollout") <= more.needs("rollout")
-    if engine == "torch":  # its KV cache is part of what it needs
-        assert less.totals()["rollout"] < more.totals()["rollout"]
+    less, more = (decide(fixed("l4", {"rollout.engine": engine, knob: v}), GPUS["l4"]) for v in values)
+    if engine == "torch":
+        assert less.totals["rollout"] < more.totals["rollout"]
     elif knob != "rollout.max_num_seqs":  # fewer of them also fill less
         assert less.kv_sequences >= more.kv_sequences
 
@@ -124,7 +126,7 @@ def test_sampling_takes_more(engine, knob, values):
     ],
 )
 def test_a_step_takes_longer(knob, values):
-    less, more = (make_plan(build("l4", {"policy.quant": "none", knob: v}), GPUS["h100"]) for v in values)
+    less, more = (decide(fixed("l4", {knob: v}), GPUS["h100"]) for v in values)
     assert less.step_seconds < more.step_seconds
 
 
@@ -136,8 +138,8 @@ def test_a_faster_card_is_faster_and_a_larger_one_holds_more():
 
 def test_asleep_the_engine_leaves_its_memory_to_the_learner():
     awake, asleep = (plan("l4", "l4", rollout__sleep=sleep) for sleep in (False, True))
-    weights = awake.phases()["rollout"]["sampler weights"]
-    assert awake.needs("learn") - asleep.needs("learn") == weights
+    weights = awake.memory["rollout"]["sampler weights"]
+    assert awake.totals["learn"] - asleep.totals["learn"] == pytest.approx(weights + awake.kv_bytes)
     assert asleep.kv_bytes > awake.kv_bytes
 
 
@@ -153,7 +155,7 @@ def test_a_step_of_the_h100_preset_is_minutes_and_the_run_days():
     h100 = plan("h100", "h100")
     assert 60 < h100.step_seconds < 30 * 60
     assert h100.step_seconds * 2000 > 2 * 86400
-    assert "days for 2000 steps" in describe(h100)
+    assert "days for 2000 steps" in "\n".join(describe(h100))
 
 
 def test_500_steps_on_an_l4_are_a_day_and_more():
@@ -166,7 +168,7 @@ def test_planned_beside_measured():
     """Means without the first step, which warms up; of memory the peak. Twice the time is half the utilisation."""
     l4 = plan("l4", "l4")
     seconds = l4.seconds()
-    phases = {f"time/{name}": seconds[name] for name in ("rollout", "learn", "sync")}
+    phases = {f"time/{name}": seconds[name] for name in ("rollout", "learn")}
     tokens = {"completion/length_mean": 768.0}  # a quarter of 3072, as the plan takes it
     rows = [
         {"step": 0, "time/step": 9e9},
@@ -213,7 +215,7 @@ def test_a_run_that_cannot_fit_names_settings_that_do():
     line = fit_error(full)
     assert line.startswith("does not fit L4: learn needs ")
     assert "It fits with: --policy.lora_rank 64" in line
-    assert make_plan(changed(full.config, suggest_fix(full)), full.hardware).fits
+    assert full.but(suggest_fix(full)).fits
 
 
 @pytest.mark.parametrize(
@@ -232,7 +234,7 @@ def test_the_setting_at_fault_is_the_suggest_fix(options, cure):
     bad = plan("l4", "l4", **options)
     assert not bad.fits
     assert set(suggest_fix(bad)) == {cure}
-    assert make_plan(changed(bad.config, suggest_fix(bad)), bad.hardware).fits
+    assert bad.but(suggest_fix(bad)).fits
 
 
 def test_where_nothing_helps_a_larger_card_is_named():
@@ -241,31 +243,32 @@ def test_where_nothing_helps_a_larger_card_is_named():
 
 def test_every_remedy_is_a_setting():
     names = flat(build("l4", {}))
-    assert all(key in names for options in FIXES for key in options)
+    assert names.keys() >= FIXES.keys() | LORA.keys()
 
 
 def test_quant_auto_is_none_where_that_fits_and_nf4_where_it_does_not():
-    auto = build("l4", {"policy.gradient_checkpointing": True, "learner.microbatch_tokens": 8192})
-    need, [line] = decide(auto, GPUS["l4"])
-    assert need.config.policy.quant == "none"
-    assert line.startswith("auto: policy.quant none (")
+    auto = fixed("l4", {"policy.quant": "auto", "learner.microbatch_tokens": 8192})
+    plain = decide(auto, GPUS["l4"])
+    assert plain.config.policy.quant == "none"
+    assert plain.note.startswith("auto: policy.quant none, of 2 choices")
     # A card on which the four bits decide: 1.22 G linear weights save 1.2 x 1.31 x (2 - 0.516) = 1.8 GiB.
-    between = max(need.needs("learn"), need.needs("rollout") + 0.4375 * GIB) / 0.93 - GIB
+    least = LEAST_SEQUENCES * sequence_bytes(plain) - plain.kv_bytes
+    between = max(plain.totals["learn"], plain.totals["rollout"] + least) / 0.93 - GIB
     small = replace(GPUS["l4"], name="small", memory=between)
-    packed, [line] = decide(auto, small)
+    packed = decide(auto, small)
     assert packed.config.policy.quant == "nf4"
-    assert line.startswith("auto: policy.quant nf4 (")
+    assert packed.note.startswith("auto: policy.quant nf4, of 2 choices, of which 1 fit")
     assert packed.fits
-    assert decide(packed.config, small) == (packed, [])
+    assert decide(packed.config, small) == replace(packed, note="")
 
 
 @pytest.mark.parametrize("gpu", ["l4", "a10", "h100"])
 def test_checkpointing_and_micro_batches_are_decided_together(gpu):
     """auto is never slower than any fixed choice that fits, and of equally fast ones it has the largest micro-batch."""
     auto = {"policy.quant": "none", "policy.gradient_checkpointing": "auto", "learner.microbatch_tokens": "auto"}
-    chosen, [line] = decide(build("l4", auto), GPUS[gpu])
+    chosen = decide(build("l4", auto), GPUS[gpu])
     assert chosen.fits
-    assert "policy.gradient_checkpointing false, learner.microbatch_tokens" in line
+    assert "policy.gradient_checkpointing false, learner.microbatch_tokens" in chosen.note
     for checkpointing in (True, False):
         for tokens in (4096, 5120, 8192, 16384):
             options = {"policy__gradient_checkpointing": checkpointing, "learner__microbatch_tokens": tokens}
@@ -278,10 +281,10 @@ def test_checkpointing_and_micro_batches_are_decided_together(gpu):
 
 def test_where_no_choice_fits_the_plan_is_the_one_that_needs_least():
     auto = build("h100", {"policy.gradient_checkpointing": "auto", "learner.microbatch_tokens": "auto"})
-    chosen, [line] = decide(auto, GPUS["l4"])
+    chosen = decide(auto, GPUS["l4"])
     assert not chosen.fits
     assert (chosen.config.policy.gradient_checkpointing, chosen.config.learner.microbatch_tokens) == (True, 4096)
-    assert "none of" in line
+    assert "of which 0 fit" in chosen.note
 
 
 # ---- in a run, and by hand
@@ -337,13 +340,13 @@ def tiny(**options):
 
 
 def test_a_run_prints_its_plan_first(capsys):
-    found = plan_run(tiny(), torch.device("cpu"), held_out_sets)
+    found = plan_run(tiny(), torch.device("cpu"), [])
     out = capsys.readouterr().out
     assert out.startswith("--preset cpu --model")
     assert "memory, GiB" in out
     assert "time, planned" not in out  # nobody plans a CPU's time; the bar shows what is measured
     assert found.engine_config == found.config  # a CPU's engine sizes its cache itself
-    plan_run(tiny(quiet=True), torch.device("cpu"), held_out_sets)
+    plan_run(tiny(quiet=True), torch.device("cpu"), [])
     assert len(capsys.readouterr().out.strip().splitlines()) == 1
 
 
@@ -360,9 +363,9 @@ def test_a_run_that_cannot_fit_stops_with_nothing_but_the_configuration(tmp_path
     (tmp_path / "config.json").write_text((REPO / "data/tiny-base/config.json").read_text())
     huge = {"learner__logit_chunk": 10**8, "learner__microbatch_tokens": 10**8, "model": str(tmp_path)}
     with pytest.raises(UserError, match=r"does not fit CPU.* It fits with: --learner"):
-        plan_run(tiny(**huge), torch.device("cpu"), held_out_sets)
+        plan_run(tiny(**huge), torch.device("cpu"), [])
     with pytest.raises(UserError, match=r"has no model.safetensors"):
-        plan_run(tiny(model=str(tmp_path)), torch.device("cpu"), held_out_sets)
+        plan_run(tiny(model=str(tmp_path)), torch.device("cpu"), [])
 
 
 def test_this_machine_is_a_card():

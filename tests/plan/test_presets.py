@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 import train
 from grpo.engines import vllm_engine
 from grpo.plan.hardware import hardware_named
-from grpo.plan.planner import decide, make_plan
+from grpo.plan.planner import decide
 from grpo.plan.time import HIGH
 from grpo.run.files import read_completions
 from grpo.settings import PRESETS, Config, build, dotted, flat, short
@@ -100,7 +100,7 @@ CARDS_OF = {
 
 @pytest.mark.parametrize(("preset", "card"), CARDS_OF.items())
 def test_it_fits_its_card_and_its_model(preset, card):
-    plan, _ = decide(build(preset, {}), hardware_named(card))
+    plan = decide(build(preset, {}), hardware_named(card))
     assert plan.fits
     assert plan.config.rollout.longest_sequence <= plan.model.context
 
@@ -108,9 +108,9 @@ def test_it_fits_its_card_and_its_model(preset, card):
 @pytest.mark.parametrize(("preset", "gpu"), [("speedrun", "h100"), ("l4-hour", "l4")])
 def test_a_first_curve_takes_an_hour_at_most(preset, gpu):
     """At the upper end of the estimate, with start-up, and 4 evaluations of 100 problems in l4-hour."""
-    plan, _ = decide(build(preset, {}), hardware_named(gpu))
-    evaluations = 4 * plan.seconds()["rollout"] * 100 / plan.run.completions
-    assert HIGH * (plan.step_seconds * plan.run.steps + evaluations) + plan.run.engine.start_s < 3600
+    plan = decide(build(preset, {}), hardware_named(gpu))
+    evaluations = 4 * plan.seconds()["rollout"] * 100 / plan.completions
+    assert HIGH * (plan.step_seconds * plan.config.steps + evaluations) + plan.engine.costs.start_s < 3600
     assert plan.config.rollout.temperature == 1.0
     assert plan.config.learner.kl_coef == 0
 
@@ -124,7 +124,7 @@ def test_the_new_presets_step_is_l4s_in_alpha_x_lr():
 @pytest.mark.parametrize("mode", ["ultra-quick", "quick", "dry-run"])
 @pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))
 def test_a_mode_is_a_part_of_every_preset_and_the_plan_shows_it(preset, mode):
-    whole, part = (make_plan(build(preset, o), hardware_named("h100")) for o in ({}, {"mode": mode}))
+    whole, part = (decide(build(preset, o), hardware_named("h100")) for o in ({}, {"mode": mode}))
     longest = {"ultra-quick": 1, "quick": 15, "dry-run": 58}[mode]
     assert part.config.steps == min(whole.config.steps, longest)
     assert all(part.seconds()[phase] <= whole.seconds()[phase] for phase in ("rollout", "learn"))
