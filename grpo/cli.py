@@ -1,14 +1,14 @@
 """Command lines as settings. Imports neither torch nor transformers: help and mistakes are answered at once.
 
-tyro prints train.py's help from the settings classes. The words themselves are read here: tyro reports a mistake as a
-box of several lines, and knows neither `none` nor `--quiet false`.
+argparse reads the words of every command, and Parser turns its complaints into one line. tyro prints train.py's help
+from the settings classes; as a reader it would report a mistake in a box of several lines.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -17,8 +17,6 @@ from grpo.errors import UserError
 from grpo.settings import Config, build, env_weights, expand_home, fields, preset_names, read_settings, unknown
 
 SHORT = {"quant": "policy.quant", "eval_every": "eval.every", "bad_rows": "bad_rows.limit"}
-COMMANDS = ("config", "resume", "check", "version", "help")
-"""The options of train.py that are no settings."""
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # NVIDIA, NVIDIA under WSL, AMD
 
 
@@ -39,11 +37,8 @@ def parse_args(argv: Sequence[str], default: str | None = None) -> Command:
     `default` is the preset where none is named; None chooses the one that fits this machine. --help and --version print
     and exit. Raises UserError for a wrong or unknown option.
     """
-    given = read_options(argv)
+    given = vars(train_parser().parse_args(argv))
     resume, check, preset, file = (given.pop(name, None) for name in ("resume", "check", "preset", "config"))
-    if given.pop("version", False):
-        print(f"one-shot-grpo {__version__}")
-        raise SystemExit(0)
     if given.pop("help", False):
         print_help(preset or default or default_preset()[0])
     own = read_settings(file) if file is not None else {}
@@ -51,33 +46,22 @@ def parse_args(argv: Sequence[str], default: str | None = None) -> Command:
     overrides = {name: value for name, value in own.items() if name != "preset"} | env_weights() | given
     # A run that is continued has its settings in its own folder.
     config = Config() if resume is not None else build(preset or default or default_preset()[0], overrides)
-    return Command(config, resume, check == "true", overrides, preset)
+    return Command(config, resume, bool(check), overrides, preset)
 
 
-def read_options(argv: Sequence[str]) -> dict[str, str]:
-    """The options of train.py by their names. `--data-dir X`, `--data_dir X` and `--data_dir=X` are the same."""
-    flags = {name for name, field in fields().items() if field.annotation is bool} | {"check", "version", "help"}
-    names = {name: name for name in (*fields(), *COMMANDS)} | SHORT
-    given: dict[str, str] = {}
-    words = ["--help" if word == "-h" else word for word in reversed(argv)]
-    while words:
-        word = words.pop()
-        if not word.startswith("--"):
-            raise UserError(f"unexpected argument {word!r}")
-        option, equals, value = word[2:].partition("=")
-        name = names.get(option.replace("-", "_"))
-        if name is None:
-            raise UserError(unknown("option", f"--{option}", [f"--{known}" for known in names]))
-        if not equals and words and not words[-1].startswith("--"):
-            value = words.pop()
-        elif not equals and name in flags:
-            value = "true"
-        elif not equals:
-            raise UserError(f"--{option} needs a value")
-        if not value.isprintable() and any("\ud800" <= character <= "\udfff" for character in value):
-            raise UserError(f"--{option} is {value!r}; it must be text in UTF-8")
-        given[name] = expand_home(value) if name in COMMANDS else value
-    return given
+def train_parser() -> Parser:
+    """The options of train.py: every setting by its dotted name, and those that are no settings."""
+    parser = Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    short_of = {name: [f"--{short}"] for short, name in SHORT.items()}
+    for name, field in fields().items():
+        flag: dict[str, Any] = {"nargs": "?", "const": "true"} if field.annotation is bool else {}
+        parser.add_argument(f"--{name}", *short_of.get(name, []), dest=name, **flag)
+    parser.add_argument("--config")
+    parser.add_argument("--resume")
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("--version", action="version", version=f"one-shot-grpo {__version__}")
+    return parser
 
 
 def default_preset() -> tuple[str, str]:
@@ -107,6 +91,8 @@ def print_help(preset: str) -> NoReturn:
     )
     markers = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
     settings = build(preset, {})
+    for field in fields().values():
+        field.description = " ".join(str(field.description).split())  # without the line ends of the source
     tyro.cli(
         Config, args=["--help"], default=settings, prog="train.py", description=description, use_underscores=True,
         config=markers,
@@ -118,33 +104,30 @@ def print_help(preset: str) -> NoReturn:
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises UserError with one line, and takes `--data_dir` for `--data-dir` and ~ for home."""
+    """An ArgumentParser that raises UserError with one line, takes `-` and `_` alike, and ~ for home."""
 
     def __init__(self, **options: Any):
         super().__init__(formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False, **options)
 
     def parse_args(self, argv: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]  # argv is always passed
-        args, strange = self.parse_known_args([_normal(word) for word in argv])
+        try:
+            "".join(argv).encode()
+        except UnicodeEncodeError:
+            raise UserError(f"the command line must be text in UTF-8; it is {' '.join(argv)!a}") from None
+        options = {option.replace("_", "-"): option for option in self._option_string_actions}
+        words = []
+        for word in map(expand_home, argv):
+            name, equals, value = word.partition("=")
+            words.append(options.get(name.replace("_", "-"), name) + equals + expand_home(value))
+        args, strange = self.parse_known_args(words)
         if strange and strange[0].startswith("--"):
-            raise UserError(unknown("option", strange[0].partition("=")[0], self.options()))
+            raise UserError(unknown("option", strange[0].partition("=")[0], options.values()))
         if strange:
             raise UserError(f"unexpected argument {strange[0]!r}")
         return args
 
-    def options(self) -> Iterable[str]:
-        """Every option's name with its dashes, from the usage line that argparse itself writes."""
-        return [word.strip("[]") for word in self.format_usage().split() if word.strip("[]").startswith("--")]
-
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
-
-
-def _normal(word: str) -> str:
-    """--data_dir=~/x -> --data-dir=/home/me/x"""
-    if not word.startswith("--"):
-        return expand_home(word)
-    name, equals, value = word.partition("=")
-    return name.replace("_", "-") + equals + expand_home(value)
 
 
 def check_ranges(args: argparse.Namespace, ranges: Mapping[str, tuple[float, float]]) -> None:

@@ -15,7 +15,6 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import date
 from functools import cache
-from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -41,11 +40,6 @@ EngineName = Literal["auto", "torch", "vllm"]
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
-    @classmethod
-    def __pydantic_init_subclass__(cls, **options: Any) -> None:
-        for field in cls.model_fields.values():
-            field.description = field.description and " ".join(field.description.split())  # the help wraps anew
 
 
 class PolicyConfig(Section):
@@ -184,7 +178,7 @@ class LearnerConfig(Section):
     for rewards of at least 0. none: r. gdpo: each signal as in grpo, then weighted. docs/losses.md compares them."""
     loss: Literal["grpo", "gspo", "cispo", "reinforce"] = "grpo"
     """grpo: clipped ratio of each token. gspo: clipped ratio of the whole completion. cispo: log-probability times the
-    clipped ratio. reinforce: log-probability. With one minibatch per rollout all four have the same gradient."""
+    clipped ratio. reinforce: log-probability. With one mini-batch per rollout all four have the same gradient."""
     loss_aggregation: Literal["token-mean", "seq-mean", "dr_grpo"] = "token-mean"
     """token-mean: mean over all completion tokens. seq-mean: mean of completion means. dr_grpo: sum / (completions x
     max_new_tokens)."""
@@ -379,8 +373,11 @@ def _preset(name: str) -> dict[str, Any]:
 # ---- YAML files
 
 
+INT, FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML without its traps: no key twice, no octal numbers, no numbers of base 60."""
+    """YAML without its traps: no key twice, and only decimal numbers (to YAML, 010 is 8 and 1:30 is 90)."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys: set[str] = set()
@@ -390,28 +387,27 @@ class _Loader(yaml.SafeLoader):
             keys.add(str(key.value))
         return super().construct_mapping(node, deep)
 
-    def number(self, node: yaml.ScalarNode) -> int | float:
-        number = self.construct_yaml_int(node) if node.tag.endswith("int") else self.construct_yaml_float(node)
-        if re.match(r"[-+]?0[0-9_]", node.value) or ":" in node.value:
-            problem = (
-                f"YAML reads {node.value} as {number}; write the number that you mean, without leading 0 and colon"
-            )
-            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
-        return number
 
-
-for kind in ("int", "float"):
-    _Loader.add_constructor(f"tag:yaml.org,2002:{kind}", _Loader.number)
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (INT, FLOAT)]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(INT, re.compile(r"[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    FLOAT, re.compile(r"[-+]?(0|[1-9][0-9]*)(\.[0-9]*)?(e[-+]?[0-9]+)?$"), list("-+0123456789")
+)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The named values of a YAML file. Raises UserError with the line that is wrong."""
+    """The named values of a YAML file. Raises UserError, with the line of a mistake in the YAML."""
     try:
-        tree = _Loader(_text(path)).get_single_data()
+        tree = _Loader(Path(path).read_text(encoding="utf-8-sig")).get_single_data()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
     except yaml.MarkedYAMLError as error:
         place = f"{path} line {error.problem_mark.line + 1}" if error.problem_mark else path
         raise UserError(f"{place}: {error.problem}") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:  # a ValueError: not a date
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # a ValueError: not a date, or not UTF-8
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict) or not tree:
         raise UserError(f"{path} holds no settings; write them as in configs/cpu.yaml, one a line: steps: 60")
@@ -419,47 +415,16 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """Dotted name -> value of a YAML file of settings. Raises UserError with the line of a wrong name or value."""
+    """Dotted name -> value of a YAML file of settings. Raises UserError for a wrong name or value."""
     settings = dotted(read_yaml(path))
     try:
         _validate(settings)
-    except WrongSetting as error:
-        tree = yaml.compose(_text(path), _Loader)
-        assert isinstance(tree, yaml.MappingNode)  # read_yaml refuses any other file
-        line = _line(tree, error.name)
-        raise UserError(f"{path} line {line}: {error}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     return settings
 
 
-def _text(path: str | Path) -> str:
-    """The file's text, without a byte order mark."""
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not YAML: {error}") from None
-
-
-def _line(node: yaml.MappingNode, name: str) -> int:
-    """The line of a setting, counted from 1."""
-    for key, value in node.value:
-        if name.startswith(f"{key.value}.") and isinstance(value, yaml.MappingNode):
-            return _line(value, name.removeprefix(f"{key.value}."))
-        if name == key.value:
-            return key.start_mark.line + 1
-    return node.start_mark.line + 1
-
-
 # ---- one tree, and the dotted names of its leaves
-
-
-class WrongSetting(UserError):
-    """A setting that does not exist, or cannot have its value."""
-
-    def __init__(self, name: str, message: str):
-        super().__init__(message)
-        self.name = name
 
 
 def parse(settings: Mapping[str, Any]) -> Config:
@@ -473,11 +438,11 @@ def parse(settings: Mapping[str, Any]) -> Config:
 def _validate(settings: dict[str, Any]) -> Config:
     """The Config of dotted settings, each checked by itself."""
     tree: dict[str, Any] = {}
-    known = fields()
     for name, value in settings.items():
-        if name not in known:
-            raise WrongSetting(name, _not_a_setting(name, value))
-        empty = None if type(None) in get_args(known[name].annotation) else known[name].default
+        if name not in fields():
+            raise UserError(_not_a_setting(name, value))
+        field = fields()[name]
+        empty = None if type(None) in get_args(field.annotation) else field.default
         if value in ("none", "None", None) and empty in (None, (), {}):
             value = empty
         *sections, leaf = name.split(".")
@@ -488,7 +453,7 @@ def _validate(settings: dict[str, Any]) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise WrongSetting(*wrong_value(error)) from None
+        raise UserError(wrong_value(error)) from None
 
 
 def conflicts(config: Config) -> Iterator[str]:
@@ -530,22 +495,20 @@ def dotted(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @cache
-def fields() -> dict[str, FieldInfo]:
+def fields(section: type[Section] = Config, prefix: str = "") -> dict[str, FieldInfo]:
     """Dotted name -> pydantic field, for every leaf."""
-    return dotted(_field_tree(Config))
-
-
-def _field_tree(section: type[Section]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
+    leaves: dict[str, FieldInfo] = {}
     for name, field in section.model_fields.items():
-        kind = field.annotation
-        tree[name] = _field_tree(kind) if isinstance(kind, type) and issubclass(kind, Section) else field
-    return tree
+        if isinstance(field.default, Section):
+            leaves |= fields(type(field.default), f"{prefix}{name}.")
+        else:
+            leaves[prefix + name] = field
+    return leaves
 
 
 def flat(config: Config) -> dict[str, Any]:
     """Dotted name -> value, for every leaf."""
-    return {name: attrgetter(name)(config) for name in fields()}
+    return dotted(config.model_dump())
 
 
 def short(config: Config) -> str:
@@ -571,26 +534,6 @@ def typed(value: Any) -> str:
 OTHER_TRAINERS = Path(__file__).with_name("other_trainers.yaml")
 WHOLE_DISTRIBUTION = ("top_p", "top_k", "min_p")
 """Names of settings that other trainers have, and this one cannot have."""
-LIMITS = {
-    "greater_than_equal": "at least {ge}",
-    "greater_than": "more than {gt}",
-    "less_than_equal": "at most {le}",
-    "less_than": "less than {lt}",
-    "literal_error": "{expected}",
-    "int_parsing": "a whole number",
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_parsing": "a number",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "bool_parsing": "true or false",
-    "bool_type": "true or false",
-    "string_type": "text",
-    "string_too_long": "text of at most {max_length} characters",
-    "value_error": "{error}",
-    "string_pattern_mismatch": "made of letters, digits, _, - and ., and may not begin with a dot",
-}
-"""pydantic's error type -> how the message names the limit."""
 
 
 def unknown(kind: str, word: str, known: Iterable[str]) -> str:
@@ -619,21 +562,17 @@ def _not_a_setting(name: str, value: Any) -> str:
     return f"{name} is a section and not {reprlib.repr(value)}; set {examples[0]} or another of its settings"
 
 
-def wrong_value(error: ValidationError) -> tuple[str, str]:
-    """The name of the first wrong setting, and the line about it: value, limit and nearest choice."""
+def wrong_value(error: ValidationError) -> str:
+    """The line about the first wrong setting: value, limit and nearest choice."""
     problems = [(_field_of(problem["loc"]), problem) for problem in error.errors()]
-    name = problems[0][0]
-    value = problems[0][1]["input"]
-    limits, near = [], ""
-    for field, problem in problems:  # a field of several types has a problem with each
-        if field == name:
-            limits.append(LIMITS.get(problem["type"], problem["msg"]).format(**problem.get("ctx", {})))
-        if field == name and problem["type"] == "literal_error":
-            near = nearest(str(value), re.findall(r"'(.*?)'", problem["ctx"]["expected"]))
-    return name, f"{name} is {reprlib.repr(value)}; it must be {' or '.join(limits)}{near}"
+    name, first = problems[0]
+    limits = [problem["msg"] for field, problem in problems if field == name]  # a field of several types has several
+    limit = " or ".join(limits).replace("Input should be", "it must be").replace("Value error, ", "it must be ")
+    choices = re.findall("'(.*?)'", limit)
+    return f"{name} is {reprlib.repr(first['input'])}; {limit}{nearest(str(first['input']), choices)}"
 
 
 def _field_of(location: tuple[int | str, ...]) -> str:
     """The dotted name of the field with a problem; pydantic's location may continue inside the field."""
-    names = [".".join(map(str, location[:length])) for length in range(len(location), 0, -1)]
-    return next((name for name in names if name in fields()), names[-1])
+    path = ".".join(map(str, location))
+    return next((name for name in fields() if f"{path}.".startswith(f"{name}.")), path)

@@ -74,6 +74,12 @@ def test_a_file_lies_between_the_preset_and_the_command_line(tmp_path, monkeypat
     assert parse_args(["--preset", "l4", "--config", path]).config.reward.alpha == 2
 
 
+def test_a_number_in_a_file_is_decimal(tmp_path):
+    """To YAML 1.1, 010 is 8 and 2e-4 is text."""
+    config = parse_args(["--config", write(tmp_path, "steps: 010\nseed: 10\nlearner: {lr: 2e-4}\n")], "cpu").config
+    assert (config.steps, config.seed, config.learner.lr) == (10, 10, 2e-4)
+
+
 def test_the_settings_of_a_run_are_such_a_file(tmp_path):
     whole = build("l4", {"learner.lr": "3e-5"})
     path = write(tmp_path, yaml.safe_dump(whole.model_dump()))
@@ -93,19 +99,18 @@ def test_a_run_that_is_continued_takes_the_file_as_if_it_were_typed(tmp_path):
         ("# nothing\n", "holds no settings"),
         ("null", "holds no settings"),
         ("- steps", "holds no settings"),
-        ("steps: 2\nlearner:\n", "line 2: learner: is empty"),
-        ("learner: 3\n", "line 1: learner is a section and not 3; set learner.lr"),
-        ("learner:\n  lrr: 3\n", "line 2: unknown setting learner.lrr; did you mean learner.lr?"),
-        ("steps: 2\nmodel: [a]\n", "line 2: model is ['a']; it must be text"),
-        ("mode: [quick]\n", "line 1: mode is ['quick']; it must be"),
-        ("learner:\n  lr: fast\n", "line 2: learner.lr is 'fast'; it must be a number"),
+        ("steps: 2\nlearner:\n", "learner: is empty"),
+        ("learner: 3\n", "learner is a section and not 3; set learner.lr"),
+        ("learner:\n  lrr: 3\n", "unknown setting learner.lrr; did you mean learner.lr?"),
+        ("steps: 2\nmodel: [a]\n", "model is ['a']; it must be a valid string"),
+        ("mode: [quick]\n", "mode is ['quick']; it must be"),
+        ("learner:\n  lr: fast\n", "learner.lr is 'fast'; it must be a valid number"),
         ("steps: 1\nseed: 2\nsteps: 3\n", "line 3: steps is set twice"),
         ("rollout: {group_size: 2}\nsteps: 1\nrollout: {sleep: false}\n", "line 3: rollout is set twice"),
-        ("seed: 1\nsteps: 010\n", "line 2: YAML reads 010 as 8"),
-        ("seed: 1\nsteps: 1:30\n", "line 2: YAML reads 1:30 as 90"),
-        ("seed: 1\nlearner: {lr: 1:30.5}\n", "line 2: YAML reads 1:30.5 as 90.5"),
-        ("num_generations: 8\n", "line 1: num_generations is rollout.group_size here"),
-        ("name: no\n", "line 1: name is False; it must be text"),
+        ("seed: 1\nsteps: 1:30\n", "steps is '1:30'; it must be a valid integer"),
+        ("seed: 1\nlearner: {lr: 1:30.5}\n", "learner.lr is '1:30.5'; it must be a valid number"),
+        ("num_generations: 8\n", "num_generations is rollout.group_size here"),
+        ("name: no\n", "name is False; it must be a valid string"),
         ("? [a, b]\n: 3\n", "line 1: found unhashable key"),
         ("learners:\n  lr: 3\n", "unknown setting learners.lr; did you mean learner.lr?"),
         ("lr: 3\n", "unknown setting lr; did you mean learner.lr?"),

@@ -93,7 +93,7 @@ def read_request(argv: Sequence[str], description: str | None) -> EvalRequest:
     try:
         request = EvalRequest(**vars(cli.parse_args(argv)))
     except ValidationError as error:
-        raise UserError(f"--{wrong_value(error)[1]}") from None
+        raise UserError(f"--{wrong_value(error)}") from None
     if not any(getattr(request, name) for name in ("bench", *SUBJECTS[1:])):
         raise UserError("which benchmark? For example --bench math500; --list shows all")
     if request.audit_contamination and (request.samples or request.temperature or request.prompts):
