@@ -19,6 +19,7 @@ from contextlib import closing
 from pathlib import Path
 
 from grpo.advantage import compute_advantages
+from grpo.chat_template import describe_prompt
 from grpo.cli import default_preset, parse_args
 from grpo.engines.base import SamplingParams, choose_device, make_engine
 from grpo.errors import one_line
@@ -29,7 +30,7 @@ from grpo.packing import to_training_samples
 from grpo.plan.planner import planned_and_measured
 from grpo.plan.preflight import check, plan_run
 from grpo.policy import load_policy
-from grpo.problems import first_prompt, training_problems
+from grpo.problems import training_problems
 from grpo.report.plot import plot_run
 from grpo.rollout import calibrate, decode, draw, replace_flat_groups, request_seed, reward_row, rollout, score
 from grpo.run.checkpoint import TrainingState, is_finished
@@ -59,7 +60,7 @@ def train(config: Config, resumed: Path | None = None, interrupts: Interrupts | 
         policy.keep_sums()
     notify(prove(policy, config.rollout.longest_sequence))
     problems, bad_rows = training_problems(config, policy.tokenizer)
-    for line in first_prompt(problems, config, policy.tokenizer, policy.network.generation_config):
+    for line in describe_prompt(problems[0], config, policy.tokenizer, policy.network.generation_config):
         notify(line)
     sets, test_problems = held_out_problems(config, policy.tokenizer)
     learner = Learner(policy, config, notify, run.interrupts.hold, run.save_bad_batch)
@@ -92,8 +93,8 @@ def train(config: Config, resumed: Path | None = None, interrupts: Interrupts | 
                 texts = decode(policy.tokenizer, groups)
                 scores = score(reward, groups, texts)
             with clock("rollout"):  # only with rollout.resample_flat_groups
-                groups, texts, scores, draws = replace_flat_groups(
-                    engine, reward, policy.tokenizer, problems, (groups, texts, scores), config, step
+                draws = replace_flat_groups(
+                    engine, reward, policy.tokenizer, problems, groups, texts, scores, config, step
                 )
             advantages = compute_advantages(scores, reward.weights, config.learner.advantage)
             # 3. Step: raise the probability of what did better than its group.

@@ -1,7 +1,7 @@
 """The model's chat template: renders messages to the prompt that the model reads, and inspects the result.
 
 A chat template is a program in the tokenizer's folder. It may add a system message, drop ours, open a thought or write
-today's date. Its arguments and its date are pinned here, and `report` names what a reader of the settings cannot see.
+today's date. Its arguments and its date are pinned here. `surprises` names what a reader of the settings cannot see.
 """
 
 from __future__ import annotations
@@ -10,15 +10,14 @@ import contextlib
 import re
 import signal
 import threading
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import date, datetime, time
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 
-from grpo.errors import UserError, first_line
+from grpo.errors import TrainingStopped, UserError, first_line
 from grpo.settings import Config
 from grpo.types import Problem
 
@@ -27,13 +26,13 @@ if TYPE_CHECKING:
 
 Chat = list[dict[str, str]]
 TIME_LIMIT_S = 5.0
-"""Seconds that the template may take for one call of `prompts`; 1,000 prompts usually take 0.02"""
+"""Seconds that the template may take for a prompt; it usually takes 0.02 ms"""
 END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 EMPTY_SYSTEM = {"role": "system", "content": ""}
-QUESTION, ANSWER, NEXT = "first question", "first answer", "second question"
+QUESTION, ANSWER = "the question", "the answer"
 """The chat that shows how a template writes turns"""
 OTHER_DAY = date(2001, 2, 3)
-CONTROL_TOKEN = re.compile(
+CONTROL_TOKEN = (
     r"<[|｜][A-Za-z_▁]{3,40}[|｜]>|\[/?INST\]|<</?SYS>>|</?(?:start|end)_of_turn>"
     r"|\n\s*(?:#+ *)?(?:Assistant|ASSISTANT|Response) *:\s*\Z"
 )
@@ -72,6 +71,22 @@ class ChatTemplate:
 
     # ---- rendering
 
+    def encode(self, chat: Chat) -> tuple[str, list[int]]:
+        """The prompt and its token ids. Raises UserError if the template cannot write this chat, or drops its question.
+
+        A special token of the tokenizer inside a message would end or open a turn there, so that is an error, too.
+        """
+        for message in chat:
+            if token := self._control_token.search(message["content"]):
+                raise UserError(f"the prompt holds {token[0].strip()}, which a chat template writes; store plain text")
+        prompt = self.render(chat)
+        if not contains(prompt, chat[-1]["content"]):
+            raise UserError(
+                f"the model's chat template drops the question and writes {prompt[:80]!r}; fix its "
+                "chat_template.jinja, or use another model"
+            )
+        return prompt, self.tokenizer.encode(prompt, add_special_tokens=False)  # the template has written them
+
     def render(self, chat: Chat) -> str:
         """The prompt, special tokens included. Raises UserError if the template cannot write this chat.
 
@@ -81,32 +96,13 @@ class ChatTemplate:
             return self.bos + "".join(f"{message['content']}\n\n" for message in chat)
         return self._apply(chat if chat[0]["role"] == "system" else [*self.no_system, *chat])
 
-    def prompts(self, chats: Sequence[Chat]) -> list[tuple[str, list[int]] | UserError]:
-        """(prompt, token ids) of each chat, or the error that its rendering raised."""
-        rendered: list[str | UserError] = []
-        with _time_limit(TIME_LIMIT_S, len(chats)):
-            for chat in chats:
-                try:
-                    rendered.append(self.render(chat))
-                except UserError as error:
-                    rendered.append(error)
-        texts = [text for text in rendered if isinstance(text, str)]
-        ids = iter(self.tokenize(texts))
-        return [text if isinstance(text, UserError) else (text, next(ids)) for text in rendered]
-
-    def tokenize(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of rendered prompts; the template has already written every special token."""
-        if not texts:
-            return []
-        return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-
     def _apply(self, chat: Chat, generation: bool = True, day: date | None = None) -> str:
         """The template's own text; `generation` opens the assistant's turn."""
         pinned = dict(self.args)
         if "strftime_now" in self._source:  # transformers' template function for the clock
             pinned["strftime_now"] = datetime.combine(day or self.day, time()).strftime
         try:
-            with _time_limit(TIME_LIMIT_S, 1):
+            with _time_limit():
                 return self.tokenizer.apply_chat_template(
                     chat, tokenize=False, add_generation_prompt=generation, **pinned
                 )
@@ -129,59 +125,36 @@ class ChatTemplate:
 
     # ---- inspection
 
-    def check_reads(self, chat: Chat) -> None:
-        """Raises UserError if the template writes nothing, or the same prompt whatever the question is."""
-        last = chat[-1]
-        other = [*chat[:-1], last | {"content": f"{NEXT} {last['content']}"}]
-        text = self.render(chat)
-        if text == self.render(other):
-            content = f"the same for every question, {text[:80]!r}" if text else "nothing"
-            raise UserError(
-                f"the model's chat template writes {content}; fix its chat_template.jinja, or use another model"
-            )
-
     def added_text(self, system: Chat) -> str:
-        """Text of the template's own before the first user turn of a chat that begins with `system`; "" if unknown."""
-        begin = [*system, {"role": "user", "content": QUESTION}]
-        turns = [{"role": "assistant", "content": ANSWER}, {"role": "user", "content": NEXT}]
+        """Words of the template's own before the first user turn of a chat that begins with `system`; "" if unknown."""
         try:
-            before = self._apply(begin).partition(QUESTION)[0]
-            between = self._apply([*begin, *turns]).partition(ANSWER)[2].partition(NEXT)[0]
+            text = self._apply([*system, {"role": "user", "content": QUESTION}]).partition(QUESTION)[0]
         except UserError:
             return ""
-        for content in (message["content"].strip() for message in system):
-            before = before.replace(content, " ") if content else before
-        words, turn = (MARKUP.sub(" ", text).split() for text in (before, between))
-        while words and turn and words[-1] == turn[-1]:  # written before every user turn
-            words.pop(), turn.pop()
-        text = " ".join(words)
+        for content in filter(None, (message["content"].strip() for message in system)):
+            text = text.replace(content, " ")
+        text = " ".join(MARKUP.sub(" ", text).split())
         return text if re.search(r"[^\W\d_]{2}", text) else ""
 
     def is_dated(self, chat: Chat) -> bool:
         """True where the prompt depends on the day."""
         return "strftime_now" in self._source and self._apply(chat) != self._apply(chat, day=OTHER_DAY)
 
-    def control_token(self, chat: Chat) -> str | None:
-        """The first special token of the tokenizer inside a message: it would end or open a turn there."""
-        return next((match[0] for message in chat if (match := self._special.search(message["content"]))), None)
-
     @cached_property
-    def _special(self) -> re.Pattern:
+    def _control_token(self) -> re.Pattern:
         tokens = [token for token in self.tokenizer.all_special_tokens if token.strip() and not TAG.fullmatch(token)]
-        return re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
+        return re.compile("|".join([CONTROL_TOKEN, *map(re.escape, tokens)]))
 
     @cached_property
     def end_of_turn(self) -> tuple[str, int | None]:
         """The text after an assistant's turn, and its token id if its first part is one token."""
-        if self.tokenizer.chat_template is None:
-            return "", None
         chat = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
         try:
             _, answer, end = self._apply(chat, generation=False).rpartition(ANSWER)
         except UserError:
             return "", None
         end = end.strip() if answer else ""
-        ids = self.tokenize([end])[0] if end else []
+        ids = self.tokenizer.encode(end, add_special_tokens=False)
         is_token = ids and (ids[0] in self.tokenizer.added_tokens_decoder or (len(ids) == 1 and len(end) > 2))
         return end, ids[0] if is_token else None
 
@@ -203,37 +176,34 @@ def _model_stop_ids(tokenizer: PreTrainedTokenizerBase, generation: GenerationCo
     return (ids | {vocabulary[token] for token in END_TOKENS if token in vocabulary}) - {None}
 
 
-def show(problem: Problem, template: ChatTemplate, generation: GenerationConfig | None) -> Iterator[str]:
-    """The prompt in lines, with the special tokens in it and those that end a completion."""
-    tokenizer = template.tokenizer
-    text = problem.prompt
-    added = {i for i, token in tokenizer.added_tokens_decoder.items() if re.fullmatch(r"\W.*\W", str(token))}
-    special = added.union(tokenizer.all_special_ids)
-    counts = Counter(tokenizer.convert_ids_to_tokens(i) for i in problem.prompt_ids if i in special)
-    listed = ", ".join(f"{token} x {count}" for token, count in counts.items()) or "no special token"
-    ends = ", ".join(tokenizer.convert_ids_to_tokens(list(stop_ids(tokenizer, generation))))
-    yield f"first prompt, {len(problem.prompt_ids)} tokens ({listed}); a completion ends at {ends or 'its limit'}:"
-    if len(text) > SHOWN:
-        text = f"{text[: SHOWN // 2]}\n[... {len(text) - SHOWN} characters ...]\n{text[-SHOWN // 2 :]}"
-    yield from (f"    {line}" for line in text.split("\n"))
+def describe_prompt(
+    problem: Problem, config: Config, tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig | None
+) -> Iterator[str]:
+    """The prompt in lines (unless config.quiet), and one line for each way in which the settings do not suggest it."""
+    template = ChatTemplate.of_run(config, tokenizer)
+    if not config.quiet:
+        ends = ", ".join(tokenizer.convert_ids_to_tokens(list(stop_ids(tokenizer, generation))))
+        yield f"first prompt, {len(problem.prompt_ids)} tokens; a completion ends at {ends or 'its limit'}:"
+        yield from (f"    {line}" for line in _short(problem.prompt, SHOWN).split("\n"))
+    yield from (f"prompt: {line}" for line in surprises(problem, template, generation))
 
 
-def report(problem: Problem, template: ChatTemplate, system: str, generation: GenerationConfig | None) -> Iterator[str]:
-    """One line for each way in which the prompt is not what the settings suggest; `system` is our system message."""
+def surprises(problem: Problem, template: ChatTemplate, generation: GenerationConfig | None) -> Iterator[str]:
+    """One line for each way in which the prompt is not what the settings suggest."""
     tokenizer = template.tokenizer
     chat = problem.chat
     prompt = problem.prompt
     if tokenizer.chat_template is None:
         yield "the tokenizer has no chat template: the prompt is the messages as plain text"
         return
-    if system and " ".join(system.split()) not in " ".join(prompt.split()):
+    system = chat[:1] if chat[0]["role"] == "system" else template.no_system
+    if system and not contains(prompt, system[0]["content"]):
         yield "our system message is missing from the prompt: the chat template drops it; put it into the questions"
-    own_system = chat[:1] if chat[0]["role"] == "system" else template.no_system
-    if text := template.added_text(own_system):
-        yield f"the chat template adds a text of its own, {_short(text)!r}, and no system message replaces it"
-    elif own_system == [EMPTY_SYSTEM]:
+    if text := template.added_text(system):
+        yield f"the chat template adds a text of its own, {_short(text, 60)!r}, and no system message replaces it"
+    elif system == [EMPTY_SYSTEM]:
         text = template.added_text([])
-        yield f"the chat template's own system message, {_short(text)!r}, is replaced by an empty one"
+        yield f"the chat template's own system message, {_short(text, 60)!r}, is replaced by an empty one"
     if template.is_dated(chat):
         yield f"the chat template writes the date: pinned to template_date {template.day}"
     if template.bos and problem.prompt_ids[0] != tokenizer.bos_token_id:
@@ -246,35 +216,39 @@ def report(problem: Problem, template: ChatTemplate, system: str, generation: Ge
         name = tokenizer.convert_ids_to_tokens(token)
         yield f"the end of turn {name} is no stop token in the model's files; completions end at it all the same"
     elif token is None and end and not any(text in end for text in tokenizer.convert_ids_to_tokens(list(known))):
-        yield f"the end of turn {_short(end)!r} is no single token, so it cannot stop a completion"
+        yield f"the end of turn {_short(end, 60)!r} is no single token, so it cannot stop a completion"
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def contains(text: str, part: str) -> bool:
+    """True where the text holds the part, however both are spaced."""
+    return " ".join(part.split()) in " ".join(text.split())
+
+
+def _short(text: str, limit: int) -> str:
+    """The text, without its middle where it is longer than `limit` characters."""
+    return text if len(text) <= limit else f"{text[: limit // 2]} [...] {text[-limit // 2 :]}"
 
 
 @contextlib.contextmanager
-def _time_limit(seconds: float, count: int) -> Iterator[None]:
-    """Raises UserError after `seconds`: a chat template is a foreign program, and an endless one must not hang the run.
+def _time_limit() -> Iterator[None]:
+    """Ends the run after TIME_LIMIT_S: a chat template is a foreign program, and an endless one must not hang it.
 
-    The outermost of nested limits holds. Signals reach the main thread only; in any other thread there is no limit.
+    Signals reach the main thread only; in any other thread there is no limit.
     """
-    if threading.current_thread() is not threading.main_thread() or signal.getitimer(signal.ITIMER_REAL)[0]:
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(*_) -> None:
-        raise TimeoutError
+        raise TrainingStopped(
+            f"the model's chat template took more than {TIME_LIMIT_S:g} s for one prompt; look into its "
+            "chat_template.jinja, or use another model"
+        )
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, TIME_LIMIT_S)
     try:
         yield
-    except TimeoutError:
-        raise UserError(
-            f"the model's chat template took more than {seconds:g} s for {count} prompts; look into its "
-            "chat_template.jinja, or use another model"
-        ) from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

@@ -8,9 +8,8 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,24 +18,22 @@ from tqdm import tqdm
 
 import prompts
 from data import rows, tasks
-from grpo import chat_template, hub
-from grpo.chat_template import CONTROL_TOKEN, Chat, ChatTemplate
+from grpo import hub
+from grpo.chat_template import Chat, ChatTemplate, contains
 from grpo.errors import UserError
 from grpo.settings import Config
-from grpo.terminal import escape_control
+from grpo.terminal import notify
 from grpo.types import Problem
 from rewards import check_ground_truths, ground_truth_text, last_box
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 Scalar = str | int | float | bool
 PROMPTS = ("prompt", "messages", "question", "problem")
-TRUTHS = ("ground_truth", "answer", "final_answer", "solution")
-"""In this order, after verl's reward_model.ground_truth and before the assistant's last message in `messages`"""
+TRUTHS = ("reward_model.ground_truth", "ground_truth", "answer", "final_answer", "solution")
+"""In this order, verl's first; after them comes the assistant's last message in `messages`"""
 EMPTY_SYSTEM = ({"role": "system", "content": ""}, {"role": "system", "content": None})
-CHUNK = 1000
-"""Rows rendered and tokenised at once"""
 LONGEST = 1_000_000
 """Characters of a row's texts; the tokenizer fails on hundreds of millions"""
 SHOWN = 3
@@ -63,15 +60,13 @@ def training_problems(config: Config, tokenizer: PreTrainedTokenizerBase | None)
     longest = config.rollout.max_prompt_tokens
     problems, bad = make_problems(placed, template, config.prompt, longest, config.data_columns, graded)
     reasons = _ungradable([problem.ground_truth for problem in problems.values()]) if graded else {}
-    kept = []
-    for place, problem in problems.items():
+    for place, problem in list(problems.items()):
         if reason := reasons.get(problem.ground_truth):
             row = {"prompt": problem.prompt, "ground_truth": problem.ground_truth} | problem.extra
             bad.append(BadRow(place, reason, row))
-        else:
-            kept.append(problem)
-    check_share(config.data, len(kept), bad, config.bad_rows.limit)
-    return kept, bad
+            del problems[place]
+    check_share(config.data, len(problems), bad, config.bad_rows.limit)
+    return list(problems.values()), bad
 
 
 def make_problems(
@@ -93,34 +88,17 @@ def make_problems(
     problems: dict[str, Problem] = {}
     bad: list[BadRow] = []
     shared: dict[int, int] = {}  # token ids repeat: one integer object for each keeps a million prompts small
-    numbered = enumerate(placed)
-    while chunk := list(islice(numbered, CHUNK)):
-        read: list[tuple[str, rows.Row, Problem]] = []
-        for index, (place, row) in chunk:
-            try:
-                chat, truth, extra = read_row(row, system, names, graded)
-                if template and (token := template.control_token(chat[1:] if system else chat)):
-                    raise ValueError(f"the prompt holds {token}, a special token of this model; remove it")
-            except (ValueError, RecursionError) as error:
-                bad.append(BadRow(place, str(error), row if isinstance(row, dict) else {}))
-                continue
-            assert not isinstance(row, str)  # read_row refuses it
-            source = str(row.get("data_source") or "")
-            read.append((place, row, Problem(index, "", (), truth, source, extra, chat)))
-        chats = [problem.chat for *_, problem in read]
-        if template and read and not problems:
-            template.check_reads(chats[0])
-        rendered = template.prompts(chats) if template else [("", [])] * len(read)
-        for (place, row, problem), result in zip(read, rendered, strict=True):
-            if isinstance(result, UserError):
-                bad.append(BadRow(place, str(result), row))
-                continue
-            text, ids = result
+    for index, (place, row) in enumerate(placed):
+        try:
+            chat, truth, extra = read_row(row, system, names, graded)
+            text, ids = template.encode(chat) if template else ("", [])
             if longest is not None and len(ids) > longest:
-                reason = f"the prompt has {len(ids)} tokens, more than rollout.max_prompt_tokens {longest}"
-                bad.append(BadRow(place, reason, row))
-            else:
-                problems[place] = replace(problem, prompt=text, prompt_ids=tuple(shared.setdefault(i, i) for i in ids))
+                raise ValueError(f"the prompt has {len(ids)} tokens, more than rollout.max_prompt_tokens {longest}")
+        except (ValueError, RecursionError) as error:
+            bad.append(BadRow(place, str(error), row if isinstance(row, dict) else {}))
+            continue
+        prompt_ids = tuple(shared.setdefault(token, token) for token in ids)
+        problems[place] = Problem(index, text, prompt_ids, truth, str(extra.get("data_source") or ""), extra, chat)
     return problems, bad
 
 
@@ -130,20 +108,6 @@ def _ungradable(truths: Sequence[str]) -> dict[str, str | None]:
     with tqdm(total=len(truths), desc="ground truths", delay=5, mininterval=2, leave=False) as bar:
         reasons = check_ground_truths(truths, progress=lambda done, _: bar.update(done - bar.n))
     return dict(zip(truths, reasons, strict=True))
-
-
-def first_prompt(
-    problems: Sequence[Problem],
-    config: Config,
-    tokenizer: PreTrainedTokenizerBase,
-    generation: GenerationConfig | None,
-) -> list[str]:
-    """The first prompt in lines (unless config.quiet), and one line for each way in which it may surprise."""
-    template = ChatTemplate.of_run(config, tokenizer)
-    system = prompt_text(config.prompt)
-    lines = [] if config.quiet else list(chat_template.show(problems[0], template, generation))
-    reports = chat_template.report(problems[0], template, system, generation)
-    return lines + [f"prompt: {line}" for line in reports]
 
 
 def check_share(name: str, good: int, bad: Sequence[BadRow], allowed: float) -> None:
@@ -158,7 +122,7 @@ def check_share(name: str, good: int, bad: Sequence[BadRow], allowed: float) -> 
     if not good or len(bad) > allowed * total:
         raise UserError(f"{line}. At most {allowed:.0%} may be skipped (training data: bad_rows.limit); fix these rows")
     if bad:
-        print(f"{escape_control(line)}; they are skipped", file=sys.stderr)
+        notify(f"{line}; they are skipped")
 
 
 # ---- one row
@@ -172,9 +136,9 @@ def read_row(row: rows.Row | str, system: str, columns: Sequence[str | None], gr
     """
     if isinstance(row, str):
         raise ValueError(row)
-    columns_of_row: rows.Row = _decoded(row)
-    prompt_key, chat = _chat(columns_of_row, columns[0], system)
-    truth_key, truth = _truth(columns_of_row, columns[1])
+    cells = _cells(row)
+    prompt_key, chat = _chat(cells, columns[0], system)
+    truth_key, truth = _truth(cells, columns[1])
     if graded:
         truth = ground_truth_text(answer_in(truth))
     elif not isinstance(truth, str):
@@ -186,21 +150,24 @@ def read_row(row: rows.Row | str, system: str, columns: Sequence[str | None], gr
         text.encode()
     except UnicodeEncodeError:
         raise ValueError("it holds half a character (a lone surrogate such as \\ud800)") from None
-    others = {name: value for name, value in columns_of_row.items() if name not in (prompt_key, truth_key)}
-    return chat, truth, _scalars(others)
+    scalars = {name: cell for name, cell in cells.items() if isinstance(cell, Scalar)}
+    return chat, truth, {name: cell for name, cell in scalars.items() if name not in (prompt_key, truth_key)}
 
 
-def _scalars(columns: rows.Row) -> dict[str, Scalar]:
-    """The columns that hold text or a number, nested ones included.
+def _cells(row: rows.Row) -> rows.Row:
+    """Column -> value, with bytes as text; the columns inside a column also by dotted names.
 
-    >>> _scalars({"level": 3, "extra_info": {"split": "train"}, "steps": [1, 2]})
-    {'level': 3, 'extra_info.split': 'train'}
+    >>> _cells({"level": b"3", "reward_model": '{"ground_truth": "7"}'})
+    {'level': '3', 'reward_model': {'ground_truth': '7'}, 'reward_model.ground_truth': '7'}
     """
-    scalars = dict(columns)
-    for name, column in columns.items():
-        if isinstance(column, dict):
-            scalars |= {f"{name}.{key}": value for key, value in column.items()}
-    return {name: value for name, value in scalars.items() if isinstance(value, Scalar)}
+    cells = _decoded(row)
+    if isinstance(cells.get("reward_model"), str):
+        with contextlib.suppress(ValueError, RecursionError):
+            cells["reward_model"] = json.loads(cells["reward_model"])
+    for name, cell in list(cells.items()):
+        if isinstance(cell, dict):
+            cells |= {f"{name}.{key}": value for key, value in cell.items()}
+    return cells
 
 
 def _value(row: rows.Row, column: str | None, usual: Sequence[str]) -> tuple[str, Any]:
@@ -231,9 +198,6 @@ def _chat(row: rows.Row, column: str | None, system: str) -> tuple[str, Chat]:
         raise ValueError(f"no prompt; expected a text, or a list of messages with role and content, in {columns}")
     if column is None:
         _refuse_second_prompt(row, name, chat)
-    for message in chat:
-        if token := CONTROL_TOKEN.search(message["content"]):
-            raise ValueError(f"the prompt holds {token[0].strip()}, which a chat template writes; store plain text")
     if system and chat[0]["role"] == "system":
         raise ValueError("the row brings its own system message; use --prompt plain to keep it")
     return name, [{"role": "system", "content": system}, *chat] if system else chat
@@ -266,18 +230,13 @@ def _messages(prompt: Any) -> Chat:
 
 def _refuse_second_prompt(row: rows.Row, name: str, chat: Chat) -> None:
     """Raises ValueError if another usual column holds a text that is not in the prompt."""
-    prompt = _words(chat)
     for other in PROMPTS:
-        if other != name and (second := _messages(row.get(other))):
-            words = _words(second)
-            if words not in prompt and prompt not in words:
-                raise ValueError(
-                    f"{name} and {other} hold different texts; name the columns, as in --data_columns {other},answer"
-                )
-
-
-def _words(chat: Chat) -> str:
-    return " ".join(" ".join(message["content"] for message in chat).split())
+        second = _messages(row.get(other)) if other != name else []
+        texts = [" ".join(message["content"] for message in messages) for messages in (chat, second)]
+        if second and not (contains(*texts) or contains(*reversed(texts))):
+            raise ValueError(
+                f"{name} and {other} hold different texts; name the columns, as in --data_columns {other},answer"
+            )
 
 
 def _is_message(message: Any) -> bool:
@@ -288,20 +247,14 @@ def _is_message(message: Any) -> bool:
 
 def _truth(row: rows.Row, column: str | None) -> tuple[str, Any]:
     """(column, value) of the ground truth."""
-    verl = row.get("reward_model")
-    chat = row.get("messages")
-    if isinstance(verl, str):
-        with contextlib.suppress(ValueError, RecursionError):
-            verl = json.loads(verl)
-    if column is None and isinstance(verl, dict) and verl.get("ground_truth") not in (None, ""):
-        return "reward_model", verl["ground_truth"]
     name, truth = _value(row, column, TRUTHS)
     if name == "final_answer" and isinstance(truth, list):  # OlympiadBench: one text, or several between dollars
         truth = [str(item).replace("$", "") for item in truth]
+    chat = row.get("messages")
     if truth is None and column is None and isinstance(chat, list) and chat and _is_message(chat[-1]):
         truth = chat[-1]["content"] if chat[-1]["role"] == "assistant" else None
     if truth is None:
-        raise ValueError(f"no ground truth in {column or ', '.join(('reward_model.ground_truth', *TRUTHS))}")
+        raise ValueError(f"no ground truth in {column or ', '.join(TRUTHS)}")
     return name, truth
 
 
@@ -342,9 +295,7 @@ def read_data(name: str, data_dir: str | None = None, limit: int | None = None) 
 
 def _column_names(columns: str | None) -> Sequence[str | None]:
     """'question,answer' -> ['question', 'answer']"""
-    if columns is None:
-        return [None, None]
-    names = [name.strip() for name in columns.split(",")]
+    names = [name.strip() for name in columns.split(",")] if columns is not None else [None, None]
     if len(names) != 2 or "" in names:
         raise UserError(f"data_columns is {columns!r}; name two columns, prompt and ground truth: question,answer")
     return names

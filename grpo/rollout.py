@@ -58,39 +58,38 @@ def replace_flat_groups(
     reward: Reward,
     tokenizer: PreTrainedTokenizerBase,
     problems: Sequence[Problem],
-    sampled: tuple[list[Group], list[list[str]], list[list[Score]]],
+    groups: list[Group],
+    texts: list[list[str]],
+    scores: list[list[Score]],
     config: Config,
     step: int,
-) -> tuple[list[Group], list[list[str]], list[list[Score]], dict[str, float]]:
-    """Replaces groups without advantages by those of further problems: DAPO's dynamic sampling (arXiv 2503.14476).
+) -> dict[str, float]:
+    """Replaces groups without advantages, in place, by groups of further problems (DAPO, arXiv 2503.14476).
 
-    Returns groups, texts, scores and the number of draws. Makes at most `rollout.resample_flat_groups` further draws,
-    in an order that (seed, step) determines, and never of a problem that the step already has.
+    Makes at most `rollout.resample_flat_groups` draws, in an order that (seed, step) determines, and never of a problem
+    that the step already has. Returns the number of draws as a metric; nothing where the setting is 0.
     """
-    if not config.rollout.resample_flat_groups:
-        return *sampled, {}
     from grpo.advantage import compute_advantages  # imports torch
 
-    groups, texts, scores = sampled
-    groups, texts, scores = list(groups), list(texts), list(scores)
+    limit = config.rollout.resample_flat_groups
     drawn = {group.problem.index for group in groups}
     order = np.random.default_rng([config.seed, step, 1]).permutation(len(problems))
     further = [problems[i] for i in order if problems[i].index not in drawn]
     sampling = SamplingParams(config.rollout.max_new_tokens, config.rollout.temperature)
     draws = 0
-    while draws < config.rollout.resample_flat_groups and further:
+    while draws < limit:
         advantages = compute_advantages(scores, reward.weights, config.learner.advantage)
-        flat = (advantages == 0).all(1).nonzero().flatten().tolist()[: len(further)]
+        flat = [place for place, row in enumerate(advantages) if not row.any()][: len(further)]
         if not flat:
             break
         new = rollout(engine, further[: len(flat)], config.rollout.group_size, sampling, config.seed, step)
-        further = further[len(flat) :]
+        del further[: len(flat)]
         new_texts = decode(tokenizer, new)
         new_scores = score(reward, new, new_texts)
-        for place, group, text, group_scores in zip(flat, new, new_texts, new_scores, strict=True):
-            groups[place], texts[place], scores[place] = group, text, group_scores
+        for i, place in enumerate(flat):
+            groups[place], texts[place], scores[place] = new[i], new_texts[i], new_scores[i]
         draws += 1
-    return groups, texts, scores, {"groups/further_draws": draws}
+    return {"groups/further_draws": draws} if limit else {}
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, groups: Sequence[Group]) -> list[list[str]]:

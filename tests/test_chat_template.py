@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from byte_tokenizer import CHATML, make_byte_tokenizer
 from transformers import GenerationConfig
 
 import prompts
-from grpo.chat_template import ChatTemplate, report, show, stop_ids
+from grpo.chat_template import ChatTemplate, describe_prompt, stop_ids, surprises
 from grpo.errors import UserError
 from grpo.problems import training_problems
 from grpo.settings import build
@@ -64,7 +65,7 @@ def reports(tmp_path, tokenizer, prompt: str = "plain", generation: GenerationCo
     config = build("cpu", {"data": str(data), "prompt": prompt, "rollout.max_prompt_tokens": 2000} | settings)
     (problem,), _ = training_problems(config, tokenizer)
     template = ChatTemplate.of_run(config, tokenizer)
-    return list(report(problem, template, prompts.load(prompt), generation)), problem.prompt
+    return list(surprises(problem, template, generation)), problem.prompt
 
 
 @pytest.mark.parametrize("prompt", ["plain", "multi-signal"])
@@ -141,9 +142,9 @@ def test_template_args_reach_the_template_and_a_wrong_name_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("template", "line"),
     [
-        ("", "writes nothing"),
-        ("hello", "writes the same for every question, 'hello'"),
-        ("{{ messages[0]['content'] }}", "writes the same for every question"),
+        ("", "drops the question and writes ''"),
+        ("hello", "drops the question and writes 'hello'"),
+        ("{{ messages[0]['content'] }}", "drops the question"),
     ],
 )
 def test_a_template_that_ignores_the_question_is_an_error(tmp_path, template, line):
@@ -173,12 +174,15 @@ def test_the_first_prompt_is_shown_with_its_special_tokens(tmp_path):
     tokenizer = make_byte_tokenizer()
     data = tmp_path / "data.jsonl"
     data.write_text(json.dumps({"question": "x" * 2000, "answer": "2"}) + "\n")
-    (problem,), _ = training_problems(build("cpu", {"data": str(data), "rollout.max_prompt_tokens": 3000}), tokenizer)
-    first, *lines = show(problem, ChatTemplate(tokenizer), None)
+    config = build("cpu", {"data": str(data), "rollout.max_prompt_tokens": 3000})
+    (problem,), _ = training_problems(config, tokenizer)
+    first, *lines = describe_prompt(problem, config, tokenizer, None)
     # 2,000 + user, newline, newline, assistant, newline: 2,016 bytes; and 3 special tokens
-    assert first.startswith("first prompt, 2019 tokens (<|im_start|> x 2, <|im_end|> x 1); a completion ends at <|im")
-    assert lines[:2] == ["    <|im_start|>user", "    " + "x" * (750 - len("<|im_start|>user\n"))]
-    assert any("characters ..." in line for line in lines)
+    assert first.startswith("first prompt, 2019 tokens; a completion ends at <|im_end|>")
+    assert lines[0] == "    <|im_start|>user"
+    assert re.fullmatch(r"    x{700,} \[...\] x{700,}<\|im_end\|>", lines[1])
+    assert lines[2] == "    <|im_start|>assistant"
+    assert list(describe_prompt(problem, build("cpu", {"quiet": True}), tokenizer, None)) == []
 
 
 @pytest.mark.parametrize("name", ["<|im_end|>", "</s>"])

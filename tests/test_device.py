@@ -76,10 +76,5 @@ def test_on_a_gpu_vllm_needs_a_compiler(monkeypatch):
     assert choose_engine("auto", "cuda").name == "torch"
 
 
-def test_the_older_runner_is_reported(monkeypatch):
-    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
-    assert "VLLM_USE_V2_MODEL_RUNNER is 0" in choose_engine("vllm", "cuda").notices()[-1]
-
-
 def test_every_engine_has_its_name():
     assert [choose_engine(name, "cuda").name for name in ENGINES] == list(ENGINES)

@@ -13,7 +13,7 @@ from small_runs import MODEL, arguments
 
 import prompts
 import train
-from grpo.chat_template import ChatTemplate, report
+from grpo.chat_template import ChatTemplate, surprises
 from grpo.errors import UserError
 from grpo.evaluation.scores import grade, new_verifier
 from grpo.problems import training_problems
@@ -95,4 +95,4 @@ def test_a_dated_template_is_reported(reports_dir):
     source = (reports_dir / "dated_template" / "chat_template.jinja").read_text()
     tokenizer = make_byte_tokenizer(source)
     (problem, *_), _ = training_problems(build("cpu", {"rollout.max_prompt_tokens": 500}), tokenizer)
-    assert any("pinned to template_date" in line for line in report(problem, ChatTemplate(tokenizer), "", None))
+    assert any("pinned to template_date" in line for line in surprises(problem, ChatTemplate(tokenizer), None))

@@ -104,10 +104,12 @@ def test_flat_groups_are_replaced_by_further_problems(tokenizer, most, size):
     for _ in range(2):
         engine, reward = Engine(), Odd()
         groups = rollout(engine, draw(problems, 5, 0, 1), 2, SamplingParams(4, 1.0), 0, 1)
+        after = list(groups)
         texts = decode(tokenizer, groups)
-        before = groups, texts, score(reward, groups, texts)
-        runs.append((replace_flat_groups(engine, reward, tokenizer, problems, before, config, 1), engine.prompts))
-    (after, texts, scores, figures), prompts = runs[0]
+        scores = score(reward, groups, texts)
+        figures = replace_flat_groups(engine, reward, tokenizer, problems, after, texts, scores, config, 1)
+        runs.append((after, texts, scores, figures, engine.prompts))
+    after, texts, scores, figures, prompts = runs[0]
     assert runs[0] == runs[1], "a function of (seed, step)"
     assert len(after) == len(texts) == len(scores) == 5
     assert len(prompts) == len(set(prompts)) <= size, "no problem twice in a step"

@@ -89,11 +89,6 @@ class Engine(Protocol):
         """One line for each reason why the engine cannot run on this machine's `device` (cpu or cuda)."""
         return []
 
-    @classmethod
-    def notices(cls) -> list[str]:
-        """One line for each thing about this machine that the engine survives and its user should know."""
-        return []
-
     def sync(self, policy: Policy) -> None:
         """Copies the policy's present weights and drops everything that was cached under the old ones."""
         ...

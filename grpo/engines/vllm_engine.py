@@ -10,10 +10,8 @@ import contextlib
 import gc
 import os
 import random
-import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -36,7 +34,6 @@ CPU_KV_GIB = 1.0
 VLLM_BATCHED_TOKENS = 8192
 VLLM_GRAPHED_SEQUENCES = 512  # the largest batch that vLLM records a CUDA graph for, unless told otherwise
 LEAST_VERSION = (0, 32)
-LEAST_SHM = 512 * 2**20
 GIB = 2**30
 HEAD_DTYPE = "float32"  # of the logits: rounded to bfloat16 they would be another distribution than the trainer's
 
@@ -77,20 +74,6 @@ class VLLMEngine(Engine):
         if build != device:
             return [f"rollout.engine vllm: vLLM {version} is built for {build}, this run is on {device}; use {cure}"]
         return compiler_problems() if device == "cuda" else []
-
-    @classmethod
-    def notices(cls) -> list[str]:
-        lines = []
-        shm = Path("/dev/shm")
-        if shm.is_dir() and (size := shutil.disk_usage(shm).total) < LEAST_SHM:
-            mib = f"{size / 2**20:.0f} MiB"
-            lines.append(f"{shm} has {mib}, which vLLM can run out of; start the container with --shm-size=2g")
-        if os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "0":
-            lines.append(
-                "VLLM_USE_V2_MODEL_RUNNER is 0: vLLM's older runner draws seeded tokens one sequence at a time, which "
-                "costs milliseconds a decoding step; unset it"
-            )
-        return lines
 
     def __init__(self, config: Config, device: torch.device):
         self.config = config.rollout

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from data.sources import SOURCES
 from grpo import hub
-from grpo.chat_template import ChatTemplate
+from grpo.chat_template import ChatTemplate, describe_prompt
 from grpo.environment import installed, main_memory, versions
 from grpo.errors import UserError
 from grpo.model_check import prove
@@ -26,7 +26,7 @@ from grpo.plan.memory import disk_parts, host_bytes
 from grpo.plan.planner import Plan, decide, describe
 from grpo.plan.shapes import model_config
 from grpo.policy import generation_config, load_policy, load_tokenizer
-from grpo.problems import first_prompt, training_problems
+from grpo.problems import training_problems
 from grpo.rollout import reward_row
 from grpo.run.resume import new_folder
 from grpo.settings import Config, flat, short, typed
@@ -109,7 +109,7 @@ def _data(config: Config, problems: Callable[[], list[Problem]], sets: Sets) -> 
         of = f"longest prompt {longest} of {config.rollout.max_prompt_tokens} tokens"
         yield f"{name}: {len(rows)} rows{checksum}; ground truths: {truths}; {of}"
     if tokenizer:
-        yield from first_prompt(problems(), config, tokenizer, generation_config(config.model))
+        yield from describe_prompt(problems()[0], config, tokenizer, generation_config(config.model))
 
 
 def _reward(config: Config, problems: Callable[[], list[Problem]]) -> Iterator[str]:
@@ -206,7 +206,8 @@ def _run_blockers(plan: Plan) -> Iterator[str]:
             f"{folder} has {free / GIB:.1f} GiB free, and {copies} checkpoints with the completions take "
             f"{need / GIB:.1f}; use --out on another disk or --checkpoint.keep 1"
         )
-    yield from filter(None, [hub.weights_problem(Path(hub.base_of(config.model))), fit_error(plan)])
+    if line := fit_error(plan):
+        yield line
 
 
 def machine_blockers(plan: Plan, sets: Iterable[str]) -> Iterator[str]:
@@ -245,7 +246,6 @@ def warnings(plan: Plan) -> Iterator[str]:
             f"policy.lora_alpha x learner.lr is {step:.2g}, a rate for training all weights; published LoRA runs lie "
             "between 3e-4 and 3e-3"
         )
-    yield from plan.engine.notices()
 
 
 def nearest_folder(config: Config) -> Path:

@@ -167,25 +167,6 @@ def test_a_model_that_the_hub_does_not_give_out_is_found(monkeypatch, capsys):
     assert "HuggingFaceTB/SmolLM2-135M-Instruct: You are trying to access a gated repo.; give" in line
 
 
-def test_weights_that_are_missing_or_cut_off(tmp_path):
-    whole = (REPO / "data/tiny-base/model.safetensors").read_bytes()
-    assert "has no model.safetensors" in hub.weights_problem(tmp_path)
-    file = tmp_path / "model.safetensors"
-    for content in (whole[:-1], whole[:100], whole[:4], b""):
-        file.write_bytes(content)
-        assert "cut off or damaged" in hub.weights_problem(tmp_path)
-    file.write_bytes(whole)
-    assert hub.weights_problem(tmp_path) is None
-    file.unlink()
-    (tmp_path / "pytorch_model.bin").touch()
-    assert hub.weights_problem(tmp_path) is None
-    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-2.safetensors"}}')
-    assert "has no model-2.safetensors" in hub.weights_problem(tmp_path)
-    for content in ('{"weight_map": {"a"', "[]", '{"weight_map": []}'):
-        (tmp_path / "model.safetensors.index.json").write_text(content)
-        assert "index.json is cut off or damaged" in hub.weights_problem(tmp_path)
-
-
 # ---- the traps, one by one
 
 
@@ -258,9 +239,3 @@ def test_lora_with_a_rate_for_all_weights():
     [line] = list(traps.warnings(on("l4", "l4", learner__lr=1e-6)))
     assert line.startswith("policy.lora_alpha x learner.lr is 0.00013")
     assert list(traps.warnings(on("h100", "h100", learner__lr=1e-6))) == []
-
-
-def test_little_shared_memory(monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(64 * 2**20, 0, 64 * 2**20))
-    [line] = list(traps.warnings(on("l4", "l4")))
-    assert "/dev/shm has 64 MiB" in line
