@@ -7,37 +7,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
 import os
 import sys
 import threading
-import urllib.request
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
-from http.client import HTTPException
 from pathlib import Path
-from ssl import SSLCertVerificationError
 from typing import Any
-from urllib.error import HTTPError
-
-from safetensors import SafetensorError, safe_open
 
 from data import sources
 from grpo.errors import UserError
 
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 ADAPTER, ADAPTER_WEIGHTS, ORIGIN = "adapter_config.json", "adapter_model.safetensors", "base.json"
-PIECE = 2**26
-"""Bytes of a weights file that are hashed at a time, by one thread"""
-OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 PATIENCE_S = 3.0
+
+
+def places(name: str, start: Path) -> list[str]:
+    """Files or folders with this name that exist: from here, from each folder above `start`, from the repository."""
+    roots = (Path(), *start.absolute().parents, Path(__file__).parents[1])
+    return [str(root / name) for root in roots if (root / name).exists()]
 
 
 def located(name: str, run: Path) -> str:
     """A file or folder that a run's settings name from where the run was started; any other name as it is."""
-    places = (Path(), *run.absolute().parents, Path(__file__).parents[1])
-    return next((str(place / name) for place in places if (place / name).exists()), name)
+    return next(iter(places(name, run)), name)
 
 
 def require(models: Iterable[str], sets: Iterable[str] = (), data_dir: str | None = None) -> None:
@@ -58,8 +52,11 @@ def missing(models: Iterable[str], sets: Iterable[str] = (), data_dir: str | Non
         return f"there is no folder {runs[0]}; did you mean runs/{runs[0]}?"
     if not elsewhere or reachable():
         return ""
-    variable = _told_offline()
-    reason = f"{variable} is set" if variable else f"{_endpoint()} cannot be reached"
+    from huggingface_hub import constants, is_offline_mode
+
+    reason = f"{constants.ENDPOINT} cannot be reached"
+    if is_offline_mode():
+        reason = "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set"
     go_offline()
     elsewhere = [model for model in elsewhere if not is_cached(model)]
     if not elsewhere:
@@ -83,75 +80,35 @@ def go_offline() -> None:
 
 def is_cached(model: str) -> bool:
     """True where this machine holds the hub's copy of this model with its weights."""
-    from huggingface_hub import try_to_load_from_cache
-
-    return any(isinstance(try_to_load_from_cache(model, name), str) for name in WEIGHTS)
-
-
-def weights_problem(folder: Path) -> str | None:
-    """The first file of a model folder's weights that is missing or cut off, among those that transformers would read:
-    it takes safetensors first."""
-    if not folder.is_dir():
-        return None
-    try:
-        paths = weight_files(str(folder))
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        return f"{folder / WEIGHTS[1]} is cut off or damaged ({error}): copy or download it again"
-    for path in paths:
-        if path.suffix == ".bin":
-            continue
-        if not path.is_file():
-            return f"{folder} has no {path.name}: copy or download the model again"
-        try:
-            safe_open(path, "pt")  # reads the header, which holds the file's length
-        except SafetensorError as error:
-            return f"{path} is cut off or damaged ({error}): copy or download it again"
-    return None
+    return bool(weight_files(model))
 
 
 def weight_files(model: str) -> list[Path]:
-    """The files with a model's or an adapter's weights that transformers reads, in a folder or the hub's cache; sorted.
+    """The files with the weights of a model or an adapter, in a folder or the hub's cache; sorted.
 
-    Empty for a hub id that is not on this machine. ValueError and its like for a damaged index.
+    As transformers does, takes safetensors first. Empty for a hub id that is not on this machine.
     """
+    from huggingface_hub import try_to_load_from_cache
+
     folder = Path(model)
     if not folder.is_dir():
-        from huggingface_hub import try_to_load_from_cache
-
-        cached = [path for name in WEIGHTS if isinstance(path := try_to_load_from_cache(model, name), str)]
-        if not cached:
+        config = try_to_load_from_cache(model, "config.json")
+        if not isinstance(config, str):
             return []
-        folder = Path(cached[0]).parent
-    if (folder / ADAPTER).is_file():
-        return [folder / ADAPTER_WEIGHTS]
-    whole, index, pickled = (folder / name for name in WEIGHTS)
-    if index.is_file():
-        return sorted(folder / name for name in set(json.loads(index.read_text())["weight_map"].values()))
-    return [pickled] if pickled.is_file() and not whole.is_file() else [whole]
+        folder = Path(config).parent
+    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
 
 
 def weights_digest(model: str) -> str:
     """SHA-256 over the content of a model's weight files; empty where they are not on this machine."""
-    digests = [_digest(path, path.stat().st_size, path.stat().st_mtime_ns) for path in weight_files(model)]
+    digests = [_digest(path, path.stat().st_mtime_ns) for path in weight_files(model)]
     return hashlib.sha256(b"".join(digests)).hexdigest() if digests else ""
 
 
 @cache
-def _digest(path: Path, size: int, _changed: int) -> bytes:
-    """SHA-256 of a file's pieces, each hashed by a thread: 3 GB take a second on two cores."""
-    with (
-        path.open("rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
-        memoryview(content) as view,
-        ThreadPoolExecutor() as threads,
-    ):
-        pieces = (view[start : start + PIECE] for start in range(0, size, PIECE))
-        return hashlib.sha256(b"".join(threads.map(_sha256, pieces))).digest()
-
-
-def _sha256(piece: memoryview) -> bytes:
-    with piece:
-        return hashlib.sha256(piece).digest()
+def _digest(path: Path, _changed: int) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 # ---- LoRA adapters: a folder of PEFT's, with the digest of its base beside it
@@ -169,21 +126,20 @@ def base_of(model: str) -> str:
     base = json.loads(config.read_text()).get("base_model_name_or_path")
     if not base:
         raise UserError(f"{config} does not name base_model_name_or_path; add the model the adapter was trained on")
-    places = list(dict.fromkeys([Path(base).absolute(), *(place / base for place in Path(model).absolute().parents)]))
-    folders = [str(place) for place in places if place.is_dir()]
     origin = read_origin(model)
+    folders = [str(Path(place).absolute()) for place in places(base, Path(model))]
     if not folders and (origin.get("folder") or Path(base).is_absolute()):
-        looked = ", ".join(map(str, places))
         raise UserError(
-            f"the adapter {model} was trained on the model in {base}, which is not there; looked for {looked}"
+            f"the adapter {model} was trained on the model in {base}, which is not there; put it into this folder, or "
+            "into one above the adapter"
         )
-    candidates = folders or [base]
-    for candidate in candidates:
-        if weights_digest(candidate) in ("", origin.get("sha256", weights_digest(candidate))):
+    digest = origin.get("sha256")
+    for candidate in folders or [base]:
+        if digest is None or weights_digest(candidate) in ("", digest):
             return candidate
     raise UserError(
-        f"the adapter {model} was trained on other weights than those of {', '.join(candidates)} (sha256 "
-        f"{origin['sha256'][:12]}); bring its base back, or delete {ORIGIN} from the adapter to use it on this one"
+        f"the adapter {model} was trained on other weights than those of {', '.join(folders or [base])} (sha256 "
+        f"{str(digest)[:12]}); bring its base back, or delete {ORIGIN} from the adapter to use it on this one"
     )
 
 
@@ -200,34 +156,22 @@ def write_origin(folder: Path, base: str, digest: str, dtype: str, quant: str) -
 
 
 def reachable() -> bool:
-    """True where the hub answers within three seconds, through the proxy where the environment names one."""
-    if _told_offline():
+    """True where the hub answers Hugging Face's own client within three seconds, be it with an error."""
+    from huggingface_hub import constants, is_offline_mode
+    from huggingface_hub.utils import get_session
+
+    if is_offline_mode():
         return False
-    found: list[bool] = []
-    thread = threading.Thread(target=lambda: found.append(_answers()), daemon=True)
+    answers: list[object] = []
+
+    def ask() -> None:
+        with suppress(Exception):  # each one means that there was no answer
+            answers.append(get_session().head(constants.ENDPOINT, timeout=PATIENCE_S))
+
+    thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    thread.join(PATIENCE_S)  # urllib's timeout is for each address, and does not cover a name server that hangs
-    return found == [True]
-
-
-def _answers() -> bool:
-    """True where the hub answers, be it with an error, or with a certificate that Python's own list does not know."""
-    try:
-        urllib.request.urlopen(urllib.request.Request(_endpoint(), method="HEAD"), timeout=PATIENCE_S).close()
-    except HTTPError:
-        return True
-    except (OSError, HTTPException, ValueError) as error:
-        return isinstance(getattr(error, "reason", None), SSLCertVerificationError)
-    return True
-
-
-def _told_offline() -> str:
-    """The environment variable that forbids the network; "" where none does."""
-    return next((name for name in OFFLINE if os.environ.get(name, "0").lower() not in ("", "0", "false", "no")), "")
-
-
-def _endpoint() -> str:
-    return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    thread.join(PATIENCE_S)  # the client's timeout does not cover a name server that hangs
+    return bool(answers)
 
 
 def _to_be_fetched(name: str, data_dir: str | None) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -289,7 +290,7 @@ def load_model(
             }
             options |= {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, **nf4), "device_map": {"": device}}
         model = AutoModelForCausalLM.from_pretrained(name, **options)
-    except (OSError, ValueError, ImportError) as error:  # ImportError: bitsandbytes is missing
+    except (OSError, ValueError, LookupError, TypeError, ImportError, SafetensorError) as error:
         raise UserError(f"cannot load the model {name}: {first_line(error)}") from error
     return model if quant == "nf4" else model.to(device)
 
@@ -306,7 +307,6 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
     base = hub.base_of(name)
     hub.require([base])
     try:
-        AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
         if not (Path(name) / "tokenizer_config.json").is_file():  # an adapter's own may have another chat template
             name = base
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)

@@ -50,9 +50,8 @@ def single(path: str) -> Target:
     folder = Path(path).resolve()
     run = folder.parent.parent
     if folder.parent.name == "checkpoints" and (run / "config.yaml").is_file():
-        config = read_yaml(run / "config.yaml")
-        dtype = config.get("policy", {}).get("dtype", "auto")
-        return Target(f"{run.name}--{folder.name}", path, run, config["prompt"], dtype)
+        config = parse(read_yaml(run / "config.yaml"))
+        return Target(f"{run.name}--{folder.name}", path, run, config.prompt, config.policy.dtype)
     return Target(folder.name if folder.is_dir() else path.replace("/", "--"), path)
 
 
@@ -65,10 +64,9 @@ def of_run(folder: str | Path) -> list[Target]:
     if not steps:
         raise UserError(f"{run} has no checkpoint yet: checkpoints/ is empty")
     checkpoints = [replace(single(str(steps[step])), step=step) for step in sorted(steps)]
-    config = read_yaml(run / "config.yaml")
-    quant = config.get("policy", {}).get("quant", "none")
-    label, path = f"{run.resolve().name}--base", located(config["model"], run)
-    return [replace(checkpoints[0], label=label, path=path, quant=quant, step=0), *checkpoints]
+    config = parse(read_yaml(run / "config.yaml"))
+    label, path = f"{run.resolve().name}--base", located(config.model, run)
+    return [replace(checkpoints[0], label=label, path=path, quant=config.policy.quant, step=0), *checkpoints]
 
 
 def fingerprint(path: str) -> str:

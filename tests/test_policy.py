@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,24 @@ def test_bfloat16_on_a_gpu_float32_on_a_cpu_and_never_float16():
 def test_the_models_own_float16_is_not_taken_over(folder: Path):
     policy = load_policy(config(folder), CPU)
     assert {p.dtype for p in policy.model.parameters()} == {torch.float32}
+
+
+def test_weights_that_are_missing_or_cut_off_are_one_line(tmp_path: Path):
+    source = Path("data/tiny-base")
+    shutil.copytree(source, tmp_path, dirs_exist_ok=True)
+    whole = (source / "model.safetensors").read_bytes()
+    index = tmp_path / "model.safetensors.index.json"
+    damages = [(tmp_path / "model.safetensors", content) for content in (whole[:-1], whole[:100], whole[:4], b"")]
+    damages += [
+        (index, content) for content in (b'{"weight_map": {"a"', b"[]", b'{"weight_map": {"a": "b.safetensors"}}')
+    ]
+    for file, content in damages:
+        file.write_bytes(content)
+        if file == index:
+            (tmp_path / "model.safetensors").unlink(missing_ok=True)
+        with pytest.raises(UserError, match="cannot load the model") as raised:
+            load_policy(config(tmp_path), CPU)
+        assert "\n" not in str(raised.value)
 
 
 def test_the_fused_norm_is_closer_to_the_exact_one_than_the_models_own():

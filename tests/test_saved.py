@@ -152,7 +152,7 @@ def test_a_base_is_found_from_the_run_and_no_other_is_taken(base: str, tmp_path:
     assert hub.base_of(str(checkpoint)) == str(elsewhere / base), "an adapter of another library has no digest"
     (checkpoint / "kept").rename(checkpoint / hub.ORIGIN)
     shutil.rmtree(elsewhere / base)
-    with pytest.raises(UserError, match=rf"is not there; looked for {elsewhere}/{base}, .*{tmp_path}/{base}"):
+    with pytest.raises(UserError, match=r"is not there; put it into this folder, or into one above the adapter"):
         hub.base_of(str(checkpoint))
 
 
@@ -184,7 +184,7 @@ def test_a_digest_is_of_the_content_of_all_weight_files(base: str):
     AutoModelForCausalLM.from_pretrained(base).save_pretrained("sharded", max_shard_size="10KB")
     shards = hub.weight_files("sharded")
     assert len(shards) > 1
-    names = json.loads((Path("sharded") / hub.WEIGHTS[1]).read_text())["weight_map"].values()
+    names = json.loads((Path("sharded") / "model.safetensors.index.json").read_text())["weight_map"].values()
     assert {path.name for path in shards} == set(names)
     whole = hub.weights_digest("sharded")
     content = bytearray(shards[-1].read_bytes())
