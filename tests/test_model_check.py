@@ -76,10 +76,10 @@ def test_packed_values_gradients_and_greedy_text_are_the_models_own(family: str,
         ("gemma2", "takes softcap"),
         ("gpt_oss", "takes s_aux"),
         ("gptj", "attention interface"),
-        ("stablelm", "see each other"),
+        ("stablelm", "see each other|leaves out"),
         ("nanochat", "soft-capping"),
         ("bert", "leaves out"),
-        ("qwen3_next", "has linear_attention layers"),
+        ("qwen3_next", "fails here"),
         ("bloom", "fails here"),
     ],
 )
@@ -214,7 +214,7 @@ def test_dropout_that_the_configuration_names_is_off_and_any_other_refused(tmp_p
 
     model = make_tiny_model(dtype=torch.float32, vocabulary=96)
     model.model.layers[0].mlp.act_fn = torch.nn.Sequential(model.model.layers[0].mlp.act_fn, torch.nn.Dropout(0.5))
-    with pytest.raises(UserError, match="random: dropout"):
+    with pytest.raises(UserError, match="dropout that its configuration does not name"):
         prove(policy_of(model), 64)
 
 
