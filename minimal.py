@@ -79,7 +79,7 @@ def reward(text, answer):
     return 1.0 * right + 0.5 * (layout is not None)
 
 
-def compare(rewards):
+def group_advantages(rewards):
     """[QUESTIONS, G] rewards -> [QUESTIONS, G] advantages: distance from the group's mean, in stds."""
     spread = rewards.std(1, keepdim=True)  # [QUESTIONS, 1], the sample's: divided by G - 1
     return (rewards - rewards.mean(1, keepdim=True)) / (spread + EPS)  # equal rewards give zeros
@@ -118,7 +118,7 @@ def step(model, tokenizer, optimizer):
     completions, mask = sample(model, prompts, tokenizer.eos_token_id)  # [N, T], [N, T]
     texts = texts_of(tokenizer, completions, mask)
     rewards = torch.tensor([reward(text, str(sum(PROBLEM))) for text in texts])  # [N]
-    advantages = compare(rewards.view(QUESTIONS, G)).view(-1)  # [N]
+    advantages = group_advantages(rewards.view(QUESTIONS, G)).view(-1)  # [N]
     loss = loss_of(logprobs(model, prompts, completions), advantages, mask)
     optimizer.zero_grad()
     loss.backward()

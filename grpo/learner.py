@@ -38,7 +38,7 @@ class Learner:
         `save_bad_batch` receives the samples of every optimiser step that is skipped."""
         self.policy = policy
         self.config = config.learner
-        self.rollout = config.rollout
+        self.rollout_settings = config.rollout
         self.report = report
         self.before_step = before_step
         self.save_bad_batch = save_bad_batch
@@ -91,7 +91,7 @@ class Learner:
     ) -> torch.Tensor:
         """The micro-batch's part of the loss of the optimiser step: a sum over its tokens. Also adds its metrics."""
         config = self.config
-        logprobs, entropy = self.policy.logprobs(batch, self.rollout.temperature)
+        logprobs, entropy = self.policy.logprobs(batch, self.rollout_settings.temperature)
         old = logprobs.detach() if old_logprobs is None else old_logprobs
         surrogate = LOSSES[config.loss](logprobs, old, batch, config.clip_low, config.clip_high)
         if config.sampler_correction != "none":
@@ -100,7 +100,7 @@ class Learner:
         per_token = surrogate.loss
         kl = torch.zeros_like(logprobs)
         if config.kl_coef:
-            kl = kl_k3(logprobs, self.policy.ref_logprobs(batch, self.rollout.temperature))
+            kl = kl_k3(logprobs, self.policy.ref_logprobs(batch, self.rollout_settings.temperature))
             per_token = per_token + config.kl_coef * kl
         assert entropy is not None
         if config.entropy_coef:
@@ -113,7 +113,7 @@ class Learner:
         """Moves the weights and returns True, or skips a step whose loss or gradient is not finite."""
         if step.finite:
             mismatch = step.logprob_diff / max(step.tokens, 1)
-            check_mismatch(mismatch, self.rollout.logprob_diff_limit, "the rollout")
+            check_mismatch(mismatch, self.rollout_settings.logprob_diff_limit, "the rollout")
             self.bad_steps = 0
             self.before_step()
             self.optimizer.step()
@@ -127,7 +127,7 @@ class Learner:
         """Packs one optimiser step. Samples that are skipped still count in the weights of the others."""
         config = self.config
         lengths = [len(sample.trained) for sample in samples]
-        weights = token_weights(lengths, config.loss_aggregation, self.rollout.max_new_tokens)
+        weights = token_weights(lengths, config.loss_aggregation, self.rollout_settings.max_new_tokens)
         kept = [i for i, sample in enumerate(samples) if not (config.skip_zero_variance and sample.advantage == 0)]
         batches = pack([samples[i] for i in kept], [weights[i] for i in kept], self.microbatch_tokens)
         return [batch.to(self.policy.device) for batch in batches]
@@ -138,7 +138,9 @@ class Learner:
         dtype = torch.promote_types(self.policy.dtype, torch.float32)
         logprobs = torch.zeros(sum(len(s.trained) for s in samples), dtype=dtype, device=self.policy.device)
         for batch in self.micro_batches(samples):
-            logprobs[batch.flat_index] = self.policy.logprobs(batch, self.rollout.temperature, with_entropy=False)[0]
+            logprobs[batch.flat_index] = self.policy.logprobs(
+                batch, self.rollout_settings.temperature, with_entropy=False
+            )[0]
         return logprobs
 
     def _within_memory(self, work: Callable[..., Any], samples: Sequence[Sample], *more: object) -> Any:

@@ -38,17 +38,11 @@ def print_above(text: str) -> None:
 
 def command(words: str, path: Path) -> str:
     """`python WORDS PATH` as it can be typed in the present folder, with the Python that runs now."""
-    python = os.path.relpath(sys.executable)
-    found = shutil.which("python")
     repository = Path(__file__).parents[1]
-    if found and Path(found).parent == Path(sys.executable).parent:
-        python = "python"
-    elif python.startswith(".."):
-        python = sys.executable
+    python = "python" if shutil.which("python") == sys.executable else shlex.quote(sys.executable)
     if Path.cwd() == repository:
-        return f"{shlex.quote(python)} {words} {shlex.quote(str(path))}"
-    there, whole = shlex.quote(str(repository)), shlex.quote(str(path.absolute()))
-    return f"cd {there} && {shlex.quote(sys.executable)} {words} {whole}"
+        return f"{python} {words} {shlex.quote(str(path))}"
+    return f"cd {shlex.quote(str(repository))} && {python} {words} {shlex.quote(str(path.absolute()))}"
 
 
 def escape_control(text: str) -> str:

@@ -37,7 +37,7 @@ def test_the_gradient_is_the_learners(fill: int, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("test_learner.TEMPERATURE", 1.0)
     model = make_tiny_model()
     completions, mask = padded(fill)
-    advantages = minimal.compare(torch.tensor(REWARDS, dtype=torch.float64)).view(-1)
+    advantages = minimal.group_advantages(torch.tensor(REWARDS, dtype=torch.float64)).view(-1)
     logp = minimal.logprobs(model, torch.tensor([PROMPT] * 8), completions)
     minimal.loss_of(logp, advantages, mask).backward()
 

@@ -81,7 +81,7 @@ def _learned(run: RunShape, tokens: float) -> tuple[float, float, float]:
 
 def _scoring_passes(run: RunShape) -> float:
     """Forward passes without a backward pass, over all of a step's tokens: one for the reference, and one for the old
-    log-probabilities of all minibatches but the first."""
+    log-probabilities of all mini-batches but the first."""
     return (run.config.learner.kl_coef > 0) + 1 - 1 / run.config.learner.minibatches_per_rollout
 
 
