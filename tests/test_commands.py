@@ -1,14 +1,15 @@
-"""Every documented command runs as it stands: it is typed into a copy of the repository, or parsed, or has a reason."""
+"""Every documented command runs as it stands, in a copy of the repository, or is parsed, or has a reason."""
 
 from __future__ import annotations
 
 import os
 import re
+import runpy
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,13 @@ TYPED = {
     "python eval.py --regrade": "",
     "python eval.py --compare evals": "",
 }
-"""Beginning of a command -> what is added so that it ends soon. Each is typed once, behind the last lines of a run."""
+"""Beginning of a command -> what is added so that it ends soon. Each runs once, behind the last lines of a run."""
+WITHOUT_TORCH = (
+    "echo '{",
+    "python -m data list",
+    "python -m data.products --each",
+    "python -c 'import rewards.equivalence.server'",
+)
 NOT_TYPED = {
     "python train.py": "other options of a command that is typed; parsed",
     "python -m grpo.report": "the last lines of a run",
@@ -92,10 +99,10 @@ def test_every_command_that_is_typed_stands_on_a_page():
     assert TYPED.keys() <= {beginning(line, TYPED | NOT_TYPED) for line in lines}
 
 
-@pytest.fixture(scope="module")
-def typed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """Types a command into a copy of the repository, whose .venv is the environment of this test."""
-    copy = tmp_path_factory.mktemp("typed") / "repository"
+@pytest.fixture
+def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder: a copy of the repository, whose .venv is the environment of this test."""
+    copy = tmp_path / "repository"
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listed, cwd=REPO, capture_output=True, text=True, check=True).stdout.split("\0")
     for name in filter(None, names):
@@ -103,26 +110,51 @@ def typed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(REPO / name, copy / name)
     (copy / ".venv").symlink_to(sys.prefix)
+    monkeypatch.chdir(copy)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return copy
+
+
+def typed(line: str) -> str:
+    """What the command prints in a shell that has not activated the environment."""
     bare = [folder for folder in os.environ["PATH"].split(os.pathsep) if Path(folder) != Path(sys.executable).parent]
-    environment = os.environ | {"PATH": os.pathsep.join(bare), "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
+    environment = os.environ | {"PATH": os.pathsep.join(bare)}
     environment.pop("PYTHONPATH", None)
-
-    def type_in(line: str) -> str:
-        done = subprocess.run(["bash", "-c", line], cwd=copy, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, f"$ {line}\n{done.stdout}{done.stderr}"
-        assert "Traceback" not in done.stderr, done.stderr
-        return done.stdout
-
-    return type_in
+    done = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"$ {line}\n{done.stdout}{done.stderr}"
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stdout
 
 
-def test_the_commands_run_as_they_stand(typed: Callable[[str], str]):
-    """After a short `make demo`: what its last lines say, then those of the pages, in an activated environment."""
+def called(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs a Python command in this process, which has torch loaded already."""
+    python, *words = shlex.split(line)
+    assert python == "python" or Path(python).samefile(sys.executable)
+    handler = signal.getsignal(signal.SIGINT)
+    name, *arguments = words[words[0] == "-m" :]
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    run = runpy.run_module if words[0] == "-m" else runpy.run_path
+    with pytest.raises(SystemExit) as ended:
+        run(name, run_name="__main__")
+    signal.signal(signal.SIGINT, handler)
+    assert not ended.value.code, line
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_the_commands_run_as_they_stand(copy: Path, monkeypatch: pytest.MonkeyPatch):
+    """After a short `make demo`: what its last lines say, then those of the pages.
+
+    The demo, the first of its last lines and everything that needs no torch are typed, in an activated environment.
+    """
     last = typed(f".venv/bin/python train.py --preset cpu {AS_IN_MAKE_DEMO}").splitlines()[-3:]
+    look, evaluate, resume = (line.partition(" ")[2].strip() for line in last)
     assert [line.split()[0] for line in last] == ["look", "evaluate", "continue"]
-    for line in last:
-        typed(line.partition(" ")[2] + (" --limit 4" if line.startswith("evaluate") else ""))
-    evals = typed("ls -d evals/*/test-*").split()
+    typed(look)
+    called(f"{evaluate} --limit 4", monkeypatch)
+    called(resume, monkeypatch)
+    evals = sorted(Path().glob("evals/*/test-*"))
     missing = set(TYPED)
     places = {
         "runs/NAME": "runs/demo", "RUN_OR_CHECKPOINT": "runs/demo", "DIR": "out", "evals/MODEL/BENCH-HASH": evals[0],
@@ -132,5 +164,8 @@ def test_the_commands_run_as_they_stand(typed: Callable[[str], str]):
         if (key := beginning(line, TYPED)) in missing and beginning(line, NOT_TYPED | TYPED) == key:
             missing.remove(key)
             for name, place in places.items():
-                line = line.replace(name, place)
-            typed(f"source .venv/bin/activate && {line}{TYPED[key]}")
+                line = line.replace(name, str(place))
+            if key in WITHOUT_TORCH:
+                typed(f"source .venv/bin/activate && {line}{TYPED[key]}")
+            else:
+                called(line + TYPED[key], monkeypatch)
