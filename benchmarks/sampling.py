@@ -5,18 +5,18 @@
 
 One prompt and `sequences` completions of exactly `tokens` tokens, at temperature 1 from the whole distribution, in
 float32 on a CPU. Every side is a process of its own: the torch sampler, `generate` with its dynamic cache and with its
-static cache, vLLM. Prints a line of JSON for each amount of work: medians over the rounds, and the ratio of each side
-to the torch sampler. `generate` reads the prompt once for every completion.
+static cache, vLLM. Prints a line of JSON for each turn and, for each amount of work, medians and the ratios to the
+torch sampler. `generate` reads the prompt once for every completion.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -24,9 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 import tyro
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from execnet import Channel
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from benchmarks.common import DEVICE, Worker, answer, compare, requests, stopwatch
+from benchmarks.common import DEVICE, Stopwatch, compare, save_model, start_side, take_turns
 from grpo.engines.base import SamplingParams
 from grpo.engines.torch_engine import TorchEngine
 from grpo.policy import load_policy
@@ -45,17 +46,20 @@ def torch_sampler(model: str) -> Sample:
     )
 
 
-def generate(model: str, cache: str | None) -> Sample:
+def generate(model: str, cache: str | None = None) -> Sample:
     """transformers' loop with the cache implementation `cache`; None is its default, a dynamic cache."""
     network = AutoModelForCausalLM.from_pretrained(model, dtype="float32").to(DEVICE).eval()
-    drawn = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "pad_token_id": 0}
     return lambda prompt, sequences, tokens: network.generate(
         torch.tensor([prompt], device=DEVICE),
         min_new_tokens=tokens,
         max_new_tokens=tokens,
         num_return_sequences=sequences,
         cache_implementation=cache,
-        **drawn,
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        pad_token_id=0,
     )
 
 
@@ -74,12 +78,19 @@ def vllm(model: str) -> Sample:
     )
 
 
-SIDES: dict[str, Callable[[str], Sample]] = {
-    "torch": torch_sampler,
-    "generate": lambda model: generate(model, None),
-    "static": lambda model: generate(model, "static"),
-    "vllm": vllm,
-}
+SIDES = {"torch": torch_sampler, "generate": generate, "static": partial(generate, cache="static"), "vllm": vllm}
+
+
+def side(channel: Channel, name: str, model: str) -> None:
+    """Answers each message with the seconds of one side."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    sample = SIDES[name](model)
+    channel.send("ready")
+    for work in channel:
+        watch = Stopwatch()
+        sample([5 + i % 80 for i in range(work["prompt"])], work["sequences"], work["tokens"])
+        row = watch.read()
+        channel.send(row | {"tokens_per_s": work["sequences"] * work["tokens"] / row["seconds"]})
 
 
 @dataclass
@@ -96,51 +107,26 @@ class Options:
     vocabulary: int | None = None
     """use random weights of the model's shape with this vocabulary"""
     rounds: int = 3
-    worker: str | None = None
-    """for the benchmark's own processes: answers requests as this side"""
-
-
-def work(side: str, model: str) -> None:
-    """Answers each request with the seconds of one side."""
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    sample = SIDES[side](model)
-    for turn in requests(sys.stdin):
-        prompt = [5 + i % 80 for i in range(turn["prompt"])]
-        answer(stopwatch(lambda prompt=prompt, turn=turn: sample(prompt, turn["sequences"], turn["tokens"])))
-
-
-def random_model(model: str, vocabulary: int, folder: str) -> str:
-    """Writes random weights of the model's shape with this vocabulary. Returns the folder."""
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model, vocab_size=vocabulary)).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(model).save_pretrained(folder)
-    return folder
 
 
 def measure(options: Options, model: str) -> None:
     pythons = dict.fromkeys(("torch", "generate", "static"), sys.executable)
     if options.vllm_python:
         pythons["vllm"] = options.vllm_python
-    workers = {side: Worker([python, __file__, "--worker", side, "--model", model]) for side, python in pythons.items()}
-    for worker in workers.values():
-        worker.turn(sequences=2, prompt=8, tokens=4)  # warms up
+    sides = {name: start_side(python, "sampling.side", name, model) for name, python in pythons.items()}
+    take_turns(sides, 1, {"sequences": 2, "prompt": 8, "tokens": 4})  # warms up
     for sequences, prompt, tokens in product(options.sequences, options.prompt, options.tokens):
-        size = {"sequences": sequences, "prompt": prompt, "tokens": tokens}
-        rounds = [{side: worker.turn(**size) for side, worker in workers.items()} for _ in range(options.rounds)]
-        figures = compare(rounds)
-        speeds = {f"{side}/tokens_per_s": sequences * tokens / figures[f"{side}/seconds"] for side in workers}
-        print(json.dumps(size | speeds | figures), flush=True)
-    for worker in workers.values():
-        worker.close()
+        work = {"sequences": sequences, "prompt": prompt, "tokens": tokens}
+        print(compare(take_turns(sides, options.rounds, work)).to_string(), flush=True)
 
 
 def main(argv: list[str]) -> None:
     options = tyro.cli(Options, args=argv, description=__doc__)
-    if options.worker:
-        return work(options.worker, options.model)
     with tempfile.TemporaryDirectory() as folder:
-        random = options.vocabulary and random_model(options.model, options.vocabulary, folder)
-        measure(options, random or options.model)
+        model = options.model
+        if options.vocabulary:
+            model = save_model(AutoConfig.from_pretrained(model, vocab_size=options.vocabulary), Path(folder))
+        measure(options, model)
 
 
 if __name__ == "__main__":

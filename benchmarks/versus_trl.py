@@ -15,30 +15,31 @@ laptop      preset laptop: LoRA on a real model, its reward, each trainer's own 
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import pandas as pd
 import torch
 import tyro
+from execnet import Channel
 from transformers import AutoTokenizer
 
 from benchmarks import common
-from benchmarks.common import DEVICE, PROBLEMS, Worker
+from benchmarks.common import DEVICE, PROBLEMS, Stopwatch
 from grpo.advantage import compute_advantages
 from grpo.chat_template import ChatTemplate
 from grpo.engines.base import SamplingParams, make_engine
 from grpo.evaluation.benchmarks import load
+from grpo.learner import Learner
 from grpo.packing import to_training_samples
 from grpo.policy import load_policy
 from grpo.problems import training_problems
@@ -72,6 +73,7 @@ class Case:
         if self.preset:
             return build(self.preset, {"model": model})
         rollout = {"prompts_per_step": self.problems, "group_size": self.group, "max_new_tokens": self.tokens}
+        rollout["logprob_diff_limit"] = 1e9  # the random completions of a ragged case come from no sampler
         learner = {"logit_chunk": 128, "microbatch_tokens": 4096}
         return parse({"model": model, "data": PROBLEMS, "rollout": rollout, "learner": learner})
 
@@ -94,24 +96,28 @@ class Options:
     model: str | None = None
     """a model's folder, for laptop; the other cases create their own"""
     rounds: int = 5
-    worker: str | None = None
-    """for the benchmark's own processes: answers requests as this side, ours or trl"""
 
 
-def accuracy(config: Config, tokenizer, write: Callable[[list[Problem]], Sequence[str]]) -> float:
-    """The share of the preset's test problems that the texts of `write` solve."""
+def figures(watch: Stopwatch, config: Config, tokenizer, write: Callable[[list[Problem]], Sequence[str]]) -> dict:
+    """A step's seconds and, with a preset, the share of its test problems that the texts of `write` solve."""
+    row = watch.read()
+    if config.preset == "none":
+        return row
     problems = load(config.eval.test, ChatTemplate.of_run(config, tokenizer), config.prompt)
     with closing(make_reward("multi_signal", verifier=config.reward.verifier, workers=1)) as reward:
         scores = reward.score_batch(write(problems), [problem.ground_truth for problem in problems])
-    return fmean(score.signals["verify"] for score in scores)
+    return row | {"accuracy": fmean(score.signals["verify"] for score in scores)}
 
 
-def ours(case: Case, options: Options) -> None:
-    """Answers each request with the figures of one step of this trainer."""
+def ours(channel: Channel, name: str, model: str) -> None:
+    """Answers each message with the figures of one step of this trainer."""
     torch.set_num_threads(THREADS)
-    config = case.config(options.model)
+    case = CASES[name]
+    config = case.config(model)
     policy = load_policy(config, DEVICE)
-    tokenizer, learner, engine = policy.tokenizer, common.make_learner(policy, config), make_engine(config, DEVICE)
+    tokenizer = policy.tokenizer
+    learner = Learner(policy, config)
+    engine = make_engine(config, DEVICE)
     problems, _ = training_problems(config, tokenizer)
     reward = make_reward(**config.reward.model_dump() | {"workers": 1})
     sampling = SamplingParams(case.tokens, config.rollout.temperature, ignore_eos=not case.preset)
@@ -130,15 +136,15 @@ def ours(case: Case, options: Options) -> None:
     def write(problems: list[Problem]) -> list[str]:
         return [text for (text,) in decode(tokenizer, rollout(engine, problems, 1, sampling, config.seed))]
 
-    for step, _ in enumerate(common.requests(sys.stdin), start=1):
-        seconds = common.stopwatch(lambda step=step: learner.update(random) if random else whole_step(step))
-        row = seconds | {"peak_gib": common.peak_gib()}
-        common.answer(row | ({"accuracy": accuracy(config, tokenizer, write)} if case.preset else {}))
-    reward.close()
+    channel.send("ready")
+    for step, _ in enumerate(channel, start=1):
+        watch = Stopwatch()
+        learner.update(random) if random else whole_step(step)
+        channel.send(figures(watch, config, tokenizer, write))
 
 
 def trl_settings(case: Case, lr: float) -> dict[str, Any]:
-    """Arguments of TRL's GRPOConfig."""
+    """Arguments of TRL's GRPOConfig: its defaults, except where the work would differ."""
     micro_batch = case.trl_micro_batch or case.problems * case.group
     return {
         "per_device_train_batch_size": micro_batch,
@@ -146,9 +152,6 @@ def trl_settings(case: Case, lr: float) -> dict[str, Any]:
         "num_generations": case.group,
         "max_completion_length": case.tokens,
         "generation_kwargs": {} if case.preset else {"min_new_tokens": case.tokens},
-        "temperature": 1.0,
-        "top_k": 0,
-        "beta": 0.0,
         "learning_rate": lr,
         "lr_scheduler_type": "constant",
         "max_steps": 1000,
@@ -163,8 +166,8 @@ def trl_settings(case: Case, lr: float) -> dict[str, Any]:
     }
 
 
-def trl(case: Case, options: Options) -> None:
-    """Answers each request with the figures of one step of TRL: its defaults, except where the work would differ."""
+def trl(channel: Channel, name: str, model: str) -> None:
+    """Answers each message with the figures of one step of TRL."""
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
     from datasets import Dataset
     from peft import LoraConfig
@@ -172,11 +175,12 @@ def trl(case: Case, options: Options) -> None:
     from trl import GRPOConfig, GRPOTrainer
 
     torch.set_num_threads(THREADS)
-    config, tokenizer = case.config(options.model), AutoTokenizer.from_pretrained(options.model, padding_side="left")
+    case = CASES[name]
+    config = case.config(model)
+    tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
     problems, _ = training_problems(config, tokenizer)
     rank, alpha = config.policy.lora_rank, config.policy.lora_alpha
     adapter = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
-    turns = common.requests(sys.stdin)
 
     def random_completions(prompts: list[str], trainer) -> dict:
         """Replaces sampling by random completions of this trainer's lengths."""
@@ -191,75 +195,67 @@ def trl(case: Case, options: Options) -> None:
 
     class Trainer(GRPOTrainer):
         def _generate_and_score_completions(self, inputs):
-            start = common.now()
             outputs = super()._generate_and_score_completions(inputs)
-            self.sampling = common.since(start)
+            if case.ragged_mean:
+                turns.watch = Stopwatch()  # the learner alone
             return outputs
 
     class Turns(TrainerCallback):
+        def on_train_begin(self, *_, **__):
+            channel.send("ready")
+
         def on_step_begin(self, *_, **__):
-            if next(turns, None) is None:
-                os._exit(0)
-            self.start = common.now()
+            channel.receive()
+            self.watch = Stopwatch()
 
         def on_step_end(self, *_, **__):
-            row = common.since(self.start)
-            if case.ragged_mean:  # the learner alone
-                row = {name: value - trainer.sampling[name] for name, value in row.items()}
-            row |= {"peak_gib": common.peak_gib()}
-            common.answer(row | ({"accuracy": accuracy(config, tokenizer, write)} if case.preset else {}))
+            channel.send(figures(self.watch, config, tokenizer, write))
 
+    turns = Turns()
+    rows = [{"prompt": problem.prompt, "ground_truth": problem.ground_truth} for problem in problems]
     with tempfile.TemporaryDirectory() as out:
         trainer = Trainer(
-            model=options.model,
+            model=model,
             reward_funcs=reward_func(make_reward(**config.reward.model_dump() | {"workers": 1})),
             args=GRPOConfig(output_dir=out, **trl_settings(case, config.learner.lr)),
-            train_dataset=Dataset.from_list(
-                [{"prompt": problem.prompt, "ground_truth": problem.ground_truth} for problem in problems]
-                * case.problems
-            ),
+            train_dataset=Dataset.from_list(rows * case.problems),
             processing_class=tokenizer,
             peft_config=adapter if rank else None,
-            callbacks=[Turns()],
+            callbacks=[turns],
             rollout_func=random_completions if case.ragged_mean else None,
         )
         trainer.train()
 
 
-def seconds_until_half(turns: Sequence[dict[str, float]]) -> float | None:
-    """Seconds of training until half of the test problems are right; None: they never are."""
-    spent = accumulate(turn["seconds"] for turn in turns)
-    return next((seconds for seconds, turn in zip(spent, turns, strict=True) if turn["accuracy"] >= HALF), None)
+def seconds_until_half(rows: pd.DataFrame) -> pd.Series:
+    """Each side's seconds of training until half of the test problems are right; NaN: they never are."""
+    spent = rows.groupby("side", sort=False)["seconds"].cumsum()
+    return spent.where(rows["accuracy"] >= HALF).groupby(rows["side"], sort=False).min()
 
 
-def measure(options: Options) -> dict:
-    command = [__file__, "--case", options.case, "--model", options.model, "--worker"]
-    workers = {"ours": Worker([sys.executable, *command, "ours"]), "trl": Worker([options.trl_python, *command, "trl"])}
-    preset, rounds = CASES[options.case].preset, []
-    for _ in range(options.rounds + (not preset)):
-        rounds.append({side: worker.turn() for side, worker in workers.items()})
-        print(json.dumps(rounds[-1]), flush=True)
-    for worker in workers.values():
-        worker.close()
-    figures = {"case": options.case} | common.compare(rounds if preset else rounds[1:])  # the first warms up
+def measure(options: Options, model: str) -> pd.DataFrame:
+    pythons = {"ours": sys.executable, "trl": options.trl_python}
+    sides = {
+        name: common.start_side(python, f"versus_trl.{name}", options.case, model) for name, python in pythons.items()
+    }
+    preset = CASES[options.case].preset
+    if not preset:
+        common.take_turns(sides, 1, {})  # warms up
+    rows = common.take_turns(sides, options.rounds, {})
+    table = common.compare(rows)
+    print(table.to_string())
     if preset:
-        half = {f"{side}/seconds_until_half": seconds_until_half([turns[side] for turns in rounds]) for side in workers}
-        figures |= half
-    print(json.dumps(figures, indent=1))
-    return figures
+        print(seconds_until_half(pd.DataFrame(rows)).to_string())
+    return table
 
 
-def main(argv: list[str]) -> dict | None:
+def main(argv: list[str]) -> pd.DataFrame:
     options = tyro.cli(Options, args=argv, description=__doc__)
     case = CASES[options.case]
-    if options.worker:
-        return {"ours": ours, "trl": trl}[options.worker](case, options)
     if case.preset and not options.model:
         sys.exit("--case laptop needs --model, the folder of a real model")
     with tempfile.TemporaryDirectory() as folder:
-        if not options.model:
-            options.model = common.save_model(common.make_config(case.size), Path(folder), torch.float32)
-        return measure(options)
+        return measure(options, options.model or common.save_model(common.make_config(case.size), Path(folder)))
 
 
 if __name__ == "__main__":

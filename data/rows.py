@@ -40,7 +40,7 @@ def read(name: str, data_dir: str | None = None) -> Iterator[Placed]:
         raise ValueError(f"{path}: data files are {', '.join(READERS)}")
     try:
         yield from READERS[path.suffix](path)
-    except (pyarrow.ArrowException, OSError, csv.Error, UnicodeDecodeError) as error:
+    except (pyarrow.ArrowException, csv.Error, OSError, ValueError, RecursionError) as error:
         raise ValueError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
 
 
@@ -52,15 +52,13 @@ def _parquet(path: Path) -> Iterator[Placed]:
 def _lines(path: Path) -> Iterator[Placed]:
     with path.open("rb") as file:
         for number, line in enumerate(bounded_lines(file), 1):
-            if number == 1:
-                line = line.removeprefix(BYTE_ORDER_MARK)
             if not line.strip():
                 continue
             if len(line) == LONGEST:
                 yield f"line {number}", f"longer than {LONGEST // 2**20} MiB"
                 continue
             try:
-                yield f"line {number}", _object(json.loads(line.decode("utf-8")))
+                yield f"line {number}", _object(json.loads(line.decode("utf-8-sig")))
             except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, nested too deeply, too long a number
                 yield f"line {number}", f"not JSON: {error}"
 
@@ -74,12 +72,9 @@ def bounded_lines(file: BinaryIO | GzipFile) -> Iterator[bytes]:
 
 
 def _list(path: Path) -> Iterator[Placed]:
-    try:
-        rows = json.loads(path.read_bytes().removeprefix(BYTE_ORDER_MARK))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from error
+    rows = json.loads(path.read_bytes())
     if not isinstance(rows, list):
-        raise ValueError(f"{path} holds no list of rows")
+        raise ValueError("it holds no list of rows")
     yield from ((f"row {i}", _object(row)) for i, row in enumerate(rows))
 
 
@@ -90,7 +85,6 @@ def _table(path: Path) -> Iterator[Placed]:
 
 
 READERS = {".parquet": _parquet, ".jsonl": _lines, ".json": _list, ".csv": _table}
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def _object(row: object) -> Row | str:

@@ -113,16 +113,12 @@ def download(source: Source, target: Path) -> Path:
 
 def _fetch(url: str) -> bytes:
     """The file's bytes. Tries three times after a cut connection or a server's error, once after a refusal (4xx)."""
-    for pause_s in (1, 2):
+    for pause_s in (1, 2, 0):
         try:
-            return _read(url)
+            with urllib.request.urlopen(url, timeout=30) as response:
+                return response.read()
         except (OSError, HTTPException) as error:
-            if isinstance(error, HTTPError) and error.code < 500:
+            if not pause_s or (isinstance(error, HTTPError) and error.code < 500):
                 raise
         time.sleep(pause_s)
-    return _read(url)
-
-
-def _read(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=30) as response:
-        return response.read()
+    raise AssertionError  # the third failure was raised

@@ -17,29 +17,33 @@ from rich.text import Text
 from grpo.cli import Parser, check_ranges
 from grpo.early import answer_early
 from grpo.errors import one_line
-from grpo.settings import parse as settings_of
-from grpo.settings import read_yaml
+from grpo.settings import changed
+from grpo.settings import parse as parse_settings
 from grpo.terminal import escape_control
 
 if TYPE_CHECKING:
     from grpo.types import Completion
     from rewards import Score
 
-RANGES = {"n": (1, 1000), "temperature": (0, 10), "max_new_tokens": (1, 10**6), "seed": (0, 2**31 - 1)}
+RANGES = {"n": (1, 1000), "temperature": (0, 10), "seed": (0, 2**31 - 1)}
+SETTINGS = ("rollout.max_new_tokens", "prompt", "template_args")
+"""Options that change a setting of the run"""
+WITHOUT_RUN = {"rollout.max_new_tokens": 512, "prompt": "plain"}
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     cli = Parser(prog="python -m tools.sample", description=__doc__)
-    cli.add_argument("run", help="a run's folder: its base and its newest checkpoint; or one model's folder or id")
-    cli.add_argument("question", help="the user's message; the run's own system message precedes it")
-    cli.add_argument("--truth", help="the right answer: with it all signals are shown, without it the format alone")
-    cli.add_argument("--n", type=int, default=4, help="completions [4]")
-    cli.add_argument("--temperature", type=float, default=1.0, help="0 is greedy [1]")
-    cli.add_argument("--max-new-tokens", type=int, help="a longer completion is cut [the run's, else 512]")
-    cli.add_argument("--prompt", help="system message: a name from prompts/ or a text file [the run's, else plain]")
-    cli.add_argument("--template-args", metavar="X=Y", help="arguments of the chat template [the run's, else none]")
-    cli.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: cuda where there is one")
-    cli.add_argument("--seed", type=int, default=0)
+    add = cli.add_argument
+    add("run", help="a run's folder: its base and its newest checkpoint; or one model's folder or id")
+    add("question", help="the user's message; the run's own system message precedes it")
+    add("--truth", help="the right answer: with it all signals are shown, without it the format alone")
+    add("--n", type=int, default=4, help="completions [4]")
+    add("--temperature", type=float, default=1.0, help="0 is greedy [1]")
+    add("--max-new-tokens", dest=SETTINGS[0], help="a longer completion is cut [the run's, else 512]")
+    add("--prompt", help="system message: a name from prompts/ or a text file [the run's, else plain]")
+    add("--template-args", metavar="X=Y", help="arguments of the chat template [the run's, else none]")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: cuda where there is one")
+    add("--seed", type=int, default=0)
     args = cli.parse_args(argv)
     check_ranges(args, RANGES)
     return args
@@ -48,7 +52,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def sample(args: argparse.Namespace) -> Table:
     """Base and trained model, each with its completions. UserError where one cannot be loaded."""
     from grpo.chat_template import ChatTemplate
-    from grpo.engines.base import SamplingParams, choose_device, make_engine
+    from grpo.engines.base import SamplingParams, choose_device
+    from grpo.engines.torch_engine import TorchEngine
+    from grpo.evaluation.session import run_config
     from grpo.policy import load_tokenizer
     from grpo.problems import check_share, make_problems
     from grpo.rollout import text_of
@@ -56,25 +62,19 @@ def sample(args: argparse.Namespace) -> Table:
     from grpo.types import Request
     from rewards import make_reward
 
-    settings = read_yaml(Path(args.run) / "config.yaml") if (Path(args.run) / "config.yaml").is_file() else {}
-    targets = of_run(args.run) if settings else [single(args.run)]
-    targets = targets if len(targets) == 1 else [targets[0], targets[-1]]
-    longest = args.max_new_tokens or settings.get("rollout", {}).get("max_new_tokens", 512)
-    prompt = args.prompt or targets[-1].prompt or "plain"
+    targets = of_run(args.run) if (Path(args.run) / "config.yaml").is_file() else [single(args.run)]
+    run = targets[-1].run
+    options = {name: value for name in SETTINGS if (value := getattr(args, name)) is not None}
+    config = changed(run_config(run), options) if run else parse_settings(WITHOUT_RUN | options)
+    longest = config.rollout.max_new_tokens
     row = {"question": args.question, "answer": args.truth or "0"}
     device = choose_device(args.device)
-    verifier = settings.get("reward", {}).get("verifier", "box")
-    pinned = settings_of({"template_args": args.template_args or settings.get("template_args", {})})
-    base = {"model": targets[0].base, "policy": {"dtype": targets[0].dtype}}
-    config = settings_of(base | {"rollout": {"engine": "torch", "max_new_tokens": longest}})
+    engine = TorchEngine()
     columns = []
-    with (
-        closing(make_reward("multi_signal", verifier=verifier)) as reward,
-        closing(make_engine(config, device)) as engine,
-    ):
-        for target in targets:
-            template = ChatTemplate(load_tokenizer(target.path), pinned.template_args, settings.get("template_date"))
-            problems, bad = make_problems([("the question", row)], template, prompt, graded=False)
+    with closing(make_reward("multi_signal", verifier=config.reward.verifier)) as reward:
+        for target in dict.fromkeys((targets[0], targets[-1])):
+            template = ChatTemplate.of_run(config, load_tokenizer(target.path))
+            problems, bad = make_problems([("the question", row)], template, config.prompt, graded=False)
             check_share("the command line", len(problems), bad, allowed=0)
             problem = problems["the question"]
             policy = open_policy(target, device, len(problem.prompt_ids) + longest)

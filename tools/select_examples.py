@@ -21,6 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data.rows import Row, read, write
 from grpo.cli import Parser
 from grpo.errors import one_line
@@ -67,31 +69,28 @@ def select(args: argparse.Namespace) -> list[Row]:
         rows.append(row)
     if run is not None:
         history = read_history(run)
-        if not history.keys() <= set(range(len(rows))):
+        if max(history) >= len(rows):
             raise ValueError(f"{run} is about other data: it has row {max(history)}, {data} only {len(rows)} rows")
         order = ranking(history)
         rows = [rows[order[place - 1]] for place in places(args.rank, len(order))]
-    if args.where is not None:
-        rows = [row for row in rows if holds(row, args.where)]
-        if not rows:
-            raise ValueError(f"no row of {data} has {args.where}")
+    rows = [row for row in rows if holds(row, args.where)] if args.where else rows
+    if not rows:
+        raise ValueError(f"no row of {data} has {args.where}")
     return rows
 
 
 def read_history(path: Path) -> dict[int, list[float]]:
-    """Row number -> its accuracies in the order of training."""
+    """Row number -> its accuracies in the order of training. ValueError where there is none."""
     history: dict[int, list[float]] = {}
     try:
-        if path.is_dir():
-            for row in read_rows(path / "accuracy.jsonl"):
-                for index, accuracy in row["accuracy"].items():
-                    history.setdefault(int(index), []).append(accuracy)
-        else:
-            history = {int(index): list(map(float, shares)) for index, shares in json.loads(path.read_text()).items()}
+        steps = read_rows(path / "accuracy.jsonl") if path.is_dir() else [{"accuracy": json.loads(path.read_text())}]
+        for step in steps:
+            for index, accuracies in step["accuracy"].items():
+                history.setdefault(int(index), []).extend(np.atleast_1d(accuracies).astype(float))
+        if not history:
+            raise ValueError("no step is recorded")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} holds no accuracies: expected {{row number: [accuracy, ...]}} ({error})") from error
-    if not history:
-        raise ValueError(f"{path} holds no accuracies: no step is recorded")
     return history
 
 
@@ -129,12 +128,11 @@ def _compare(row: Row, condition: str) -> bool:
             raise ValueError(f"no column {column}; a row has {', '.join(map(str, row))}")
         value = value[name]
     limit = limit.strip("'\"")
-    pair: tuple[Any, Any]
+    compare = COMPARISONS[comparison]
     try:
-        pair = float(value), float(limit)
+        return compare(float(value), float(limit))
     except (TypeError, ValueError):
-        pair = str(value), limit
-    return value is not None and COMPARISONS[comparison](*pair)
+        return value is not None and compare(str(value), limit)
 
 
 if __name__ == "__main__":

@@ -24,20 +24,20 @@ import json
 import math
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from subprocess import DEVNULL, PIPE, Popen
 from typing import Annotated, Any, NamedTuple
 
+import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
 from grpo.cli import Parser
 from grpo.errors import UserError, one_line
 from grpo.run.files import read_rows
-from grpo.run.resume import decisive, read_config
+from grpo.run.resume import decisive, read_config, refuse_other
 from grpo.settings import Config, build, read_yaml, typed
 
 EXAMPLE = "configs/sweeps/signals.yaml"
@@ -109,128 +109,98 @@ def read_sweep(path: str | Path) -> Sweep:
     return sweep
 
 
-def changed_settings(run: Run, preset: str) -> list[str]:
-    """Lists the settings, as "name old -> new", in which the run's folder differs from its cell. `auto` equals all."""
-    if not (run.folder / "config.yaml").is_file():
-        return []
-    before, after = results_settings(read_config(run.folder)), results_settings(build(preset, run.settings))
-    return [
-        f"{name} {before[name]} -> {after[name]}"
-        for name in sorted(before.keys() & after.keys())
-        if before[name] != after[name] != "auto"
-    ]
+def settle(run: Run, preset: str, rename: bool) -> Run:
+    """Returns the run with a folder that is new or holds its cell's settings.
+
+    A folder trained with other settings raises UserError; with `rename` the run takes NAME-2, NAME-3, ...
+    """
+    cure = f"Give the cell {run.cell!r} another name, remove the folder, or add --rename to train it under a new name"
+    settings = figure_settings(build(preset, run.settings))
+    settings = {name: value for name, value in settings.items() if value != "auto"}  # was decided at the start
+    folder = run.folder
+    number = 1
+    while (folder / "config.yaml").is_file():
+        try:
+            refuse_other(figure_settings(read_config(folder)), settings, folder, cure)
+            break
+        except UserError:
+            if not rename:
+                raise
+        number += 1
+        folder = run.folder.with_name(f"{run.folder.name}-{number}")
+    return run._replace(folder=folder)
 
 
-def results_settings(config: Config) -> dict[str, str]:
+def figure_settings(config: Config) -> dict[str, str]:
     """Returns the settings that decide the figures of the table: those that decide the training, and its length."""
     return decisive(config) | {"steps": typed(config.steps)}
 
 
-def settle(runs: Sequence[Run], preset: str, rename: bool) -> list[Run]:
-    """Returns the runs, each with a folder that is new or holds its cell's settings.
-
-    A folder trained with other settings raises UserError; with `rename` the run takes NAME-2, NAME-3, ...
-    """
-    settled = []
-    for run in runs:
-        candidate = run
-        number = 1
-        while changes := changed_settings(candidate, preset):
-            if not rename:
-                raise UserError(
-                    f"{run.folder} was trained with other settings than cell {run.cell!r} has now: "
-                    f"{', '.join(changes)}. Give the cell another name, remove the folder, or add --rename to train it "
-                    "under a new name"
-                )
-            number += 1
-            candidate = run._replace(folder=run.folder.with_name(f"{run.folder.name}-{number}"))
-        settled.append(candidate)
-    return settled
-
-
 def train(run: Run, preset: str) -> str | None:
     """Trains the missing steps of the run. Returns the last line of its errors when it fails, else None."""
-    if (run.folder / "summary.json").is_file():
-        return None
     settings = {"preset": preset, "resume": "auto", "out": run.folder.parent, "name": run.folder.name} | run.settings
-    command = [sys.executable, str(TRAIN), "--quiet"]
-    for name, value in settings.items():
-        command += [f"--{name}", str(value)]
-    code, errors = call(command)
+    code, errors = call([sys.executable, str(TRAIN), "--quiet", *(f"--{key}={settings[key]}" for key in settings)])
     return None if code == 0 else (errors.strip().splitlines() or [f"exit {code}"])[-1]
 
 
 def call(command: Sequence[str]) -> tuple[int, str]:
-    """Runs the command; returns its exit code and its errors. Passes Ctrl-C on once, waits, and raises it again."""
-    interrupted = False
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    while True:
+    """Runs the command; returns its exit code and its errors. Passes Ctrl-C on, waits, and raises it again."""
+    with Popen(command, stdout=DEVNULL, stderr=PIPE, text=True, start_new_session=True) as process:
         try:
             errors = process.communicate()[1]
-            break
-        except KeyboardInterrupt:  # the run saves its last step before it ends
-            interrupted = True
+        except KeyboardInterrupt:
             process.send_signal(signal.SIGINT)
-    if interrupted:
-        raise KeyboardInterrupt
+            process.communicate()  # the run saves its last step before it ends
+            raise
     return process.returncode, errors
 
 
 def figures(folder: Path) -> dict[str, float]:
     """Column -> figure of a finished run, shares in percent. Figures that the run did not measure are missing."""
-    after = json.loads((folder / "summary.json").read_text())["after"]
-    last = [step for step in read_rows(folder / "metrics.jsonl") if step["step"] > 0][-LAST_STEPS:]
-    row = {}
-    for column, (name, factor) in COLUMNS.items():
-        values = [after[name]] if name in after else [step[name] for step in last if step.get(name) is not None]
-        if values:
-            row[column] = factor * mean(values)
+    last = pd.DataFrame(read_rows(folder / "metrics.jsonl")).query("step > 0").tail(LAST_STEPS)
+    tested = json.loads((folder / "summary.json").read_text())["after"]
+    measured = last.mean(numeric_only=True).dropna().to_dict() | tested
+    row = {column: factor * measured[name] for column, (name, factor) in COLUMNS.items() if name in measured}
     if row.keys() >= {"train right", "held out, sampled"}:
         row["gap"] = row["train right"] - row["held out, sampled"]
     return row
 
 
-def interval(values: Sequence[float]) -> str:
+def interval(values: pd.Series) -> str:
     """Returns "mean ± half the width of the 95% interval" of the values.
 
-    >>> interval([1.0, 2.0, 3.0]), interval([4.0])  # std 1, 4.30 / sqrt(3)
+    >>> interval(pd.Series([1.0, 2.0, 3.0])), interval(pd.Series([4.0]))  # std 1, 4.30 / sqrt(3)
     ('2.0 ± 2.5', '4.0')
     """
-    if len(values) < 2:
-        return f"{values[0]:.1f}" if values else "-"
-    t = T_95[len(values) - 1] if len(values) <= len(T_95) else 1.96
-    return f"{mean(values):.1f} ± {t * stdev(values) / math.sqrt(len(values)):.1f}"
+    count = values.count()
+    if count < 2:
+        return f"{values.mean():.1f}" if count else "-"
+    t = T_95[count - 1] if count <= len(T_95) else 1.96
+    return f"{values.mean():.1f} ± {t * values.sem():.1f}"
 
 
 def table(runs: Sequence[Run], failed: dict[Path, str]) -> str:
     """Returns a Markdown table with a row for each cell, and a line for each failed run below it."""
-    results: dict[str, list[dict[str, float]]] = {run.cell: [] for run in runs}
-    for run in runs:
-        if run.folder not in failed:
-            results[run.cell].append(figures(run.folder))
-    columns = list(dict.fromkeys(name for rows in results.values() for row in rows for name in row))
-    lines = [f"| cell | runs | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
-    for cell, rows in results.items():
-        cells = [interval([row[name] for row in rows if name in row]) for name in columns]
-        lines.append(f"| {cell} | {len(rows)} | {' | '.join(cells)} |")
+    rows = [{"runs": 0} if run.folder in failed else {"runs": 1} | figures(run.folder) for run in runs]
+    cells = pd.DataFrame(rows).groupby([run.cell for run in runs], sort=False)
+    texts = cells.agg(interval)
+    texts["runs"] = cells["runs"].sum().astype(str)
+    lines = [f"| cell | {' | '.join(texts)} |", "|---" * (len(texts.columns) + 1) + "|"]
+    lines += [f"| {cell} | {' | '.join(row)} |" for cell, row in texts.iterrows()]
     return "\n".join([*lines, *(f"failed: {folder}: {why}" for folder, why in failed.items())])
 
 
 def run_all(runs: Sequence[Run], preset: str) -> dict[Path, str]:
-    """Trains every run in turn and reports the time left. Returns folder -> error of the runs that failed."""
+    """Trains every unfinished run in turn and reports the time left. Returns folder -> error of those that failed."""
     failed: dict[Path, str] = {}
-    seconds: list[float] = []
-    for number, run in enumerate(runs, start=1):
-        left = f", about {(len(runs) - number + 1) * mean(seconds) / 60:.0f} min left" if seconds else ""
-        print(f"run {number} of {len(runs)}{left}: {run.folder}", file=sys.stderr, flush=True)
-        start = time.monotonic()
-        finished = (run.folder / "summary.json").is_file()
+    start = time.monotonic()
+    missing = [run for run in runs if not (run.folder / "summary.json").is_file()]
+    for number, run in enumerate(missing):
+        minutes = (time.monotonic() - start) / 60
+        left = f", about {minutes / number * (len(missing) - number):.0f} min left" if number else ""
+        print(f"run {number + 1} of {len(missing)}{left}: {run.folder}", file=sys.stderr, flush=True)
         if error := train(run, preset):
             failed[run.folder] = error
-        elif not finished:
-            seconds.append(time.monotonic() - start)
     return failed
 
 
@@ -241,7 +211,7 @@ def main(argv: Sequence[str]) -> int:
     cli.add_argument("--rename", action="store_true", help="train a cell that was edited under a new name")
     args = cli.parse_args(argv)
     sweep = read_sweep(args.file)
-    runs = settle(sweep.runs(), sweep.preset, args.rename)
+    runs = [settle(run, sweep.preset, args.rename) for run in sweep.runs()]
     try:
         failed = run_all(runs, sweep.preset)
     except KeyboardInterrupt:

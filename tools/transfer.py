@@ -22,7 +22,7 @@ from grpo.errors import UserError, one_line
 from grpo.evaluation.results import Evaluation
 from rewards import make_reward
 
-PRODUCTS = [f"{a}x{b}" for a, b in ALL]
+ANSWERS = {f"{a}x{b}": a * b for a, b in ALL}
 RESAMPLES = 10_000
 
 
@@ -31,24 +31,20 @@ def read_evaluations(root: Path) -> pd.DataFrame:
 
     `way` is greedy or sampled. `example` is "base" and `seed` 0 for a model that no run of the sweep has trained.
     """
-    rows = {}
+    completions = []
     with closing(make_reward("multi_signal", verifier="last_number")) as reward:
         for path in sorted(root.glob("**/settings.json")):
             folder = Evaluation(path.parent)
-            name = re.search(r"(\dx\d)-seed(\d+)", folder.settings["model"])
-            example, seed = (name[1], int(name[2])) if name else ("base", 0)
-            way = "sampled" if folder.settings["temperature"] else "greedy"
-            outputs = pd.DataFrame(folder.rows())
-            if outputs.empty:
-                continue
-            scores = reward.score_batch(list(outputs["completion"]), list(outputs["ground_truth"]))
-            outputs["right"] = [score.signals["verify"] for score in scores]
-            rows[example, seed, way] = outputs.groupby("problem")["right"].mean()
-    if not rows:
+            name = re.search(r"(\dx\d)-seed(\d+)", folder.settings["model"]) or ("", "base", 0)
+            model = {"example": name[1], "seed": int(name[2])}
+            model["way"] = "sampled" if folder.settings["temperature"] else "greedy"
+            rows = folder.rows()
+            scores = reward.score_batch([row["completion"] for row in rows], [row["ground_truth"] for row in rows])
+            completions += [row | model | {"right": score.verify} for row, score in zip(rows, scores, strict=True)]
+    if not completions:
         raise UserError(f"{root} holds no evaluation; run eval.py with --out {root} first")
-    table = pd.DataFrame(rows).T
-    table.index.names = ["example", "seed", "way"]
-    return table.set_axis(PRODUCTS, axis="columns")
+    table = pd.DataFrame(completions).pivot_table("right", ["example", "seed", "way"], "problem")
+    return table.set_axis(ANSWERS, axis="columns")
 
 
 def row_means(matrix: pd.DataFrame) -> pd.Series:
@@ -59,37 +55,25 @@ def row_means(matrix: pd.DataFrame) -> pd.Series:
 
 def quantities(base: pd.Series) -> pd.DataFrame:
     """Returns the registered quantities of each product, from the base model's accuracies and the numbers alone."""
-    answers = {product: str(a * b) for product, (a, b) in zip(PRODUCTS, ALL, strict=True)}
-    shared = {
-        product: sum(bool(set(answer) & set(other)) for name, other in answers.items() if name != product)
-        for product, answer in answers.items()
-    }
-    return pd.DataFrame(
-        {
-            "accuracy": base,
-            "variance": base * (1 - base),
-            "answer": {product: int(answer) for product, answer in answers.items()},
-            "digits": shared,
-        }
-    ).loc[PRODUCTS]
+    digits = {product: set(str(answer)) for product, answer in ANSWERS.items()}
+    shared = {product: sum(bool(own & other) for other in digits.values()) - 1 for product, own in digits.items()}
+    known = {"accuracy": base, "variance": base * (1 - base), "answer": ANSWERS, "digits": shared}
+    return pd.DataFrame({name: pd.Series(values) for name, values in known.items()})
 
 
-def spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Returns Spearman's rho: the correlation of the ranks, with mean ranks for ties.
+def spearman(x: np.ndarray, y: np.ndarray) -> pd.Series:
+    """Returns Spearman's rho of each column of x with that of y: the correlation of the ranks, ties at their mean rank.
 
-    >>> round(spearman(np.array([1, 2, 3, 4]), np.array([1, 3, 2, 4])), 3)  # 1 - 6 (0 + 1 + 1 + 0) / (4 (16 - 1))
-    0.8
+    >>> spearman(np.array([1, 2, 3, 4]), np.array([1, 3, 2, 4])).round(3)[0]  # 1 - 6 (0 + 1 + 1 + 0) / (4 (16 - 1))
+    np.float64(0.8)
     """
-    return float(np.corrcoef(pd.Series(x).rank(), pd.Series(y).rank())[0, 1])
+    return pd.DataFrame(x).rank().corrwith(pd.DataFrame(y).rank())
 
 
 def bootstrap_interval(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Returns the 95% percentile interval of Spearman's rho over resampled pairs."""
-    rng = np.random.default_rng(0)
-    draws = rng.integers(len(x), size=(RESAMPLES, len(x)))
-    varied = [draw for draw in draws if np.ptp(x[draw]) and np.ptp(y[draw])]  # equal values have no correlation
-    rhos = [spearman(x[draw], y[draw]) for draw in varied]
-    low, high = np.quantile(rhos, [0.025, 0.975])
+    """Returns the 95% percentile interval of Spearman's rho over resampled pairs. Equal values have no correlation."""
+    draws = np.random.default_rng(0).integers(len(x), size=(RESAMPLES, len(x))).T
+    low, high = spearman(x[draws], y[draws]).quantile([0.025, 0.975])
     return float(low), float(high)
 
 
@@ -97,39 +81,26 @@ def heat_map(trained: pd.DataFrame, path: Path) -> None:
     """Draws accuracy by training product (rows) and test product (columns), with the training product marked."""
     from matplotlib.figure import Figure
 
+    products = list(ANSWERS)
     figure = Figure(figsize=(15, 1.5 + 0.1 * len(trained.index.unique("example"))), layout="constrained")
     for chart, way in zip(figure.subplots(1, 2), ("sampled", "greedy"), strict=True):
-        matrix = trained.xs(way, level="way").groupby("example").mean()
-        matrix = matrix.loc[[product for product in PRODUCTS if product in matrix.index]]
+        matrix = trained.xs(way, level="way").groupby("example").mean()  # sorted by the digits, as the products are
         image = chart.imshow(100 * matrix, vmin=0, vmax=100, cmap="viridis")
-        columns = [PRODUCTS.index(product) for product in matrix.index]
+        columns = [products.index(product) for product in matrix.index]
         chart.plot(columns, range(len(matrix)), "s", markersize=5, fillstyle="none", color="red")
         chart.set(title=f"{way} accuracy, %", xlabel="test product", ylabel="training product")
-        chart.set_xticks(range(0, len(PRODUCTS), 8), PRODUCTS[::8])
+        chart.set_xticks(range(0, len(products), 8), products[::8])
         chart.set_yticks(range(len(matrix)), matrix.index, fontsize=6)
     figure.colorbar(image)
     figure.savefig(path, dpi=90)
 
 
-def report(trained: pd.DataFrame, base: pd.Series) -> str:
-    """Returns the summary: row means, and the test of each registered quantity."""
-    means = row_means(trained.xs("sampled", level="way")).groupby("example").mean()
-    ordered = means.sort_values(ascending=False)
+def prediction_tests(means: pd.Series, base: pd.Series) -> pd.DataFrame:
+    """Returns Spearman's rho of each registered quantity with the row means, and its 95% bootstrap interval."""
     known = quantities(base).loc[means.index]
-    lines = [
-        f"{len(means)} training products, base {base.mean():.1%} sampled",
-        f"row mean: median {means.median():.1%}, from {means.min():.1%} to {means.max():.1%}",
-        "best: " + ", ".join(f"{name} {value:.1%}" for name, value in ordered.head(5).items()),
-        "worst: " + ", ".join(f"{name} {value:.1%}" for name, value in ordered.tail(5).items()),
-    ]
-    for name in known:
-        x, y = known[name].to_numpy(), means.to_numpy()
-        if not np.ptp(x) or not np.ptp(y):
-            lines.append(f"{name}: all values are equal")
-            continue
-        low, high = bootstrap_interval(x, y)
-        lines.append(f"{name}: rho {spearman(x, y):+.2f} [{low:+.2f}, {high:+.2f}]")
-    return "\n".join(lines)
+    y = means.to_numpy()
+    tests = [(spearman(x, y)[0], *bootstrap_interval(x, y)) for x in known.to_numpy().T]
+    return pd.DataFrame(tests, index=known.columns, columns=["rho", "low", "high"])
 
 
 @one_line()
@@ -143,7 +114,10 @@ def main(argv: Sequence[str]) -> int:
     base = read_evaluations(args.base).xs(("base", 0, "sampled"))
     trained.round(4).to_csv(args.out.with_suffix(".csv"))
     heat_map(trained, args.out.with_suffix(".png"))
-    print(report(trained, base))
+    means = row_means(trained.xs("sampled", level="way")).groupby("example").mean()
+    print(f"sampled accuracy on the other products (base: {base.mean():.1%} of all)")
+    print((100 * means).sort_values(ascending=False).round(1).to_string())
+    print(prediction_tests(means, base).round(2).to_string())
     return 0
 
 

@@ -19,8 +19,8 @@ from grpo.run.files import read_rows
 from grpo.settings import read_yaml
 
 RECENT = 10
+"""Steps that the time of a step is the median of"""
 SHOWN = 5
-"""Number of steps that the time of a step is the median of, and number of steps shown."""
 
 
 def describe(planned: int, rows: list[dict], now: float, finished: bool) -> str:
@@ -29,19 +29,16 @@ def describe(planned: int, rows: list[dict], now: float, finished: bool) -> str:
         return "no step is finished yet"
     done = rows[-1]["step"]
     age = now - rows[-1]["time"]
-    seconds = [row["time/step"] for row in rows if row["step"]][-RECENT:] or [rows[-1]["time/step"]]
-    left = (planned - done) * median(seconds) / 60
+    seconds = [row["time/step"] for row in rows[-RECENT:] if row["step"]] or [rows[-1]["time/step"]]
+    head = f"step {done} of {planned}, {median(seconds):.1f} s a step"
     if finished:
-        head = f"finished: {done} steps, {median(seconds):.1f} s a step"
+        head = f"finished: {head}"
     else:
-        slow = ": the run has stopped, or this step is very slow" if age > 5 * max(seconds) else ""
-        head = f"step {done} of {planned}, {median(seconds):.1f} s a step, {left:.1f} min left"
-        head += f"; last written {age:.0f} s ago{slow}"
-    shown = rows[-SHOWN:]
-    evaluated = [row for row in rows if any(name.startswith("eval/") for name in row)]
-    if evaluated and evaluated[-1] not in shown:
-        shown = [evaluated[-1], *shown]
-    steps = [f"  step {row['step']}  {'  '.join(figures(row))}" for row in shown]
+        head += f", {(planned - done) * median(seconds) / 60:.1f} min left; last written {age:.0f} s ago"
+        if age > 5 * max(seconds):
+            head += ": the run has stopped, or this step is very slow"
+    evaluated = [row for row in rows[:-SHOWN] if any(name.startswith("eval/") for name in row)]
+    steps = [f"  step {row['step']}  {'  '.join(figures(row))}" for row in evaluated[-1:] + rows[-SHOWN:]]
     return "\n".join([head, *steps])
 
 

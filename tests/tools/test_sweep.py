@@ -19,7 +19,7 @@ from grpo.errors import UserError
 from tools import sweep
 
 REPO = Path(__file__).resolve().parents[2]
-FAST = {key: value for key, value in SMALL.items() if key != "preset"} | {"steps": 2, "reward.name": "format_only"}
+FAST = {key: value for key, value in SMALL.items() if key != "preset"} | {"steps": 2}
 
 
 def written(tmp_path: Path, **tree) -> Path:
@@ -128,7 +128,7 @@ def test_an_edited_cell_is_refused_and_trained_under_another_name_on_request(tmp
 
 def test_ctrl_c_ends_a_sweep_in_one_line_and_the_run_keeps_its_steps(tmp_path: Path):
     out = tmp_path / "runs"
-    file = written(tmp_path, out=str(out), cells={"long": FAST | {"steps": 100_000}})
+    file = written(tmp_path, out=str(out), cells={"long": FAST | {"steps": 100_000, "reward.name": "format_only"}})
     command = [sys.executable, "-m", "tools.sweep", str(file)]
     process = subprocess.Popen(command, cwd=REPO, stderr=subprocess.PIPE, text=True, start_new_session=True)
     metrics = out / "long-seed0" / "metrics.jsonl"

@@ -40,7 +40,7 @@ def test_a_finished_run_is_called_finished_and_ends_the_watch(tmp_path: Path, ca
     (folder / "summary.json").write_text("{}")
     assert watch.main([str(folder), "--every", "3600"]) == 0
     out = capsys.readouterr().out
-    assert "finished: 10 steps" in out
+    assert "finished: step 10 of 40" in out
     assert "left" not in out
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from grpo.run.alarms import Alarms
 from grpo.run.files import read_rows
 from grpo.run.resume import read_config, relocate_paths
 from grpo.saved import of_run
-from grpo.settings import Config, changed, flat, short
+from grpo.settings import Config, changed, flat, short, typed
 from grpo.terminal import escape_control
 from tools.export import merged
 
@@ -53,7 +54,7 @@ def model_card(run: Path, base_model: str | None) -> ModelCard:
         license=license_of(config.model),
         tags=["grpo", "rlvr", "reinforcement-learning"],
     )
-    public = changed(portable(config), {"name": None} | ({"model": base} if base else {}))
+    public = changed(portable(config), {"model": base} if base else {})
     values = {
         "config": public,
         "command": f"python train.py {short(public)}",
@@ -68,22 +69,20 @@ def model_card(run: Path, base_model: str | None) -> ModelCard:
     return ModelCard(f"---\n{data.to_yaml()}\n---\n{template.render(values)}\n")
 
 
-def results(run: Path, config: Config, tokenizer: Any) -> list[tuple[str, str, str]]:
-    """Returns (figure, before, after) of a finished run with test problems: shares with their 95% intervals."""
+def results(run: Path, config: Config, tokenizer: Any) -> list[list[str]]:
+    """Returns [figure, before, after] of a finished run with test problems: shares with their 95% intervals."""
     if not (run / "summary.json").is_file() or not config.eval.test:
         return []
     summary = json.loads((run / "summary.json").read_text())
     total = len(held_out_problems(config, tokenizer)[1])
-
-    def cell(share: float) -> str:
-        low, high = wilson(round(share * total), total)
-        return f"{share:.1%} ({100 * low:.1f} to {100 * high:.1f})"
-
-    names = [name for name in FIGURES if name in summary["after"]]
-    return [
-        (f"{name.replace('_', ' ')}, {total} problems", cell(summary["before"][name]), cell(summary["after"][name]))
-        for name in names
-    ]
+    rows = []
+    for name in (name for name in FIGURES if name in summary["after"]):
+        cells = [f"{name.replace('_', ' ')}, {total} problems"]
+        for share in (summary["before"][name], summary["after"][name]):
+            low, high = wilson(round(share * total), total)
+            cells.append(f"{share:.1%} ({100 * low:.1f} to {100 * high:.1f})")
+        rows.append(cells)
+    return rows
 
 
 def license_of(model: str) -> str | None:
@@ -96,10 +95,5 @@ def license_of(model: str) -> str | None:
 
 def portable(config: Config) -> Config:
     """The settings with each absolute path reduced to its last part."""
-
-    def last_part(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(map(last_part, value))
-        return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
-
-    return changed(config, {name: last_part(value) for name, value in flat(config).items()} | {"out": "runs"})
+    texts = {name: re.sub(r"(?<![^,])/[^,]*/", "", typed(value)) for name, value in flat(config).items()}
+    return changed(config, texts | {"name": None, "out": "runs"})

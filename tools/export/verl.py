@@ -35,12 +35,6 @@ def filled(template: str, config: Config, **values: Any) -> str:
     return environment.from_string(text).render(c=config, settings=settings, **values)
 
 
-def overrides(config: Config, out: Path, gpus: int, nodes: int) -> tuple[list[str], list[str]]:
-    """verl's settings for this run as KEY=VALUE, and comment lines on the settings that verl lacks."""
-    lines = filled("verl.j2", config, out=out, gpus=gpus, nodes=nodes).splitlines()
-    return [line for line in lines if line[0] != "#"], [line for line in lines if line[0] == "#"]
-
-
 def check(config: Config, gpus: int, nodes: int) -> None:
     """UserError for what cannot be carried over without changing the experiment."""
     o = config.learner
@@ -92,8 +86,10 @@ def write(args: argparse.Namespace, folder: Path) -> str:
     pq.write_table(pa.Table.from_pylist(rows(config)), folder / "train.parquet")
     (folder / "reward.py").write_text(filled("reward.j2", config) + "\n")
     shutil.copytree(HERE.parents[1] / "rewards", folder / "rewards", ignore=shutil.ignore_patterns("__pycache__"))
-    settings, comments = overrides(config, args.out.resolve(), args.gpus, args.nodes)
-    command = " \\\n    ".join(["python3 -m verl.trainer.main_ppo", *map(shlex.quote, settings), '"$@"'])
-    lines = ["#!/usr/bin/env bash", *comments, "set -euo pipefail", command]
-    (folder / "run.sh").write_text("\n".join(lines) + "\n")
+    lines = filled("verl.j2", config, out=args.out.resolve(), gpus=args.gpus, nodes=args.nodes).splitlines()
+    comments = [line for line in lines if line.startswith("#")]
+    settings = [shlex.quote(line) for line in lines if not line.startswith("#")]
+    command = " \\\n    ".join(["python3 -m verl.trainer.main_ppo", *settings, '"$@"'])
+    script = ["#!/usr/bin/env bash", *comments, "set -euo pipefail", command, ""]
+    (folder / "run.sh").write_text("\n".join(script))
     return f"{args.out}/run.sh starts it where verl 0.9 is installed; its first lines report what is not carried over"

@@ -216,11 +216,12 @@ def edited_sweep(attack: Attack) -> None:
     cell = {name.removeprefix("--"): str(value) for name, value in settings.items()} | {"seed": "0"}
     for name in ("preset", "out", "name", "resume"):
         cell.pop(name, None)
-    assert not sweep.changed_settings(sweep.Run("cell", attack.run, cell), "cpu")
+    run = sweep.Run("cell", attack.run, cell)
+    assert sweep.settle(run, "cpu", rename=False) == run
     edits = {"steps": str(STEPS + 1), "learner.lr": "0.1", "rollout.group_size": "6"}
     name, value = attack.chance.choice(list(edits.items()))
     with pytest.raises(UserError, match=re.escape(name)):
-        sweep.settle([sweep.Run("cell", attack.run, cell | {name: value})], "cpu", rename=False)
+        sweep.settle(run._replace(settings=cell | {name: value}), "cpu", rename=False)
     return None
 
 
