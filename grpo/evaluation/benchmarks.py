@@ -77,8 +77,8 @@ def names(given: Iterable[str]) -> list[str]:
                 f"or name a data file or a Hugging Face dataset{nearest(name, known)}"
             )
     labels = list(map(label, sets))
-    if twice := next((name for name in labels if labels.count(name) > 1), None):
-        raise UserError(f"{twice} is named twice; their figures would have one name")
+    if len(set(labels)) < len(labels):
+        raise UserError(f"{max(labels, key=labels.count)} is named twice; their figures would have one name")
     return sets
 
 

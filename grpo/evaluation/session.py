@@ -39,6 +39,8 @@ from grpo.terminal import escape_control, notify
 from grpo.types import Group, Problem
 from rewards import Verifier
 
+SEVERAL = 0.6
+"""The paper's temperature for more than one sample"""
 AUDITED = 0.6
 """The share of each question that an audit shows to the model"""
 AUDIT = f"first {AUDITED:.0%} of each question"
@@ -62,7 +64,7 @@ def evaluate(request: EvalRequest, verifier: Verifier) -> list[Evaluation]:
     """Samples and grades what is missing, and saves the scores. Models of one base share an engine."""
     device = choose_device(request.device)
     jobs = list(_jobs(request, device))
-    rollout = {
+    sizes = {
         "engine": request.engine,
         "max_new_tokens": max(job.evaluation.settings["max_new_tokens"] for job in jobs),
         "max_prompt_tokens": max(len(problem.prompt_ids) for job in jobs for problem in job.problems),
@@ -70,7 +72,7 @@ def evaluate(request: EvalRequest, verifier: Verifier) -> list[Evaluation]:
     }
     unfinished = [job for job in jobs if job.missing()]
     for base, same_base in groupby(unfinished, key=lambda job: (job.target.base, job.target.dtype)):
-        config = parse({"model": base[0], "policy.dtype": base[1], "device": device.type, "rollout": rollout})
+        config = parse({"model": base[0], "policy.dtype": base[1], "device": device.type, "rollout": sizes})
         with closing(make_engine(config, device)) as engine:
             for target, same_target in groupby(same_base, key=lambda job: job.target):
                 policy = saved.open_policy(target, device, config.rollout.longest_sequence)
@@ -78,7 +80,8 @@ def evaluate(request: EvalRequest, verifier: Verifier) -> list[Evaluation]:
                 for job in same_target:
                     with files.lock(job.evaluation.path):
                         _sample(job, engine, policy.tokenizer, verifier)
-    for job in jobs:
+                del policy  # before the next one is loaded
+    for job in jobs:  # those that were finished before, too
         with files.lock(job.evaluation.path):
             job.evaluation.save(job.evaluation.rows())
     return [job.evaluation for job in jobs]
@@ -157,7 +160,7 @@ def choose_sampling(name: str, request: EvalRequest, config: Config) -> Benchmar
     temperature = 0.0 if request.audit_contamination else request.temperature
     samples = request.samples or (1 if temperature == 0 else paper.samples)
     if temperature is None:
-        temperature = benchmarks.find("aime24").temperature if samples > 1 else 0.0
+        temperature = SEVERAL if samples > 1 else 0.0
     if samples > 1 and temperature == 0:
         raise UserError(f"--samples {samples} at --temperature 0 would be {samples} copies; use --temperature 0.6")
     limit = paper.max_new_tokens if request.bench else config.rollout.max_new_tokens
@@ -194,6 +197,7 @@ def _sample(job: Job, engine: Engine, tokenizer: PreTrainedTokenizerBase, verifi
             rows = grade(_rows(groups, tokenizer, settings["prompt"] == AUDIT), verifier, settings["answer_from"])
             files.append(evaluation.outputs, files.lines(rows))
             bar.update(len(part))
+    evaluation.save(evaluation.rows())
 
 
 def _rows(groups: Sequence[Group], tokenizer: PreTrainedTokenizerBase, audit: bool) -> list[dict]:

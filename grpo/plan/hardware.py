@@ -70,7 +70,7 @@ def this_hardware(device: torch.device) -> Hardware:
     free, _ = torch.cuda.mem_get_info(device)
     name = torch.cuda.get_device_name(device).removeprefix("NVIDIA ")
     bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
-    return replace(data_sheet(name) or GPUS[FALLBACK], name=name, memory=float(free), here=True, bf16=bf16)
+    return replace(data_sheet(name) or GPUS[FALLBACK], name=name, memory=free, here=True, bf16=bf16)
 
 
 def data_sheet(name: str) -> Hardware | None:
@@ -82,4 +82,4 @@ def data_sheet(name: str) -> Hardware | None:
 def _cpu(memory: float) -> Hardware:
     cores = cpu_cores()
     flops = cores * CPU_FLOPS_PER_CORE
-    return Hardware(f"CPU, {cores} cores", float(memory), flops, CPU_BANDWIDTH, 1.0, here=True, device="cpu")
+    return Hardware(f"CPU, {cores} cores", memory, flops, CPU_BANDWIDTH, 1.0, here=True, device="cpu")

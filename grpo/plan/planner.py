@@ -169,7 +169,7 @@ def planned_and_measured(plan: Plan, rows: Sequence[dict[str, float]]) -> str:
         "completion/length_mean": plan.new_tokens,
         "memory/peak_gib": max(plan.totals.values()) / GIB,
     }
-    steps = [row for row in rows if row["step"] > 1] or [row for row in rows if row["step"] == 1]
+    steps = [row for row in rows if row["step"] > 1] or rows[-1:]
     measured = {name: mean(row[name] for row in steps) for name in planned}
     measured["memory/peak_gib"] = max(row["memory/peak_gib"] for row in steps)
     for numbers in (planned, measured):
