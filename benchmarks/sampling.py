@@ -110,10 +110,8 @@ class Options:
 
 
 def measure(options: Options, model: str) -> None:
-    pythons = dict.fromkeys(("torch", "generate", "static"), sys.executable)
-    if options.vllm_python:
-        pythons["vllm"] = options.vllm_python
-    sides = {name: start_side(python, "sampling.side", name, model) for name, python in pythons.items()}
+    pythons = dict.fromkeys(SIDES, sys.executable) | {"vllm": options.vllm_python}
+    sides = {name: start_side(python, "sampling.side", name, model) for name, python in pythons.items() if python}
     take_turns(sides, 1, {"sequences": 2, "prompt": 8, "tokens": 4})  # warms up
     for sequences, prompt, tokens in product(options.sequences, options.prompt, options.tokens):
         work = {"sequences": sequences, "prompt": prompt, "tokens": tokens}

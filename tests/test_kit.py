@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from benchmarks import gpu
 
 REPO = Path(__file__).resolve().parent.parent
 MODEL = REPO / "data" / "tiny-base"
@@ -68,10 +69,6 @@ def test_the_hour_on_a_gpu_is_rehearsed_on_a_cpu(tmp_path):
     kit("pack", tmp_path / "kit", MODEL)
     kit("join", tmp_path / "kit", tmp_path / "there")
     out = tmp_path / "gpu.json"
-    command = [sys.executable, "benchmarks/gpu.py", "--size", "tiny", "--minutes", "8", "--part", "train"]
-    command += ["--model", str(tmp_path / "there" / "tiny-base"), "--out", str(out)]
-    done = subprocess.run(command, cwd=REPO, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    from benchmarks.gpu import read_figures
-
-    assert any("greedy accuracy" in line and "->" in line for line in read_figures(out)["train"])
+    options = ["--model", str(tmp_path / "there" / "tiny-base"), "--out", str(out)]
+    assert gpu.main(["--size", "tiny", "--minutes", "8", "--part", "train", *options]) == 0
+    assert any("greedy accuracy" in line and "->" in line for line in gpu.read_figures(out)["train"])

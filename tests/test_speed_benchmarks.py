@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from transformers import Qwen2ForCausalLM
 REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
 
-from benchmarks import common, gpu, versus_trl  # noqa: E402
+from benchmarks import common, gpu, sampling, versus_trl  # noqa: E402
 from grpo.engines.torch_engine import ENGINE  # noqa: E402
 from grpo.plan.hardware import GPUS  # noqa: E402
 from grpo.plan.shapes import RunShape, shape_of  # noqa: E402
@@ -106,14 +105,22 @@ def test_the_seconds_until_half_are_those_of_training():
     assert math.isnan(versus_trl.seconds_until_half(rows[:1])["ours"])
 
 
-def test_the_sampler_and_generate_take_turns():
-    command = [sys.executable, "benchmarks/sampling.py", "--model", "data/tiny-base", "--sequences", "2", "3"]
-    command += ["--prompt", "5", "--tokens", "4", "--vocabulary", "128", "--rounds", "1"]
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True)
-    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert [row["sequences"] for row in rows] == [2] * 6 + [3] * 3  # the first three warm up
-    assert [row["side"] for row in rows[:3]] == ["torch", "generate", "static"]
+def test_the_sampler_takes_turns_in_a_process_of_its_own(monkeypatch, capfd):
+    monkeypatch.setattr(sampling, "SIDES", ["torch"])
+    words = ["--model", "data/tiny-base", "--sequences", "2", "3", "--prompt", "5", "--tokens", "4", "--rounds", "1"]
+    sampling.main([*words, "--vocabulary", "128"])
+    rows = [json.loads(line) for line in capfd.readouterr().out.splitlines() if line.startswith("{")]
+    assert [row["sequences"] for row in rows] == [2, 2, 3]  # the first warms up
     assert all(row["tokens_per_s"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize("side", ["torch", "generate", "static"])
+def test_every_side_writes_what_is_asked_for(side):
+    completions = sampling.SIDES[side](str(REPO / "data" / "tiny-base"))([5, 6, 7], 2, 4)
+    if side == "torch":
+        assert [len(completion.ids) for completion in completions[0]] == [4, 4]
+    else:
+        assert completions.shape == (2, 3 + 4)
 
 
 @pytest.mark.peers

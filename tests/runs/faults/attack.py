@@ -153,7 +153,12 @@ def unsupported(attack: Attack) -> None:
 
 def encoding(attack: Attack) -> None:
     """An output that cannot write what is printed."""
-    attack.process({"PYTHONIOENCODING": attack.chance.choice(["ascii", "latin-1", "cp1252"])}, "")
+    attack.life(ahead=0, before=partial(narrow, attack.chance.choice(["ascii", "latin-1", "cp1252"])))
+
+
+def narrow(encoding: str) -> None:
+    sys.stdout.reconfigure(encoding=encoding)
+    sys.stderr.reconfigure(encoding=encoding, errors="backslashreplace")  # as Python opens it
 
 
 def hostile_reward(attack: Attack) -> None:

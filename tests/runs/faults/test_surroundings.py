@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_runs import REPO, arguments, rows
+from small_runs import REPO, arguments, rows, start
 
 
 def train(tmp_path: Path, *words: str, python: tuple[str, ...] = (), **options) -> subprocess.CompletedProcess:
@@ -40,10 +40,15 @@ def test_a_file_system_without_locks_and_fsync_works_with_one_warning_each(tmp_p
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_a_character_that_the_output_cannot_write_ends_nothing(tmp_path, encoding):
-    done = train(tmp_path / "größe→", environment={"PYTHONIOENCODING": encoding})
-    assert done.returncode == 0, done.stderr
-    assert b"\\u2192" in done.stdout
-    assert len(rows(tmp_path / "größe→" / "run")) == 3
+    def narrow() -> None:
+        sys.stdout.reconfigure(encoding=encoding)
+        sys.stderr.reconfigure(encoding=encoding, errors="backslashreplace")  # as Python opens it
+
+    out = tmp_path / "größe→"
+    child = start(arguments(out, "run", steps=2), tmp_path / "log", narrow)
+    assert child.wait() == 0, child.output()
+    assert "\\u2192" in child.output()
+    assert len(rows(out / "run")) == 3
 
 
 def test_closed_streams_end_nothing(tmp_path):
@@ -58,9 +63,11 @@ def test_closed_streams_end_nothing(tmp_path):
 
 
 def test_a_python_that_leaves_the_script_folder_out_works(tmp_path):
-    done = train(tmp_path, python=("-P",))
+    """Beside an encoding that cannot write the name of the folder."""
+    done = train(tmp_path / "größe→", python=("-P",), environment={"PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0, done.stderr
-    assert len(rows(tmp_path / "run")) == 3
+    assert b"\\u2192" in done.stdout
+    assert len(rows(tmp_path / "größe→" / "run")) == 3
 
 
 def test_a_folder_whose_name_is_not_utf8_is_one_line(tmp_path):
