@@ -18,6 +18,9 @@ answer_early(__name__)  # as a command: --help and wrong arguments are answered 
 from contextlib import closing
 from pathlib import Path
 
+import torch
+from transformers import set_seed
+
 from grpo.advantage import compute_advantages
 from grpo.chat_template import describe_prompt
 from grpo.cli import default_preset, parse_args
@@ -37,7 +40,7 @@ from grpo.run.checkpoint import TrainingState, is_finished
 from grpo.run.display import next_commands
 from grpo.run.interrupts import Interrupts
 from grpo.run.resume import resolve_run
-from grpo.run.run import Run, set_seed, set_threads
+from grpo.run.run import Run
 from grpo.settings import Config
 from grpo.terminal import escape_control, notify
 from grpo.validation import Validator
@@ -46,7 +49,7 @@ from rewards import load_reward
 
 def train(config: Config, resumed: Path | None = None, interrupts: Interrupts | None = None) -> Run:
     """Trains in a new run folder, or continues in the folder `resumed`."""
-    set_threads(config.threads)
+    torch.set_num_threads(config.threads or torch.get_num_threads())
     device = choose_device(config.device)
     plan = plan_run(config, device, held_out_sets(config))  # refuses a run that cannot fit
     config = plan.config

@@ -43,25 +43,19 @@ def installed(package: str) -> bool:
 def _commit() -> dict[str, str]:
     """The commit of this code, "-dirty" where files differ from it; nothing where there is no git."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return {}
-    return {"commit": done.stdout.strip()} if done.returncode == 0 else {}
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return {"commit": subprocess.check_output(command, text=True, timeout=10, stderr=subprocess.DEVNULL).strip()}
+    return {}
 
 
 def _hardware() -> dict[str, str | int | float]:
     import torch
 
-    found: dict[str, str | int | float] = {
-        "os": f"{platform.system()} {platform.machine()}",
-        "cpu": _cpu_name(),
-        "cpu_cores": cpu_cores(),
-    }
+    system = f"{platform.system()} {platform.machine()}"
+    hardware: dict[str, str | int | float] = {"os": system, "cpu": _cpu_name(), "cpu_cores": cpu_cores()}
     if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-        found["cuda"] = str(torch.version.cuda)
-    return found
+        hardware |= {"gpu": torch.cuda.get_device_name(), "cuda": str(torch.version.cuda)}
+    return hardware
 
 
 def cpu_cores() -> int:
@@ -71,8 +65,8 @@ def cpu_cores() -> int:
 
 def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.is_file() else []
-    return names[0] if names else platform.processor() or platform.machine()
+    name = re.search(r"model name\s*: (.*)", info.read_text()) if info.is_file() else None
+    return name[1] if name else platform.machine()
 
 
 def main_memory() -> tuple[int, int]:

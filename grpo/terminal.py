@@ -8,7 +8,6 @@ import shlex
 import shutil
 import sys
 import textwrap
-import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,12 +19,11 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 def notify(message: str) -> None:
     """Prints a message to stderr above the progress bar, wrapped between words to the terminal's width."""
-    text = escape_control(message)
+    lines = escape_control(message).splitlines()
     if sys.stderr.isatty():
         width = shutil.get_terminal_size().columns
-        wrapper = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False)
-        text = "\n".join(map(wrapper.fill, text.splitlines()))
-    print_above(text)
+        lines = [textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False) for line in lines]
+    print_above("\n".join(lines))
 
 
 def print_above(text: str) -> None:
@@ -45,17 +43,22 @@ def command(words: str, path: Path) -> str:
     return f"cd {shlex.quote(str(repository))} && {python} {words} {shlex.quote(str(path.absolute()))}"
 
 
+def shorten(text: str, limit: int) -> str:
+    """A text of more than `limit` characters without its middle."""
+    if len(text) <= limit:
+        return text
+    half = limit // 2
+    return f"{text[:half]} ... [{len(text) - 2 * half} characters] ... {text[-half:]}"
+
+
 def escape_control(text: str) -> str:
     """The text with every character that could steer a terminal escaped; newline and tab keep their effect.
 
-    Covers control characters (escape sequences, carriage return), format characters (those that reverse the direction
-    of writing), line separators, lone surrogates and private or unassigned code points.
+    Escapes what str.isprintable rejects: control characters (escape sequences, carriage return), format characters
+    (those that reverse the direction of writing), separators other than the space, lone surrogates and private or
+    unassigned code points.
     """
-    return "".join(c if _harmless(c) else c.encode("unicode_escape").decode() for c in text)
-
-
-def _harmless(character: str) -> bool:
-    return character in "\n\t" or (unicodedata.category(character)[0] != "C" and character not in "\u2028\u2029")
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 @contextmanager
@@ -88,17 +91,16 @@ class TolerantStream:
     def __getattr__(self, name: str):
         return getattr(self._stream, name)
 
-    def write(self, text: str) -> int:
+    def write(self, text: str) -> None:
         encoding = self._stream.encoding or "utf-8"
-        self._try(lambda: self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding)))
-        return len(text)
+        self._try(self._stream.write, text.encode(encoding, "backslashreplace").decode(encoding))
 
     def flush(self) -> None:
         self._try(self._stream.flush)
 
-    def _try(self, act: Callable[[], object]) -> None:
+    def _try(self, act: Callable[..., object], *arguments: str) -> None:
         try:
-            act()
+            act(*arguments)
         except OSError as error:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
             if not isinstance(error, BrokenPipeError):  # stay silent on a broken pipe

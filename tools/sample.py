@@ -54,10 +54,10 @@ def sample(args: argparse.Namespace) -> Table:
     from grpo.chat_template import ChatTemplate
     from grpo.engines.base import SamplingParams, choose_device
     from grpo.engines.torch_engine import TorchEngine
-    from grpo.evaluation.session import run_config
     from grpo.policy import load_tokenizer
     from grpo.problems import check_share, make_problems
     from grpo.rollout import text_of
+    from grpo.run.resume import read_config
     from grpo.saved import of_run, open_policy, single
     from grpo.types import Request
     from rewards import make_reward
@@ -65,7 +65,7 @@ def sample(args: argparse.Namespace) -> Table:
     targets = of_run(args.run) if (Path(args.run) / "config.yaml").is_file() else [single(args.run)]
     run = targets[-1].run
     options = {name: value for name in SETTINGS if (value := getattr(args, name)) is not None}
-    config = changed(run_config(run), options) if run else parse_settings(WITHOUT_RUN | options)
+    config = changed(read_config(run), options) if run else parse_settings(WITHOUT_RUN | options)
     longest = config.rollout.max_new_tokens
     row = {"question": args.question, "answer": args.truth or "0"}
     device = choose_device(args.device)

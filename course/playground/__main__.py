@@ -15,14 +15,13 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
 from tokenizers import Tokenizer
 
 from grpo.cli import Parser
 from grpo.errors import UserError, one_line
-from grpo.report.page import environment, hashes, write
-from grpo.report.read import Run, newest_first_then_spread, read_run
-from grpo.run.files import numbered
+from grpo.report.page import environment
+from grpo.report.read import Run, newest_first_then_spread
+from grpo.run.files import numbered, write
 from grpo.settings import LearnerConfig
 
 HERE = Path(__file__).resolve().parent
@@ -90,12 +89,7 @@ def token_cutter(folder: Path) -> Callable[[str], list[str]]:
 
 
 def render(run: Run) -> str:
-    report = HERE.parents[1] / "grpo" / "report"
-    scripts = [path.read_text(encoding="utf-8") for path in (report / "text.js", HERE / "playground.js")]
-    styles = [path.read_text(encoding="utf-8") for path in (report / "page.css", HERE / "playground.css")]
-    template = environment(HERE).get_template("playground.html.j2")
-    shown = {"style": Markup("".join(styles)), "scripts": list(map(Markup, scripts)), "hashes": hashes(scripts)}
-    return template.render(data=page_data(run), name=run.name, **shown)
+    return environment(HERE).get_template("playground.html.j2").render(data=page_data(run), name=run.name)
 
 
 @one_line(OSError)
@@ -105,7 +99,7 @@ def main(argv: Sequence[str]) -> int:
     cli.add_argument("--out", type=Path, metavar="FILE", help="default: playground.html in the run's folder")
     args = cli.parse_args(argv)
     out = args.out or args.run / "playground.html"
-    write(render(read_run(args.run, 4096)), out)
+    write(out, render(Run(args.run, 4096)))
     print(f"{out} ({out.stat().st_size / 1000:.0f} kB): open it in a browser, no network is needed")
     return 0
 

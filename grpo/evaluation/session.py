@@ -32,9 +32,9 @@ from grpo.policy import compute_dtype, load_tokenizer
 from grpo.problems import prompt_text
 from grpo.rollout import rollout, text_of
 from grpo.run import files
-from grpo.run.resume import relocate_paths
+from grpo.run.resume import read_config
 from grpo.saved import Target
-from grpo.settings import Config, changed, parse, read_yaml
+from grpo.settings import Config, changed, parse
 from grpo.terminal import escape_control, notify
 from grpo.types import Group, Problem
 from rewards import Verifier
@@ -92,7 +92,7 @@ def _jobs(request: EvalRequest, device: torch.device) -> Iterator[Job]:
     engine = choose_engine(request.engine, device.type)
     rendered: dict[tuple[str, str, str], str] = {}
     for target in saved.of_run(request.run) if request.run else map(saved.single, request.model):
-        config = changed(run_config(target.run) if target.run else Config(), request.settings)
+        config = changed(read_config(target.run) if target.run else Config(), request.settings)
         tokenizer = load_tokenizer(target.path)
         template = ChatTemplate.of_run(config, tokenizer)
         common = {
@@ -139,11 +139,6 @@ def _jobs(request: EvalRequest, device: torch.device) -> Iterator[Job]:
                 line = f"{target.label}  {settings['bench']}  prompt {prompt}  -> {evaluation.path}"
                 print(escape_control(line), flush=True)
                 yield Job(evaluation, target, problems)
-
-
-def run_config(folder: Path) -> Config:
-    """The run's settings; relative paths are found from any working directory."""
-    return relocate_paths(parse(read_yaml(folder / "config.yaml")), folder)
 
 
 def own_sets(config: Config, run: Path | None) -> list[str]:

@@ -76,7 +76,7 @@ function layout(chart, traces) {
     legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", traceorder: "normal", bgcolor: "rgba(0,0,0,0)" },
     xaxis: { ...axis, title: { text: "step", standoff: 6 }, ...(chart.kind === "stack" && LAST > 1 ? { range: [1, LAST] } : {}) },
     yaxis: {
-      ...axis, type: chart.log ? "log" : "linear", title: { text: share ? "" : chart.unit, standoff: 8 },
+      ...axis, type: chart.log ? "log" : "linear", title: { text: share ? "" : chart.unit ?? "", standoff: 8 },
       ...(share ? { range: [-0.02, 1.02], tickformat: ".0%" } : {}),
       ...(chart.kind === "stack" && !share ? { rangemode: "tozero" } : {}),
     },

@@ -6,151 +6,99 @@ or one that is not a run folder, is an error.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import yaml
 
-from data.rows import bounded_lines
 from grpo.errors import UserError
 from grpo.run import files
+from grpo.terminal import shorten
 
-MAX_STEPS_SHARE = 8
+LEAST_STEPS = 8
 """One step may fill 1/8 of a run's completions, so that the browser always shows several steps."""
-MAX_STEPS = 4_000
+MAX_STEPS = 2_000
 """Longer runs are thinned to this many steps: a screen shows no more, and a page of 100,000 opens slowly."""
 MAX_TEXT = 20_000
 """Characters kept of a prompt or completion: its beginning and its end."""
-ROW_FIELDS = ("sample", "finish_reason", "answer", "verdict", "outcome", "ground_truth")
-ROW_NUMBERS = ("reward", "advantage", "tokens", "step", "group")
+FIELDS = (
+    *("step", "group", "sample", "reward", "advantage", "signals", "tokens"),
+    *("finish_reason", "answer", "verdict", "outcome", "ground_truth"),
+)
 
 
-@dataclass(slots=True)
 class Run:
-    name: str
-    folder: Path
-    steps: list[int] = field(default_factory=list)
-    metrics: dict[str, list[float | None]] = field(default_factory=dict)
-    """Metric -> column as long as `steps`, with None where the step has no finite value."""
-    config: dict[str, Any] = field(default_factory=dict)
-    finished: bool = False
-    """False while the run is running, or when it was stopped."""
-    summary: dict[str, dict[str, float]] = field(default_factory=dict)
-    """before, after -> figure -> value"""
-    prompts: list[str] = field(default_factory=list)
-    """The distinct prompts. One-shot RLVR has only one."""
-    completions: list[dict[str, Any]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    """Everything that the page shows of one run."""
 
+    def __init__(self, folder: Path, max_completions: int):
+        """Raises UserError where the folder does not exist or holds neither config.yaml nor metrics.jsonl."""
+        if not any((folder / name).is_file() for name in ("config.yaml", "metrics.jsonl")):
+            problem = "has neither config.yaml nor metrics.jsonl" if folder.exists() else "does not exist"
+            raise UserError(f"not a run folder: {folder} {problem}; a run writes runs/NAME")
+        self.name = folder.resolve().name
+        self.folder = folder
+        self.notes: list[str] = []
+        self.config = self._mapping("config.yaml", yaml.safe_load)
+        self.finished = (folder / "summary.json").is_file()
+        """False while the run is running, or when it was stopped."""
+        self.summary = self._mapping("summary.json", json.loads) if self.finished else {}
+        self._read_metrics()
+        self._read_completions(max_completions)
 
-def read_run(folder: Path, max_completions: int) -> Run:
-    """Reads everything that the page shows of one run.
-
-    Raises:
-        UserError: the folder does not exist or holds neither config.yaml nor metrics.jsonl.
-    """
-    if not folder.exists():
-        raise UserError(f"no such run folder: {folder}; a run writes runs/NAME")
-    if not any((folder / name).is_file() for name in ("config.yaml", "metrics.jsonl")):
-        raise UserError(f"not a run folder: {folder} has neither config.yaml nor metrics.jsonl")
-    run = Run(name=folder.resolve().name, folder=folder)
-    run.config = read_mapping(run, "config.yaml")
-    run.finished = (folder / "summary.json").is_file()
-    halves = read_mapping(run, "summary.json") if run.finished else {}
-    for name in ("before", "after"):
-        half = halves.get(name)
-        run.summary[name] = {k: v for k, v in half.items() if is_number(v)} if isinstance(half, dict) else {}
-    read_metrics(run)
-    read_completions(run, max_completions)
-    return run
-
-
-def read_mapping(run: Run, name: str) -> dict[str, Any]:
-    """Returns the mapping in a YAML or JSON file; an empty one, with a note, when it holds none."""
-    try:
-        loaded = yaml.safe_load((run.folder / name).read_text(encoding="utf-8", errors="replace"))
-    except (OSError, ValueError, yaml.YAMLError):
-        loaded = None
-    if isinstance(loaded, dict):
-        return loaded
-    run.notes.append(f"{name} is not readable")
-    return {}
-
-
-def read_metrics(run: Run) -> None:
-    """Turns rows into columns. Of a step that a resumed run wrote twice, the later values count."""
-    by_step: dict[int, dict[str, Any]] = {}
-    for row in shown_rows(run):
-        if type(row.get("step")) is int:
-            by_step.setdefault(row.pop("step"), {}).update(row)
-    run.steps = sorted(by_step)
-    for name in sorted({name for row in by_step.values() for name, value in row.items() if is_number(value)}):
-        values = {step: by_step[step].get(name) for step in run.steps}
-        run.metrics[name] = [finite(value) for value in values.values()]
-        broken = [step for step, value in values.items() if is_number(value) and not math.isfinite(value)]
-        if broken:
-            run.notes.append(f"{name} is NaN or infinite at {len(broken)} steps, the first is step {broken[0]}")
-
-
-def shown_rows(run: Run) -> list[dict[str, Any]]:
-    """Returns the complete rows of metrics.jsonl; of a long file every n-th, and those with held-out figures.
-
-    Lines that are not shown are not parsed: 100,000 of them would take a gigabyte.
-    """
-    path = run.folder / "metrics.jsonl"
-    if not path.is_file():
-        return []
-    with path.open("rb") as file:
-        stride = max(1, -(-sum(1 for _ in bounded_lines(file)) // MAX_STEPS))
-        file.seek(0)
-        lines = [line for number, line in enumerate(bounded_lines(file)) if number % stride == 0 or b'"eval/' in line]
-    if stride > 1:
-        run.notes.append(f"metrics.jsonl: one row in {stride} is shown, and those with held-out figures")
-    damaged: list[bytes] = []
-    rows = files.rows_of(lines, damaged)
-    if damaged:
-        run.notes.append(f"metrics.jsonl: {len(damaged)} unreadable lines were skipped")
-    return rows
-
-
-def read_completions(run: Run, limit: int) -> None:
-    """Reads at most `limit` rows: of the newest step, of the first, then of steps spread evenly between them."""
-    steps = list(files.numbered(run.folder / "completions", r"\.jsonl\.gz"))
-    share = max(1, limit // min(max(1, len(steps)), MAX_STEPS_SHARE))
-    seen: dict[str, int] = {}
-    missing = 0
-    in_part = 0
-    for index in newest_first_then_spread(len(steps)):
-        room = min(share, limit - len(run.completions))
-        if not room:
-            missing += 1
-            continue
+    def _mapping(self, name: str, load: Callable[[str], Any]) -> dict[str, Any]:
+        """The mapping in a file; an empty one, with a note, when it holds none."""
         try:
-            rows = files.read_completions(run.folder, steps[index], room + 1)
-        except ValueError as error:
-            run.notes.append(str(error))
-            continue
-        run.completions.extend(completion_row(row, seen) for row in rows[:room])
-        in_part += len(rows) > room
-    if missing or in_part:
-        run.notes.append(
-            f"This page holds {len(run.completions)} completions: all of {len(steps) - in_part - missing} steps, some "
-            f"of {in_part} and none of {missing}. To hold more: --completions N"
-        )
-    run.completions.sort(key=lambda row: (row["step"], row["group"]))
-    run.prompts = list(seen)
+            return dict(load((self.folder / name).read_text(encoding="utf-8", errors="replace")))
+        except (OSError, TypeError, ValueError, yaml.YAMLError):
+            self.notes.append(f"{name} is not readable")
+            return {}
 
+    def _read_metrics(self) -> None:
+        """Rows become columns: metric -> values as long as `steps`, None where the step has no finite value."""
+        damaged: list[bytes] = []
+        rows = files.read_rows(self.folder / "metrics.jsonl", damaged)
+        if damaged:
+            self.notes.append(f"metrics.jsonl: {len(damaged)} unreadable lines were skipped")
+        stride = -(-len(rows) // MAX_STEPS)
+        if stride > 1:
+            self.notes.append(f"metrics.jsonl: one row in {stride} is shown, and those with held-out figures")
+        shown = [row for i, row in enumerate(rows) if i % stride == 0 or any(name.startswith("eval/") for name in row)]
+        by_step = {row.pop("step"): row for row in shown}
+        self.steps = sorted(by_step)
+        columns = {name: [by_step[step].get(name) for step in self.steps] for name in sorted(set().union(*shown))}
+        self.metrics = {name: column for name, column in columns.items() if any(v is not None for v in column)}
 
-def completion_row(row: dict[str, Any], seen: dict[str, int]) -> dict[str, Any]:
-    """Returns one row for the page. `prompt` becomes its index in `seen`, which numbers the distinct prompts."""
-    signals = row.get("signals")
-    kept = {name: row.get(name) for name in ROW_FIELDS} | {name: finite(row.get(name)) for name in ROW_NUMBERS}
-    kept["signals"] = {name: finite(value) for name, value in signals.items()} if isinstance(signals, dict) else {}
-    kept["text"] = shorten(str(row.get("completion", "")))
-    kept["prompt"] = seen.setdefault(shorten(str(row.get("prompt", ""))), len(seen))
-    return kept
+    def _read_completions(self, limit: int) -> None:
+        """At most `limit` rows: of the newest step, of the first, then of steps spread evenly between them.
+
+        `prompts` holds the distinct prompts (One-shot RLVR has only one), each completion the index of its own.
+        """
+        steps = list(files.numbered(self.folder / "completions", ".jsonl.gz"))
+        share = max(1, limit // min(len(steps) or 1, LEAST_STEPS))
+        prompts: dict[str, int] = {}
+        self.completions: list[dict[str, Any]] = []
+        in_part = False
+        for index in newest_first_then_spread(len(steps)):
+            room = min(share, limit - len(self.completions))
+            try:
+                rows = files.read_completions(self.folder, steps[index], room + 1)
+            except ValueError as error:
+                self.notes.append(str(error))
+                continue
+            in_part = in_part or len(rows) > room
+            if not room:
+                break
+            for row in rows[:room]:
+                prompt = shorten(row.get("prompt", ""), MAX_TEXT)
+                shown = {name: row.get(name) for name in FIELDS} | {"text": shorten(row["completion"], MAX_TEXT)}
+                self.completions.append(shown | {"prompt": prompts.setdefault(prompt, len(prompts))})
+        if in_part:
+            self.notes.append(f"This page holds {len(self.completions)} completions of the run. More: --completions N")
+        self.completions.sort(key=itemgetter("step", "group"))
+        self.prompts = list(prompts)
 
 
 def newest_first_then_spread(count: int) -> list[int]:
@@ -165,21 +113,3 @@ def newest_first_then_spread(count: int) -> list[int]:
         parts *= 2
         order.update(dict.fromkeys(round((count - 1) * part / parts) for part in range(1, parts, 2)))
     return list(order)
-
-
-def shorten(text: str) -> str:
-    if len(text) <= MAX_TEXT:
-        return text
-    head, tail = MAX_TEXT * 2 // 3, MAX_TEXT // 3
-    return f"{text[:head]}\n[... {len(text) - head - tail} characters are not on this page ...]\n{text[-tail:]}"
-
-
-def is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def finite(value: object) -> float | None:
-    """Returns a finite number for JSON, rounded to six digits (whole numbers exactly), or None."""
-    if not is_number(value) or not math.isfinite(value):
-        return None
-    return value if isinstance(value, int) or abs(value) >= 1e6 else float(f"{value:.6g}")

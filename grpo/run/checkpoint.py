@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -22,7 +23,7 @@ from grpo.errors import UserError, first_line
 from grpo.learner import Learner
 from grpo.policy import Policy
 from grpo.run import files
-from grpo.run.resume import check_identity, check_reward, digest_problems
+from grpo.run.resume import digest_problems, refuse_other
 from grpo.terminal import notify
 from grpo.types import Problem
 from rewards import Reward
@@ -30,8 +31,6 @@ from rewards import Reward
 MANIFEST = "manifest.json"
 TRAINER = "trainer.pt"
 UNFINISHED = ".unfinished_"
-TORCH_WRITER = "inline_container"
-"""Names the part of torch that writes the file in the RuntimeError it raises when the disk refuses."""
 GIB = 2**30
 
 
@@ -47,11 +46,13 @@ class TrainingState:
         self.policy = policy
         self.learner = learner
         self.reward = reward
-        self.identity = {
-            "base": policy.digest, "data": digest_problems(problems), "signals": sorted(reward.weights),
-            "run": "", "settings": {}, "reward_source": "",
-        }  # fmt: skip
-        """A checkpoint is only read by a run with the same identity; the run fills in the last three."""
+        self.identity: dict[str, Any] = {"base": policy.digest, "data": digest_problems(problems)}
+        """A checkpoint is only read by a run with the same identity and settings; the run adds its id."""
+        if reward.weights:
+            self.identity["signals"] = sorted(reward.weights)
+        self.settings: dict[str, str] = {}
+        self.reward_source = ""
+        """SHA-256 of a user's own reward"""
         self.notes: dict = {}
         """Figures that the run keeps for its summary, such as the test figures before training."""
         self.complete(0, {"step": 0})
@@ -64,38 +65,26 @@ class TrainingState:
 
     def write(self, folder: Path) -> None:
         """Writes the Hugging Face layout, and trainer.pt beside it (read back with weights_only: no pickle)."""
-        saved = {"step": self.step, "row": self.row, "notes": self.notes} | self.identity | self._small
-        try:
-            self.policy.save(folder)
-            torch.save(saved | {"optimizer": self.learner.optimizer.state_dict()}, folder / TRAINER)
-        except (RuntimeError, SafetensorError) as error:  # a full disk, in the words of these libraries
-            if isinstance(error, RuntimeError) and TORCH_WRITER not in str(error):
-                raise
-            raise OSError(first_line(error)) from error
+        small = {name: getattr(self, name) for name in ("step", "row", "notes", "settings", "reward_source")}
+        optimizer = {"optimizer": self.learner.optimizer.state_dict()}
+        self.policy.save(folder)
+        torch.save(small | self.identity | self._small | optimizer, folder / TRAINER)
 
     def read(self, folder: Path) -> None:
-        """Checks everything, then changes the state.
-
-        Raises UserError when run, settings, base model, problems or signals are not those of the checkpoint, and
-        ValueError when the file cannot be a checkpoint of such a run.
-        """
+        """Raises UserError when the checkpoint is of another training, ValueError when it is no checkpoint."""
         try:
             saved = torch.load(folder / TRAINER, weights_only=True, map_location="cpu")
-            shapes = [master.shape for master in saved["optimizer"]["masters"]]
-            step, row, notes, (bad_steps, microbatch_tokens), reward = (
-                saved[name] for name in ("step", "row", "notes", "learner", "reward")
-            )
-            if shapes != [master.shape for master in self.learner.optimizer.masters]:
-                raise ValueError("it has other trained weights than this run")
-            check_identity(folder, saved, self.identity)
-            check_reward(folder, saved, self.identity)
-        except (torch.serialization.pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
+        except torch.serialization.pickle.UnpicklingError as error:
             raise ValueError(f"{TRAINER} cannot be read: {first_line(error)}") from error
+        before = saved["settings"] | {name: saved[name] for name in self.identity}
+        refuse_other(before, self.settings | self.identity, folder, "Restore them")
+        if saved["reward_source"] != self.reward_source:
+            notify(f"the reward's source was edited after {folder.name}: from here on the run follows the new one")
         self.learner.optimizer.load_state_dict(saved["optimizer"])
-        self.learner.bad_steps, self.learner.microbatch_tokens = bad_steps, microbatch_tokens
-        self.reward.load_state_dict(reward)
-        self.notes = notes
-        self.complete(step, row)
+        self.learner.bad_steps, self.learner.microbatch_tokens = saved["learner"]
+        self.reward.load_state_dict(saved["reward"])
+        self.notes = saved["notes"]
+        self.complete(saved["step"], saved["row"])
 
 
 class Checkpoints:
@@ -104,6 +93,8 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int):
         self.folder = folder
         self.keep = keep
+        self.accuracy: dict[int, float] = {}
+        """Evaluated step -> held-out accuracy"""
 
     def path(self, step: int) -> Path:
         return self.folder / f"step_{step:06d}"
@@ -112,29 +103,33 @@ class Checkpoints:
         """Oldest first."""
         return [step for step, path in files.numbered(self.folder).items() if path.is_dir() and not path.is_symlink()]
 
-    def save(self, step: int, write: Callable[[Path], None], accuracy: dict[int, float]) -> None:
+    def best(self) -> int | None:
+        """The step of the best kept checkpoint, the earlier one on a tie; None where no step was evaluated."""
+        evaluated = [step for step in self.steps() if step in self.accuracy]
+        return max(evaluated, key=self.accuracy.__getitem__, default=None)
+
+    def save(self, step: int, write: Callable[[Path], None]) -> None:
         """Makes a checkpoint that `write(folder)` fills, then prunes the others.
 
-        `accuracy` maps the evaluated steps to held-out accuracy. Raises UserError when the disk is full; the earlier
-        checkpoints stay as they are.
+        Raises UserError when the disk is full; the earlier checkpoints stay as they are.
         """
         unfinished = self.folder / f"{UNFINISHED}{step:06d}"
         with files.writing(self.folder):
             self.folder.mkdir(exist_ok=True)
-            self._make_room(accuracy)
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir()
+            self._make_room()
             try:
+                unfinished.mkdir()
                 write(unfinished)
                 seal(unfinished)
-            except BaseException:
+                if self.path(step).exists():
+                    self._remove(step)
+                os.replace(unfinished, self.path(step))
+            except (RuntimeError, SafetensorError) as error:  # a full disk, in the words of these libraries
+                raise OSError(first_line(error)) from error
+            finally:
                 shutil.rmtree(unfinished, ignore_errors=True)  # half a checkpoint would keep a full disk full
-                raise
-            if self.path(step).exists():
-                self._remove(step)
-            os.replace(unfinished, self.path(step))
             files.sync(self.folder)
-            self.prune(accuracy)
+            self.prune()
 
     def restore(self, read: Callable[[Path], None]) -> int | None:
         """Reads the newest complete checkpoint and returns its step; None without one.
@@ -163,14 +158,10 @@ class Checkpoints:
                 path.rename(aside)
         return None
 
-    def best(self, accuracy: dict[int, float]) -> int | None:
-        """The step of the best kept checkpoint, the earlier one on a tie; None where no step was evaluated."""
-        return max((step for step in self.steps() if step in accuracy), key=accuracy.__getitem__, default=None)
-
-    def prune(self, accuracy: dict[int, float]) -> None:
+    def prune(self) -> None:
         """Keeps complete checkpoints of the newest steps, and the weights of evaluated steps before them."""
         for step in self.steps()[: -self.keep]:
-            if step not in accuracy:
+            if step not in self.accuracy:
                 self._remove(step)
             elif (self.path(step) / TRAINER).exists():
                 drop_trainer(self.path(step))
@@ -181,35 +172,32 @@ class Checkpoints:
         os.replace(self.path(step), away)
         shutil.rmtree(away)
 
-    def _make_room(self, accuracy: dict[int, float]) -> None:
+    def _make_room(self) -> None:
         """Makes room for another checkpoint like the newest: on a short disk the oldest weights go, never the best."""
-        newest = [self.path(step) for step in self.steps()[-1:]]
-        needed = sum(file.stat().st_size for path in newest for file in path.rglob("*"))
+        steps = self.steps()
+        needed = sum(file.stat().st_size for step in steps[-1:] for file in self.path(step).rglob("*"))
+        old = [step for step in steps[: -self.keep] if step != self.best()]
         while (free := shutil.disk_usage(self.folder).free) < needed:
-            old = [step for step in self.steps()[: -self.keep] if step != self.best(accuracy)]
             if not old:
                 raise UserError(
                     f"disk full: a checkpoint takes {needed / GIB:.2f} GiB and {self.folder} has {free / GIB:.2f} GiB "
                     "free; free space and --resume"
                 )
             notify(f"the disk is nearly full: removing the weights of step {old[0]}")
-            self._remove(old[0])
+            self._remove(old.pop(0))
 
 
 def is_finished(folder: Path, last: int) -> bool:
     """True if step `last` and its figures are on disk, and rows and newest checkpoint are undamaged."""
     damaged: list[bytes] = []
     rows = files.read_rows(folder / "metrics.jsonl", damaged)
-    if not (folder / "summary.json").is_file() or damaged or not rows or rows[-1]["step"] < last:
-        return False
     checkpoints = Checkpoints(folder / "checkpoints", keep=1)
-    if not checkpoints.steps():  # removed to save space
-        return True
     try:
-        check_whole(checkpoints.path(last))
+        for step in checkpoints.steps()[-1:]:  # none where they were removed to save space
+            check_whole(checkpoints.path(step))
     except ValueError:  # restore() reports it
         return False
-    return True
+    return (folder / "summary.json").is_file() and not damaged and bool(rows) and rows[-1]["step"] >= last
 
 
 def seal(folder: Path) -> None:
@@ -222,33 +210,25 @@ def seal(folder: Path) -> None:
 
 
 def check_whole(folder: Path) -> None:
-    """Raises ValueError with the first difference where a checkpoint's files are not as they were written."""
+    """Raises ValueError with the first file of a checkpoint that is not as it was written."""
     try:
-        manifest = {name: (int(size), str(digest)) for name, (size, digest) in read_manifest(folder).items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        raise ValueError(f"no readable {MANIFEST}") from None
-    for name, (size, digest) in manifest.items():
-        if not (folder / name).is_file():
-            raise ValueError(f"{name} is missing")
-        present_size, present_digest = size_and_digest(folder / name)
-        if present_size != size:
-            raise ValueError(f"{name} has {present_size} bytes instead of {size}")
-        if present_digest != digest:
-            raise ValueError(f"{name} has another checksum")
+        manifest = dict(json.loads((folder / MANIFEST).read_text()))
+        changed = next((name for name, entry in manifest.items() if size_and_digest(folder / name) != entry), None)
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(first_line(error)) from error
+    if changed:
+        raise ValueError(f"{changed} is not as it was written")
 
 
-def size_and_digest(path: Path) -> tuple[int, str]:
+def size_and_digest(path: Path) -> list:
     """The file's bytes, and the SHA-256 of its content."""
     with path.open("rb") as file:
-        return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
+        return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
 
 
 def drop_trainer(folder: Path) -> None:
     """Removes trainer.pt, from the manifest first: a folder that does not name it there holds weights alone."""
-    manifest = {name: entry for name, entry in read_manifest(folder).items() if name != TRAINER}
+    manifest = json.loads((folder / MANIFEST).read_text())
+    del manifest[TRAINER]
     files.write(folder / MANIFEST, json.dumps(manifest, indent=1))
     (folder / TRAINER).unlink()
-
-
-def read_manifest(folder: Path) -> dict[str, list]:
-    return json.loads((folder / MANIFEST).read_text())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -14,10 +14,9 @@ PHASES = ("rollout", "reward", "learn", "sync", "eval")
 
 
 class Clock:
-    """Seconds by phase, and the most `memory` (GiB) that was in use at the end of one."""
+    """Seconds by phase, and the most memory (GiB) that was in use at the end of one."""
 
-    def __init__(self, memory: Callable[[], float] = lambda: 0.0) -> None:
-        self._memory = memory
+    def __init__(self) -> None:
         self._peak = 0.0
         self._restart()
 
@@ -28,7 +27,7 @@ class Clock:
             yield
         finally:
             self._seconds[phase] += time.perf_counter() - start
-            self._peak = max(self._peak, self._memory())
+            self._peak = max(self._peak, memory_in_use_gib())
 
     def read(self) -> dict[str, float]:
         """Seconds by phase since the last reading; `time/step` is their sum with time/other."""
@@ -40,7 +39,8 @@ class Clock:
 
     def read_peak(self) -> float:
         """GiB at the peak since the last such reading."""
-        peak, self._peak = max(self._peak, self._memory()), 0.0
+        peak = max(self._peak, memory_in_use_gib())
+        self._peak = 0.0
         return peak
 
     def _restart(self) -> None:

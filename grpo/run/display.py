@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from grpo.terminal import command, escape_control, notify
+from grpo.terminal import command, escape_control, notify, shorten
 
 STARTING = "{desc} {elapsed}"
 STEPS = "step {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
@@ -35,8 +35,7 @@ class Progress:
         self.bar = tqdm(
             total=steps, bar_format=STARTING, dynamic_ncols=True, disable=quiet or not sys.stderr.isatty(), leave=False
         )
-        self._count: Callable[[], str] = str
-        self._phase = ""
+        self._describe: Callable[[], str] = str
         self._ended = threading.Event()
         self._shown: dict[str, float] = {}
         if not self.bar.disable:
@@ -44,26 +43,21 @@ class Progress:
 
     def phase(self, text: str, count: Callable[[], str] = str) -> None:
         """Shows the start's present phase, and behind it what `count` returns at the moment."""
-        self._phase = text
-        self._count = count
-        self._show_phase()
+        self._describe = lambda: f"{text} {count()}".strip()
+        self.bar.set_description_str(self._describe())
         if self.bar.disable and not self.quiet:
             notify(text)
 
     def _refresh(self) -> None:
         while not self._ended.wait(1.0):
-            self._show_phase()
-
-    def _show_phase(self) -> None:
-        self.bar.set_description_str(f"{self._phase} {self._count()}".strip())
+            self.bar.set_description_str(self._describe())
 
     def begin(self, step: int) -> None:
         """Ends the start: from here on the line shows steps, times and figures."""
         self.bar.bar_format = STEPS
         self.bar.leave = True
-        if not self.bar.disable:
-            self.bar.reset()
-            self.bar.initial = self.bar.n = step
+        self.bar.reset()
+        self.bar.initial = self.bar.n = step
 
     def step(self, row: dict[str, float], limit: int | None) -> None:
         """Shows a step's figures. On a terminal the last held-out figures stay until there are new ones."""
@@ -73,7 +67,10 @@ class Progress:
             return
         self._shown |= row
         width = self.bar.format_dict["ncols"] or 80  # None where the terminal has gone
-        self.bar.set_postfix_str(fitted(figures(self._shown, limit), width), refresh=False)
+        shown = figures(self._shown, limit)
+        while shown and len("  ".join(shown)) > width - BEFORE_FIGURES:
+            shown.pop()
+        self.bar.set_postfix_str("  ".join(shown), refresh=False)
         self.bar.update(int(row["step"] > 0))
 
     def close(self) -> None:
@@ -81,31 +78,15 @@ class Progress:
         self.bar.close()
 
 
-def fitted(parts: Sequence[str], width: int) -> str:
-    """The first parts, as many as fit on a line of that width behind the step and the times."""
-    while len("  ".join(parts)) > width - BEFORE_FIGURES and parts:
-        parts = parts[:-1]
-    return "  ".join(parts)
-
-
-def measured_time(step_s: float, steps: int) -> str:
-    """The time to go at the speed of a measured step, for runs that people plan around: half an hour and more."""
-    hours = step_s * steps / 3600
-    if hours < 0.5:
-        return ""
-    to_go = f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
-    return f"measured: {step_s:.1f} s a step, {to_go} for the other {steps}"
-
-
 def figures(metrics: dict[str, float], limit: int | None = None) -> list[str]:
     """The step's figures, the most telling first: held-out accuracy (starred where eval.limit is set), then reward."""
     star = "*" if limit else ""
-    parts = [name for name in metrics if name.startswith("signal/") and not name.endswith("_group_std")]
+    signals = [name for name in metrics if name.startswith("signal/") and not name.endswith("_group_std")]
     shown = {
         f"sampled{star}": "eval/sampled_accuracy",
         f"greedy{star}": "eval/greedy_accuracy",
         "reward": "reward/mean",
-        **{name.removeprefix("signal/"): name for name in parts},
+        **{name.removeprefix("signal/"): name for name in signals},
         "tokens": "completion/length_mean",
         "tokens/s": "speed/tokens_per_second",
     }
@@ -135,29 +116,24 @@ def next_commands(folder: Path, steps: int) -> str:
     )
 
 
-def good_and_bad(rows: Sequence[dict], truths: Sequence[str], width: int = 80, colours: bool = False) -> str:
-    """The step's best and worst completion, wrapped to the width, as text that is safe to print.
+def good_and_bad(rows: Sequence[dict]) -> str:
+    """The step's best and worst completion, as text that is safe to print, wrapped to the terminal's width.
 
-    `rows` as in completions/; truths[group].
+    In colours where the terminal has them.
     """
+    width = shutil.get_terminal_size().columns
+    colours = "NO_COLOR" not in os.environ and os.environ.get("TERM", "dumb") != "dumb"
     blocks = []
     for label, choose, colour in (("best", max, GREEN), ("worst", min, RED)):
         row = choose(rows, key=itemgetter("reward"))
         signals = "  ".join(f"{name} {value:g}" for name, value in row["signals"].items())
-        head = f"--- {label} of step {row['step']}: reward {row['reward']:g}  {signals}"
-        tail = f"answer {row['answer']}, truth {truths[row['group']]}, {row['tokens']} tokens, {row['finish_reason']}"
-        text = row["completion"]
-        if len(text) > LONGEST:
-            half = LONGEST // 2
-            text = f"{text[:half]} ... [{len(text) - 2 * half} characters] ... {text[-half:]}"
-        paragraphs = [head[:300], tail[:300], *text.expandtabs(4).split("\n")]
-        wrapped = [textwrap.fill(escape_control(paragraph), width, subsequent_indent="  ") for paragraph in paragraphs]
-        wrapped[0] = f"{colour}{wrapped[0]}{PLAIN}" if colours else wrapped[0]
-        blocks += wrapped
+        paragraphs = [
+            f"--- {label} of step {row['step']}: reward {row['reward']:g}  {signals}"[:300],
+            f"answer {row['answer']}, truth {row['ground_truth']}, {row['tokens']} tokens, {row['finish_reason']}"[
+                :300
+            ],
+            *shorten(row["completion"], LONGEST).expandtabs(4).split("\n"),
+        ]
+        head, *wrapped = [textwrap.fill(escape_control(text), width, subsequent_indent="  ") for text in paragraphs]
+        blocks += [f"{colour}{head}{PLAIN}" if colours else head, *wrapped]
     return "\n".join(blocks)
-
-
-def show_samples(rows: Sequence[dict], truths: Sequence[str]) -> None:
-    """Prints the best and the worst completion above the progress line, in colours where the terminal has them."""
-    colours = "NO_COLOR" not in os.environ and os.environ.get("TERM", "dumb") != "dumb"
-    tqdm.write(good_and_bad(rows, truths, shutil.get_terminal_size().columns, colours), file=sys.stderr)

@@ -21,8 +21,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.held = False
-        self._received = 0
-        self._waiting: Interrupted | None = None
+        self._first: Interrupted | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
@@ -42,16 +41,14 @@ class Interrupts:
     def release(self) -> None:
         """Lets interruptions through again, and raises one that has waited."""
         self.held = False
-        if self._waiting:
-            raise self._waiting
+        if self._first:
+            raise self._first
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self._received += 1
-        if self._received > 1:
-            if number == signal.SIGINT:
-                signal.signal(number, signal.SIG_DFL)
-                signal.raise_signal(number)
-        elif self.held:
-            self._waiting = Interrupted(number)
-        else:
-            raise Interrupted(number)
+        if self._first is None:
+            self._first = Interrupted(number)
+            if not self.held:
+                raise self._first
+        elif number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
-import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from grpo.environment import versions
 from grpo.problems import BadRow
 from grpo.run import files
 from grpo.run.alarms import Alarms
 from grpo.run.checkpoint import Checkpoints, TrainingState
-from grpo.run.clock import Clock, memory_in_use_gib
-from grpo.run.display import WHY_NO_LOSS, Progress, before_and_after, measured_time, show_samples
+from grpo.run.clock import Clock
+from grpo.run.display import WHY_NO_LOSS, Progress, before_and_after, good_and_bad
 from grpo.run.interrupts import Interrupts
-from grpo.run.resume import decisive, digest_reward, new_folder, rewind
+from grpo.run.resume import decisive, differences, digest_reward, new_folder, rewind
 from grpo.run.trackers import Tracker
-from grpo.settings import Config
-from grpo.terminal import command, notify
+from grpo.settings import Config, read_yaml
+from grpo.terminal import command, notify, print_above
 from grpo.types import Group
 from rewards import Score, right_shares, summarize
 
@@ -39,11 +38,10 @@ class Run:
         self.folder = resumed or new_folder(config)
         self.resumed = resumed is not None
         self.interrupts = interrupts or Interrupts()
-        self.clock = Clock(memory_in_use_gib)
+        self.clock = Clock()
         self.checkpoints = Checkpoints(self.folder / "checkpoints", config.checkpoint.keep)
-        self.accuracy: dict[int, float] = {}
-        """Step -> the figure that chooses the best checkpoint."""
         self.best_by = "eval/sampled_accuracy" if config.eval.sampling == "both" else "eval/greedy_accuracy"
+        """The figure that chooses the best checkpoint."""
         self.progress = Progress(config.steps, config.quiet)
         self._known: set[int] = set()
         self._alarms = Alarms()
@@ -55,8 +53,20 @@ class Run:
     @contextmanager
     def recording(self, state: TrainingState, bad_rows: Sequence[BadRow]) -> Iterator[None]:
         """Owns the run folder. On any exit, saves the last complete step and prints the resume command."""
+        self.state = state
+        if not self.resumed:
+            self._lock = files.create(self.folder, self.config)
+        state.identity["run"] = files.run_id(self.folder)
+        state.settings = decisive(self.config)
+        state.reward_source = digest_reward(self.config.reward.name)
+        last_logged = self._restore() if self.resumed else -1
+        if bad_rows:
+            files.write(self.folder / "bad_rows.jsonl", files.lines(map(asdict, bad_rows)))
+        for warning in state.reward.warnings:
+            notify(warning)
+        self._tracker = Tracker(self.folder, self.config, last_logged)
+        self.clock.read()  # the time of loading belongs to no step
         finished = False
-        self._begin(state, bad_rows)
         try:
             yield
             finished = True
@@ -69,42 +79,28 @@ class Run:
             self._tracker.close(finished)
             self._lock.close()
 
-    def _begin(self, state: TrainingState, bad_rows: Sequence[BadRow]) -> None:
-        """Makes the folder, or rewinds it to its last complete checkpoint."""
-        self.state = state
-        with files.writing(self.folder):
-            if not self.resumed:
-                self._lock = files.create(self.folder, self.config)
-            state.identity |= {
-                "run": files.run_id(self.folder),
-                "settings": decisive(self.config),
-                "reward_source": digest_reward(self.config.reward.name),
-            }
-            last_logged = self._restore() if self.resumed else -1
-            if bad_rows:
-                files.write(self.folder / "bad_rows.jsonl", files.lines(map(dataclasses.asdict, bad_rows)))
-        for warning in state.reward.warnings:
-            notify(warning)
-        self._tracker = Tracker(self.config.tracker, self.folder, self.config, last_logged)
-        self.clock.read()  # the time of loading belongs to no step
-
     def _restore(self) -> int:
         """Rewinds the folder to its last complete checkpoint. Returns the last step that had been logged before."""
-        logged = [row["step"] for row in self.rows()]
+        last_logged = max((row["step"] for row in self.rows()), default=-1)
         if self.checkpoints.restore(self.state.read) is None:
             notify(f"{self.folder} has no whole checkpoint: starting again from step 1")
         else:
             notify(f"continuing {self.folder} after step {self.step}")
-        rows = rewind(self.folder, self.step, pending=self.unlogged)
-        if rows and rows[-1]["step"] == self.step:
+        accuracy = {row["step"]: row.get(self.best_by) for row in rewind(self.folder, self.step)}
+        if self.step in accuracy:
             self.state.row = None
-        self.accuracy = {row["step"]: row[self.best_by] for row in rows if row.get(self.best_by) is not None}
+        if missing := sorted(set(range(self.step + (not self.unlogged))) - accuracy.keys()):
+            notify(f"{self.folder / 'metrics.jsonl'} has no row of step {', '.join(map(str, missing))}")
+        self.checkpoints.accuracy = {step: figure for step, figure in accuracy.items() if figure is not None}
+        self.checkpoints.prune()
         self._known = {row["problem"] for row in files.read_rows(self.folder / "problems.jsonl")}
-        self.checkpoints.prune(self.accuracy)
         files.write_config(self.folder, self.config)
-        if changes := files.write_versions(self.folder, f"versions_after_{self.step:06d}.json"):
-            notify(f"changed since the start of the run, so figures may differ: {', '.join(changes)}")
-        return max(logged, default=-1)
+        now = versions()
+        before = read_yaml(self.folder / "versions.json")
+        if changes := differences(before, dict.fromkeys(before) | now):
+            files.write(self.folder / f"versions_after_{self.step:06d}.json", json.dumps(now, indent=2))
+            notify(f"changed since the start of the run, so figures may differ: {changes}")
+        return last_logged
 
     @property
     def step(self) -> int:
@@ -138,68 +134,57 @@ class Run:
     ) -> None:
         """Records a step that the weights have taken. From here on it is not lost when the run stops."""
         self.interrupts.hold()  # the learner does before its step; one that was skipped took none
-        completions = files.completion_rows(step, groups, texts, scores, advantages)
+        completions = completion_rows(step, groups, texts, scores, advantages)
         files.write_completions(self.folder, step, completions)
-        self._write_problems(groups)
-        row = {"step": step, "accuracy": right_shares([group.problem.index for group in groups], scores)}
-        files.append(self.folder / "accuracy.jsonl", files.lines([row]))
+        problems = {group.problem.index: group.problem for group in groups if group.problem.index not in self._known}
+        self._known |= problems.keys()
+        self._append("problems.jsonl", step, ({"problem": index} | asdict(new) for index, new in problems.items()))
+        accuracy = right_shares([group.problem.index for group in groups], scores)
+        self._append("accuracy.jsonl", step, [{"accuracy": accuracy}])
         metrics = summarize(scores) | completion_metrics(groups) | learned
         metrics["groups/zero_variance"] = (advantages == 0).all(1).double().mean().item()  # exact zeros, no tolerance
         metrics["verifier/cache_hit_rate"] = self.state.reward.cache_hit_rate()
         self.state.complete(step, {"step": step} | metrics | self.clock.read())
         if not self.progress.bar.disable and step % self.config.show_every == 0:
-            show_samples(completions, [group.problem.ground_truth for group in groups])
+            print_above(good_and_bad(completions))
         if step == 1 and not self.config.quiet:
             notify(WHY_NO_LOSS)
         for alarm in self._alarms(metrics):
             notify(alarm)
         self.interrupts.release()
 
-    def _write_problems(self, groups: Sequence[Group]) -> None:
-        """Each problem where it is drawn for the first time."""
-        new = {group.problem.index: group.problem for group in groups if group.problem.index not in self._known}
-        rows = [
-            {"problem": index, "prompt": problem.prompt, "ground_truth": problem.ground_truth, "extra": problem.extra}
-            for index, problem in new.items()
-        ]
-        files.append(self.folder / "problems.jsonl", files.lines(rows))
-        self._known |= new.keys()
-
     def log(self, evaluation: dict[str, float]) -> None:
         """Writes the last step's row to metrics.jsonl, tracker and terminal; saves a checkpoint if one is due."""
-        row = self._finished_row() | evaluation
-        step = self.step
-        every = self.config.checkpoint.every
-        files.append(self.folder / "metrics.jsonl", files.lines([row]))
-        self.state.row = None
-        if row.get(self.best_by) is not None:
-            self.accuracy[step] = row[self.best_by]
-        self._tracker.log(row)
-        self.progress.step(row, self.config.eval.limit)
-        if step == 2 and (line := measured_time(row["time/step"], self.config.steps - step)):  # the first warms up
-            notify(line)
-        if step and (step == self.config.steps or (every and step % every == 0)):
-            self.save()
-
-    def _finished_row(self) -> dict[str, Any]:
         assert self.state.row is not None  # a step is logged once
-        row = dict(self.state.row)
+        row: dict[str, Any] = self.state.row | evaluation
         for name, seconds in self.clock.read().items():
             row[name] = row.get(name, 0.0) + seconds
-        if self.step:
-            row["speed/tokens_per_second"] = row.pop("completion/tokens") / (row["time/step"] - row["time/eval"])
+        if tokens := row.pop("completion/tokens", 0):
+            row["speed/tokens_per_second"] = tokens / (row["time/step"] - row["time/eval"])
         row |= {"memory/peak_gib": self.clock.read_peak(), "time": time.time()}
-        return {name: value if math.isfinite(value) else None for name, value in row.items()}  # JSON has no NaN
-
-    def save(self) -> None:
-        self.checkpoints.save(self.step, self.state.write, self.accuracy)
+        row = {name: value if math.isfinite(value) else None for name, value in row.items()}  # JSON has no NaN
+        self._append("metrics.jsonl", self.step, [row])
+        self.state.row = None
+        if row.get(self.best_by) is not None:
+            self.checkpoints.accuracy[self.step] = row[self.best_by]
+        self._tracker.log(row)
+        self.progress.step(row, self.config.eval.limit)
+        every = self.config.checkpoint.every
+        if self.step and (self.step == self.config.steps or (every and self.step % every == 0)):
+            self.checkpoints.save(self.step, self.state.write)
 
     def save_bad_batch(self, batch: dict) -> None:
         """The samples of a step that was skipped because its loss or gradient was not finite."""
         step = self.step + 1
-        path = self.folder / "bad_batches.jsonl"
-        files.append(path, files.lines([{"step": step} | batch]))
-        notify(f"step {step}: loss or gradient is not finite; weights left as they are, batch kept in {path}")
+        self._append("bad_batches.jsonl", step, [batch])
+        notify(
+            f"step {step}: loss or gradient is not finite; weights left as they are, batch kept in "
+            f"{self.folder / 'bad_batches.jsonl'}"
+        )
+
+    def _append(self, name: str, step: int, rows: Iterable[dict]) -> None:
+        """Appends rows to a file that `rewind` cuts after a step."""
+        files.append(self.folder / name, files.lines({"step": step} | row for row in rows))
 
     def rows(self) -> list[dict]:
         """The rows of metrics.jsonl."""
@@ -213,7 +198,7 @@ class Run:
             notify(f"stopped while step {self.step + 1} was being recorded; going back to the last checkpoint")
         elif self.step and self.step not in self.checkpoints.steps():
             try:
-                self.save()
+                self.checkpoints.save(self.step, self.state.write)
             except (OSError, RuntimeError, ValueError) as error:  # what ended the run may forbid this as well
                 notify(f"step {self.step} could not be saved: {error}")
             else:
@@ -224,23 +209,40 @@ class Run:
         seconds = sum(row["time/step"] for row in self.rows())
         summary = {"before": self.state.notes["before"], "after": after, "steps": self.step, "seconds": seconds}
         summary["limit"] = self.config.eval.limit
-        if (best := self.checkpoints.best(self.accuracy)) is not None:
-            summary["best"] = {"step": best, self.best_by: self.accuracy[best]}
+        if (best := self.checkpoints.best()) is not None:
+            summary["best"] = {"step": best, self.best_by: self.checkpoints.accuracy[best]}
         files.write(self.folder / "summary.json", json.dumps(summary, indent=2))
         return before_and_after(summary)
 
 
-def set_threads(threads: int) -> None:
-    """Sets torch's CPU threads; 0 keeps torch's own choice."""
-    if threads:
-        torch.set_num_threads(threads)
-
-
-def set_seed(seed: int) -> None:
-    """Python's, numpy's and torch's own random generators, which a user's reward may draw from."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+def completion_rows(
+    step: int,
+    groups: Sequence[Group],
+    texts: Sequence[Sequence[str]],
+    scores: Sequence[Sequence[Score]],
+    advantages: torch.Tensor,
+) -> list[dict]:
+    """One row per completion: its text, reward, signals and advantage. Everything is [groups, completions]."""
+    return [
+        {
+            "step": step,
+            "group": g,
+            "sample": i,
+            "problem": group.problem.index,
+            "ground_truth": group.problem.ground_truth,
+            "completion": text,
+            "finish_reason": completion.finish_reason,
+            "tokens": len(completion.ids),
+            "reward": score.total,
+            "signals": score.signals,
+            "answer": score.answer,
+            "verdict": score.verdict,
+            "outcome": score.outcome,
+            "advantage": advantage,
+        }
+        for g, (group, *columns) in enumerate(zip(groups, texts, scores, advantages.tolist(), strict=True))
+        for i, (completion, text, score, advantage) in enumerate(zip(group.completions, *columns, strict=True))
+    ]
 
 
 def completion_metrics(groups: Sequence[Group]) -> dict[str, float]:

@@ -64,7 +64,7 @@ def test_every_chart_is_drawn_and_nothing_is_fetched(browser: Browser, pages: Pa
         "[...document.querySelectorAll('.chart')].filter(c => !c.querySelector('.scatterlayer .trace')).map(c => c.id)"
     )
     assert browser.run("document.querySelectorAll('.chart').length") == 21
-    assert browser.run("document.querySelectorAll('#folded li').length") == 4  # clip, ratio, rate, skipped updates
+    assert browser.run("document.querySelectorAll('#constant li').length") == 4  # clip, ratio, rate, skipped updates
     assert browser.run(empty) == []
     background = browser.run("getComputedStyle(document.body).backgroundColor")
     assert background == ("rgb(20, 23, 28)" if dark else "rgb(255, 255, 255)")

@@ -33,8 +33,9 @@ def write_two(folder: Path) -> None:
 
 def saved(folder: Path, steps, keep: int = 9, accuracy: dict | None = None) -> Checkpoints:
     checkpoints = Checkpoints(folder / "checkpoints", keep)
+    checkpoints.accuracy = accuracy or {}
     for step in steps:
-        checkpoints.save(step, write_two, accuracy=accuracy or {})
+        checkpoints.save(step, write_two)
     return checkpoints
 
 
@@ -66,7 +67,7 @@ def test_a_damaged_checkpoint_is_recognised_and_the_one_before_is_used(tmp_path,
     assert "step_000003 is damaged" in capsys.readouterr().err
     # Put aside, so that it neither counts as one of the newest nor stands in the way of the next step 3.
     assert checkpoints.steps() == [1, 2]
-    checkpoints.save(3, write_two, accuracy={})
+    checkpoints.save(3, write_two)
     assert checkpoints.restore(lambda path: None) == 3
 
 
@@ -99,7 +100,7 @@ def test_none_is_whole(tmp_path):
 def test_keeps_the_newest_whole_and_the_weights_of_evaluated_steps(tmp_path, accuracy, kept, best):
     checkpoints = saved(tmp_path, range(1, 7), keep=2, accuracy=accuracy)
     assert checkpoints.steps() == kept
-    assert checkpoints.best(accuracy) == best
+    assert checkpoints.best() == best
     for step in kept:
         check_whole(checkpoints.path(step))
         assert (checkpoints.path(step) / TRAINER).exists() is (step >= 5)
@@ -121,7 +122,7 @@ def test_where_the_disk_is_short_old_weights_make_room(tmp_path, monkeypatch, ca
         return SimpleNamespace(free=0.4 * size * (1 + len(steps) - len(checkpoints.steps())))
 
     monkeypatch.setattr("shutil.disk_usage", usage)
-    checkpoints.save(6, write_two, accuracy=accuracy)
+    checkpoints.save(6, write_two)
     assert checkpoints.steps() == [2, 4, 5, 6]
     assert "removing the weights of step 1" in capsys.readouterr().err
 
@@ -134,7 +135,7 @@ def test_what_the_run_did_not_write_is_left_alone(tmp_path):
     (checkpoints.folder / "step_notes.txt").write_text("mine")
     (checkpoints.folder / "step_000009").symlink_to(checkpoints.path(2))
     assert checkpoints.restore(lambda path: None) == 2
-    checkpoints.save(3, write_two, accuracy={})
+    checkpoints.save(3, write_two)
     assert checkpoints.steps() == [3]
     others = {path.name for path in checkpoints.folder.iterdir()} - {"step_000003"}
     assert others == {"step_000002_keep", "step_000001.bak", "step_notes.txt", "step_000009"}
@@ -148,7 +149,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(UserError, match=r"cannot write to .*checkpoints: No space left"):
-        checkpoints.save(2, fail, accuracy={})
+        checkpoints.save(2, fail)
     assert [path.name for path in checkpoints.folder.iterdir()] == ["step_000001"]
 
 
@@ -156,7 +157,7 @@ def test_space_is_checked_before_anything_is_written(tmp_path, monkeypatch):
     checkpoints = saved(tmp_path, [1])
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=2000))  # of more than 2048 bytes
     with pytest.raises(UserError, match=r"disk full: a checkpoint takes .* GiB"):
-        checkpoints.save(2, lambda folder: pytest.fail("written"), accuracy={})
+        checkpoints.save(2, lambda folder: pytest.fail("written"))
     assert checkpoints.steps() == [1]
 
 
@@ -256,5 +257,5 @@ def test_nothing_is_unpickled(tmp_path):
 def test_other_problems_are_refused(tmp_path):
     trainer().write(tmp_path)
     for problems in (PROBLEMS[::-1], PROBLEMS[:1], [PROBLEMS[0], Problem(1, "2+2=", (3, 5), "5")]):
-        with pytest.raises(UserError, match="trained on other problems"):
+        with pytest.raises(UserError, match="started with other settings: data"):
             trainer(problems=problems).read(tmp_path)

@@ -19,8 +19,7 @@ from small_runs import REPO, SMALL, arguments, start
 import train
 from grpo.environment import versions
 from grpo.errors import UserError
-from grpo.run import files
-from grpo.run.clock import Clock
+from grpo.run import clock, files
 from grpo.run.display import before_and_after, figures, good_and_bad
 from grpo.run.files import read_completions, read_rows
 from grpo.terminal import escape_control
@@ -60,15 +59,16 @@ def test_everything_is_there(folder):
     assert summary["steps"] == 2
 
 
-def test_peak_memory_is_the_most_at_the_end_of_a_phase():
+def test_peak_memory_is_the_most_at_the_end_of_a_phase(monkeypatch):
     in_use = iter([3.0, 7.0, 5.0, 4.0])  # after the rollout, after learning, at the first reading, at the second
-    clock = Clock(lambda: next(in_use))
-    with clock("rollout"):
+    monkeypatch.setattr(clock, "memory_in_use_gib", lambda: next(in_use))
+    own = clock.Clock()
+    with own("rollout"):
         pass
-    clock.read()  # seconds are read in between
-    with clock("learn"):
+    own.read()  # seconds are read in between
+    with own("learn"):
         pass
-    assert (clock.read_peak(), clock.read_peak()) == (7.0, 4.0)
+    assert (own.read_peak(), own.read_peak()) == (7.0, 4.0)
 
 
 def test_a_row_a_step_and_every_completion(folder):
@@ -158,13 +158,16 @@ def test_nothing_a_model_writes_steers_the_terminal():
     assert escape_control("Größe ≤ 5\n\tπ 数") == "Größe ≤ 5\n\tπ 数"
 
 
-def test_samples_are_the_best_and_the_worst_and_harmless():
-    same = {"step": 1, "group": 0, "signals": {"verify": 0.0}, "answer": EVIL, "tokens": 3, "finish_reason": "stop"}
+def test_samples_are_the_best_and_the_worst_and_harmless(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+    same = {"step": 1, "ground_truth": EVIL, "signals": {"verify": 0.0}, "answer": EVIL, "tokens": 3}
+    same["finish_reason"] = "stop"
     rows = [
         same | {"reward": reward, "completion": text}
         for reward, text in ((0.5, "middle"), (2.0, EVIL), (0.0, "lowest" * 1000))
     ]
-    shown = good_and_bad(rows, [EVIL])
+    shown = good_and_bad(rows)
     best, worst = shown.split("--- worst")
     assert "reward 2" in best
     assert "<script>" in best
@@ -173,7 +176,9 @@ def test_samples_are_the_best_and_the_worst_and_harmless():
     assert "characters] ..." in worst  # cut, or one completion fills the terminal
     assert len(worst) < 2000
     assert all(len(line) <= 80 for line in shown.splitlines())
-    coloured = good_and_bad(rows, [EVIL], 80, colours=True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    coloured = good_and_bad(rows)
     assert re.findall(r"\x1b\[\d+m", coloured) == ["\x1b[32m", "\x1b[0m", "\x1b[31m", "\x1b[0m"]  # ours alone
     assert re.sub(r"\x1b\[\d+m", "", coloured) == shown
 
@@ -272,10 +277,9 @@ def test_no_link_is_written_through(tmp_path):
     assert target.read_text() == "mine"
 
 
-def test_what_a_killed_start_left_is_taken_over_and_nothing_else(tmp_path, capsys):
-    (tmp_path / "run" / "completions").mkdir(parents=True)
-    (tmp_path / "run" / "versions.json").write_text("{}")
-    (tmp_path / "run" / ".config.yaml.0123abcd.partial").write_text("half")
+def test_what_a_killed_start_left_is_in_nobodys_way_and_other_folders_are_kept(tmp_path, capsys):
+    (tmp_path / ".run.0123abcd.partial" / "completions").mkdir(parents=True)
+    (tmp_path / ".run.0123abcd.partial" / "config.yaml").write_text("half")
     (tmp_path / "mine" / "completions").mkdir(parents=True)
     (tmp_path / "mine" / "completions" / "notes.txt").write_text("mine")
     assert train.main(arguments(tmp_path, "run", steps=1)) == 0

@@ -276,15 +276,3 @@ def test_weights_of_zero_are_said_at_the_start(tmp_path, capsys):
     zero = {"reward.name": "multi_signal", "reward.alpha": 0, "reward.beta": 0, "reward.gamma": 0}
     assert train.main(arguments(tmp_path, "run", steps=1, **zero)) == 0
     assert "all reward weights are 0" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("step_s", "steps", "line"),
-    [
-        (1.0, 58, ""),
-        (60.0, 58, "measured: 60.0 s a step, 1.0 h for the other 58"),
-        (480.0, 498, "measured: 480.0 s a step, 2.8 days for the other 498"),
-    ],
-)
-def test_a_long_run_reports_what_it_will_take(step_s, steps, line):
-    assert display.measured_time(step_s, steps) == line

@@ -20,7 +20,7 @@ from grpo.evaluation.scores import wilson
 from grpo.policy import load_tokenizer
 from grpo.run.alarms import Alarms
 from grpo.run.files import read_rows
-from grpo.run.resume import read_config, relocate_paths
+from grpo.run.resume import read_config
 from grpo.saved import of_run
 from grpo.settings import Config, changed, flat, short, typed
 from grpo.terminal import escape_control
@@ -44,7 +44,7 @@ def write(args: argparse.Namespace, folder: Path) -> str:
 def model_card(run: Path, base_model: str | None) -> ModelCard:
     """Returns the card. Raises UserError where the run or its test problems cannot be read."""
     newest = of_run(str(run))[-1]
-    config = relocate_paths(read_config(run), run)
+    config = read_config(run)
     alarms = Alarms()
     base = base_model or (None if Path(config.model).is_dir() else config.model)
     data = ModelCardData(

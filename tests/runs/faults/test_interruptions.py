@@ -34,7 +34,7 @@ POINTS = {
     "rollout": (train, "rollout", 2),
     "micro-batch": (Learner, "_loss", 2),
     "optimiser step": (torch.optim.AdamW, "step", 2),
-    "record": (run_files, "completion_rows", 2),
+    "record": (run_module, "completion_rows", 2),
     "evaluation": (Validator, "_measure", 4),  # the test set, which is empty, then steps 0, 1 and 2
     "log": (Progress, "step", 3),
     "save": (TrainingState, "write", 2),
@@ -160,8 +160,8 @@ def test_a_row_cut_off_by_the_kill_is_written_anew(tmp_path, undisturbed):
     def half_a_line() -> None:
         original = run_module.files.append
 
-        def append(path: Path, text: str) -> None:
-            if '"step": 3' in text:
+        def append(path: Path, text: str | bytes) -> None:
+            if path.name == "metrics.jsonl" and '"step": 3' in text:
                 original(path, text[:50])
                 os.kill(os.getpid(), signal.SIGKILL)
             original(path, text)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from data.rows import read
-from grpo.report.read import read_run
+from grpo.report.read import Run
 from grpo.run import files
 
 SIZE = 200_000_000
@@ -50,7 +50,7 @@ def test_of_a_run_is_a_damaged_row(tmp_path):
     assert len(rows) == 2
     assert len(damaged) == 1
     (tmp_path / "config.yaml").write_text("steps: 1\n")
-    run = read_run(tmp_path, 10)
+    run = Run(tmp_path, 10)
     assert run.steps == [1]
     assert "metrics.jsonl: 1 unreadable lines were skipped" in run.notes
 
