@@ -16,6 +16,7 @@ from transformers import Qwen2ForCausalLM
 REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
 
+import train  # noqa: E402
 from benchmarks import common, gpu, sampling, versus_trl  # noqa: E402
 from grpo.engines.torch_engine import ENGINE  # noqa: E402
 from grpo.plan.hardware import GPUS  # noqa: E402
@@ -26,12 +27,15 @@ from grpo.settings import build  # noqa: E402
 TINY = ["--size", "tiny", "--out"]
 
 
-def test_two_steps_with_random_weights(tmp_path):
-    out = tmp_path / "gpu.json"
-    assert gpu.main([*TINY, str(out), "--part", "step-l4"]) == 0
-    figures = gpu.read_figures(out)
-    assert any(line.startswith("step 2/2") for line in figures["step-l4"])
-    assert "torch" in figures["machine"]
+@pytest.mark.parametrize("part", ["step-l4", "step-h100"])
+def test_two_steps_with_random_weights(part, tmp_path, monkeypatch, capsys):
+    """The part's command, called in this process. tests/test_kit.py runs a part in its own."""
+    monkeypatch.chdir(REPO)
+    folder = common.save_model(common.make_config("tiny"), tmp_path)
+    python, script, *options = gpu.command(part, gpu.Options(size="tiny"), folder)
+    assert (python, script) == (sys.executable, "train.py")
+    assert train.main(options) == 0
+    assert "step 2/2" in capsys.readouterr().out
 
 
 def test_the_parts_differ_in_what_they_are_named_for():

@@ -12,12 +12,11 @@ import pytest
 from small_runs import REPO, arguments, rows, start
 
 
-def train(tmp_path: Path, *words: str, python: tuple[str, ...] = (), **options) -> subprocess.CompletedProcess:
+def train(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess:
     """train.py as a process of its own, for two steps."""
     args = arguments(tmp_path, "run", steps=2, reward__name="format_only", reward__workers=1)
-    environment = os.environ | options.pop("environment", {})
-    command = [sys.executable, *python, str(REPO / "train.py"), *args, *words]
-    return subprocess.run(command, cwd=REPO, env=environment, capture_output=True, timeout=300, **options)
+    command = [sys.executable, str(REPO / "train.py"), *args]
+    return subprocess.run(command, cwd=REPO, env=os.environ | environment, capture_output=True, timeout=300)
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +30,7 @@ def shim(tmp_path_factory) -> Path:
 
 
 def test_a_file_system_without_locks_and_fsync_works_with_one_warning_each(tmp_path, shim):
-    done = train(tmp_path, environment={"LD_PRELOAD": str(shim), "UNSUPPORTED": "flock fsync"})
+    done = train(tmp_path, LD_PRELOAD=str(shim), UNSUPPORTED="flock fsync")
     error = done.stderr.decode()
     assert done.returncode == 0, error
     assert error.count("has no locks") == error.count("has no fsync") == 1
@@ -51,23 +50,15 @@ def test_a_character_that_the_output_cannot_write_ends_nothing(tmp_path, encodin
     assert len(rows(out / "run")) == 3
 
 
-def test_closed_streams_end_nothing(tmp_path):
+def test_closed_streams_end_nothing_beside_a_python_that_leaves_the_script_folder_out(tmp_path):
     def close() -> None:
         for number in range(3):
             os.close(number)
 
     args = arguments(tmp_path, "run", steps=2, reward__name="format_only", reward__workers=1)
-    process = subprocess.Popen([sys.executable, str(REPO / "train.py"), *args], cwd=REPO, preexec_fn=close)
+    process = subprocess.Popen([sys.executable, "-P", str(REPO / "train.py"), *args], cwd=REPO, preexec_fn=close)
     assert process.wait(300) == 0
     assert len(rows(tmp_path / "run")) == 3
-
-
-def test_a_python_that_leaves_the_script_folder_out_works(tmp_path):
-    """Beside an encoding that cannot write the name of the folder."""
-    done = train(tmp_path / "größe→", python=("-P",), environment={"PYTHONIOENCODING": "ascii"})
-    assert done.returncode == 0, done.stderr
-    assert b"\\u2192" in done.stdout
-    assert len(rows(tmp_path / "größe→" / "run")) == 3
 
 
 def test_a_folder_whose_name_is_not_utf8_is_one_line(tmp_path):
