@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
-import select
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Sequence
+from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any
 
 from rewards.equivalence.plain import MAX_CHARS, alternatives, decide
 from rewards.score import RewardError
 
+Pair = tuple[str | None, str]
+"""An answer and its ground truth; for an answer None the question is why the ground truth cannot be graded"""
 CACHE_SIZE = 10_000
 """Pairs whose outcome is kept; the oldest go first"""
 PATIENCE = 60
@@ -52,12 +56,15 @@ class Verifier:
         budget_s: float | None = None,
     ) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        self.limits = (cores if workers == "auto" else workers, timeout_s, memory_limit_mb, budget_s)
+        self.workers = (cores or 1) if workers == "auto" else int(workers)
+        self.limits = (timeout_s, memory_limit_mb)
+        self.budget_s = math.inf if budget_s is None else budget_s
         self.silence_s = 60 + 2 * PATIENCE * timeout_s  # longer than any answer may take
         self._cache: dict[tuple[str, str], str] = {}
         self._asked = self._known = 0
         self._lock = threading.RLock()
         self._server: subprocess.Popen | None = None
+        self._connections: list[Connection] = []  # one to each worker
         self._owner = 0  # the process that started the server
 
     def check_batch(self, pairs: Sequence[tuple[str | None, Any]]) -> list[str]:
@@ -89,83 +96,83 @@ class Verifier:
             self._asked = self._known = 0
         return rate
 
-    def ask(self, pairs: Sequence[tuple[str | None, str]]) -> list[str]:
+    def ask(self, pairs: Sequence[Pair]) -> list[str]:
         """Returns the workers' outcome of each (answer, ground truth), in order.
 
-        For an answer None the outcome is the reason why the ground truth cannot be graded, "" where it can. An answer
-        whose worker was killed from outside is graded again, once, and then counts as "timeout".
+        For an answer None the outcome is the reason why the ground truth cannot be graded, "" where it can. Where a
+        process was killed from outside or stays silent, all start again, STARTS times. RewardError after that.
         """
-        outcomes: dict[int, str] = {}
+        outcomes: dict[Pair, str] = {}
+        code: int | None = None
         with self._lock:
             try:
-                for _ in range(2):
-                    missing = [number for number in range(len(pairs)) if number not in outcomes]
-                    if missing:
-                        answers = self._exchange([pairs[number] for number in missing])
-                        outcomes |= {missing[place]: outcome for place, outcome in answers.items()}
+                for _ in range(STARTS):
+                    with contextlib.suppress(EOFError, OSError):  # the server ended, or stays silent
+                        self._exchange(dict.fromkeys(pairs), outcomes)
+                        return [outcomes[pair] for pair in pairs]
+                    code = self._stop()
             except BaseException:  # Ctrl-C in the middle: the next batch must not read this batch's outcomes
                 self._stop()
                 raise
-        return [outcomes.get(number, "timeout") for number in range(len(pairs))]
-
-    def _exchange(self, pairs: Sequence[tuple[str | None, str]]) -> dict[int, str]:
-        """Returns the outcomes by place in `pairs`. Restarts a server that ended or stays silent, STARTS times."""
-        batch = json.dumps(pairs).encode() + b"\n"
-        for _ in range(STARTS):
-            server = self._started()
-            outcomes: dict[int, str] = {}
-            for message in self._messages(server, batch):
-                if message is None:  # the end of the batch
-                    return outcomes
-                outcomes.setdefault(*message)
-            self._stop()
         raise RewardError(
-            f"the processes that grade answers ended or stopped {STARTS} times (last exit code {server.returncode}). "
+            f"the processes that grade answers ended or stopped {STARTS} times (last exit code {code}). "
             "Likely causes: not enough memory, or a signal from outside. "
             "`python -c 'import rewards.equivalence.server'` shows whether they can start"
         )
 
-    def _messages(self, server: subprocess.Popen, batch: bytes) -> Iterator[Any]:
-        """Sends a batch and yields the server's lines, until it ends or is silent for `silence_s`."""
-        assert server.stdin is not None  # it was started with pipes
-        assert server.stdout is not None
-        # A stopped server does not read, and a long batch does not fit into the pipe: the write needs a limit as well.
-        watchdog = threading.Timer(self.silence_s, os.killpg, (server.pid, signal.SIGKILL))
-        watchdog.start()
-        with contextlib.suppress(BrokenPipeError):
-            server.stdin.write(batch)
-            server.stdin.flush()
-        watchdog.cancel()
-        rest = b""
-        while select.select([server.stdout], [], [], self.silence_s)[0]:
-            chunk = os.read(server.stdout.fileno(), 1 << 16)
-            if not chunk:
-                return
-            *lines, rest = (rest + chunk).split(b"\n")
-            yield from map(json.loads, lines)
+    def _exchange(self, pairs: dict[Pair, None], outcomes: dict[Pair, str]) -> None:
+        """Adds the missing outcomes. Each worker has one pair at a time."""
+        waiting = deque(pair for pair in pairs if pair not in outcomes)
+        connections = self._started() if waiting else []
+        busy: dict[Connection, Pair] = {}
+        used_s = 0.0
+        while waiting or busy:
+            for connection in connections:
+                if waiting and connection not in busy:
+                    busy[connection] = waiting.popleft()
+                    connection.send_bytes(json.dumps(busy[connection]).encode())
+            ready = wait(busy, self.silence_s)
+            if not ready:
+                raise TimeoutError
+            for connection in [connection for connection in busy if connection in ready]:
+                outcomes[busy.pop(connection)], seconds = json.loads(connection.recv_bytes())
+                used_s += seconds
+            if used_s >= self.budget_s:
+                outcomes |= dict.fromkeys(waiting, "over_budget")
+                waiting.clear()
 
-    def _started(self) -> subprocess.Popen:
+    def _started(self) -> list[Connection]:
+        """Returns a connection to each worker; starts the server where this process has none."""
+        if self._server and self._owner == os.getpid() and self._server.poll() is not None:
+            self._stop()  # its workers may still live, but nobody replaces them
         if self._server is None or self._owner != os.getpid():
+            pipes = [Pipe() for _ in range(self.workers)]
+            descriptors = [theirs.fileno() for _, theirs in pipes]
             package = str(Path(__file__).resolve().parent.parent)
             path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
             # -P: neither the working directory nor a user's own modules in it
-            code = f"from rewards.equivalence.server import serve; serve{self.limits}"
+            code = f"from rewards.equivalence.server import serve; serve({descriptors}, *{self.limits})"
             self._server = subprocess.Popen(
                 [sys.executable, "-P", "-c", code],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
+                stdin=subprocess.DEVNULL,
+                pass_fds=descriptors,
                 env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
                 start_new_session=True,  # Ctrl-C reaches the trainer alone, which then closes the workers
             )
             self._owner = os.getpid()
-        return self._server
+            self._connections = [ours for ours, _ in pipes]
+            for _, theirs in pipes:
+                theirs.close()
+        return self._connections
 
-    def _stop(self) -> None:
-        if self._server is not None and self._owner == os.getpid():
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._server.pid, signal.SIGKILL)  # the server and its workers
-            self._server.communicate()  # closes the pipes and waits
-        self._server = None
+    def _stop(self) -> int | None:
+        """Kills the server and its workers; returns the server's exit code."""
+        server, self._server, self._connections = self._server, None, []
+        if server is None or self._owner != os.getpid():
+            return None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+        return server.wait()
 
     def close(self) -> None:
         """Ends the workers; the verifier stays usable and starts them again when it needs them."""
