@@ -16,9 +16,8 @@ import pkgutil
 import sys
 import threading
 import traceback
-from collections import ChainMap, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,43 +55,37 @@ class FunctionReward(Reward):
 
     def self_test(self, row: Row) -> None:
         """Calls the function with an empty completion: a model may well write nothing."""
-        self._score(["the completion"], [""], [row.get("ground_truth", "0")], [row])
+        self.score_batch([""], [row.get("ground_truth", "0")], [row])
 
     def score_batch(
         self, completions: Sequence[str], ground_truths: Sequence[Any], rows: Sequence[Row] | None = None
     ) -> list[Score]:
-        labels = [f"completion {index}" for index in range(len(completions))]
-        return self._score(labels, completions, ground_truths, rows or [{}] * len(labels))
-
-    def _score(
-        self, labels: Sequence[str], texts: Sequence[str], truths: Sequence[Any], rows: Sequence[Row]
-    ) -> list[Score]:
         known = [
-            ChainMap({"completion": text}, row, dict.fromkeys(TRUTH_COLUMNS, truth))  # type: ignore[arg-type]  # read only
-            for text, truth, row in zip(texts, truths, rows, strict=True)
+            {**dict.fromkeys(TRUTH_COLUMNS, truth), **row, "completion": text}
+            for text, truth, row in zip(completions, ground_truths, rows or [{}] * len(completions), strict=True)
         ]
         with unchanged_process(self.name):
-            if self.batch:
-                signals = self._call_batch(known)
-            else:
-                calls = [partial(self._call, *case) for case in zip(labels, known, strict=True)]
-                signals = list(in_order(calls, self.parallel))
+            signals = self._by_batch(known) if self.batch else self._one_by_one(known)
         self.weights = self.weights or dict.fromkeys(signals[0], 1.0)
-        for label, named in zip(labels, signals, strict=True):
+        for index, named in enumerate(signals):
             if named.keys() != self.weights.keys():
-                raise RewardError(f"{self.name}: signals {sorted(named)} for {label}, {sorted(self.weights)} before")
+                raise RewardError(
+                    f"{self.name}: signals {sorted(named)} for completion {index}, {sorted(self.weights)} before"
+                )
         return [Score(sum(named.values()), named, None, None, UNVERIFIED) for named in signals]
 
-    def _call(self, label: str, row: Row) -> dict[str, float]:
-        """Returns the signals of one completion. The first two parameters may have names of their own."""
-        text = row["completion"]
-        names = list(self.parameters)
-        second = names[1] if len(names) > 1 and names[1] in row else "ground_truth"
-        with self._errors(f"{label} {json.dumps(text[:60])} with ground truth {str(row['ground_truth'])[:60]!r}"):
-            named = _arguments(self.parameters, names[2:], row)
-            return _checked(within(self.limit_s, self.function, text, row[second], **named))
+    def _one_by_one(self, rows: Sequence[Row]) -> list[dict[str, float]]:
+        """Returns the signals of each completion. The first two parameters may have names of their own."""
+        first, second, *_ = [*self.parameters, "", ""]
+        calls = [partial(self._call, {second: row["ground_truth"], **row, first: row["completion"]}) for row in rows]
+        signals = []
+        for index, result in enumerate(started(calls, self.parallel, self.limit_s)):
+            text, truth = rows[index]["completion"][:60], str(rows[index]["ground_truth"])[:60]
+            with self._errors(f"completion {index} {json.dumps(text)} with ground truth {truth!r}"):
+                signals.append(_checked(result()))
+        return signals
 
-    def _call_batch(self, rows: Sequence[Row]) -> list[dict[str, float]]:
+    def _by_batch(self, rows: Sequence[Row]) -> list[dict[str, float]]:
         """Returns the signals of all completions. The function takes texts, or chat messages as TRL's own do."""
         columns = dict.fromkeys(name for row in rows for name in row)
         lists: dict[str, Any] = {name: [row.get(name) for row in rows] for name in columns}
@@ -104,10 +97,8 @@ class FunctionReward(Reward):
             lists["completions"], lists["prompts"] = forms[form]
             try:
                 with self._errors(f"{len(rows)} completions as {form}"):
-                    returned = within(
-                        self.limit_s, self.function, **_arguments(self.parameters, self.parameters, lists)
-                    )
-                    signals = self._listed(returned, len(rows))
+                    (result,) = started([partial(self._call, lists)], 1, self.limit_s)
+                    signals = self._listed(result(), len(rows))
             except RewardError as error:
                 errors.append(error)
                 continue
@@ -115,6 +106,20 @@ class FunctionReward(Reward):
                 self.forms = [form]
             return signals
         raise errors[0] if len(errors) == 1 else RewardError("; ".join(map(str, errors))) from errors[0]
+
+    def _call(self, values: Row) -> Any:
+        """Calls the function with the values of its parameters, and all others where it has `**kwargs`."""
+        arguments: dict[str, Any] = {}
+        for name, parameter in self.parameters.items():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                arguments |= {other: values[other] for other in values if other not in self.parameters}
+            elif name in values:
+                arguments[name] = values[name]
+            elif parameter.default is parameter.empty:
+                raise ValueError(
+                    f"parameter {name!r} is not a column of the data; known are {', '.join(sorted(values))}"
+                )
+        return self.function(**arguments)
 
     def _listed(self, returned: Any, count: int) -> list[dict[str, float]]:
         """Checks the list that a batch function returned."""
@@ -174,19 +179,6 @@ def load_function_reward(name: str, parallel: int = 1, limit_s: float | None = N
         raise RewardError(f"reward {name!r} cannot be imported: {type(error).__name__}: {error}") from error
 
 
-def _arguments(parameters: Mapping[str, inspect.Parameter], names: Iterable[str], values: Row) -> dict[str, Any]:
-    """Returns the values of these parameters by name, and all others where the function has `**kwargs`."""
-    arguments: dict[str, Any] = {}
-    for name in names:
-        if parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
-            arguments = {other: values[other] for other in values if other not in parameters} | arguments
-        elif name in values:
-            arguments[name] = values[name]
-        elif parameters[name].default is inspect.Parameter.empty:
-            raise ValueError(f"parameter {name!r} is not a column of the data; known are {', '.join(sorted(values))}")
-    return arguments
-
-
 def _synchronous(function: Callable[..., Any]) -> Callable[..., Any]:
     """Returns the function; an async one waits for its result, in an event loop that all calls share."""
     if not inspect.iscoroutinefunction(function):
@@ -196,50 +188,33 @@ def _synchronous(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *values, **named: asyncio.run_coroutine_threadsafe(function(*values, **named), loop).result()
 
 
-def in_order(calls: Sequence[Callable[[], Any]], threads: int) -> Iterator[Any]:
-    """Yields the results of the calls in their order; `threads` of them run at a time.
+def started(calls: Sequence[Callable[[], Any]], threads: int, limit_s: float | None) -> Sequence[Callable[[], Any]]:
+    """Returns for each call a function that waits for its result; `threads` calls run at a time, in their order.
 
-    The threads are daemons: a call that hangs delays neither Ctrl-C nor the end of the process.
+    The threads are daemons: a call that hangs delays neither Ctrl-C nor the end of the process. With one thread and no
+    limit the calls run in this thread, when their results are asked for.
     """
-    if threads == 1:
-        yield from (call() for call in calls)
-        return
+    if threads == 1 and limit_s is None:
+        return calls
     futures: list[Future] = [Future() for _ in calls]
-    waiting = deque(zip(futures, calls, strict=True))
+    waiting = iter(list(zip(futures, calls, strict=True)))
 
     def work() -> None:
-        while waiting:
-            with contextlib.suppress(IndexError):  # another thread took the last one
-                _resolve(*waiting.popleft())
+        for future, call in waiting:
+            try:
+                future.set_result(call())
+            except BaseException as error:  # noqa: BLE001 - raised again in the waiting thread
+                future.set_exception(error)
 
     for _ in range(min(threads, len(calls))):
         threading.Thread(target=work, daemon=True).start()
-    try:
-        yield from (future.result() for future in futures)
-    finally:
-        waiting.clear()
+    return [partial(_result, future, limit_s) for future in futures]
 
 
-def within(limit_s: float | None, function: Callable[..., Any], *values: Any, **named: Any) -> Any:
-    """Returns the function's result; TimeoutError after `limit_s` seconds, while it continues in its thread."""
-    call = partial(function, *values, **named)
-    if limit_s is None:
-        return call()
-    future: Future = Future()
-    threading.Thread(target=_resolve, args=(future, call), daemon=True).start()
-    try:
-        return future.result(limit_s)
-    except TimeoutError:
-        if future.done():
-            raise  # the function's own
-        raise TimeoutError(f"no result after {limit_s:g} s (reward.call_limit_s)") from None
-
-
-def _resolve(future: Future, call: Callable[[], Any]) -> None:
-    try:
-        future.set_result(call())
-    except BaseException as error:  # noqa: BLE001 - raised again in the waiting thread
-        future.set_exception(error)
+def _result(future: Future, limit_s: float | None) -> Any:
+    if not wait([future], limit_s).done:
+        raise TimeoutError(f"no result after {limit_s:g} s (reward.call_limit_s)")
+    return future.result()
 
 
 @contextlib.contextmanager

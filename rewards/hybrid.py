@@ -59,7 +59,7 @@ class RewardModel:
         texts = [self.conversation(*pair) for pair in zip(questions, completions, strict=True)]
         texts = [text.encode("utf-8", "replace").decode() for text in texts]  # no tokenizer takes a lone surrogate
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))  # alike lengths, little padding
-        scores = [0.0] * len(texts)
+        scores = torch.zeros(len(texts))
         self.model.to(self.device)
         for start in range(0, len(order), BATCH):
             rows = order[start : start + BATCH]
@@ -69,14 +69,13 @@ class RewardModel:
                 padding=True,
                 truncation=True,
                 max_length=MAX_TOKENS,
+                return_token_type_ids=False,
                 return_tensors="pt",
-            ).to(self.device)
-            logits = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-            for row, value in zip(rows, logits[:, 0].float().tolist(), strict=True):
-                scores[row] = value
+            )
+            scores[rows] = self.model(**batch.to(self.device)).logits[:, 0].float().cpu()
         if self.offload:
             self.model.to("cpu")
-        return scores
+        return scores.tolist()
 
 
 class HybridReward(MultiSignalMathReward):

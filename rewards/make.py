@@ -20,39 +20,34 @@ def make_reward(
     beta: float = DEFAULT_WEIGHTS[1],
     gamma: float = DEFAULT_WEIGHTS[2],
     verifier: AnswerFrom = "box",
-    workers: int | str = 1,
-    timeout_s: float = 2.0,
-    budget_s: float | None = None,
     parallel: int = 1,
     call_limit_s: float | None = None,
+    random: Mapping[str, Any] | None = None,
+    hybrid: Mapping[str, Any] | None = None,
     seed: int = 0,
     device: str = "auto",
-    **sections: Mapping[str, Any],
+    **limits: Any,
 ) -> Reward:
     """Returns the reward of that name, or a user's own as `package.module:function`.
 
     The arguments are the settings of the section `reward`. alpha, beta and gamma are the weights of multi_signal;
-    `verifier` to `budget_s` define how answers are found and graded; `parallel` and `call_limit_s` apply to a user's
-    own function. `sections` holds the options of each reward that has some, by its name: `hybrid={"a": 0.4}`.
-    RewardError for an unknown name or option.
+    `verifier` defines how answers are found, and `limits` are the options of the `Verifier` that grades them;
+    `parallel` and `call_limit_s` apply to a user's own function; `random` and `hybrid` are options of these rewards.
+    RewardError for an unknown name.
     """
-    grading: dict[str, Any] = {
-        "answer_from": verifier,
-        "workers": workers,
-        "timeout_s": timeout_s,
-        "budget_s": budget_s,
-    }
-    options = sections.get(name, {})
-    if name == "multi_signal" or name in CONTROL_WEIGHTS:
-        reward = MultiSignalMathReward(*CONTROL_WEIGHTS.get(name, (alpha, beta, gamma)), **grading)
-        reward.warnings = weight_warnings(reward.weights) if name == "multi_signal" else ()
+    limits["answer_from"] = verifier
+    if name == "multi_signal":
+        reward = MultiSignalMathReward(alpha, beta, gamma, **limits)
+        reward.warnings = weight_warnings(reward.weights)
         return reward
+    if name in CONTROL_WEIGHTS:
+        return MultiSignalMathReward(*CONTROL_WEIGHTS[name], **limits)
     if name == "random":
-        return RandomReward(seed, **options, **grading)
+        return RandomReward(seed, **random or {}, **limits)
     if name == "hybrid":
         from rewards.hybrid import HybridReward  # imports torch and transformers
 
-        return HybridReward(device=device, **options, **grading)
+        return HybridReward(device=device, **hybrid or {}, **limits)
     if ":" in name:
         return load_function_reward(name, parallel, call_limit_s)
     raise RewardError(f"unknown reward {name!r}: one of {', '.join(NAMES)}, or package.module:function")

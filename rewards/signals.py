@@ -9,11 +9,10 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from rewards.score import SIGNALS, Reward, RewardError, Row, Score, check_weights
-from rewards.verifier import Verifier
+from rewards.verifier import Pair, Verifier
 
 Verdict = Literal["correct", "wrong"]
 AnswerFrom = Literal["box", "last_number", "answer_tag"]
@@ -46,8 +45,7 @@ _BLANK_LETTERS = "\u115f\u1160\u2800\u3164\uffa0"
 """Letters and symbols of Unicode that have no ink"""
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(NamedTuple):
     """Answer, layout and verdict of one completion."""
 
     answer: str | None
@@ -58,7 +56,8 @@ class Layout:
 def read(text: str, answer_from: AnswerFrom = "box") -> Layout:
     """Answer, format and verdict of one completion; any string is legal."""
     find, laid_out = _ANSWERS[answer_from]
-    answer = next((found for part in reversed(answer_parts(text)) if (found := find(part)) is not None), None)
+    answers = (find(part) for part in reversed(answer_parts(text)))
+    answer = next((answer for answer in answers if answer is not None), None)
     reflection = _around(text, "reflection")
     return Layout(answer, laid_out(text), verdict(reflection[1]) if reflection else None)
 
@@ -120,9 +119,9 @@ def think_answer(text: str) -> bool:
 
 def _around(text: str, *names: str) -> list[str] | None:
     """The pieces around <a>, </a>, <b>, </b>, ...; None unless each of these tags stands there once, in this order."""
-    wanted = [tag for name in names for tag in (f"<{name}>", f"</{name}>")]
-    pieces = re.split(f"({'|'.join(wanted)})", text, maxsplit=len(wanted) + 1)
-    return pieces[::2] if pieces[1::2] == wanted else None
+    tags = [f"<{slash}{name}>" for name in names for slash in ("", "/")]
+    pieces = re.split(f"({'|'.join(tags)})", text, maxsplit=len(tags) + 1)
+    return pieces[::2] if pieces[1::2] == tags else None
 
 
 def last_number(text: str) -> str | None:
@@ -251,15 +250,13 @@ class MultiSignalMathReward(Reward):
 
     def self_test(self, row: Row) -> None:
         """Raises RewardError where the workers do not tell right from wrong."""
-        answer = r"\frac{\sqrt{8}}{2}"
-        truths = {r"\sqrt{2}": "correct", r"\sqrt{3}": "wrong"}
-        outcomes = self.verifier.ask([(answer, truth) for truth in truths])
-        for (truth, expected), outcome in zip(truths.items(), outcomes, strict=True):
-            if outcome != expected:
-                raise RewardError(
-                    f"reward self-test: the answer {answer!r} against the ground truth {truth!r} gave {outcome!r}, "
-                    f"expected {expected!r}. The verifier does not work here, so the run does not start."
-                )
+        pairs: list[Pair] = [(r"\frac{\sqrt{8}}{2}", r"\sqrt{2}"), (r"\frac{\sqrt{8}}{2}", r"\sqrt{3}")]
+        outcomes = self.verifier.ask(pairs)
+        if outcomes != ["correct", "wrong"]:
+            raise RewardError(
+                f"reward self-test: of the pairs {pairs} the first is correct and the second wrong, "
+                f"but they were graded {outcomes}. The verifier does not work here, so the run does not start."
+            )
 
     def score_batch(
         self, completions: Sequence[str], ground_truths: Sequence[Any], rows: Sequence[Row] | None = None
@@ -279,10 +276,9 @@ class MultiSignalMathReward(Reward):
     def _scored(self, layout: Layout, outcome: str, value: float) -> Score:
         if outcome != "correct" and says_nothing(layout.answer or ""):
             outcome = "no_answer"
-        correct = outcome == "correct"
-        graded = outcome not in ("no_answer", "over_budget")
-        true_verdict = graded and layout.verdict == ("correct" if correct else "wrong")
-        signals = {"verify": value, "format": float(layout.format), "reflect": float(true_verdict)}
+        true_verdict = {"correct": "correct", "no_answer": "", "over_budget": ""}.get(outcome, "wrong")
+        reflect = float(layout.verdict == true_verdict)
+        signals = {"verify": value, "format": float(layout.format), "reflect": reflect}
         total = sum(self.weights.get(name, 0.0) * value for name, value in signals.items())
         return Score(total, signals, layout.answer, layout.verdict, outcome)
 

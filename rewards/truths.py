@@ -12,7 +12,6 @@ import importlib.metadata
 import json
 import os
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,30 +46,24 @@ def check_ground_truths(
             reasons.update(zip(chunk, verifier.ask([(None, text) for text in chunk]), strict=True))
     if unknown:
         _write_cache({text: reason for text, reason in reasons.items() if reason != "timeout"})
-    return [next(filter(None, (_line(text, reasons.get(text), timeout_s) for text in row)), None) for row in rows]
-
-
-def _line(text: str, reason: str | None, timeout_s: float) -> str | None:
-    if not reason:
-        return None
-    reason = f"not read within {timeout_s:g} s" if reason == "timeout" else reason
-    return f"ground truth {text[:200]!r} is unreadable: {reason}"
-
-
-@cache
-def _version() -> str:
-    """A digest of the grader: of its source and of the libraries that do its algebra."""
-    digest = hashlib.sha256()
-    for path in sorted((Path(__file__).parent / "equivalence").glob("*.[py]*")):
-        digest.update(path.read_bytes())
-    for library in ("sympy", "latex2sympy2_extended"):
-        digest.update(importlib.metadata.version(library).encode())
-    return digest.hexdigest()[:16]
+    slow = f"not read within {timeout_s:g} s"
+    lines = {
+        text: f"ground truth {text[:200]!r} is unreadable: {slow if reason == 'timeout' else reason}"
+        for text, reason in reasons.items()
+        if reason
+    }
+    return [next((lines[text] for text in row if text in lines), None) for row in rows]
 
 
 def _cache_path() -> Path:
+    """A file for each version of the grader: of its source and of the libraries that do its algebra."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("equivalence/*.[py]*")):
+        digest.update(path.read_bytes())
+    for library in ("sympy", "latex2sympy2_extended"):
+        digest.update(importlib.metadata.version(library).encode())
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return folder / "one-shot-grpo" / f"truths-{_version()}.json"
+    return folder / "one-shot-grpo" / f"truths-{digest.hexdigest()[:16]}.json"
 
 
 def _read_cache() -> dict[str, str]:
@@ -84,6 +77,4 @@ def _write_cache(reasons: dict[str, str]) -> None:
     with contextlib.suppress(OSError, RuntimeError):  # no home, or one that is read-only
         path = _cache_path()
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.part-{os.getpid()}")
-        part.write_text(json.dumps(reasons), encoding="utf-8")
-        part.replace(path)
+        path.write_text(json.dumps(reasons), encoding="utf-8")
