@@ -14,9 +14,9 @@ from rewards.equivalence.algebra import equal, same_equations, same_points
 from rewards.equivalence.grammar import NotModelled, expression, numeral
 from rewards.equivalence.kinds import Text, same_kind, textual, why_prose
 from rewards.equivalence.plain import Unreadable, check_limits, decide, number, written_out
-from rewards.equivalence.shape import Node, assignment, by_name, parse, set_depth
+from rewards.equivalence.shape import Node, by_name, parse, set_depth
 from rewards.equivalence.text import clean, rename_letters, squeeze, strip_harmless
-from rewards.equivalence.units import CENT, DEGREE, PERCENT, RADIAN, TEMPERATURES, Quantity, Unit, quantity
+from rewards.equivalence.units import Quantity, quantity
 
 
 def judge(answer: str, truth: str) -> str:
@@ -67,8 +67,8 @@ def why_ungradable(truth: str) -> str:
         return str(error)
     plain = quantity(node.text, None, glued=False)
     without_unit = [plain.value] if plain.unit and plain.factor == 1 and not textual(node.text) else []
-    own = [f"\\boxed{{{truth}}}", *without_unit]
-    refused = [answer for answer in own if judge(answer, truth) != "correct"]
+    answers = [f"\\boxed{{{truth}}}", *without_unit]
+    refused = [answer for answer in answers if judge(answer, truth) != "correct"]
     return f"its own plain answer {refused[0]!r} does not count" if refused else ""
 
 
@@ -77,8 +77,7 @@ def _read(node: Node, nouns: Sequence[str] | None) -> None:
 
     The name in m_{\max}=5 is not read.
     """
-    named = assignment(node)
-    for part in [named[1]] if named else node.parts:
+    for part in by_name(node).values() or node.parts:
         _read(part, nouns)
     if not node.parts:
         value = quantity(node.text, nouns, glued=False).value
@@ -92,29 +91,33 @@ def same(truth: Node, answer: Node) -> bool:
     depths = {set_depth(truth), set_depth(answer)}
     if len(depths) > 1 and max(depths) > 1:  # \{5\} may be 5, but \{\emptyset\} is not \emptyset
         return False
-    expected, given = by_name(truth), by_name(answer)
-    if expected and given:
-        return expected.keys() == given.keys() and all(same(value, given[name]) for name, value in expected.items())
-    if expected and answer.kind == "list" and not _named(answer):
-        return _in_order(list(expected.values()), answer.parts)
-    truth_named, answer_named = assignment(truth), assignment(answer)
-    if truth_named and answer_named:
-        if truth_named[0] == answer_named[0]:
-            return same(truth_named[1], answer_named[1])
-    elif answer_named and truth.kind != "relation":
-        return same(truth, answer_named[1])
-    elif truth_named and answer.kind != "relation":
-        return same(truth_named[1], answer)
-    elif answer.kind == "relation" and truth.kind != "relation" and (value := _one_value(answer)):
+    truth_values, answer_values = by_name(truth), by_name(answer)
+    if truth_values and truth_values.keys() == answer_values.keys():
+        return all(same(value, answer_values[name]) for name, value in truth_values.items())
+    if truth_values and len(answer_values) > 1:
+        return False
+    if answer.kind == "relation" and truth.kind != "relation" and (value := _nameless(answer)):
         return same(truth, value)
-    elif truth.kind == "relation" and "\\approx" in truth.marks and set(truth.marks) <= {"=", "\\approx"}:
+    if truth.kind == "relation" and answer.kind != "relation" and truth_values and (value := _nameless(truth)):
+        return same(value, answer)
+    if truth_values and answer.kind == "list" and not _has_relation(answer):
+        return _in_order(list(truth_values.values()), answer.parts)
+    if truth.kind == "relation" and "\\approx" in truth.marks and set(truth.marks) <= {"=", "\\approx"}:
         value = _one_value(answer) if answer.kind == "relation" else answer
         return value is not None and any(same(part, value) for part in truth.parts)
     return _same_shape(truth, answer) or (_may_be_points(truth, answer) and same_points(truth, answer))
 
 
-def _named(node: Node) -> bool:
+def _has_relation(node: Node) -> bool:
     return any(part.kind == "relation" for part in node.parts)
+
+
+def _nameless(relation: Node) -> Node | None:
+    """The value of x=5, the tuple of (x,y)=(1,2), or the one value of a chain."""
+    values = tuple(by_name(relation).values())
+    if len(values) > 1:
+        return Node("tuple", relation.text, values, ("(", ")"))
+    return values[0] if values else _one_value(relation)
 
 
 def _one_value(node: Node) -> Node | None:
@@ -129,13 +132,10 @@ def _one_value(node: Node) -> Node | None:
 
 def _is_rounding(exact: Node, decimal: Node) -> bool:
     """Returns whether a plain decimal is the correct rounding of an exact number (half a unit of its last digit)."""
-    given = number(decimal.text)
-    digits = decimal.text.partition(".")[2]
-    if given is None or not re.fullmatch(r"[0-9]*", digits):
-        return False
-    with suppress(Unreadable, TypeError):  # TypeError: symbols have no order
-        error = expression(exact.text) - sympy.Rational(given)
-        return bool(error.is_real and abs(error) <= sympy.Rational(1, 2 * 10 ** len(digits)))
+    if digits := re.fullmatch(r"-?[0-9,]*\.?([0-9]*)", decimal.text):
+        with suppress(Unreadable, TypeError):  # TypeError: symbols have no order
+            error = expression(exact.text) - expression(decimal.text)
+            return bool(error.is_real and abs(error) <= sympy.Rational(1, 2 * 10 ** len(digits[1])))
     return False
 
 
@@ -150,18 +150,16 @@ def _same_shape(truth: Node, answer: Node) -> bool:
             return len(answer.parts) == 1 and same(truth, answer.parts[0])
         case "list" | "set", "leaf" if _letters(truth):
             return sorted(_letters(truth)) == sorted(answer.text)
-        case "list" | "set", "leaf" if "," in answer.text and parse(answer.text, as_list=True).kind == "list":
-            return same(truth, parse(answer.text, as_list=True))
+        case "list" | "set", "leaf" if (listed := parse(answer.text, as_list=True)).kind == "list":
+            return same(truth, listed)
         case "list", "list":
             joined = {word for node in (truth, answer) for word in ("and", "or") if node.says(word)}
             return len(joined) < 2 and _any_order(truth.parts, answer.parts)
-        case "list" | "set", "list" | "set":
+        case "list" | "set", "list" | "set":  # an element may be written twice
             return _all_in(truth.parts, answer.parts) and _all_in(answer.parts, truth.parts)
         case ("union", "union") | ("intersection", "intersection"):  # the same characters in another order
-            signs = set(truth.marks) == set(answer.marks) and sorted(squeeze(truth.text)) == sorted(
-                squeeze(answer.text)
-            )
-            return signs and _any_order(truth.parts, answer.parts)
+            characters = sorted(squeeze(truth.text)) == sorted(squeeze(answer.text))
+            return characters and set(truth.marks) == set(answer.marks) and _any_order(truth.parts, answer.parts)
         case "list" | "set", "tuple":
             return answer.marks == ("(", ")") and _in_order(truth.parts, answer.parts)
         case "list" | "set", _:
@@ -169,7 +167,7 @@ def _same_shape(truth: Node, answer: Node) -> bool:
         case "tuple", "tuple":  # with two entries the brackets may make it an interval
             return (truth.marks == answer.marks or len(truth.parts) > 2) and _in_order(truth.parts, answer.parts)
         case "tuple", "list":
-            return truth.marks == ("(", ")") and not _named(answer) and _in_order(truth.parts, answer.parts)
+            return truth.marks == ("(", ")") and not _has_relation(answer) and _in_order(truth.parts, answer.parts)
         case "matrix", "matrix":
             return _in_order(truth.parts, answer.parts)
         case "relation", "relation":
@@ -187,19 +185,9 @@ def _letters(node: Node) -> str:
 
 def _may_be_points(truth: Node, answer: Node) -> bool:
     """Returns whether both may describe sets of reals differently. An equation as an answer restates the question."""
-    if truth.kind == answer.kind and truth.kind not in ("union", "intersection", "relation"):
-        return False
     if answer.kind == "relation" and ("=" in answer.marks or (truth.kind == "list" and not truth.says("and"))):
         return False
-    asked = (
-        truth.kind in ("union", "intersection", "relation", "tuple")
-        or truth.says("or")
-        or truth.says("and")
-        or "\\mathbb" in truth.text
-    )
-    plain = answer.kind in ("leaf", "matrix") or "\\begin" in answer.text
-    given = not plain or "\\mathbb" in answer.text
-    return asked and given
+    return "\\begin" not in answer.text and (truth.kind != "leaf" or "\\mathbb" in truth.text)
 
 
 def _same_part(truth: Node, answer: Node) -> bool:
@@ -211,16 +199,15 @@ def _in_order(truth: Sequence[Node], answer: Sequence[Node]) -> bool:
     return len(truth) == len(answer) and all(map(_same_part, truth, answer))
 
 
-def _all_in(some: Sequence[Node], others: Sequence[Node]) -> bool:
-    """Sets do not count how often an element is written."""
-    return all(any(_same_part(one, other) for other in others) for one in some)
+def _all_in(truth: Sequence[Node], answer: Sequence[Node]) -> bool:
+    return all(any(_same_part(part, other) for other in answer) for part in truth)
 
 
 def _any_order(truth: Sequence[Node], answer: Sequence[Node]) -> bool:
     """One to one. Equality is transitive, so the first match is as good as any other."""
     left = list(answer)
-    for wanted in truth:
-        match = next((given for given in left if _same_part(wanted, given)), None)
+    for part in truth:
+        match = next((other for other in left if _same_part(part, other)), None)
         if match is None:
             return False
         left.remove(match)
@@ -234,15 +221,15 @@ def same_text(truth: str, answer: str) -> bool:
     """Returns whether two cleaned texts without structure are equal: as texts, as quantities, else by algebra."""
     if truth == answer:
         return truth != ""
-    expected, given = (None if numeral(text) else textual(text) for text in (truth, answer))
-    if expected and given:
-        return same_kind(expected, given)
-    if expected and expected.kind not in _MAYBE_ALGEBRA:
-        return expected.parts == (answer,) or (expected.kind == "ratio" and _as_ratio(answer) == truth)
-    wanted = quantity(truth, None, glued=False)
-    if not wanted.unit and given and not _may_be_algebra(given):
-        return given.kind == "ratio" and _as_ratio(truth) == answer
-    return _same_quantity(wanted, quantity(answer, [name for name, _ in wanted.unit]))
+    truth_text, answer_text = (None if numeral(text) else textual(text) for text in (truth, answer))
+    if truth_text and answer_text:
+        return same_kind(truth_text, answer_text)
+    if truth_text and truth_text.kind not in _MAYBE_ALGEBRA:
+        return truth_text.key == answer or _as_ratio(answer) == truth
+    truth_quantity = quantity(truth, None, glued=False)
+    if answer_text and not truth_quantity.unit and not _may_be_algebra(answer_text):
+        return _as_ratio(truth) == answer
+    return _same_quantity(truth_quantity, quantity(answer, truth_quantity.unit.split()))
 
 
 def _may_be_algebra(text: Text) -> bool:
@@ -250,11 +237,12 @@ def _may_be_algebra(text: Text) -> bool:
     return text.kind in _MAYBE_ALGEBRA or (text.kind == "words" and len(text.written) < 4)
 
 
+_FRACTION = re.compile(r"(?:\\frac\{)?([0-9]+)(?:\}\{|/)([0-9]|[0-9]{3,})\}?")
+
+
 def _as_ratio(text: str) -> str:
     r"""1:2 for \frac{1}{2} and 1/2, unless it could be a time of day."""
-    match = re.fullmatch(r"(?:\\frac\{([0-9]+)\}\{([0-9]+)\}|([0-9]+)/([0-9]+))", text)
-    parts = [part for part in match.groups() if part] if match else []
-    return ":".join(parts) if parts and len(parts[1]) != 2 else ""
+    return match.expand(r"\1:\2") if (match := _FRACTION.fullmatch(text)) else ""
 
 
 def _same_quantity(truth: Quantity, answer: Quantity) -> bool:
@@ -264,33 +252,35 @@ def _same_quantity(truth: Quantity, answer: Quantity) -> bool:
     return any(_same_value(truth.value, answer.value, factor) for factor in factors)
 
 
-NO_UNIT: Unit = frozenset()
-_FACTORS: dict[tuple[Unit, Unit], list] = {
-    (PERCENT, NO_UNIT): [1, 100],  # 50 and 0.5 for 50\%
-    (NO_UNIT, DEGREE): [1, sympy.pi / 180],
-    (DEGREE, NO_UNIT): [1, 180 / sympy.pi],
-    (RADIAN, DEGREE): [sympy.pi / 180],
-    (DEGREE, RADIAN): [180 / sympy.pi],
-    (NO_UNIT, CENT): [],
-    **{(temperature, DEGREE): [1] for temperature in TEMPERATURES},
+_FACTORS: dict[tuple[str, str], list] = {
+    ("%", ""): [1, 100],  # 50 and 0.5 for 50\%
+    ("", "%"): [Fraction(1, 100), 1],
+    ("", "°"): [1, sympy.pi / 180],
+    ("°", ""): [1, 180 / sympy.pi],
+    ("rad", "°"): [sympy.pi / 180],
+    ("°", "rad"): [180 / sympy.pi],
+    ("°C", "°"): [1],
+    ("°F", "°"): [1],
+    ("", "cent"): [],
 }
 """For a truth's and an answer's unit that differ: the numbers by which the answer may be multiplied"""
 
 
 def _factors(truth: Quantity, answer: Quantity) -> list:
     """The numbers by which the answer's value may be multiplied to be the truth's; none where the units differ."""
-    units = truth.unit, answer.unit
-    factors = _FACTORS.get(units, [] if all(units) and truth.unit != answer.unit else [1])
-    if units == (NO_UNIT, PERCENT):  # 50\% for 0.5, and for 50, but not 0.5\% for 0.5
-        value = number(truth.value)
-        factors = [Fraction(1, 100)] if value is None or abs(value) < 1 else [Fraction(1, 100), 1]
+    differ = truth.unit and answer.unit and truth.unit != answer.unit
+    factors = _FACTORS.get((truth.unit, answer.unit), [] if differ else [1])
+    if (truth.unit, answer.unit) == ("", "%") and abs(number(truth.value) or Fraction(0)) < 1:
+        factors = factors[:1]  # 50\% for 0.5, and for 50, but not 0.5\% for 0.5
     return [factor * (answer.factor / truth.factor) for factor in factors]
 
 
 _PLAIN = r"(?:[0-9][0-9,]*(?:\.[0-9]*)?|\.[0-9]+|\\frac\{[0-9.]+\}\{[0-9.]+\})"
+_CLOSE = r"(?:[)\]]|\\\})"
 _OPERATION = re.compile(
-    rf"(?<![\w.}}^\\])(?!1\\cdot){_PLAIN}(?:[)\]]*(?:(?:[+*-]|\\cdot|\\times|\\div)\(*|(?:[(\[]|\\{{)+)|[)\]]+)-?{_PLAIN}"
-    r"(?!\)*[\w.^!({]|\\(?!cdot|times|div|frac))"
+    rf"(?<![\w.}}^\\])(?!1\\cdot){_PLAIN}"
+    rf"(?:{_CLOSE}*(?:(?:[+*-]|\\cdot|\\times|\\div)\(*|(?:[(\[]|\\{{)+)|{_CLOSE}+)-?{_PLAIN}"
+    r"(?!\)*[\w.^!({]|\\(?!cdot|times|div|frac|\}))"
     r"|^(?!\(*[0-9]+\)*!\)*$).*[0-9]\)*!"  # a factorial beside anything else
     r"|^(?!.*(?:binom|choose)).*[0-9}!)][+-]"  # a sum or difference of anything
 )
@@ -301,17 +291,15 @@ def _same_value(truth: str, answer: str, factor: Fraction | sympy.Expr) -> bool:
     """Returns whether the answer's value times the factor is the ground truth's."""
     if base := numeral(truth):  # 42 restates the question whose answer is 52_8
         return base == numeral(answer)
-    expected, given = number(truth), number(answer)
-    if expected is not None and given is not None and isinstance(factor, Fraction):
-        return expected == given * factor
-    if expected is not None and given is None and _OPERATION.search(answer):
+    truth_number, answer_number = number(truth), number(answer)
+    if truth_number is not None and answer_number is not None and isinstance(factor, Fraction):
+        return truth_number == answer_number * factor
+    if truth_number is not None and answer_number is None and _OPERATION.search(answer):
         return False
     try:
         value = expression(truth)
+        return equal(value, expression(answer) if factor == 1 else expression(answer) * sympy.sympify(factor))
     except NotModelled:
         return squeeze(truth) == squeeze(answer)
     except Unreadable:
         return False
-    with suppress(Unreadable):
-        return equal(value, expression(answer) if factor == 1 else expression(answer) * sympy.sympify(factor))
-    return False

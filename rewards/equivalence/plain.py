@@ -34,18 +34,19 @@ def alternatives(value: Any) -> tuple[str, ...]:
     Each of several texts counts as right. In a string, `["0", "1"]` and `[18]` are lists and `[0,1]` is an interval.
     Raises ValueError for anything else.
     """
-    if hasattr(value, "tolist"):  # NumPy: a number knows its own precision, an array is a list
-        value = str(value) if getattr(value, "ndim", 0) == 0 and isinstance(value, Real) else value.tolist()
-    if isinstance(value, list | tuple) and len(value) == 1 and not isinstance(value[0], list | tuple):
-        value = value[0].strip() if isinstance(value[0], str) else value[0]
-        return (value,) if isinstance(value, str) else alternatives(value)
-    if isinstance(value, list | tuple) and value and all(isinstance(item, str) for item in value):
-        return tuple(shortest(item.strip()) for item in value)
+    if hasattr(value, "tolist") and not isinstance(value, Real):  # an array of NumPy is a list
+        value = value.tolist()
+    if isinstance(value, list | tuple) and len(value) == 1 and not isinstance(value[0], str | list | tuple):
+        value = value[0]
     if isinstance(value, str):
-        return tuple(map(shortest, _listed(value.strip())))
-    if isinstance(value, Real | Decimal) and not isinstance(value, bool) and abs(value) < math.inf:  # type: ignore[operator]  # Real's stub has no order
-        return (shortest(str(value)),)
-    raise ValueError(f"ground truth {value!r} of type {type(value).__name__}: need a string or a finite number")
+        texts = _listed(value.strip())
+    elif isinstance(value, list | tuple) and value and all(isinstance(item, str) for item in value):
+        texts = [item.strip() for item in value]
+    elif isinstance(value, Real | Decimal) and not isinstance(value, bool) and abs(value) < math.inf:  # type: ignore[operator]  # Real's stub has no order
+        texts = [str(value)]
+    else:
+        raise ValueError(f"ground truth {value!r} of type {type(value).__name__}: need a string or a finite number")
+    return tuple(map(shortest, texts))
 
 
 _LONG = re.compile(r"-?[0-9]+\.[0-9]+")
@@ -80,14 +81,14 @@ def written_out(text: str) -> bool:
     return bool(_LONG.fullmatch(text)) and len(text.strip("-0.")) > LONG_DIGITS and repr(float(text)) == text
 
 
-def _listed(text: str) -> tuple[str, ...]:
+def _listed(text: str) -> list[str]:
     """The items of a JSON list, else the text."""
     if text.startswith("[") and text.endswith("]"):
         with contextlib.suppress(ValueError, RecursionError):
             items = json.loads(text, parse_int=str, parse_float=str)
             if all(isinstance(item, str) for item in items) and ('"' in text or len(items) == 1):
-                return tuple(item.strip() for item in items)
-    return (text,)
+                return [item.strip() for item in items]
+    return [text]
 
 
 def ground_truth_text(value: Any) -> str:
@@ -106,12 +107,12 @@ def decide(answer: str, truth: str) -> str | None:
     try:
         check_limits(answer)
         check_limits(truth)
-        given, expected = number(answer.strip()), number(truth.strip())
+        answer_value, truth_value = number(answer.strip()), number(truth.strip())
     except Unreadable:
         return "unparsed"
-    if given is None or expected is None:
+    if answer_value is None or truth_value is None:
         return None
-    return "correct" if given == expected else "wrong"
+    return "correct" if answer_value == truth_value else "wrong"
 
 
 def check_limits(text: str) -> None:
@@ -145,7 +146,8 @@ _PART = rf"(?:\{{([+-]?(?:{_DECIMAL}))\}}|([0-9]))"
 
 
 _POWER_OF_TEN = re.compile(rf"(?:({_DECIMAL})\\times)?10\^(?:\{{([+-]?[0-9]+)\}}|([0-9]+))")
-_FRACTION = re.compile(rf"({_DECIMAL})/({_DECIMAL})|([0-9]+)?\\frac{_PART}{_PART}|([0-9]+) ([0-9]+)/([0-9]+)")
+_FRACTION = re.compile(rf"({_DECIMAL})/({_DECIMAL})|\\frac{_PART}{_PART}")
+_MIXED = re.compile(r"([0-9]+)(?:(\\frac(?:[0-9]|\{[0-9]+\}){2})| ([0-9]+/[0-9]+))")
 _REPEATING = re.compile(r"([0-9]*)\.([0-9]*)\\(?:overline|bar|dot)\{([0-9]+)\}")
 
 
@@ -169,12 +171,11 @@ def _unsigned(text: str) -> Fraction | None:
             raise Unreadable(f"exponent {exponent}, the limit is {MAX_EXPONENT}")
         return _decimal(match[1] or "1") * Fraction(10) ** exponent
     if match := _FRACTION.fullmatch(text):
-        above, below = (_decimal(part) for part in match.group(1, 2, 4, 5, 6, 7, 9, 10) if part)
-        whole = match[3] or match[8]
-        if whole is None:
-            return above / below if below else None
-        mixed = below > 0 <= above and above.denominator == below.denominator == 1 and (match[3] or above < below)
-        return int(whole) + above / below if mixed else None
+        above, below = (_decimal(part) for part in match.groups() if part)
+        return above / below if below else None
+    if match := _MIXED.fullmatch(text):
+        part = _unsigned(match[2] or match[3])
+        return int(match[1]) + part if part is not None and (match[2] or part < 1) else None
     if match := _REPEATING.fullmatch(text):
         whole, fixed, period = match.groups()
         nines = (10 ** len(period) - 1) * 10 ** len(fixed)

@@ -47,10 +47,10 @@ _ROW, _CELL = re.compile(r"\\\\(?:\[[^\]]*\])?"), re.compile(r"&")
 def split(text: str, separator: re.Pattern) -> tuple[list[str], list[str]]:
     """Pieces of the text between separators outside all brackets, and the separators."""
     depth = depths(text)
-    found = [match for match in separator.finditer(text) if depth[match.start()] == 0]
-    starts, ends = [0, *(match.end() for match in found)], [*(match.start() for match in found), len(text)]
-    pieces = [text[start:end].strip() for start, end in zip(starts, ends, strict=True)]
-    return pieces, [match.group().strip() for match in found]
+    marks = [match for match in separator.finditer(text) if depth[match.start()] == 0]
+    edges = [0, *(edge for match in marks for edge in match.span()), len(text)]
+    pieces = [text[start:end].strip() for start, end in zip(edges[::2], edges[1::2], strict=True)]
+    return pieces, [match.group().strip() for match in marks]
 
 
 def parse(text: str, as_list: bool = False) -> Node:
@@ -65,7 +65,7 @@ def parse(text: str, as_list: bool = False) -> Node:
         pieces, marks = split(text, separator)
         if marks:
             return Node(kind, text, tuple(map(parse, pieces)), tuple(marks))
-    return _enclosed(text) or _signs(Node("leaf", text))
+    return _matrix(text) or _enclosed(text) or _signs(Node("leaf", text))
 
 
 def _split_list(text: str, as_list: bool) -> tuple[list[str], list[str]]:
@@ -81,14 +81,10 @@ def _list(text: str, pieces: list[str], marks: list[str]) -> Node:
     """A list. x=1,2 and x=1 or 2 mean two values of x."""
     parts = _flat(map(parse, pieces))
     first, *others = parts
-    if (
-        first.kind == "relation"
-        and first.marks[0] == "="
-        and assignment(first)
-        and all(p.kind != "relation" for p in others)
-    ):
+    if by_name(first) and first.marks[0] == "=" and all(part.kind != "relation" for part in others):
         name = first.parts[0]
-        parts = (first, *(Node("relation", f"{name.text}={p.text}", (name, p), ("=",)) for p in others))
+        named = (Node("relation", f"{name.text}={part.text}", (name, part), ("=",)) for part in others)
+        parts = (first, *named)
     return Node("list", text, parts, tuple(marks))
 
 
@@ -96,24 +92,27 @@ def _flat(parts: Iterable[Node]) -> tuple[Node, ...]:
     return tuple(inner for part in parts for inner in (part.parts if part.kind == "list" else (part,)))
 
 
+def _matrix(text: str) -> Node | None:
+    """A matrix as its rows, a column as a tuple; a factor before it multiplies each cell."""
+    match = _MATRIX.fullmatch(text)
+    if match is None:
+        return None
+    factor = match[1] if match[1] in ("", "-") else f"({match[1]})"
+    rows = [[parse(f"{factor}{{{cell}}}") for cell in split(row, _CELL)[0]] for row in split(match[3], _ROW)[0] if row]
+    if all(len(row) == 1 for row in rows):
+        return Node("tuple", text, tuple(row[0] for row in rows), ("(", ")"))
+    return Node("matrix", text, tuple(Node("tuple", text, tuple(row), ("(", ")")) for row in rows))
+
+
 def _enclosed(text: str) -> Node | None:
-    r"""Matrices, and what stands in (), [], (], [) or \{\} from end to end."""
-    if match := _MATRIX.fullmatch(text):
-        factor = {"": "", "-": "-"}.get(match[1], f"({match[1]})")
-        rows = [split(row, _CELL)[0] for row in split(match[3], _ROW)[0] if row]
-        cells = [[parse(f"{factor}{{{cell}}}" if factor else cell) for cell in row] for row in rows]
-        if all(len(row) == 1 for row in cells):  # a column
-            return Node("tuple", text, tuple(row[0] for row in cells), ("(", ")"))
-        return Node("matrix", text, tuple(Node("tuple", text, tuple(row), ("(", ")")) for row in cells))
+    r"""What stands in (), [], (], [) or \{\} from end to end."""
     printed = text.startswith("\\{")
     if not enclosed(text[printed:]):
         return None
     inside = text[printed + 1 : -1].removesuffix("\\" if printed else "")
-    if printed and (condition := _condition(inside)):
-        return condition
     pieces, marks = _split_list(inside, as_list=", " not in inside)
     if printed:
-        return Node("set", text, _flat(map(parse, pieces)))
+        return _condition(inside) or Node("set", text, _flat(map(parse, pieces)))
     if marks:
         return _signs(Node("tuple", text, tuple(map(parse, pieces)), (text[0], text[-1])))
     whole = parse(inside)  # brackets that only hold together: (30^\circ), [5\text{ cm}]
@@ -130,23 +129,21 @@ def _condition(inside: str) -> Node | None:
     return Node("list", node.text, node.parts, ("and",)) if every else node
 
 
+_NO_SIGN = re.compile(r"^\+|(?<=[({\[,])\+")
+MAX_SIGNS = 6
+"""Signs \\pm of one answer; each doubles what it stands for"""
+
+
 def _signs(node: Node) -> Node:
     r"""A leaf or tuple; with \pm, the list of what it stands for.
 
     a \pm b is a + b and a - b. Each further \pm doubles them, and with \mp all signs change together.
     """
-    texts = [node.text]
-    if "\\mp" in node.text:
-        texts = [_signed(node.text, {"\\pm": upper, "\\mp": lower}) for upper, lower in ("+-", "-+")]
-    while "\\pm" in texts[0] and len(texts) < 64:
-        texts = [_signed(text, {"\\pm": sign}, count=1) for text in texts for sign in "+-"]
-    return node if texts == [node.text] else Node("list", node.text, tuple(map(parse, texts)))
-
-
-def _signed(text: str, signs: dict[str, str], count: int = -1) -> str:
-    for command, sign in signs.items():
-        text = text.replace(command, sign, count)
-    return re.sub(r"^\+|(?<=[({\[,])\+", "", text)
+    if not 0 < node.text.count("\\pm") + node.text.count("\\mp") <= MAX_SIGNS:
+        return node
+    count = -1 if "\\mp" in node.text else 1
+    texts = [node.text.replace("\\pm", pm, count).replace("\\mp", mp) for pm, mp in ("+-", "-+")]
+    return Node("list", node.text, _flat(parse(_NO_SIGN.sub("", text)) for text in texts))
 
 
 _DENIALS = r"(?!.*\b(?:not|no|never|wrong|except|than|minus|negative|or|and)\b)"
@@ -158,39 +155,28 @@ _NAME = re.compile(
 
 
 def by_name(node: Node) -> dict[str, Node]:
-    """The value of each name in (x,y)=(1,2) and in x=1, y=2; {} for any other node."""
-    named = [assignment(part) for part in node.parts] if node.kind == "list" and not node.says("or") else []
-    values = dict(filter(None, named))
-    if values and len(values) == len(node.parts):
-        return values
-    if node.kind == "relation" and node.marks == ("=",) and {part.kind for part in node.parts} == {"tuple"}:
-        names, entries = (part.parts for part in node.parts)
-        values = {name.text: entry for name, entry in zip(names, entries, strict=False)}
-        return values if _NAME.fullmatch(node.parts[0].text) and len(values) == len(names) == len(entries) else {}
-    return {}
+    r"""The value of each name in x=5, f(x)=x^2, x=2+3=5, x\in[0,1], (x,y)=(1,2), x=1,y=2 and \{x=1,y=2\}; else {}.
+
+    Neighbours in the alphabet as names of a tuple are put in its order: (b,a)=(1,2) is (a,b)=(2,1).
+    """
+    if node.kind in ("list", "set") and not node.says("or"):
+        named = [by_name(part) for part in node.parts]
+        values = {name: value for part in named for name, value in part.items()}
+        return values if {len(part) for part in named} == {1} and len(values) == len(named) else {}
+    if node.kind != "relation" or not _NAME.fullmatch(node.parts[0].text):
+        return {}
+    if node.marks != ("\\in",) and (node.marks[0] != "=" or not set(node.marks) <= {"=", "\\approx"}):
+        return {}
+    name, *rest = node.parts
+    value = rest[0] if len(rest) == 1 else Node("relation", node.text, tuple(rest), node.marks[1:])
+    if name.kind == value.kind == "tuple" and len(name.parts) == len(value.parts):
+        values = {letter.text: entry for letter, entry in zip(name.parts, value.parts, strict=True)}
+        letters = sorted(values)
+        return {letter: values[letter] for letter in letters} if "".join(letters) in string.ascii_letters else values
+    return {name.text: value}
 
 
 def set_depth(node: Node) -> int:
     r"""Depth of sets in sets: 0 for 5, 1 for \{5\} and \emptyset, 2 for \{\emptyset\}."""
     inner = max(map(set_depth, node.parts), default=0)
     return inner + 1 if node.kind == "set" else max(inner, int(node.text == "\\emptyset"))
-
-
-def assignment(node: Node) -> tuple[str, Node] | None:
-    r"""(name, value) of x=5, f(x)=x^2, (x,y)=(1,2), x=2+3=5 and x\in[0,1]; None for any other relation.
-
-    Neighbours in the alphabet as names of a tuple are put in its order: (b,a)=(1,2) is (a,b)=(2,1).
-    """
-    if node.kind != "relation" or not _NAME.fullmatch(node.parts[0].text):
-        return None
-    if node.marks != ("\\in",) and (node.marks[0] != "=" or not set(node.marks) <= {"=", "\\approx"}):
-        return None
-    name, rest = node.parts[0], node.parts[1:]
-    value = rest[0] if len(rest) == 1 else Node("relation", node.text, rest, node.marks[1:])
-    if name.kind == value.kind == "tuple" and len(name.parts) == len(value.parts):
-        order = sorted(range(len(name.parts)), key=lambda place: name.parts[place].text)
-        letters = "".join(name.parts[place].text for place in order)
-        if letters in string.ascii_letters:
-            name = Node("tuple", f"({','.join(letters)})")
-            value = Node("tuple", value.text, tuple(value.parts[place] for place in order), value.marks)
-    return name.text, value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from rewards.equivalence.plain import depths, enclosed
+from rewards.equivalence.plain import enclosed
 from rewards.equivalence.tables import TABLES, rewrite, rules
 
 
@@ -15,63 +15,18 @@ def squeeze(text: str) -> str:
 
 
 _CHARACTERS = str.maketrans(TABLES["characters"])
+_SCRIPTS, _DELIMITERS, _HARMLESS = (rules(TABLES[name]) for name in ("scripts", "delimiters", "harmless"))
 _SPELLINGS = rules(
     TABLES["spellings"],
     COMMAND=lambda match: TABLES["commands"].get(match[1], match[0]),
     PLAIN=lambda match: match[0].replace(",", ""),
 )
-_HARMLESS = rules(TABLES["harmless"])
-_RAISED, _LOWERED = (
-    "".join(filter(lambda letter: unicodedata.decomposition(letter).startswith(script), map(chr, range(0x80, 0x2200))))
-    for script in ("<super>", "<sub>")
-)
-_SCRIPTS = re.compile(f"([{_RAISED}]+)|[{_LOWERED}]+|[¼-¾⅐-⅞]")
-_DELIMITERS = re.compile(r"(?<!\\)(?:\$|\\[()\[\]])")
-_MONEY = re.compile(
-    r"((?:\\text\{US\} ?|(?<![A-Za-z])USD? ?)?(?:\\\$|(?<!\\)\$(?=[^$]*$))"
-    r"|[€£¥]|(?<![A-Za-z])(?:USD|EUR|GBP)(?= ?[0-9]))"
-    r"\s*(-?[0-9](?:[0-9.]|(?:[ ,]|\{,\}|\\,)(?:\\!)?\s*(?=[0-9]{3}))*)(?: ?USD?\b)?"
-)
 
 
 def clean(text: str) -> str:
     """One spelling of the answer; never joins two numbers. Commands that only set type are gone."""
-    text = _SCRIPTS.sub(_script, text.translate(_CHARACTERS))
-    text = unicodedata.normalize("NFKC", text).strip().strip('"')
-    if text.startswith("**") and text.endswith("**"):
-        text = text.strip("*")
-    if text.count("$") % 2 == 0:
-        text = re.sub(r"(?<!\\)\$", " ", text)
-    text = _MONEY.sub(lambda match: f"{match[2]} {'dollar' if '$' in match[1] else match[1]} ", text)
-    text = unwrap(_DELIMITERS.sub(" ", text).replace("\\$", "").strip())
-    text = _brace_arguments(rewrite(text, _SPELLINGS).strip())
-    while text.endswith(".") and not text.endswith(".."):
-        text = text[:-1].rstrip()
-    return _rename_integer(unwrap(text))
-
-
-def _brace_arguments(text: str) -> str:
-    r"""\frac{a}{b} for \frac{a}b and \frac ab, \sqrt{2} for sqrt(2)."""
-    text = re.sub(r"\\frac ?(\\[A-Za-z]+(?![A-Za-z{\[])|\w) ?", r"\\frac{\1}", text)
-    for match in reversed(list(re.finditer(r"\\frac(?={)|\\?(?<![A-Za-z])sqrt(?=\()", text))):
-        before, after = text[: match.start()], text[match.end() :]
-        depth = depths(after)
-        end = depth.index(0) if 0 in depth else len(after)
-        if match[0] == "\\frac":
-            after = after[: end + 1] + re.sub(r"^ ?(\\[A-Za-z]+|\w)(?![A-Za-z{])", r"{\1}", after[end + 1 :])
-            text = f"{before}\\frac{after}"
-        else:
-            text = f"{before}\\sqrt{{{after[1:end]}}}{after[end + 1 :]}"
-    return text
-
-
-def _script(match: re.Match[str]) -> str:
-    r"""10^{-3} for a run of superscripts, H_2 for one of subscripts, \frac{1}{2} for ½."""
-    plain = unicodedata.normalize("NFKC", match[0]).replace("−", "-")
-    above, fraction, below = plain.partition("⁄")
-    if fraction:
-        return rf"\frac{{{above}}}{{{below}}}"
-    return ("^" if match[1] else "_") + (plain if len(plain) == 1 else f"{{{plain}}}")
+    text = unicodedata.normalize("NFKC", rewrite(text.translate(_CHARACTERS), _SCRIPTS)).strip()
+    return _rename_integer(unwrap(rewrite(unwrap(rewrite(text, _DELIMITERS)), _SPELLINGS)))
 
 
 def strip_harmless(text: str) -> str:
@@ -83,13 +38,17 @@ _LETTER = re.compile(r"\\[A-Za-z]+|[A-Za-z]")
 _INTEGER = re.compile(r"(?<![A-Za-z\\])([A-Za-z])\\in\\mathbb\{[ZN]\}")
 
 
+def _renamed(text: str, old: str, new: str) -> str:
+    return _LETTER.sub(lambda letter: new if letter[0] == old else letter[0], text)
+
+
 def _rename_integer(text: str) -> str:
     r"""2\pi n, n\in\mathbb{Z} with k for n: any integer may have any name that is free."""
     match = _INTEGER.search(text)
     letters = _LETTER.findall(text)
-    if match is None or "k" in letters or letters.count(match[1]) < 2:
-        return text
-    return _LETTER.sub(lambda letter: "k" if letter[0] == match[1] else letter[0], text)
+    if match and "k" not in letters and letters.count(match[1]) > 1:
+        return _renamed(text, match[1], "k")
+    return text
 
 
 _BOUND = re.compile(r"([A-Za-z])\(([A-Za-z])\)=")
@@ -101,23 +60,20 @@ def rename_letters(truth: str, answer: str) -> str:
 
     f(m)=2m for f(n)=2n, m\pi for k\pi, k\in\mathbb{Z}.
     """
-    ours, theirs = _BOUND.match(truth), _BOUND.match(answer)
-    if ours and theirs and ours[1] == theirs[1] and ours[2] not in _LETTER.findall(answer):
-        return _LETTER.sub(lambda letter: ours[2] if letter[0] == theirs[2] else letter[0], answer)
+    function, other = _BOUND.match(truth), _BOUND.match(answer)
+    if function and other and function[1] == other[1] and function[2] not in _LETTER.findall(answer):
+        return _renamed(answer, other[2], function[2])
     letters = set(_COUNTING.findall(answer))
     if "\\in\\mathbb{Z}" in truth and "\\in" not in answer and len(letters) == 1:
         return _rename_integer(rf"{answer},{letters.pop()}\in\mathbb{{Z}}")
     return answer
 
 
-_WRAPPERS = ("\\boxed{", "{", "\\text{")
+_WRAPPED = re.compile(r"(?:\\boxed|\\text)?(\{.*\})", re.DOTALL)
 
 
 def unwrap(text: str) -> str:
     r"""Takes off braces, `\boxed{}` and `\text{}` that enclose the whole text."""
-    while text.endswith("}"):
-        head = next((head for head in _WRAPPERS if text.startswith(head)), None)
-        if head is None or not enclosed(text[len(head) - 1 :]):
-            break
-        text = text[len(head) : -1].strip()
+    while (match := _WRAPPED.fullmatch(text)) and enclosed(match[1]):
+        text = match[1][1:-1].strip()
     return text
