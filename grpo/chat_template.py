@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 
-from grpo.errors import TrainingStopped, UserError, first_line
+from grpo.errors import EndlessTemplate, UserError, first_line
 from grpo.settings import Config
 from grpo.types import Problem
 
@@ -240,7 +240,7 @@ def _time_limit() -> Iterator[None]:
         return
 
     def stop(*_) -> None:
-        raise TrainingStopped(
+        raise EndlessTemplate(
             f"the model's chat template took more than {TIME_LIMIT_S:g} s for one prompt; look into its "
             "chat_template.jinja, or use another model"
         )

@@ -16,6 +16,10 @@ class UserError(ValueError):
     """Bad input, exit code 2. The message is one line: the value, the limit and the fix."""
 
 
+class EndlessTemplate(RuntimeError):
+    """A chat template that takes too long, exit code 2. Not a ValueError, which would skip one row: no row can pass."""
+
+
 class TrainingStopped(RuntimeError):
     """Continuing would waste time, exit code 1. The message is one line with the likely causes."""
 
@@ -52,7 +56,7 @@ def one_line(*further: type[Exception]) -> Callable:
     Every other exception is a fault of the program and keeps its traceback. No output ends the command.
     """
 
-    user_errors: tuple[type[Exception], ...] = (UserError, RewardError, *further)
+    user_errors: tuple[type[Exception], ...] = (UserError, EndlessTemplate, RewardError, *further)
 
     def decorate(main: Callable[[Sequence[str]], int]) -> Callable[[Sequence[str]], int]:
         @functools.wraps(main)

@@ -17,7 +17,7 @@ import grpo.chat_template
 import prompts
 from grpo.chat_template import ChatTemplate
 from grpo.engines.base import SamplingParams
-from grpo.errors import TrainingStopped, UserError
+from grpo.errors import EndlessTemplate, UserError
 from grpo.problems import training_problems
 from grpo.rollout import draw, request_seed, rollout
 from grpo.settings import build
@@ -318,7 +318,7 @@ def test_a_chat_template_that_never_ends_is_stopped(tmp_path, tokenizer, monkeyp
     monkeypatch.setattr(grpo.chat_template, "TIME_LIMIT_S", 0.2)
     loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     monkeypatch.setattr(tokenizer, "chat_template", loops)
-    with pytest.raises(TrainingStopped, match=r"took more than 0.2 s for one prompt"):
+    with pytest.raises(EndlessTemplate, match=r"took more than 0.2 s for one prompt"):
         load_problems(write(tmp_path, [row()]), tokenizer)
 
 
