@@ -10,6 +10,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from grpo.settings import parse
 from grpo.types import Completion
 from rewards import make_reward
 from tools.sample import main, side_by_side
@@ -20,10 +21,10 @@ BASE = Path(__file__).resolve().parents[2] / "data" / "tiny-base"
 @pytest.fixture
 def run(tmp_path) -> Path:
     """A run whose only checkpoint is the base."""
-    settings = {"model": str(BASE), "prompt": "plain", "rollout": {"max_new_tokens": 40}}
+    config = parse({"model": str(BASE), "prompt": "plain", "rollout": {"max_new_tokens": 40}})
     folder = tmp_path / "demo"
     shutil.copytree(BASE, folder / "checkpoints" / "step_000003")
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
     return folder
 
 
