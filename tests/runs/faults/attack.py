@@ -20,13 +20,13 @@ import random
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -212,13 +212,13 @@ def grading_processes(attack: Attack) -> None:
 def hit_servers(hits: list[signal.Signals | None]) -> None:
     begin = Verifier._started
 
-    def begin_and_hit(self: Verifier) -> subprocess.Popen:
-        server = begin(self)
+    def begin_and_hit(self: Verifier) -> list[Connection]:
+        connections = begin(self)
         action = hits.pop(0) if hits else None
         self.silence_s = 0.5 if action else 600
         if action:
-            os.kill(server.pid, action)
-        return server
+            os.kill(self._server.pid, action)
+        return connections
 
     Verifier._started = begin_and_hit
 
