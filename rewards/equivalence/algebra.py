@@ -27,34 +27,45 @@ def equal(first: sympy.Basic, second: sympy.Basic) -> bool:
     return not difference.has(sympy.nan, sympy.zoo, sympy.oo, -sympy.oo) and is_zero(difference)
 
 
-_PIECEWISE = (
-    *(sympy.floor, sympy.ceiling, sympy.Abs, sympy.sign, sympy.Max, sympy.Min, sympy.Piecewise, sympy.Mod),
-    *(sympy.re, sympy.im, sympy.arg, sympy.conjugate, AppliedUndef),
-)
-LARGEST = 2 * 10**6
-POINTS = 8
-"""Random points at which a difference has to vanish to be zero everywhere (Schwartz-Zippel, for analytic functions)"""
-
-
 def is_zero(difference: sympy.Expr) -> bool:
-    """Returns whether a difference is zero: refuted or settled by its values at random points, else by algebra.
-
-    Values settle it for analytic functions only, and never for a constant.
-    """
+    """Returns whether a difference is zero: refuted by numbers, proved by algebra or at random points, else not."""
     if difference.has(sympy.factorial, sympy.binomial, sympy.gamma):
         difference = sympy.gammasimp(difference)
     if difference.is_Rational:
         return difference == 0
     symbols = sorted(difference.free_symbols, key=str)
-    rng = random.Random(str(difference))
-    count = POINTS if symbols else 1
-    points = [{s: sympy.Rational(rng.randint(-LARGEST, LARGEST), 10**6 + 3) for s in symbols} for _ in range(count)]
-    values = [difference.xreplace(point) for point in points]
-    if any(map(_nonzero, values[:2])):
-        return False
-    if symbols and not difference.has(*_PIECEWISE) and all(map(_vanishes, values)):
+    for start in (sympy.Rational(5, 7), sympy.Rational(-19, 11)):
+        point = {symbol: start * (index + 1) + index for index, symbol in enumerate(symbols)}
+        if _nonzero(difference.xreplace(point)):
+            return False
+    if sympy.expand(difference) == 0 or (symbols and _vanishes(difference, symbols)):
         return True
-    return sympy.expand(difference) == 0 or sympy.simplify(difference) == 0 or _is_algebraic_zero(difference)
+    return sympy.simplify(difference) == 0 or _is_algebraic_zero(difference)
+
+
+_PIECEWISE = (
+    *(sympy.floor, sympy.ceiling, sympy.Abs, sympy.sign, sympy.Max, sympy.Min, sympy.Piecewise, sympy.Mod),
+    *(sympy.re, sympy.im, sympy.arg, sympy.conjugate, AppliedUndef),
+)
+POINTS = 8
+"""Random points at which a difference has to vanish to be zero everywhere (Schwartz-Zippel, for analytic functions)"""
+
+
+def _vanishes(difference: sympy.Expr, symbols: list[sympy.Symbol]) -> bool:
+    """Returns whether an analytic expression is zero at random points of either sign and of many sizes."""
+    if difference.has(*_PIECEWISE):
+        return False
+    rng = random.Random(str(difference))
+    for _ in range(POINTS):
+        sizes = [rng.choice((1, 10, 1000)) for _ in symbols]
+        point = {
+            symbol: sympy.Rational(rng.randint(-(10**6), 10**6) * size, 10**6 + 3)
+            for symbol, size in zip(symbols, sizes, strict=True)
+        }
+        value = difference.xreplace(point)
+        if not value.is_number or value.has(sympy.nan, sympy.zoo) or _nonzero(value):
+            return False
+    return True
 
 
 def _nonzero(value: sympy.Expr) -> bool:
@@ -63,10 +74,6 @@ def _nonzero(value: sympy.Expr) -> bool:
         return False
     parts = value.evalf(15, maxn=2000).as_real_imag()
     return any(part.is_Float and part._prec > 1 and part != 0 for part in parts)
-
-
-def _vanishes(value: sympy.Expr) -> bool:
-    return value.is_number and not value.has(sympy.nan, sympy.zoo) and not _nonzero(value)
 
 
 def _is_algebraic_zero(value: sympy.Expr) -> bool:
