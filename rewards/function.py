@@ -48,7 +48,8 @@ class FunctionReward(Reward):
         self.parallel = parallel
         self.limit_s = limit_s
         self.function = _synchronous(function)
-        self.parameters = inspect.signature(function).parameters
+        self.signature = inspect.signature(function)
+        self.parameters = self.signature.parameters
         self.weights: dict[str, float] = {}  # known from the first call on
         self.batch = "completion" not in self.parameters and bool(BATCH_PARAMETERS & self.parameters.keys())
         self.forms = ["texts"] if "ground_truths" in self.parameters else ["texts", "messages"]
@@ -75,8 +76,12 @@ class FunctionReward(Reward):
         return [Score(sum(named.values()), named, None, None, UNVERIFIED) for named in signals]
 
     def _one_by_one(self, rows: Sequence[Row]) -> list[dict[str, float]]:
-        """Returns the signals of each completion. The first two parameters may have names of their own."""
+        """Returns the signals of each completion. Without a parameter `completion`, the first is the completion.
+
+        The second is the ground truth, unless it has the name of another column.
+        """
         first, second, *_ = [*self.parameters, "", ""]
+        first = "completion" if "completion" in self.parameters else first
         calls = [partial(self._call, {second: row["ground_truth"], **row, first: row["completion"]}) for row in rows]
         signals = []
         for index, result in enumerate(started(calls, self.parallel, self.limit_s)):
@@ -109,17 +114,20 @@ class FunctionReward(Reward):
 
     def _call(self, values: Row) -> Any:
         """Calls the function with the values of its parameters, and all others where it has `**kwargs`."""
+        if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in self.parameters.values()):
+            return self.function(values["completion"], values["ground_truth"])  # a decorator that hides the names
         arguments: dict[str, Any] = {}
         for name, parameter in self.parameters.items():
             if parameter.kind is parameter.VAR_KEYWORD:
-                arguments |= {other: values[other] for other in values if other not in self.parameters}
+                arguments[name] = {other: values[other] for other in values if other not in self.parameters}
             elif name in values:
                 arguments[name] = values[name]
             elif parameter.default is parameter.empty:
                 raise ValueError(
                     f"parameter {name!r} is not a column of the data; known are {', '.join(sorted(values))}"
                 )
-        return self.function(**arguments)
+        call = inspect.BoundArguments(self.signature, arguments)  # type: ignore[arg-type]  # any ordered mapping will do
+        return self.function(*call.args, **call.kwargs)
 
     def _listed(self, returned: Any, count: int) -> list[dict[str, float]]:
         """Checks the list that a batch function returned."""

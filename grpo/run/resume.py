@@ -68,10 +68,10 @@ def resolve_run(command: Command, default_preset: str) -> tuple[Config, Path | N
 
 
 def new_folder(config: Config) -> Path:
-    """The folder of a new run. Raises UserError where it exists: nothing of an earlier run is ever overwritten."""
+    """The folder of a new run. Raises UserError where it holds anything: nothing of an earlier run is overwritten."""
     name = config.name or f"{config.preset}-{Path(config.data).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = Path(config.out) / name
-    if folder.exists():
+    if folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None):
         resume = f"--resume {shlex.quote(str(folder))}"
         raise UserError(f"{folder} exists; choose another --name, or continue it with {resume}")
     return folder

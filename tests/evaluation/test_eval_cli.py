@@ -21,6 +21,7 @@ from grpo.engines.torch_engine import TorchEngine
 from grpo.evaluation import session
 from grpo.evaluation.results import OUTPUTS
 from grpo.run import files
+from grpo.settings import parse
 
 REPO = Path(cli.__file__).parent
 SIX = ("math500", "aime24", "aime25", "amc23", "minerva_math", "olympiadbench")
@@ -53,6 +54,10 @@ def run(tmp_path, capsys):
 def folder_of(out: Path, bench: str) -> Path:
     (found,) = out.glob(f"*/{bench}-*")
     return found
+
+
+def write_config(folder, settings):
+    (folder / "config.yaml").write_text(yaml.safe_dump(parse(settings).model_dump(mode="json")))
 
 
 def rows_of(folder: Path) -> list[dict]:
@@ -140,7 +145,8 @@ def test_stopped_and_continued_equals_uninterrupted(run, tiny, tmp_path, monkeyp
 
     def save_and_stop(path, content):
         append(path, content)
-        raise KeyboardInterrupt
+        if path.name == OUTPUTS:
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(files, "append", save_and_stop)
@@ -201,7 +207,7 @@ def test_adapter_merged_model_and_run(run, tiny, tmp_path):
     run_folder = tmp_path / "runs" / "demo"
     for step in (4, 12):
         model.save_pretrained(run_folder / "checkpoints" / f"step_{step:06d}")
-    (run_folder / "config.yaml").write_text(yaml.safe_dump({"model": str(tiny), "prompt": "multi-signal"}))
+    write_config(run_folder, {"model": str(tiny), "prompt": "multi-signal"})
     merged = tmp_path / "merged"
     model.merge_and_unload().save_pretrained(merged)
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
@@ -301,7 +307,7 @@ def test_columns_and_verifier_are_options_too(run, tiny, own_run, tmp_path):
 
 def test_a_run_without_held_out_sets_asks_for_a_benchmark(run, tiny, tmp_path):
     (tmp_path / "run" / "checkpoints" / "step_000001").mkdir(parents=True)
-    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump({"model": str(tiny), "prompt": "plain"}))
+    write_config(tmp_path / "run", {"model": str(tiny), "prompt": "plain"})
     code, _, error = run("--run", tmp_path / "run", "--out", tmp_path / "evals")
     assert code == 2
     assert "has no held-out sets (eval.data, eval.test); name a benchmark: --bench math500" in error

@@ -127,6 +127,9 @@ ROWS = [{"question": f"q{i}", "prompt": f"<user>q{i}", "messages": [{"role": "us
     [
         ("f(completion, ground_truth, level): return {'a': level}", [0, 1, 2]),
         ("f(text, truth, *, question): return {'a': int(question[1]) + (text == truth)}", [0, 2, 2]),
+        ("f(ground_truth, completion): return {'a': len(completion) + 10 * len(ground_truth)}", [11, 11, 12]),
+        ("f(text, truth, /): return {'a': text == truth}", [0, 1, 0]),
+        ("f(*args, **kwargs): return {'a': args[0] == args[1]}", [0, 1, 0]),
         ("f(completion, completion_ids): return {'a': len(completion_ids)}", [0, 1, 2]),
         ("f(completion, answer): return {'a': answer == completion}", [0, 1, 0]),
         ("f(completion, ground_truth, absent=5, **row): return {'a': absent + row['level']}", [5, 6, 7]),
