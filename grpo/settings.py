@@ -287,7 +287,7 @@ class Config(Section):
     mode: Literal["ultra-quick", "quick", "dry-run", "full"] = "full"
     """1, 15, 58 or all steps of the preset, the short ones with fewer problems and completions. Settings beside it take
     precedence."""
-    steps: int = Field(500, ge=1)
+    steps: int = Field(500, ge=1, le=999_999)  # names of checkpoints have six digits
     """Rollouts to train on."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Data order, sampling and initialisation follow from it."""
