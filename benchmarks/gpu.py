@@ -42,7 +42,7 @@ PARTS: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_suffix(".y
 @dataclass
 class Options:
     out: Path = Path("gpu.json")
-    """what the parts printed, by part"""
+    """the file of results: part -> the lines that it printed"""
     part: tuple[str, ...] = ()
     """only these parts"""
     size: Literal["tiny", "1.5b"] = "1.5b"

@@ -3,8 +3,8 @@
 #
 #   benchmarks/kit.sh packages site freeze.txt vllm==0.32.0   # here; freeze.txt is `pip freeze` of the GPU machine
 #   benchmarks/kit.sh pack kit site models/smollm2            # here
-#   benchmarks/kit.sh join kit /tmp/kit                       # there: checks every part, then unpacks
-#   PYTHONPATH=/tmp/kit/site python benchmarks/gpu.py --minutes 13 --model /tmp/kit/smollm2
+#   benchmarks/kit.sh join kit kit-whole                      # there: checks every part, then unpacks
+#   PYTHONPATH=kit-whole/site python benchmarks/gpu.py --minutes 13 --model kit-whole/smollm2
 #
 # PART_SIZE is the size of a part (60M), PYTHON the interpreter whose pip is used (python).
 set -euo pipefail

@@ -30,8 +30,6 @@ class Target:
     """folder or Hugging Face id"""
     run: Path | None = None
     """the folder of its run"""
-    prompt: str | None = None
-    """the run's"""
     dtype: str = "auto"
     """the run's policy.dtype"""
     quant: str = "none"
@@ -46,12 +44,12 @@ class Target:
 
 
 def single(path: str) -> Target:
-    """`--model`. A checkpoint inside a run's folder brings that run's prompt."""
+    """`--model`. A checkpoint inside a run's folder brings that run, for its settings."""
     folder = Path(path).resolve()
     run = folder.parent.parent
     if folder.parent.name == "checkpoints" and (run / "config.yaml").is_file():
         config = parse(read_yaml(run / "config.yaml"))
-        return Target(f"{run.name}--{folder.name}", path, run, config.prompt, config.policy.dtype)
+        return Target(f"{run.name}--{folder.name}", path, run, config.policy.dtype)
     return Target(folder.name if folder.is_dir() else path.replace("/", "--"), path)
 
 

@@ -118,7 +118,7 @@ def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def typed(line: str) -> str:
-    """What the command prints in a shell that has not activated the environment."""
+    """The output of the command in a shell that has not activated the environment."""
     bare = [folder for folder in os.environ["PATH"].split(os.pathsep) if Path(folder) != Path(sys.executable).parent]
     environment = os.environ | {"PATH": os.pathsep.join(bare)}
     environment.pop("PYTHONPATH", None)

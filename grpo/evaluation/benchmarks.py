@@ -117,8 +117,13 @@ def load(
 
 def held_out_sets(config: Config) -> dict[str, Callable[[ChatTemplate | None], list[Problem]]]:
     """Name -> function that loads the problems for a chat template: the run's validation sets and its test set."""
-    curve = names(config.eval.data) if config.eval.every else []
-    return {name: partial(_held_out, config, name) for name in [*curve, *filter(None, [config.eval.test])]}
+    sets = [*validation_sets(config), *filter(None, [config.eval.test])]
+    return {name: partial(_held_out, config, name) for name in sets}
+
+
+def validation_sets(config: Config) -> list[str]:
+    """Names of the sets that a run evaluates on the way."""
+    return names(config.eval.data) if config.eval.every else []
 
 
 def _held_out(config: Config, name: str, template: ChatTemplate | None) -> list[Problem]:
@@ -142,8 +147,7 @@ def held_out_problems(
     """The run's validation sets by label, and its test problems."""
     template = ChatTemplate.of_run(config, tokenizer)
     sets = {name: load_set(template) for name, load_set in held_out_sets(config).items()}
-    curve = names(config.eval.data) if config.eval.every else []
-    return {label(name): sets[name] for name in curve}, sets.get(config.eval.test or "", [])
+    return {label(name): sets[name] for name in validation_sets(config)}, sets.get(config.eval.test or "", [])
 
 
 def beginnings(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, share: float) -> list[Problem]:

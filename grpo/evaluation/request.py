@@ -56,7 +56,7 @@ class EvalRequest(Section):
     template_date: str | None = None
     """The day that the chat template writes [the run's, else today]."""
     verifier: AnswerFrom | None = None
-    """What the answer is: box, last_number or answer_tag [the run's, else box]."""
+    """Where the answer is read: box, last_number or answer_tag [the run's, else box]."""
     audit_contamination: bool = False
     """Show 60% of each question: is it continued?"""
     engine: EngineName = "auto"

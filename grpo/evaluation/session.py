@@ -70,7 +70,10 @@ def evaluate(request: EvalRequest, verifier: Verifier) -> list[Evaluation]:
         "max_prompt_tokens": max(len(problem.prompt_ids) for job in jobs for problem in job.problems),
         "sleep": False,
     }
-    unfinished = [job for job in jobs if job.missing()]
+    finished: list[Job] = []
+    unfinished: list[Job] = []
+    for job in jobs:
+        (unfinished if job.missing() else finished).append(job)
     for base, same_base in groupby(unfinished, key=lambda job: (job.target.base, job.target.dtype)):
         config = parse({"model": base[0], "policy.dtype": base[1], "device": device.type, "rollout": sizes})
         with closing(make_engine(config, device)) as engine:
@@ -81,7 +84,7 @@ def evaluate(request: EvalRequest, verifier: Verifier) -> list[Evaluation]:
                     with files.lock(job.evaluation.path):
                         _sample(job, engine, policy.tokenizer, verifier)
                 del policy  # before the next one is loaded
-    for job in jobs:  # those that were finished before, too
+    for job in finished:  # an earlier command sampled them
         with files.lock(job.evaluation.path):
             job.evaluation.save(job.evaluation.rows())
     return [job.evaluation for job in jobs]

@@ -64,7 +64,7 @@ def _cache_bytes(run: RunShape, rest: float) -> float:
     """The KV cache. One of fixed size is as set, else the `rest` of the memory, at most for all sequences."""
     all_sequences = run.config.rollout.running_sequences * sequence_bytes(run)
     if not run.engine.costs.reserves_cache:
-        return 2 * all_sequences  # it grows by half when it is full: old and new exist together
+        return 2 * all_sequences  # old and new exist together while it grows
     if run.config.rollout.kv_gib:
         return GIB * run.config.rollout.kv_gib
     return max(0.0, min(rest, all_sequences, CPU_KV if run.hardware.is_cpu else math.inf))

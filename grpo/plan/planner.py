@@ -27,7 +27,7 @@ class Plan(RunShape):
     """A run with its memory and time."""
 
     note: str = ""
-    """what was auto, and why it was decided so"""
+    """the settings that were auto, with the values that were chosen"""
 
     def but(self, options: dict[str, object]) -> Plan:
         """The plan with other settings (dotted name -> value)."""

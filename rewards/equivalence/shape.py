@@ -105,7 +105,7 @@ def _matrix(text: str) -> Node | None:
 
 
 def _enclosed(text: str) -> Node | None:
-    r"""What stands in (), [], (], [) or \{\} from end to end."""
+    r"""A text that one pair of (), [], (], [) or \{\} encloses, as a node; None for any other."""
     printed = text.startswith("\\{")
     if not enclosed(text[printed:]):
         return None

@@ -152,7 +152,7 @@ def unsupported(attack: Attack) -> None:
 
 
 def forget(calls: list[Callable]) -> None:
-    files._notify_once.cache_clear()  # what a test has said in this process's parent is said again
+    files._notify_once.cache_clear()  # so that a warning of the parent process is printed again
 
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
