@@ -150,12 +150,12 @@ class Checkpoints:
             except UserError:
                 raise
             except ValueError as damage:
-                aside = self.folder / f"damaged_{path.name}"
+                away = aside(path)
                 notify(
-                    f"checkpoint {path} is damaged ({damage}): renamed to {aside.name}; falling back to the one before"
+                    f"checkpoint {path} is damaged ({damage}): renamed to {away.name}; falling back to the one before"
                 )
-                shutil.rmtree(aside, ignore_errors=True)
-                path.rename(aside)
+                shutil.rmtree(away, ignore_errors=True)
+                path.rename(away)
         return None
 
     def prune(self) -> None:
@@ -188,16 +188,26 @@ class Checkpoints:
 
 
 def is_finished(folder: Path, last: int) -> bool:
-    """True if step `last` and its figures are on disk, and rows and newest checkpoint are undamaged."""
+    """True if step `last` and its figures are on disk, and its rows and checkpoint are undamaged.
+
+    A checkpoint that was removed to save space may be missing; one that restore() set aside has to be made again.
+    """
     damaged: list[bytes] = []
     rows = files.read_rows(folder / "metrics.jsonl", damaged)
-    checkpoints = Checkpoints(folder / "checkpoints", keep=1)
-    try:
-        for step in checkpoints.steps()[-1:]:  # none where they were removed to save space
-            check_whole(checkpoints.path(step))
-    except ValueError:  # restore() reports it
+    path = Checkpoints(folder / "checkpoints", keep=1).path(last)
+    if path.exists():
+        try:
+            check_whole(path)
+        except ValueError:  # restore() reports it
+            return False
+    elif aside(path).exists():  # the run was killed after it had set it aside
         return False
     return (folder / "summary.json").is_file() and not damaged and bool(rows) and rows[-1]["step"] >= last
+
+
+def aside(checkpoint: Path) -> Path:
+    """Where a damaged checkpoint is moved."""
+    return checkpoint.with_name(f"damaged_{checkpoint.name}")
 
 
 def seal(folder: Path) -> None:

@@ -136,6 +136,25 @@ def test_a_damaged_checkpoint_is_passed_over(three, stopped, capsys):
     same_run(three, stopped, 3)
 
 
+@pytest.mark.parametrize("others", [True, False])
+def test_a_kill_after_a_damaged_checkpoint_was_set_aside_ends_no_run(three, copied, others, capsys):
+    """summary.json and all rows are still there, as before the kill; the weights of the last step are not."""
+    last = copied / "checkpoints" / "step_000003"
+    if not others:
+        for other in set((copied / "checkpoints").glob("step_*")) - {last}:
+            shutil.rmtree(other)
+    last.rename(last.with_name(f"damaged_{last.name}"))
+    assert train.main(["--resume", str(copied)]) == 0
+    assert "is finished" not in capsys.readouterr().out
+    same_run(three, copied, 3)
+
+
+def test_a_finished_run_may_lose_its_checkpoints(copied, capsys):
+    shutil.rmtree(copied / "checkpoints")
+    assert train.main(["--resume", str(copied)]) == 0
+    assert "is finished" in capsys.readouterr().out
+
+
 def test_a_row_that_waits_for_its_evaluation_gets_it(tmp_path):
     """The checkpoint of step 3 exists, its row does not: the run ended in the evaluation."""
     assert train.main(arguments(tmp_path, "run", **EVALUATED, steps=3)) == 0
