@@ -125,6 +125,7 @@ def test_none_only_where_none_is_a_value():
         (("--learner.advantage", "drgrpo"), "did you mean dr_grpo?"),
         (("--policy.dtype", "float16"), "did you mean bfloat16?"),
         (("--steps", "0"), "steps is '0'; it must be greater than or equal to 1"),
+        (("--steps", "1000000"), "steps is '1000000'; it must be less than or equal to 999999"),
         (("--steps", "ten"), "steps is 'ten'; it must be a valid integer"),
         (("--seed", "1.5"), "seed is '1.5'; it must be a valid integer"),
         (("--learner.microbatch_tokens", "0"), "greater than or equal to 1 or it must be 'auto'"),
