@@ -20,6 +20,8 @@ from data import sources
 from grpo.errors import UserError
 
 ADAPTER, ADAPTER_WEIGHTS, ORIGIN = "adapter_config.json", "adapter_model.safetensors", "base.json"
+MANIFEST = "manifest.json"
+"""Of a checkpoint: the size and SHA-256 of its files"""
 PATIENCE_S = 3.0
 
 

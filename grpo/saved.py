@@ -11,7 +11,7 @@ from transformers import AutoConfig
 from transformers.utils.logging import disable_progress_bar
 
 from grpo.errors import UserError
-from grpo.hub import base_of, located
+from grpo.hub import MANIFEST, base_of, located
 from grpo.model_check import prove
 from grpo.policy import Policy, compute_dtype, load_plain, load_tokenizer
 from grpo.settings import parse, read_yaml
@@ -36,6 +36,13 @@ class Target:
     """of a run's base model: the run's policy.quant"""
     step: int | None = None
     """of a run: 0 is the base model"""
+
+    @property
+    def name(self) -> str:
+        """The name in a table: of a run the step, else the label."""
+        if self.step is None:
+            return self.label
+        return f"step {self.step}" if self.step else "base"
 
     @property
     def base(self) -> str:
@@ -70,12 +77,14 @@ def of_run(folder: str | Path) -> list[Target]:
 def fingerprint(path: str) -> str:
     """Identifies the weights: the sha256 of a folder's model and tokenizer files, or a hub id with its commit.
 
-    Two trainings into the same folder differ here, so their outputs never mix. An adapter includes its base.
+    Two trainings into the same folder differ here, so their outputs never mix. An adapter includes its base. The
+    manifest of a checkpoint is not part of it: pruning rewrites that file and leaves the weights as they are.
     """
     if not Path(path).is_dir():
         return f"{path}@{getattr(AutoConfig.from_pretrained(path), '_commit_hash', None)}"
     total = hashlib.sha256()
-    for file in sorted(file for file in Path(path).iterdir() if file.suffix in SUFFIXES):
+    files = (file for file in Path(path).iterdir() if file.suffix in SUFFIXES and file.name != MANIFEST)
+    for file in sorted(files):
         with file.open("rb") as content:
             total.update(file.name.encode() + hashlib.file_digest(content, "sha256").digest())
     base = base_of(path)

@@ -22,7 +22,8 @@ from grpo.engines.torch_engine import TorchEngine
 from grpo.errors import UserError
 from grpo.packing import pack
 from grpo.policy import Policy, load_policy
-from grpo.saved import open_policy, single
+from grpo.run.checkpoint import TRAINER, drop_trainer, seal
+from grpo.saved import fingerprint, open_policy, single
 from grpo.settings import parse
 from grpo.types import Sample
 from tools.export.__main__ import main as export
@@ -126,6 +127,19 @@ def test_an_adapter_starts_a_new_run(base: str):
     assert hub.base_of("again").endswith(base)
     with pytest.raises(UserError, match=r"adapter is an adapter of rank 4 and alpha 8, not LoRA of rank 8"):
         start(lora_rank=8)
+
+
+def test_a_pruned_checkpoint_is_the_same_model(base: str):
+    """eval.py --run on a live run would sample it again."""
+    trained(base, "checkpoint", "float32")
+    fingerprints = [fingerprint("checkpoint")]
+    (Path("checkpoint") / TRAINER).write_bytes(b"moments")
+    for change in (seal, drop_trainer):
+        change(Path("checkpoint"))
+        fingerprints.append(fingerprint("checkpoint"))
+    assert len(set(fingerprints)) == 1
+    (Path("checkpoint") / "chat_template.jinja").write_text("another")
+    assert fingerprint("checkpoint") != fingerprints[0]
 
 
 def test_a_base_is_found_from_the_run_and_no_other_is_taken(base: str, tmp_path: Path, monkeypatch):

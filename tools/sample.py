@@ -83,8 +83,7 @@ def sample(args: argparse.Namespace) -> Table:
             (completions,) = engine.generate([request], SamplingParams(longest, args.temperature))
             texts = [text_of(policy.tokenizer, problem.prompt, completion) for completion in completions]
             scores = reward.score_batch(texts, [row["answer"]] * len(texts))
-            name = target.label if target.step is None else f"step {target.step}" if target.step else "base"
-            columns.append((name, list(zip(texts, scores, completions, strict=True))))
+            columns.append((target.name, list(zip(texts, scores, completions, strict=True))))
     return side_by_side(columns, args.truth is not None)
 
 

@@ -41,9 +41,13 @@ class Evaluation:
     scores: dict[str, Any]
     """set by `save`"""
 
-    def __init__(self, path: Path, step: int | None = None):
-        """Opens an existing folder. Raises UserError if it is no evaluation. step: of a run; 0 is its base model."""
+    def __init__(self, path: Path, name: str | None = None, step: int | None = None):
+        """Opens an existing folder. Raises UserError if it is no evaluation.
+
+        name: in tables [the model's folder]. step: of a run; 0 is its base model.
+        """
         self.path, self.outputs, self.step = path, path / OUTPUTS, step
+        self.name = name or path.resolve().parent.name
         try:
             self.settings = json.loads((self.path / SETTINGS).read_bytes())
             if missing := NEEDED.difference(self.settings):
@@ -52,14 +56,16 @@ class Evaluation:
             raise UserError(f"{path} is no evaluation (evals/<model>/<bench>-<hash> is one): {error}") from None
 
     @classmethod
-    def create(cls, root: Path, model: str, settings: dict, step: int | None = None) -> Evaluation:
+    def create(
+        cls, root: Path, model: str, settings: dict, name: str | None = None, step: int | None = None
+    ) -> Evaluation:
         """The folder of these settings, new or to be continued."""
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         path = root / model / f"{settings['bench']}-{digest[:10]}"
         with files.writing(path):
             path.mkdir(parents=True, exist_ok=True)
         _write(path / SETTINGS, settings)
-        return cls(path, step)
+        return cls(path, name, step)
 
     def rows(self) -> list[dict]:
         """The rows of the problems that have all their samples, sorted by problem and sample, each once.
@@ -94,11 +100,9 @@ class Evaluation:
         return pd.DataFrame(rows, columns=["problem", *COLUMNS]).groupby("problem").mean()
 
     @property
-    def name(self) -> str:
-        """A short name inside the table of one run; else the model's folder."""
-        if self.step is None:
-            return self.path.resolve().parent.name
-        return f"step {self.step}" if self.step else "base"
+    def weights(self) -> tuple[str, str]:
+        """The model: its path and its fingerprint."""
+        return str(self.settings.get("model", self.name)), str(self.settings.get("weights", ""))
 
     def figures(self) -> dict[str, Any]:
         """A row of a table in percent: labels, scores as text, and their numbers as "strict mean", "strict low" ..."""
@@ -150,7 +154,17 @@ def table(evaluations: Sequence[Evaluation]) -> str:
 
 
 def frame(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
-    return pd.DataFrame([evaluation.figures() for evaluation in evaluations])
+    """Each evaluation's figures. Different models that share a name are called by their paths, then by fingerprint."""
+    models = dict.fromkeys((evaluation.name, *evaluation.weights) for evaluation in evaluations)
+    names, paths = Counter(name for name, _, _ in models), Counter((name, path) for name, path, _ in models)
+    rows = []
+    for evaluation in evaluations:
+        name, (path, fingerprint) = evaluation.name, evaluation.weights
+        if names[name] > 1:
+            digest = fingerprint.partition("+")[0].rpartition("@")[2]
+            name = path if paths[name, path] == 1 else f"{path} ({digest[:8]})"
+        rows.append(evaluation.figures() | {"model": name})
+    return pd.DataFrame(rows)
 
 
 def _rows(figures: pd.DataFrame) -> str:
@@ -184,7 +198,7 @@ def _notes(evaluations: Sequence[Evaluation], figures: pd.DataFrame) -> list[str
             means = "  ".join(f"{name} {100 * share['mean']:.1f}" for name, share in shares.items())
             notes.append(f"{row.model}  {row.benchmark}  {column}: {means}")
     for (model, prompt), group in figures.groupby(["model", "prompt"], sort=False):
-        if len(group) > 1:
+        if len(group) > 1 and group["benchmark"].is_unique:
             notes.append(f"{model}, prompt {prompt}, average of {len(group)}: {_means(group.mean(numeric_only=True))}")
     return notes
 
@@ -196,24 +210,29 @@ def _means(means: pd.Series) -> str:
 def last_and_best(evaluations: Sequence[Evaluation]) -> str:
     """The last and the best checkpoint of one run by their unweighted means over benchmarks; the base is neither."""
     figures = frame(evaluations)
-    steps = figures[figures["step"] > 0].groupby("step").mean(numeric_only=True)
-    last, best = steps.index[-1], steps["strict mean"].idxmax()
-    text = [f"{name}: step {step}, {_means(steps.loc[step])}" for name, step in (("last", last), ("best", best))]
+    text = []
+    for prompt, group in figures[figures["step"] > 0].groupby("prompt", sort=False):
+        steps = group.groupby("step").mean(numeric_only=True)
+        chosen = {"last": steps.index[-1], "best": steps["strict mean"].idxmax()}
+        of = f" with prompt {prompt}" if figures["prompt"].nunique() > 1 else ""
+        text += [f"{kind}{of}: step {step}, {_means(steps.loc[step])}" for kind, step in chosen.items()]
     return "\n".join([*text, "best: the highest strict mean here, the earliest on a tie. It flatters; report last."])
 
 
 def plot(evaluations: Sequence[Evaluation], path: Path) -> Path:
-    """Accuracy over steps with 95% intervals, one panel a benchmark, both columns."""
+    """Accuracy over steps with 95% intervals, both columns; one panel a benchmark and prompt."""
     from matplotlib.figure import Figure
 
-    benches = frame(evaluations).set_index("step").groupby("benchmark", sort=False)
+    figures = frame(evaluations).set_index("step")
+    keys = ["benchmark", "prompt"] if figures["prompt"].nunique() > 1 else ["benchmark"]
+    benches = figures.groupby(keys, sort=False)
     drawing = Figure(figsize=(4 * benches.ngroups, 3.6), layout="constrained")
     panels = drawing.subplots(1, benches.ngroups, squeeze=False)[0]
     for panel, (bench, points) in zip(panels, benches, strict=True):
         for column in COLUMNS:
             panel.plot(points[f"{column} mean"], "o-", label=column)
             panel.fill_between(points.index, points[f"{column} low"], points[f"{column} high"], alpha=0.15)
-        panel.set(title=bench, xlabel="step", ylabel="accuracy, %", ylim=(0, 100))
+        panel.set(title=", ".join(bench), xlabel="step", ylabel="accuracy, %", ylim=(0, 100))
         panel.grid(alpha=0.3)
         panel.legend()
     drawing.suptitle(f"{path.stem}, 95% intervals", fontsize="medium")

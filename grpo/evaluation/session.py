@@ -124,7 +124,7 @@ def _jobs(request: EvalRequest, device: torch.device) -> Iterator[Job]:
                     prompt, dated = AUDIT, False
                 check_context(target, problems, benchmark.max_new_tokens)
                 texts = "\0".join(problem.prompt for problem in problems)
-                if (same := rendered.setdefault((target.label, name, texts), prompt)) != prompt:
+                if (same := rendered.setdefault((target.path, name, texts), prompt)) != prompt:
                     notify(f"{target.label}: {same} and {prompt} are the same prompts, so their figures are the same")
                 settings = common | {
                     "bench": benchmarks.label(name),
@@ -138,7 +138,7 @@ def _jobs(request: EvalRequest, device: torch.device) -> Iterator[Job]:
                     "temperature": benchmark.temperature,
                     "max_new_tokens": benchmark.max_new_tokens,
                 }
-                evaluation = Evaluation.create(request.out, target.label, settings, target.step)
+                evaluation = Evaluation.create(request.out, target.label, settings, target.name, target.step)
                 line = f"{target.label}  {settings['bench']}  prompt {prompt}  -> {evaluation.path}"
                 print(escape_control(line), flush=True)
                 yield Job(evaluation, target, problems)

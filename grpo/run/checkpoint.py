@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 
 from grpo.errors import UserError, first_line
+from grpo.hub import MANIFEST
 from grpo.learner import Learner
 from grpo.policy import Policy
 from grpo.run import files
@@ -28,7 +29,6 @@ from grpo.terminal import notify
 from grpo.types import Problem
 from rewards import Reward
 
-MANIFEST = "manifest.json"
 TRAINER = "trainer.pt"
 UNFINISHED = ".unfinished_"
 GIB = 2**30

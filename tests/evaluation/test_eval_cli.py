@@ -251,6 +251,45 @@ def test_adapter_merged_model_and_run(run, tiny, tmp_path):
     assert "gained 1: rows 2" in out
 
 
+def test_two_models_of_one_folder_name_are_two_rows_and_have_no_common_average(run, tiny, tmp_path):
+    """As .../run1/checkpoint-500 and .../run2/checkpoint-500. Retrained in place, the path is not enough either."""
+    for place, seed in (("a", 0), ("b", 1)):
+        shutil.copytree(tiny, tmp_path / place / "m")
+        tiny_base.make_model(tiny_base.make_tokenizer(), seed=seed).save_pretrained(tmp_path / place / "m")
+    models = [str(tmp_path / place / "m") for place in "ab"]
+    ask = ("--bench", "arithmetic", "--limit", 2, "--max-new-tokens", 2, "--out", tmp_path / "evals")
+    code, out, _ = run(*ask, "--model", ",".join(models))
+    assert code == 0
+    table = out[out.index("benchmark ") :]
+    for model in models:
+        assert table.count(f"{model} ") == 2  # a row of each benchmark
+        assert f"{model}, prompt plain, average of 2:" in table
+    assert "average of 4" not in run("--regrade", tmp_path / "evals")[1]
+
+    tiny_base.make_model(tiny_base.make_tokenizer(), seed=2).save_pretrained(tmp_path / "a" / "m")
+    assert run(*ask, "--model", models[0])[0] == 0
+    averages = [line for line in run("--regrade", tmp_path / "evals")[1].splitlines() if "average of" in line]
+    assert len({line.partition(", prompt")[0] for line in averages}) == 3
+    assert all("average of 2" in line for line in averages)
+
+
+def test_one_benchmark_sampled_in_two_ways_is_no_average(run, tiny, tmp_path):
+    ask = ("--bench", "arithmetic-test", "--model", tiny, "--limit", 2, "--max-new-tokens", 2, "--out", tmp_path)
+    assert run(*ask)[0] == run(*ask, "--seed", 1)[0] == 0
+    assert "average" not in run("--regrade", tmp_path)[1]
+
+
+def test_last_best_and_plot_are_of_one_prompt(run, own_run, tmp_path, monkeypatch):
+    panels = []
+    monkeypatch.setattr("matplotlib.axes.Axes.set", lambda self, **texts: panels.append(texts["title"]))
+    code, out, _ = run("--run", own_run, "--prompts", "plain,multi-signal", "--out", tmp_path)
+    assert code == 0
+    for kind in ("last", "best"):
+        assert f"{kind} with prompt plain: step 2, strict" in out
+        assert f"{kind} with prompt multi-signal: step 2, strict" in out
+    assert panels == ["held, plain", "held, multi-signal"]
+
+
 def test_more_than_ten_flips_are_counted_and_not_listed(run, tiny, tmp_path):
     ask = ("--bench", "arithmetic-test", "--model", tiny, "--limit", 14, "--max-new-tokens", 2, "--out", tmp_path)
     assert run(*ask)[0] == run(*ask, "--seed", 1)[0] == 0
