@@ -5,8 +5,8 @@ With ratio rho_t = pi(o_t) / pi_old(o_t), advantage A and reference pi_ref, GRPO
     -min(rho_t A, clip(rho_t, 1 - low, 1 + high) A)  +  kl_coef * k3_t  -  entropy_coef * H_t
 
 `LOSSES` holds the first term and its alternatives from other papers. The loss of an optimiser step is the weighted sum
-over its tokens. `token_weights` computes the weights once for the whole step, so they do not depend on how the tokens
-are cut into micro-batches.
+over its tokens. `token_weights` computes the weights once for the whole step, so they do not depend on the
+micro-batches.
 """
 
 from __future__ import annotations
@@ -29,23 +29,21 @@ class Surrogate(NamedTuple):
     ratio: torch.Tensor
     """[M] importance ratio"""
     clipped_low: torch.Tensor
-    """[M] 1 where the lower clip acts, else 0"""
+    """[M] bool: the lower clip acts"""
     clipped_high: torch.Tensor
-    """[M] 1 where the upper clip acts, else 0"""
+    """[M] bool: the upper clip acts"""
 
 
 def grpo(logprobs: torch.Tensor, old: torch.Tensor, batch: Batch, clip_low: float, clip_high: float) -> Surrogate:
     """PPO's clipped surrogate with the ratio of each token (GRPO, arXiv 2402.03300; clip-higher: 2503.14476)."""
-    ratio, advantages = importance_ratio(logprobs, old), batch.advantages
-    clipped_low = (ratio < 1 - clip_low) & (advantages < 0)
-    clipped_high = (ratio > 1 + clip_high) & (advantages > 0)
-    return Surrogate(policy_loss(ratio, advantages, clip_low, clip_high), ratio, clipped_low, clipped_high)
+    return _clipped(importance_ratio(logprobs, old), batch.advantages, clip_low, clip_high)
 
 
 def gspo(logprobs: torch.Tensor, old: torch.Tensor, batch: Batch, clip_low: float, clip_high: float) -> Surrogate:
     """As grpo, with one ratio per completion: the geometric mean of its tokens' ratios (arXiv 2507.18071)."""
-    surrogate = grpo(batch.spread(batch.mean(logprobs)), batch.spread(batch.mean(old)), batch, clip_low, clip_high)
-    return Surrogate(surrogate.loss, *map(batch.mean, surrogate[1:]))
+    ratio = importance_ratio(batch.mean(logprobs), batch.mean(old))  # [C]
+    surrogate = _clipped(ratio, batch.mean(batch.advantages), clip_low, clip_high)
+    return surrogate._replace(loss=batch.spread(surrogate.loss))
 
 
 def cispo(logprobs: torch.Tensor, old: torch.Tensor, batch: Batch, clip_low: float, clip_high: float) -> Surrogate:
@@ -66,8 +64,15 @@ LOSSES = {"grpo": grpo, "gspo": gspo, "cispo": cispo, "reinforce": reinforce}
 """`learner.loss` -> function of [N] log-probabilities, [N] old ones, the batch and the two clips."""
 
 
+def _clipped(ratio: torch.Tensor, advantages: torch.Tensor, clip_low: float, clip_high: float) -> Surrogate:
+    """The clipped surrogate of [M] ratios and advantages, with an [M] loss."""
+    clipped_low = (ratio < 1 - clip_low) & (advantages < 0)
+    clipped_high = (ratio > 1 + clip_high) & (advantages > 0)
+    return Surrogate(policy_loss(ratio, advantages, clip_low, clip_high), ratio, clipped_low, clipped_high)
+
+
 def policy_loss(ratio: torch.Tensor, advantages: torch.Tensor, clip_low: float, clip_high: float) -> torch.Tensor:
-    """[N] clipped surrogate (PPO, arXiv 1707.06347, eq. 7), to be minimised; differentiable in `ratio`.
+    """[M] clipped surrogate (PPO, arXiv 1707.06347, eq. 7), to be minimised; differentiable in `ratio`.
 
     The minimum is pessimistic: for A > 0 the gain stops at 1 + clip_high, for A < 0 at 1 - clip_low, while a move in
     the wrong direction is never clipped.
@@ -87,8 +92,8 @@ def _bounded(log_ratio: torch.Tensor) -> torch.Tensor:
 def completion_ratio(old_logprobs: torch.Tensor, batch: Batch) -> torch.Tensor:
     """[C] float64 pi_old / pi_sampler of whole completions: the product over their trained tokens.
 
-    The effective sample size of these weights w is (sum w)^2 / sum w^2 (Kong, 1992): as many completions drawn from the
-    policy itself would estimate its mean reward equally well. It is C where sampler and trainer agree.
+    The effective sample size of these weights w is (sum w)^2 / sum w^2 (Kong, 1992): that many completions drawn from
+    the policy itself would estimate its mean reward as well. It is C where sampler and trainer agree.
     """
     return _bounded(batch.total(old_logprobs - batch.sampler_logprobs)).exp()
 
@@ -96,17 +101,17 @@ def completion_ratio(old_logprobs: torch.Tensor, batch: Batch) -> torch.Tensor:
 def sampler_weights(old_logprobs: torch.Tensor, batch: Batch, mode: str, cap: float) -> torch.Tensor:
     """[N] weights of the surrogate that correct for a sampler whose probabilities differ from the trainer's.
 
-    The weight is pi_old / pi_sampler. The first half of `mode` is its level: token (a ratio for each) or sequence (the
-    product over the completion). The second half applies above `cap`: truncate (cut to the cap; TIS,
+    The weight is pi_old / pi_sampler. `mode` is LEVEL_ACTION. LEVEL is token (a ratio for each) or sequence (their
+    product over the completion). ACTION applies above `cap`: truncate (cut to the cap; TIS,
     fengyao.notion.site/off-policy-rl) or mask (weight 0; IcePop's upper bound, arXiv 2510.18855). A masked token stays
     in the normaliser.
     """
-    level, above = mode.split("_")
+    level, action = mode.split("_")
     if level == "token":
         ratio = importance_ratio(old_logprobs, batch.sampler_logprobs)
     else:
         ratio = batch.spread(completion_ratio(old_logprobs, batch))
-    return ratio.clamp(max=cap) if above == "truncate" else ratio * (ratio <= cap)
+    return ratio.clamp(max=cap) if action == "truncate" else ratio * (ratio <= cap)
 
 
 def kl_k3(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
