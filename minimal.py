@@ -21,7 +21,7 @@ Omitted parts of GRPO (arXiv 2402.03300) and PPO (arXiv 1707.06347), the reason,
     other averages   by completion or by a constant, instead of by token        grpo/loss.py: token_weights
     temperature      it is 1 here; sampler and loss must share any other        grpo/logprob.py: token_logprobs
     micro-batches    all N completions fit in memory at once                    grpo/learner.py: Learner
-    packing          a quarter of the tokens are padding here; it may be most   grpo/packing.py: pack
+    packing          28% of the tokens are padding here; it may be most         grpo/packing.py: pack
     bfloat16         float32 weights can take small steps without masters       grpo/optim.py: Optimizer
     a fast sampler   vLLM, and a check that it holds the present weights        grpo/rollout.py: rollout
     a verifier       comparing strings is enough for sums of whole numbers      rewards/verifier.py: Verifier
@@ -35,7 +35,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 MODEL = "data/tiny-base"
 PROBLEM = (567, 876)  # the one problem that is trained on
-QUESTIONS, G = 16, 8  # how often a step asks it, and the completions of each: N = 128
+QUESTIONS, G = 16, 8  # groups, and completions of each: N = 128; the one problem stands in for 16 different ones
 T = 40  # a completion is cut after this many tokens
 STEPS, LEARNING_RATE, EPS = 60, 1e-4, 1e-6
 

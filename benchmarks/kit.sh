@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Carries packages and models to a GPU machine that has no network and takes files of at most 60 MiB.
+# Carries packages and models to a GPU machine that has no network and takes files of at most 60 MiB. tests/test_kit.py
+# rehearses it on a CPU.
 #
 #   benchmarks/kit.sh packages site freeze.txt vllm==0.32.0   # here; freeze.txt is `pip freeze` of the GPU machine
 #   benchmarks/kit.sh pack kit site models/smollm2            # here

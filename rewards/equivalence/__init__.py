@@ -1,6 +1,11 @@
-"""Is an answer mathematically the ground truth?
+"""Decides whether an answer is mathematically the ground truth, in this order:
 
-plain.py decides what needs no algebra: the same text, or two numbers. For the rest server.py asks compare.py (shapes
-and words) and algebra.py (sympy), in processes that can be killed. text.py, units.py, kinds.py, shape.py and grammar.py
-read; tables.yaml holds their spellings, units and words.
+1. plain.py: identical text, or two exact rational numbers. server.py runs the rest, compare.py, in killable processes.
+2. text.py: one spelling for TeX, Unicode and Python.
+3. kinds.py: the kind of a text (date, ratio, word, ...), before letters become operators.
+4. shape.py: list, set, tuple, interval, matrix, relation; compared part by part.
+5. units.py: a value and its unit. A word that is not a known unit makes the answer another text.
+6. grammar.py and algebra.py: math-verify's grammar and sympy. Sums, limits and infinity are compared as text.
+
+tables.yaml holds spellings, units and words.
 """
