@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 
-sys.path.insert(0, __file__.rpartition("/")[0] or ".")  # python -P does not do it
+sys.path.insert(0, __file__.rpartition("/")[0] or ".")  # python -P leaves the script's folder out
 
 from collections.abc import Sequence
 from contextlib import closing

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import sys
 
-sys.path.insert(0, __file__.rpartition("/")[0] or ".")  # python -P does not do it
+sys.path.insert(0, __file__.rpartition("/")[0] or ".")  # python -P leaves the script's folder out
 
 from grpo.early import answer_early
 
-answer_early(__name__)  # as a command: --help and wrong arguments are answered before torch is imported
+answer_early(__name__)  # run as a command, it answers --help and wrong arguments before torch is imported
 
 from contextlib import closing
 from pathlib import Path
@@ -86,7 +86,7 @@ def train(config: Config, resumed: Path | None = None, interrupts: Interrupts | 
             run.log(validator.evaluate(engine, run.step))
 
         for step in run.steps():
-            set_seed(request_seed(config.seed, step) % 2**32)  # a random reward draws the same numbers after a resume
+            set_seed(request_seed(config.seed, step) % 2**32)  # a reward's own draws repeat after a resume
             # 1. Sample: a group of completions for each problem.
             with clock("rollout"):
                 drawn = draw(problems, config.rollout.prompts_per_step, config.seed, step)
@@ -117,7 +117,7 @@ def train(config: Config, resumed: Path | None = None, interrupts: Interrupts | 
     return run
 
 
-@one_line()  # not for OSError: from a reward or a compiler it needs its traceback
+@one_line()  # an OSError keeps its traceback: it may come from a reward or a compiler
 def main(argv: list[str]) -> int:
     with Interrupts() as interrupts:
         preset, why = default_preset()

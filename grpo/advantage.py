@@ -82,7 +82,7 @@ def maxrl(rewards: torch.Tensor) -> torch.Tensor:
 
 
 def no_baseline(rewards: torch.Tensor) -> torch.Tensor:
-    """r itself: REINFORCE (Williams, 1992), and with rewards of 0 and 1 rejection fine-tuning."""
+    """r itself: REINFORCE (Williams, 1992). With rewards of 0 and 1 this is rejection fine-tuning."""
     return rewards
 
 

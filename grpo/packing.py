@@ -1,7 +1,7 @@
 """Completions -> padding-free micro-batches under a token budget.
 
-Sequences are laid end to end and attention is told where each begins (`Segments`), so no token is spent on padding. The
-completions of one problem have the same prompt. It is laid down once, and every completion sees it as its prefix.
+Sequences are laid end to end, and `Segments` tells attention where each begins, so no token is spent on padding. The
+completions of one problem share a prompt: it is laid down once, and every completion sees it as its prefix.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Batch(_Tensors):
     sampler_logprobs: torch.Tensor
     """[N] float64"""
     flat_index: torch.Tensor
-    """[N] long: each token's place among all trained tokens of the optimiser step, in the order of its samples"""
+    """[N] long: each token's index among all trained tokens of the optimiser step, in the order of its samples"""
     completion_index: torch.Tensor
     """[N] long: the completion of this micro-batch that the token belongs to"""
     lengths: torch.Tensor
@@ -87,7 +87,7 @@ class Batch(_Tensors):
         return self.total(values) / self.lengths
 
     def spread(self, values: torch.Tensor) -> torch.Tensor:
-        """[C] -> [N]: the value of its completion for every trained token."""
+        """[C] -> [N]: repeats each completion's value for its trained tokens."""
         return values[self.completion_index]
 
 
@@ -128,8 +128,8 @@ def pack(samples: Sequence[Sample], weights: Sequence[float], microbatch_tokens:
 def assign(samples: Sequence[Sample], microbatch_tokens: int) -> list[list[int]]:
     """Indices of the samples in each micro-batch: equal prompts together, and the micro-batches about equally full.
 
-    Filling up to the budget gives the fewest micro-batches but leaves a short last one. Bisection finds the smallest
-    capacity that needs no more of them. Samples without a trained token are skipped.
+    Filling up to the budget gives the fewest micro-batches but leaves a short last one. Bisection then finds the
+    smallest capacity with the same number of micro-batches. Samples without a trained token are skipped.
     """
     trained = [i for i, sample in enumerate(samples) if sample.trained]
     order = sorted(trained, key=lambda i: (samples[i].prompt_ids, len(samples[i].completion_ids)))
@@ -156,7 +156,7 @@ def _fill(samples: Sequence[Sample], order: Sequence[int], capacity: int) -> lis
 
 
 def _lay_out(samples: Sequence[Sample], weights: Sequence[float], starts: Sequence[int]) -> Batch:
-    """One micro-batch. `starts[i]` is the place of sample i's first trained token among those of the optimiser step."""
+    """One micro-batch. `starts[i]` is the index of sample i's first trained token among those of the optimiser step."""
     # 1. Lay every prompt down once and its completions behind it. A run is (ids, the positions of its prefix in the
     # batch, its own positions); a prompt's prefix is empty.
     runs = []

@@ -27,28 +27,28 @@ _OPENED = re.compile(r"<think>\s*\Z")
 def draw(problems: list[Problem], count: int, seed: int, step: int) -> list[Problem]:
     """The problems of step 1, 2, ...: a function of (seed, step) alone, so a resumed run continues where it stopped.
 
-    Each pass over the data is a new permutation; the rows that do not fill a whole step wait for the next one. Fewer
+    Each pass over the data is a new permutation. The rows left over at its end, too few for a step, are dropped. Fewer
     rows than `count` are repeated until there are enough.
     """
     repeats = math.ceil(count / len(problems))
     per_epoch = len(problems) * repeats // count
-    epoch, place = divmod(step - 1, per_epoch)
+    epoch, batch = divmod(step - 1, per_epoch)
     order = np.random.default_rng([seed, epoch]).permutation(len(problems) * repeats)
-    return [problems[i % len(problems)] for i in order[place * count : (place + 1) * count]]
+    return [problems[i % len(problems)] for i in order[batch * count : (batch + 1) * count]]
 
 
 def rollout(engine: Engine, problems: Sequence[Problem], n: int, sampling: SamplingParams, *key: int) -> list[Group]:
     """`n` completions of each problem. The random numbers are a function of (*key, problem, sample) alone.
 
-    `key` is (seed, step) in training, and (seed,) in an evaluation. A problem that is drawn again in one step
-    gives another group, whose seed includes the number of earlier draws.
+    `key` is (seed, step) in training, and (seed,) in an evaluation. If a step draws a problem twice, each draw gets its
+    own seed.
     """
     requests = []
     seen: Counter[int] = Counter()
     for problem in problems:
-        again = (seen[problem.index],) if problem.index in seen else ()
+        earlier_draws = (seen[problem.index],) if problem.index in seen else ()
         seen[problem.index] += 1
-        requests.append(Request(problem.prompt_ids, n, request_seed(*key, problem.index, *again)))
+        requests.append(Request(problem.prompt_ids, n, request_seed(*key, problem.index, *earlier_draws)))
     completions = engine.generate(requests, sampling)
     return [Group(problem, tuple(group)) for problem, group in zip(problems, completions, strict=True)]
 
@@ -66,8 +66,8 @@ def replace_flat_groups(
 ) -> dict[str, float]:
     """Replaces groups without advantages, in place, by groups of further problems (DAPO, arXiv 2503.14476).
 
-    Makes at most `rollout.resample_flat_groups` draws, in an order that (seed, step) determines, and never of a problem
-    that the step already has. Returns the number of draws as a metric; nothing where the setting is 0.
+    Makes at most `rollout.resample_flat_groups` rounds, in an order that (seed, step) determines, and never draws a
+    problem that the step already has. Returns the number of rounds as a metric, or nothing if the setting is 0.
     """
     from grpo.advantage import compute_advantages  # imports torch
 
@@ -79,15 +79,15 @@ def replace_flat_groups(
     draws = 0
     while draws < limit:
         advantages = compute_advantages(scores, reward.weights, config.learner.advantage)
-        flat = [place for place, row in enumerate(advantages) if not row.any()][: len(further)]
+        flat = [g for g, row in enumerate(advantages) if not row.any()][: len(further)]
         if not flat:
             break
         new = rollout(engine, further[: len(flat)], config.rollout.group_size, sampling, config.seed, step)
         del further[: len(flat)]
         new_texts = decode(tokenizer, new)
         new_scores = score(reward, new, new_texts)
-        for i, place in enumerate(flat):
-            groups[place], texts[place], scores[place] = new[i], new_texts[i], new_scores[i]
+        for i, g in enumerate(flat):
+            groups[g], texts[g], scores[g] = new[i], new_texts[i], new_scores[i]
         draws += 1
     return {"groups/further_draws": draws} if limit else {}
 
@@ -123,7 +123,7 @@ def score(reward: Reward, groups: Sequence[Group], texts: Sequence[Sequence[str]
 
 
 def reward_row(problem: Problem, completion: Completion | None = None) -> Row:
-    """Returns the row that a reward may read beside text and ground truth; the data's own columns come last."""
+    """Returns what a reward may read beside text and ground truth. The data's columns do not override these names."""
     facts: dict[str, Any] = {
         "question": question(problem),
         "prompt": problem.prompt,
@@ -137,14 +137,14 @@ def reward_row(problem: Problem, completion: Completion | None = None) -> Row:
 
 
 def question(problem: Problem) -> str:
-    """Returns the last message as it stands in the data set."""
+    """Returns the last message, as the data set has it."""
     return problem.chat[-1]["content"] if problem.chat else problem.prompt
 
 
 def calibrate(
     reward: Reward, engine: Engine, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], config: Config
 ) -> None:
-    """Before training, fits a reward's scale, if it has one, to completions of the first problems."""
+    """Fits a reward's scale, if it has one, to completions of the first problems, before training."""
     if not reward.calibration_size:
         return
     first = problems[: math.ceil(reward.calibration_size / config.rollout.group_size)]
@@ -157,6 +157,6 @@ def calibrate(
 
 
 def request_seed(*key: int) -> int:
-    """62 well-mixed bits. Completion i uses seed + i, and the seeds of two prompts practically never meet."""
+    """62 well-mixed bits. Completion i uses seed + i, so the seeds of two prompts practically never collide."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return int.from_bytes(digest) >> 2

@@ -27,7 +27,7 @@ from rewards import weights_from_env
 
 
 def expand_home(text: Any) -> Any:
-    """The text with a leading ~ replaced by the home folder, also behind a comma; what is not text as it is."""
+    """Expands a leading ~ in each of the names between commas; returns anything but text unchanged."""
     return ",".join(map(os.path.expanduser, text.split(","))) if isinstance(text, str) else text
 
 
@@ -44,8 +44,8 @@ class Section(BaseModel):
 
 class PolicyConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Compute precision. auto: bfloat16 on a GPU, float32 on a CPU. float16 is reported to bring sampler and trainer
-    closer (arXiv 2510.26788); it needs loss scaling, which is not built here, and is not offered."""
+    """Compute precision. auto: bfloat16 on a GPU, float32 on a CPU. float16 brings sampler and trainer closer
+    (arXiv 2510.26788) but needs loss scaling, so it is not offered."""
     attention: Literal["auto", "varlen", "flash_attention_2", "sdpa"] = "auto"
     """auto: flash_attention_2 where flash-attn is installed, else varlen (torch's own kernels on a GPU, an exact
     per-sequence loop on a CPU), else sdpa."""
@@ -54,10 +54,10 @@ class PolicyConfig(Section):
     lora_alpha: float = Field(128.0, gt=0)
     """LoRA scaling: the adapter's product is multiplied by alpha / rank."""
     quant: Literal["none", "nf4", "auto"] = "none"
-    """nf4: the frozen base under LoRA in 4-bit NormalFloat. auto: nf4 where the memory plan does not fit without."""
+    """nf4: the frozen base under LoRA in 4-bit NormalFloat. auto: nf4 if the run does not fit otherwise."""
     gradient_checkpointing: bool | Literal["auto"] = False
     """Recompute each layer's activations in the backward pass: about a third more time, a fraction of the memory.
-    auto: off where the memory plan fits without and is faster."""
+    auto: off if the run fits without it and is faster."""
     trust_remote_code: bool = False
     """Let a model repository run its own Python. Off unless you have read that code."""
 
@@ -70,18 +70,18 @@ class RolloutConfig(Section):
     group_size: int = Field(8, ge=2, le=65_536)
     """Completions per problem. At least 2: the advantage of a group of one is undefined."""
     resample_flat_groups: int = Field(0, ge=0, le=100)
-    """DAPO's dynamic sampling: draws a step that replace groups of equal rewards by further problems, at most. 0: off.
-    Of no use with a single problem."""
+    """DAPO's dynamic sampling: most resampling rounds per step. A round replaces groups of equal rewards with groups of
+    other problems. 0: off. Of no use with a single problem."""
     temperature: float = Field(1.0, gt=0, le=10)
-    """The sampling temperature. The trainer's logprobs are of logits / temperature as well."""
+    """Sampling temperature. The trainer divides its logits by it as well."""
     max_prompt_tokens: int = Field(1024, ge=1)
     """A longer prompt is an error, never cut."""
     max_new_tokens: int = Field(3072, ge=1)
-    """A completion that gets this long is cut and counted as truncated."""
+    """Tokens after which a completion is cut; it counts as truncated."""
     max_num_seqs: int = Field(512, ge=1)
     """Completions decoded at once; bounds the KV cache of the sampler."""
     logprob_diff_limit: float = Field(0.1, gt=0)
-    """Stop when mean |sampler logprob - trainer logprob| passes this. Stale weights gave 0.2, clean bfloat16 0.03."""
+    """Stop when mean |sampler logprob - trainer logprob| passes this. Stale weights gave 0.2, bfloat16 0.01 to 0.03."""
     kv_gib: float | None = Field(None, gt=0)
     """vLLM: GiB of KV cache. none: what the memory plan leaves."""
     sleep: bool = True
@@ -100,7 +100,7 @@ class RolloutConfig(Section):
 
 class RandomConfig(Section):
     needs_box: bool = False
-    """Pay nothing without exactly one box, so that the coin keeps the format alive."""
+    """Pay only completions with exactly one box, so that the format is still rewarded."""
 
 
 class HybridConfig(Section):
@@ -113,7 +113,7 @@ class HybridConfig(Section):
     eps: float = Field(0.01, gt=0)
     """Added to the range of the warm-up's scores, by which s is scaled."""
     warmup: int = Field(1024, ge=1)
-    """Completions sampled before training whose scores set the scale."""
+    """Completions sampled before training; their scores set the scale."""
     offload: bool = False
     """Keep the reward model in main memory between scorings."""
 
@@ -126,7 +126,7 @@ class RewardConfig(Section):
     beta: float = Field(0.5, ge=0)
     """Weight of format: the layout that goes with reward.verifier."""
     gamma: float = Field(0.5, ge=0)
-    """Weight of reflect: the last verdict word of the reflection on the own answer is true."""
+    """Weight of reflect: the reflection's last verdict on the answer is true."""
     verifier: Literal["box", "last_number", "answer_tag"] = "box"
     """The answer, in training and in held-out figures: the last box (format: think, box and reflection, once each, in
     order), the last number (format: one box), or the last <answer> block (format: think, then answer)."""
@@ -135,12 +135,12 @@ class RewardConfig(Section):
     timeout_s: float = Field(2.0, gt=0)
     """Seconds of processor time one answer may take before its worker is killed and the answer counts as wrong."""
     budget_s: float | None = Field(120.0, gt=0)
-    """Seconds of processor time that grading a step may take, over all workers. Answers left then earn no verify and
-    no reflect signal (outcome/over_budget). none is no limit."""
+    """Seconds of processor time that grading a step may take, over all workers. Answers still ungraded then count as
+    outcome/over_budget, with verify and reflect 0. none: no limit."""
     parallel: int = Field(1, ge=1, le=1024)
     """package.module:function: calls at a time, in threads; raise it for a function that waits for a service."""
     call_limit_s: float | None = Field(None, gt=0)
-    """package.module:function: seconds one call may take before the run stops with an error; none is no limit."""
+    """package.module:function: seconds one call may take before the run stops with an error. none: no limit."""
     random: RandomConfig = RandomConfig()
     hybrid: HybridConfig = HybridConfig()
 
@@ -150,10 +150,9 @@ class LearnerConfig(Section):
     """Peak learning rate. With LoRA the step goes with policy.lora_alpha x lr, whatever the rank; published RL runs use
     3e-4 to 3e-3 for this product."""
     schedule: Literal["constant", "linear"] = "constant"
-    """After the warm-up: constant, or linear: falls by equal amounts, and would be zero one step after the last. A
-    skipped step counts."""
+    """After the warm-up. linear: decays to zero, reached one step after the last. Skipped steps count."""
     warmup: int = Field(0, ge=0)
-    """Optimiser steps over which the rate rises from zero."""
+    """Optimiser steps of linear warm-up: the first has lr / warmup."""
     beta1: float = Field(0.9, ge=0, lt=1)
     """AdamW: decay of the first moment."""
     beta2: float = Field(0.999, ge=0, lt=1)
@@ -170,7 +169,7 @@ class LearnerConfig(Section):
     """The ratio is clipped above at 1 + clip_high (more than clip_low: DAPO's clip-higher). For gspo, ratios of whole
     completions, the paper uses 3e-4 and 4e-4."""
     kl_coef: float = Field(0.0, ge=0)
-    """Weight of the k3 KL to the reference. 0 runs no reference pass."""
+    """Weight of the k3 KL penalty towards the reference. 0: no reference pass."""
     entropy_coef: float = Field(0.0, ge=0)
     """Weight of the entropy bonus."""
     advantage: Literal["grpo", "dr_grpo", "rloo", "maxrl", "none", "gdpo"] = "grpo"
@@ -186,9 +185,9 @@ class LearnerConfig(Section):
     """Optimiser steps per rollout, each on its own share of the problems. With 1 the ratio is exactly 1."""
     microbatch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = 16384
     """Tokens (prompt and completion) in a micro-batch; one longer sequence still goes alone. Changes memory and speed,
-    not the result. auto: what the memory plan finds fastest, together with policy.gradient_checkpointing auto."""
+    not the result. auto: the fastest that fits, decided together with policy.gradient_checkpointing auto."""
     logit_chunk: int = Field(1024, ge=1)
-    """Completion tokens whose logits exist at a time: chunk x vocabulary is the peak of the head."""
+    """Completion tokens whose logits are held at a time: the head's peak memory is logit_chunk x vocabulary."""
     skip_zero_variance: bool = False
     """Skip completions whose advantage is 0, such as those of groups with equal rewards: they have no gradient. They
     are missing from policy/* and logprob_diff/* as well. Needs kl_coef and entropy_coef 0."""
@@ -205,19 +204,18 @@ class LearnerConfig(Section):
 
 class EvalConfig(Section):
     every: int = Field(0, ge=0)
-    """Steps between evaluations, which also come before the first and after the last step. 0: never."""
+    """Evaluate every N steps, and before the first and after the last. 0: never."""
     data: tuple[PathText, ...] = ()
-    """Problems for the curve during training (validation): one set or several, with commas between. What eval.py takes
-    as --bench: the names of benchmarks, all, data files and datasets."""
+    """Validation problems for the curve during training: one set or several, with commas between. Takes the same names
+    as eval.py's --bench: benchmarks, all, data files and datasets."""
     test: PathText | None = None
     """Problems scored once before and once after training, and not used otherwise."""
     sampling: Literal["both", "greedy"] = "both"
     """both: each problem once at the training temperature and once greedily. greedy: half the time."""
     limit: int | None = Field(None, ge=1)
-    """Use only this many problems of each file, from its start. The figures are marked as smoke figures."""
+    """Use only the first N problems of each file. The figures are then marked as smoke figures."""
     columns: str | None = None
-    """Columns of prompt and ground truth in files and data sets of one's own, as question,answer. none: found by their
-    usual names."""
+    """Columns of prompt and ground truth in your own held-out data, as question,answer. none: the usual names."""
 
     @field_validator("data", mode="before")
     @classmethod
@@ -275,26 +273,26 @@ class Config(Section):
     data_dir: PathText | None = None
     """Folder with local copies of the published data sets (also: GRPO_DATA_DIR)."""
     data_columns: str | None = None
-    """Columns of prompt and ground truth, as question,answer. none: found by their usual names."""
+    """Columns of prompt and ground truth, as question,answer. none: the usual names."""
     data_limit: int | None = Field(None, ge=1)
-    """Train on this many rows only, from the start of the data."""
+    """Train on the first N rows only."""
     prompt: PathText = "multi-signal"
     """System message: a name from prompts/ or a path to a text file. plain: none."""
     template_args: Annotated[dict[str, str | int | float | bool], BeforeValidator(_pairs)] = {}
     """Arguments of the model's chat template, as enable_thinking=false; several with commas between."""
     template_date: Annotated[str, BeforeValidator(_day)] = Field(default_factory=lambda: _day(date.today()))
-    """The day that a chat template which writes the date takes for today. A run keeps the day of its start."""
+    """The date given to chat templates that print today's date. A resumed run keeps its own."""
     mode: Literal["ultra-quick", "quick", "dry-run", "full"] = "full"
-    """1, 15, 58 or all steps of the preset, the short ones with fewer problems and completions. Settings beside it take
-    precedence."""
+    """Limits the preset to 1, 15 or 58 steps with smaller batches and fewer held-out problems. full: no limit. Explicit
+    settings override it."""
     steps: int = Field(500, ge=1, le=999_999)  # names of checkpoints have six digits
-    """Rollouts to train on."""
+    """Training steps: one rollout each."""
     seed: int = Field(0, ge=0, lt=2**31)
-    """Data order, sampling and initialisation follow from it."""
+    """Determines data order, sampling and initialisation."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one. The presets cpu and laptop set cpu."""
     threads: int = Field(0, ge=0, le=1024)
-    """torch's CPU threads. 0: torch's own choice. Two threads beside another busy process are slower than one."""
+    """torch's CPU threads. 0: torch's own choice. Beside another busy process, two are slower than one."""
     name: str | None = Field(None, pattern=r"^[\w-][\w.-]*$", max_length=100)
     """The run's folder is out/name. none: preset, data and time."""
     out: PathText = "runs"
@@ -302,7 +300,7 @@ class Config(Section):
     quiet: bool = False
     """One line a step instead of a progress bar and samples."""
     show_every: int = Field(10, ge=1)
-    """Steps between showing one good and one bad completion."""
+    """Show the best and the worst completion every N steps."""
     tracker: Literal["none", "wandb", "trackio", "tensorboard"] = "none"
     """Also log to Weights & Biases (offline without a key), to trackio or to TensorBoard (both on this machine)."""
     bad_rows: BadRowsConfig = BadRowsConfig()
@@ -436,7 +434,7 @@ def parse(settings: Mapping[str, Any]) -> Config:
 
 
 def _validate(settings: dict[str, Any]) -> Config:
-    """The Config of dotted settings, each checked by itself."""
+    """The Config of dotted settings. Checks each one alone."""
     tree: dict[str, Any] = {}
     for name, value in settings.items():
         if name not in fields():
@@ -457,7 +455,7 @@ def _validate(settings: dict[str, Any]) -> Config:
 
 
 def conflicts(config: Config) -> Iterator[str]:
-    """A line for each pair of settings that are good by themselves and exclude each other."""
+    """Yields a line for each pair of settings that are valid alone but exclude each other."""
     rollout, learner, policy = config.rollout, config.learner, config.policy
     if rollout.prompts_per_step % learner.minibatches_per_rollout:
         parts = f"learner.minibatches_per_rollout {learner.minibatches_per_rollout}"
@@ -512,14 +510,14 @@ def flat(config: Config) -> dict[str, Any]:
 
 
 def short(config: Config) -> str:
-    """One line: the preset and whatever differs from it, as it would be typed."""
+    """One line: the preset and every setting that differs from it, as options."""
     plain = flat(Config() if config.preset == "none" else parse(_preset(config.preset)))
     words = [f"--{name} {shlex.quote(typed(value))}" for name, value in flat(config).items() if value != plain[name]]
     return " ".join([f"--preset {config.preset}", *words])
 
 
 def typed(value: Any) -> str:
-    """A value as the command line takes it."""
+    """A value in the form that the command line takes."""
     if isinstance(value, tuple):
         return ",".join(value) or "none"
     if isinstance(value, dict):
@@ -533,11 +531,11 @@ def typed(value: Any) -> str:
 
 OTHER_TRAINERS = Path(__file__).with_name("other_trainers.yaml")
 WHOLE_DISTRIBUTION = ("top_p", "top_k", "min_p")
-"""Names of settings that other trainers have, and this one cannot have."""
+"""Settings of other trainers that this one cannot offer."""
 
 
 def unknown(kind: str, word: str, known: Iterable[str]) -> str:
-    """The line for a name that does not exist: its name here, or the nearest one that exists."""
+    """The error for an unknown name: its name in this trainer, or the nearest existing one."""
     leaf = word.lstrip("-").rpartition(".")[2]
     if leaf in WHOLE_DISTRIBUTION:
         return f"there is no {kind} {word}: the whole distribution is sampled, because the loss differentiates it"

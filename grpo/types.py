@@ -1,7 +1,7 @@
 """The data of the loop: Problem -> Request -> Completion -> Group -> Sample.
 
-This module imports no other module of the project. Token ids travel from the sampler to the learner as they are;
-they are never decoded and encoded again, because that could give other tokens than those that were sampled.
+This module imports no other module of the project. Token ids go from the sampler to the learner unchanged: decoding and
+encoding them again could give other tokens than those that were sampled.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Problem:
     """One row of a data set, rendered and tokenised for the policy."""
 
     index: int
-    """Row number in the data set, from 0. Part of the sampling seed, and what identifies a problem (not its text)."""
+    """Row number in the data set, from 0. Identifies the problem (its text does not); part of its sampling seed."""
     prompt: str
     """The rendered chat prompt, special tokens included, as the model sees it."""
     prompt_ids: tuple[int, ...]
@@ -73,7 +73,7 @@ class Sample:
     @property
     def trained(self) -> Sequence[int]:
         """Positions of the trained tokens within the completion. Raises ValueError for a mask of another length."""
-        places = range(len(self.completion_ids))
+        positions = range(len(self.completion_ids))
         if self.mask is None:
-            return places
-        return [place for place, trained in zip(places, self.mask, strict=True) if trained]
+            return positions
+        return [position for position, trained in zip(positions, self.mask, strict=True) if trained]
