@@ -8,7 +8,7 @@ by name.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
 from urllib.parse import parse_qsl
@@ -38,6 +38,18 @@ def read(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         if entry["question"] not in seen:
             row = {"question": entry["question"], "answer": str(entry["answer"]), "task": name, "item": number}
             yield f"item {number}", row
+
+
+def item_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the names by which `scorer` finds a task's item again; empty for a row that is of no task."""
+    task = str(row.get("task", ""))
+    return {"task": task, "item": int(row["item"])} if task.startswith(PREFIX) else {}
+
+
+def scorer_of(row: Mapping[str, Any]) -> dict[str, Callable[[str], float]]:
+    """Returns {"score_answer": the scorer of the row's item}; empty for a row that is of no task."""
+    item = item_of(row)
+    return {"score_answer": scorer(item["task"], item["item"])} if item else {}
 
 
 def scorer(name: str, item: int) -> Callable[[str], float]:

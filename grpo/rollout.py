@@ -130,10 +130,7 @@ def reward_row(problem: Problem, completion: Completion | None = None) -> Row:
         "messages": problem.chat,
         "completion_ids": list(completion.ids) if completion else [],
     }
-    task = str(problem.extra.get("task", ""))
-    if task.startswith(tasks.PREFIX):
-        facts["score_answer"] = tasks.scorer(task, int(problem.extra["item"]))
-    return ChainMap(facts, problem.extra)
+    return ChainMap(facts | tasks.scorer_of(problem.extra), problem.extra)
 
 
 def question(problem: Problem) -> str:

@@ -266,21 +266,37 @@ class MultiSignalMathReward(Reward):
         A row with `score_answer` (a task's own scorer, answer -> 0 to 1) is graded by it instead of the verifier.
         """
         layouts = [read(completion, self.answer_from) for completion in completions]
-        if rows and "score_answer" in rows[0]:
-            graded = [_by_scorer(layout.answer, row["score_answer"]) for layout, row in zip(layouts, rows, strict=True)]
-        else:
-            pairs = [(layout.answer, truth) for layout, truth in zip(layouts, ground_truths, strict=True)]
-            graded = [(outcome, float(outcome == "correct")) for outcome in self.verifier.check_batch(pairs)]
+        graded = grade_answers([layout.answer for layout in layouts], ground_truths, self.verifier, rows)
         return [self._scored(layout, *grade) for layout, grade in zip(layouts, graded, strict=True)]
 
     def _scored(self, layout: Layout, outcome: str, value: float) -> Score:
-        if outcome != "correct" and says_nothing(layout.answer or ""):
-            outcome = "no_answer"
         true_verdict = {"correct": "correct", "no_answer": "", "over_budget": ""}.get(outcome, "wrong")
         reflect = float(layout.verdict == true_verdict)
         signals = {"verify": value, "format": float(layout.format), "reflect": reflect}
         total = sum(self.weights.get(name, 0.0) * value for name, value in signals.items())
         return Score(total, signals, layout.answer, layout.verdict, outcome)
+
+
+def grade_answers(
+    answers: Sequence[str | None], ground_truths: Sequence[Any], verifier: Verifier, rows: Sequence[Row] | None = None
+) -> list[tuple[str, float]]:
+    """Returns the outcome and the score, from 0 to 1, of each answer: by its row's own `score_answer`, else by the
+    verifier. An answer that says nothing and is not correct is no answer."""
+    scorers = [row.get("score_answer") for row in rows] if rows else [None] * len(answers)
+    triples = zip(answers, ground_truths, scorers, strict=True)
+    pairs = [(answer, truth) for answer, truth, scorer in triples if not callable(scorer)]
+    checked = iter(verifier.check_batch(pairs))
+    graded = []
+    for answer, scorer in zip(answers, scorers, strict=True):
+        if callable(scorer):
+            outcome, value = _by_scorer(answer, scorer)
+        else:
+            outcome = next(checked)
+            value = float(outcome == "correct")
+        if outcome != "correct" and says_nothing(answer or ""):
+            outcome = "no_answer"
+        graded.append((outcome, value))
+    return graded
 
 
 def _by_scorer(answer: str | None, score_answer: Callable[[str], float]) -> tuple[str, float]:

@@ -55,15 +55,20 @@ def check_ground_truths(
     return [next((lines[text] for text in row if text in lines), None) for row in rows]
 
 
-def _cache_path() -> Path:
-    """A file for each version of the grader: of its source and of the libraries that do its algebra."""
+def rules_digest() -> str:
+    """SHA-256 of the grader's version: of the source of equivalence/ and of the libraries that do its algebra."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("equivalence/*.[py]*")):
         digest.update(path.read_bytes())
     for library in ("sympy", "latex2sympy2_extended"):
         digest.update(importlib.metadata.version(library).encode())
+    return digest.hexdigest()
+
+
+def _cache_path() -> Path:
+    """A file for each version of the grader."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return folder / "one-shot-grpo" / f"truths-{digest.hexdigest()[:16]}.json"
+    return folder / "one-shot-grpo" / f"truths-{rules_digest()[:16]}.json"
 
 
 def _read_cache() -> dict[str, str]:

@@ -158,7 +158,7 @@ def beginnings(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, 
         end = int(share * len(ids))
         rest = tokenizer.decode(ids[end:], skip_special_tokens=True)
         prompt = {"prompt": tokenizer.decode(ids[:end]), "prompt_ids": tuple(ids[:end])}
-        cut.append(replace(problem, **prompt, extra={"rest": rest}))
+        cut.append(replace(problem, **prompt, extra=problem.extra | {"rest": rest}))
     return cut
 
 

@@ -18,7 +18,7 @@ import pandas as pd
 
 from grpo.environment import versions_of
 from grpo.errors import UserError
-from grpo.evaluation.scores import COLUMNS, grade, paired_difference, score_rows
+from grpo.evaluation.scores import COLUMNS, grade, grader, paired_difference, score_rows
 from grpo.run import files
 from rewards import Verifier
 
@@ -26,6 +26,7 @@ OUTPUTS, SETTINGS, SCORES = "outputs.jsonl", "settings.json", "scores.json"
 NEEDED = {"bench", "data_sha256", "problems", "prompt", "samples", "temperature"}
 ROW = {"problem", "sample", "completion", "ground_truth", "finish_reason"}
 """Fields without which a settings.json or a row of outputs.jsonl is damaged"""
+GRADES = {*COLUMNS, *COLUMNS.values(), "outcome"}
 SHARES = (*COLUMNS, "continued")
 LABELS = ("model", "benchmark", "prompt", "sampling")
 PAPER_SCORES = (
@@ -76,11 +77,25 @@ class Evaluation:
         samples = Counter(problem for problem, _ in rows)
         return [rows[key] for key in sorted(rows) if samples[key[0]] == self.settings["samples"]]
 
+    def graded_rows(self, verifier: Verifier) -> list[dict]:
+        """The finished rows. Where another grader graded some of them, or none did, all are graded again."""
+        rows = self.rows()
+        if all(row.get("graded_with") == grader() and row.keys() >= GRADES for row in rows):
+            return rows
+        return self._graded(rows, verifier)
+
+    def _graded(self, rows: Sequence[dict], verifier: Verifier) -> list[dict]:
+        scorer = self.settings.get("scorer", {})
+        if versions_of(scorer) != scorer:
+            versions = ", ".join(f"{name} {version}" for name, version in scorer.items())
+            raise UserError(f"{self.path} was graded by {versions}; install that version to grade it again")
+        return grade(rows, verifier, self.settings.get("answer_from", "box"))
+
     def save(self, rows: Sequence[dict]) -> None:
-        """Writes the graded rows, and their scores with the graders' versions."""
+        """Writes the graded rows, and their scores with the grader."""
         files.write(self.outputs, files.lines(rows))
         self.scores = score_rows(rows)
-        _write(self.path / SCORES, self.scores | {"graded_with": versions_of(("math-verify", "sympy"))})
+        _write(self.path / SCORES, self.scores | {"graded_with": rows[0]["graded_with"]})
 
     def regrade(self, verifier: Verifier) -> int:
         """Grades the saved completions again, without a model. Returns the number of rows that changed."""
@@ -88,16 +103,18 @@ class Evaluation:
             rows = self.rows()
             if not rows:
                 raise UserError(f"{self.path} holds no finished problem")
-            anew = grade(rows, verifier, self.settings.get("answer_from", "box"))
+            anew = self._graded(rows, verifier)
             self.save(anew)
-        return sum(old != new for old, new in zip(rows, anew, strict=True))
+        changed = (any(old.get(key) != new[key] for key in GRADES) for old, new in zip(rows, anew, strict=True))
+        return sum(changed)
 
-    def means(self) -> pd.DataFrame:
-        """Problem -> mean of each column over its samples. Raises UserError where rows have no grades."""
+    def comparable_rows(self) -> list[dict]:
+        """The finished rows. Raises UserError where one has no grades, or does not name its grader."""
         rows = self.rows()
-        if not all(row.keys() >= COLUMNS.keys() for row in rows):
-            raise UserError(f"{self.path}: rows have no grades; run --regrade on it")
-        return pd.DataFrame(rows, columns=["problem", *COLUMNS]).groupby("problem").mean()
+        for fields, lack in ((GRADES, "have no grades"), ({"graded_with"}, "do not name their grader")):
+            if not all(row.keys() >= fields for row in rows):
+                raise UserError(f"{self.path}: rows {lack}; run --regrade on it")
+        return rows
 
     @property
     def weights(self) -> tuple[str, str]:
@@ -131,10 +148,13 @@ def _write(path: Path, content: dict) -> None:
 
 def difference(a: Evaluation, b: Evaluation) -> dict[str, dict]:
     """Column -> paired b - a, and the problems that flipped. Raises UserError if the two cannot be compared."""
-    for key in ("bench", "data_sha256", "problems"):
-        if a.settings[key] != b.settings[key]:
-            raise UserError(f"{a.path} and {b.path} differ in {key}: {a.settings[key]} and {b.settings[key]}")
-    before, after = a.means(), b.means()
+    for key in ("bench", "data_sha256", "problems", "scorer"):
+        if a.settings.get(key) != b.settings.get(key):
+            raise UserError(f"{a.path} and {b.path} differ in {key}: {a.settings.get(key)} and {b.settings.get(key)}")
+    rows = [evaluation.comparable_rows() for evaluation in (a, b)]
+    if len({json.dumps(row["graded_with"], sort_keys=True) for row in rows[0] + rows[1]}) > 1:
+        raise UserError(f"{a.path} and {b.path} were not graded by the same grader; run --regrade on both")
+    before, after = (pd.DataFrame(part, columns=["problem", *COLUMNS]).groupby("problem").mean() for part in rows)
     if before.empty or not before.index.equals(after.index):
         raise UserError(f"{a.path} and {b.path} do not hold the same problems: one of them is unfinished")
     return {column: paired_difference(before[column], after[column]) for column in COLUMNS}

@@ -10,20 +10,28 @@ together: they are not independent evidence about the model.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from rewards import Verifier, last_box
-from rewards.signals import AnswerFrom, read
+from data import tasks
+from grpo.environment import versions_of
+from grpo.problems import user_errors
+from rewards import Verifier, last_box, signals
+from rewards.signals import AnswerFrom, grade_answers, read, says_nothing
+from rewards.truths import rules_digest
 
 COLUMNS = {"strict": "answer", "flexible": "flexible_answer"}
 """Column -> the field of a row that holds its answer"""
+GRADERS = ("math-verify", "latex2sympy2_extended", "sympy")
 NUMBER = re.compile(r"-?\d*\.?\d+")
 RELATIVE_TOLERANCE = 1e-4
 RESAMPLES = 10_000
@@ -39,23 +47,37 @@ def new_verifier(workers: int = 2) -> Verifier:
 # ---- grading
 
 
+@cache
+def grader() -> dict[str, str]:
+    """Identifies the grader: the versions of its libraries, and the digest of the source that reads and compares."""
+    digest = hashlib.sha256(rules_digest().encode())
+    for module in (__file__, signals.__file__):
+        digest.update(Path(module).read_bytes())
+    return versions_of(GRADERS) | {"rules": digest.hexdigest()[:16]}
+
+
+@user_errors()
 def grade(rows: Sequence[dict], verifier: Verifier, answer_from: AnswerFrom = "box") -> list[dict]:
-    """The rows with the grades of their completions: both answers, whether each is right, and the outcome of the strict
-    one (correct, wrong, no_answer, unparsed or timeout). `answer_from` is the run's `reward.verifier`."""
+    """The rows with the grades of their completions: both answers, whether each is right, the outcome of the strict one
+    (correct, wrong, no_answer, unparsed or timeout), and the grader. `answer_from` is the run's `reward.verifier`.
+
+    A row that names the item of a task is graded by the task's own scorer, as in training.
+    """
     truths = [row["ground_truth"] for row in rows]
     answers = [read(row["completion"], answer_from).answer for row in rows]
     tags = answers if answer_from == "answer_tag" else [None] * len(rows)
     loose = [flexible_answer(row["completion"], tag) for row, tag in zip(rows, tags, strict=True)]
-    outcomes = verifier.check_batch(list(zip(answers, truths, strict=True)))
-    loose_outcomes = verifier.check_batch(list(zip(loose, truths, strict=True)))
+    scorers = [tasks.scorer_of(row) for row in rows]
+    strict, flexible = (grade_answers(texts, truths, verifier, scorers) for texts in (answers, loose))
     return [
         row
         | {
             "answer": answers[i],
-            "outcome": outcomes[i],
-            "strict": outcomes[i] == "correct",
+            "outcome": strict[i][0],
+            "strict": strict[i][0] == "correct",
             "flexible_answer": loose[i],
-            "flexible": loose_outcomes[i] == "correct" or close_numbers(loose[i], truths[i]),
+            "flexible": flexible[i][0] == "correct" or (not scorers[i] and close_numbers(loose[i], truths[i])),
+            "graded_with": grader(),
         }
         for i, row in enumerate(rows)
     ]
@@ -125,7 +147,8 @@ def majority(answers: pd.Series, right: pd.Series) -> float:
 
     Answers vote by their text, and a tie gives each tied answer its share: the expectation over fair tie-breaking.
     """
-    votes = answers.replace("", None)
+    silent = ~right & answers.map(lambda answer: not isinstance(answer, str) or says_nothing(answer))
+    votes = answers.mask(silent)
     return float(right[votes.isin(votes.mode())].mean()) if votes.notna().any() else 0.0
 
 
@@ -201,7 +224,7 @@ def newcombe(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
 def score_rows(rows: Sequence[dict]) -> dict[str, Any]:
     """The figures of one benchmark. Both columns as {"mean", "low", "high"} of avg@k; pass@k for powers of two.
 
-    truncated, no_answer: shares of completions that the length limit cut, or that hold no strict answer.
+    truncated, no_answer: shares of completions that the length limit cut, or whose strict answer is missing or empty.
     continued, in an audit: share of completions that begin with the words that were cut off the question.
     """
     table = pd.DataFrame(rows)
@@ -211,7 +234,7 @@ def score_rows(rows: Sequence[dict]) -> dict[str, Any]:
         "problems": problems.ngroups,
         "samples": samples,
         "truncated": float((table["finish_reason"] == "length").mean()),
-        "no_answer": float(table["answer"].isna().mean()),
+        "no_answer": float((table["outcome"] == "no_answer").mean()),
     }
     if "rest" in table:  # of an audit
         result["continued"] = figure([_begins(row["completion"], row["rest"]) for row in rows])

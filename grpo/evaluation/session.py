@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
+from data import tasks
 from grpo import saved
 from grpo.chat_template import ChatTemplate
 from grpo.engines.base import Engine, SamplingParams, choose_device, choose_engine, make_engine
@@ -86,7 +87,7 @@ def evaluate(request: EvalRequest, verifier: Verifier) -> list[Evaluation]:
                 del policy  # before the next one is loaded
     for job in finished:  # an earlier command sampled them
         with files.lock(job.evaluation.path):
-            job.evaluation.save(job.evaluation.rows())
+            job.evaluation.save(job.evaluation.graded_rows(verifier))
     return [job.evaluation for job in jobs]
 
 
@@ -138,6 +139,8 @@ def _jobs(request: EvalRequest, device: torch.device) -> Iterator[Job]:
                     "temperature": benchmark.temperature,
                     "max_new_tokens": benchmark.max_new_tokens,
                 }
+                if tasks.item_of(problems[0].extra):
+                    settings["scorer"] = versions_of(("reasoning-gym",))
                 evaluation = Evaluation.create(request.out, target.label, settings, target.name, target.step)
                 line = f"{target.label}  {settings['bench']}  prompt {prompt}  -> {evaluation.path}"
                 print(escape_control(line), flush=True)
@@ -183,7 +186,8 @@ def _sample(job: Job, engine: Engine, tokenizer: PreTrainedTokenizerBase, verifi
     A problem's completions depend on the seed and its row number alone, so an interruption changes nothing.
     """
     evaluation, settings, missing = job.evaluation, job.evaluation.settings, job.missing()
-    files.write(evaluation.outputs, files.lines(evaluation.rows()))  # a line that was cut must not run into the next
+    kept = evaluation.graded_rows(verifier)
+    files.write(evaluation.outputs, files.lines(kept))  # a line that was cut must not run into the next
     sampling = SamplingParams(settings["max_new_tokens"], settings["temperature"])
     batch = max(1, engine.costs.batch // settings["samples"])
     done = len(job.problems) - len(missing)
@@ -210,7 +214,8 @@ def _rows(groups: Sequence[Group], tokenizer: PreTrainedTokenizerBase, audit: bo
             "finish_reason": completion.finish_reason,
             "ground_truth": group.problem.ground_truth,
         }
-        | (group.problem.extra if audit else {})
+        | tasks.item_of(group.problem.extra)
+        | ({"rest": group.problem.extra["rest"]} if audit else {})
         for group in groups
         for sample, completion in enumerate(group.completions)
     ]

@@ -18,7 +18,7 @@ import train
 from data import tiny_base
 from grpo import hub
 from grpo.engines.torch_engine import TorchEngine
-from grpo.evaluation import session
+from grpo.evaluation import results, scores, session
 from grpo.evaluation.results import OUTPUTS
 from grpo.run import files
 from grpo.settings import parse
@@ -288,6 +288,51 @@ def test_last_best_and_plot_are_of_one_prompt(run, own_run, tmp_path, monkeypatc
         assert f"{kind} with prompt plain: step 2, strict" in out
         assert f"{kind} with prompt multi-signal: step 2, strict" in out
     assert panels == ["held, plain", "held, multi-signal"]
+
+
+def test_grades_of_another_grader_are_made_again_and_never_compared(run, tiny, tmp_path, monkeypatch):
+    """As after an upgrade of sympy, or an edit of rewards/equivalence/."""
+    ask = ("--bench", "arithmetic-test", "--model", tiny, "--limit", 2, "--max-new-tokens", 2, "--out", tmp_path)
+    assert run(*ask)[0] == run(*ask, "--seed", 1)[0] == 0
+    a, b = sorted(tmp_path.glob("*/arithmetic-test-*"), key=lambda folder: (folder / OUTPUTS).stat().st_mtime)
+    graded = [json.loads((a / "scores.json").read_text())["graded_with"], *(row["graded_with"] for row in rows_of(a))]
+    assert graded == [scores.grader()] * 3
+    old = rows_of(a)
+    (a / OUTPUTS).write_text(files.lines([row | {"strict": True, "outcome": "correct"} for row in old]))
+    for module in (scores, results):
+        monkeypatch.setattr(module, "grader", lambda: {"sympy": "9.9", "rules": "edited"})
+    assert run(*ask)[0] == 0
+    assert rows_of(a) == [row | {"graded_with": {"sympy": "9.9", "rules": "edited"}} for row in old]
+    code, _, error = run("--compare", a, b)
+    assert code == 2
+    assert "were not graded by the same grader; run --regrade on both" in error
+    assert "0 rows changed" in run("--regrade", b)[1]
+    assert run("--compare", a, b)[0] == 0
+
+    unnamed = [{name: value for name, value in row.items() if name != "graded_with"} for row in old]
+    (a / OUTPUTS).write_text(files.lines(unnamed))  # of an earlier version
+    assert "rows do not name their grader; run --regrade on it" in run("--compare", a, b)[2]
+
+
+def test_a_task_is_graded_by_its_own_scorer(run, tiny, tmp_path):
+    """As the run's held-out accuracy is: the scorer takes other texts than that of the reference."""
+    pytest.importorskip("reasoning_gym")
+    task = "reasoning_gym:number_sorting?size=2&seed=3"
+    ask = ("--bench", task, "--model", tiny, "--max-new-tokens", 2, "--out", tmp_path)
+    assert run(*ask)[0] == 0
+    (folder,) = (path.parent for path in tmp_path.glob("*/*/settings.json"))
+    settings = json.loads((folder / "settings.json").read_text())
+    assert settings["scorer"]["reasoning-gym"]
+    rows = rows_of(folder)
+    assert [(row["task"], row["item"]) for row in rows] == [(task, 0), (task, 1)]
+    respelled = rows[0]["ground_truth"].replace("'", '"').replace(" ", "")
+    (folder / OUTPUTS).write_text(files.lines(row | {"completion": rf"\boxed{{{respelled}}}"} for row in rows))
+    assert run("--regrade", folder)[0] == 0
+    assert [(row["strict"], row["flexible"]) for row in rows_of(folder)] == [(True, True), (False, False)]
+
+    settings["scorer"]["reasoning-gym"] = "0.0.1"
+    (folder / "settings.json").write_text(json.dumps(settings))
+    assert "was graded by reasoning-gym 0.0.1; install that version" in run("--regrade", folder)[2]
 
 
 def test_more_than_ten_flips_are_counted_and_not_listed(run, tiny, tmp_path):

@@ -6,7 +6,8 @@ from contextlib import closing
 
 import pytest
 
-from grpo.evaluation.scores import close_numbers, flexible_answer, grade, new_verifier
+from grpo.evaluation.scores import close_numbers, flexible_answer, grade, new_verifier, score_rows
+from rewards import make_reward
 
 # What a base model writes | reference | strict | flexible
 SAVED = [
@@ -36,6 +37,17 @@ def test_saved_outputs_give_these_counts():
     assert [(row["strict"], row["flexible"]) for row in rows] == [(strict, flexible) for *_, strict, flexible in SAVED]
     assert (sum(row["strict"] for row in rows), sum(row["flexible"] for row in rows)) == (4, 9)
     assert [row["outcome"] for row in rows].count("no_answer") == 7
+
+
+def test_an_answer_that_says_nothing_is_blank_as_in_training():
+    texts = [r"\boxed{}", r"\boxed{?}", r"\boxed{\text{unknown}}", "no box", r"\boxed{12}"]
+    rows = [{"problem": i, "completion": text, "ground_truth": "7"} for i, text in enumerate(texts)]
+    with closing(new_verifier()) as verifier:
+        rows = grade([row | {"finish_reason": "stop"} for row in rows], verifier)
+    with closing(make_reward("multi_signal")) as reward:
+        trained = [score.outcome for score in reward.score_batch(texts, ["7"] * len(texts))]
+    assert [row["outcome"] for row in rows] == trained == ["no_answer"] * 4 + ["wrong"]
+    assert score_rows(rows)["no_answer"] == 0.8
 
 
 @pytest.mark.parametrize(

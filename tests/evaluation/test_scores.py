@@ -26,6 +26,7 @@ def test_pass_at_k_is_the_share_of_all_subsets_that_hold_a_correct_one():
         (["3", "7", None], [False, True, False], 0.5),  # a tie
         ([None, "", None], [False] * 3, 0.0),  # nobody votes
         (["", "", "2"], [False, False, True], 1.0),
+        (["?", r"\text{unknown}", "2"], [False, False, True], 1.0),
         (["1", "2", "2"], [True, False, False], 0.0),
     ],
 )
