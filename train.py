@@ -51,7 +51,7 @@ def train(config: Config, resumed: Path | None = None, interrupts: Interrupts | 
     """Trains in a new run folder, or continues in the folder `resumed`."""
     torch.set_num_threads(config.threads or torch.get_num_threads())
     device = choose_device(config.device)
-    plan = plan_run(config, device, held_out_sets(config))  # refuses a run that cannot fit
+    plan = plan_run(config, device, held_out_sets(config), resumed)  # refuses a run that cannot fit
     config = plan.config
     run = Run(config, resumed, interrupts)
     set_seed(config.seed)
@@ -75,7 +75,7 @@ def train(config: Config, resumed: Path | None = None, interrupts: Interrupts | 
         closing(load_reward(reward_row(problems[0]), config.seed, device.type, **config.reward.model_dump())) as reward,
         closing(make_engine(plan.engine_config, device)) as engine,
         closing(Validator(config, policy.tokenizer, sets, test_problems, run.clock)) as validator,
-        run.recording(TrainingState(policy, learner, reward, problems), bad_rows),
+        run.recording(TrainingState(policy, learner, reward, problems, validator.held_out), bad_rows),
     ):
         engine.sync(policy)
         calibrate(reward, engine, policy.tokenizer, problems, config)

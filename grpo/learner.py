@@ -77,6 +77,22 @@ class Learner:
             "lora/update_retention": self.policy.update_retention(),
         }
 
+    def counters(self) -> dict[str, int]:
+        """The numbers that a checkpoint keeps beside weights and moments. A skipped step changes them alone."""
+        return {
+            "bad_steps": self.bad_steps,
+            "optimizer_steps": self.optimizer.steps,
+            "microbatch_tokens": self.microbatch_tokens,
+            "microbatch_tokens_set": self.config.microbatch_tokens,
+        }
+
+    def restore(self, counters: dict[str, int]) -> None:
+        """Restores them. A token budget that was halved for want of memory is kept until the setting changes."""
+        self.bad_steps = counters["bad_steps"]
+        self.optimizer.steps = counters["optimizer_steps"]
+        if counters["microbatch_tokens_set"] == self.config.microbatch_tokens:
+            self.microbatch_tokens = counters["microbatch_tokens"]
+
     def _accumulate(self, samples: Sequence[Sample], old_logprobs: torch.Tensor | None) -> StepMetrics[float]:
         """Accumulates the gradient of the whole optimiser step and clips it."""
         metrics = StepMetrics.zeros(self.policy.device)
@@ -176,6 +192,6 @@ class Learner:
         if self.bad_steps >= self.config.max_nonfinite_steps:
             raise NonFiniteLoss(
                 f"{self.bad_steps} optimiser steps in a row had a non-finite loss ({step.loss}) or gradient "
-                f"({step.grad_norm}); no weight was changed by them. Lower learner.lr or go back to an earlier "
-                "checkpoint"
+                f"({step.grad_norm}); no weight was changed by them. Start a new run with a lower learner.lr, from the "
+                "base or from an earlier checkpoint (--model CHECKPOINT)"
             )

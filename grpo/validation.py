@@ -42,6 +42,11 @@ class Validator:
             "multi_signal", verifier=reward.verifier, workers=reward.workers, timeout_s=reward.timeout_s
         )
 
+    @property
+    def held_out(self) -> dict[str, list[Problem]]:
+        """The validation sets, and the test problems as eval.test."""
+        return {**self.sets, "eval.test": self.test_problems}
+
     def close(self) -> None:
         """Ends the verifier's workers."""
         self.reward.close()

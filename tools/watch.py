@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     with suppress(KeyboardInterrupt):
         while True:
             planned = read_yaml(args.run / "config.yaml").get("steps", 0)
-            rows = read_rows(args.run / "metrics.jsonl")
+            rows = [row for row in read_rows(args.run / "metrics.jsonl") if row.keys() >= {"time", "time/step"}]
             finished = (args.run / "summary.json").is_file()
             if sys.stdout.isatty():
                 print("\x1b[H\x1b[2J", end="")  # to the top left of an empty screen

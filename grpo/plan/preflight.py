@@ -47,13 +47,15 @@ FIXES: dict[str, object] = {
 LORA: dict[str, object] = {"policy.lora_rank": 64, "learner.lr": 1e-5}
 
 
-def plan_run(config: Config, device: torch.device, sets: Iterable[str]) -> Plan:
-    """Prints and returns the plan of a run that is about to start. Raises UserError with one line for each blocker.
+def plan_run(config: Config, device: torch.device, sets: Iterable[str], resumed: Path | None = None) -> Plan:
+    """Prints and returns the plan of a run that is about to start, or to continue in the folder `resumed`.
+
+    Raises UserError with one line for each blocker.
 
     sets: names of the held-out sets. `plan.config` holds the settings to run with; those that were auto are decided.
     """
     plan = decide(config, this_hardware(device))
-    if lines := blockers(plan, sets):
+    if lines := blockers(plan, sets, resumed):
         raise UserError("\n".join(lines))
     first, *rest = describe(plan)
     print(first if config.quiet else "\n".join([short(plan.config), first, *rest]), flush=True)
@@ -126,7 +128,7 @@ def _reward(config: Config, problems: Callable[[], list[Problem]]) -> Iterator[s
 
 def _plan(decided: Callable[[], Plan], sets: Sets, resumed: Path | None) -> Iterator[str]:
     plan = decided()
-    lines = blockers(plan, sets)
+    lines = blockers(plan, sets, resumed)
     if NO_GPU not in lines:
         yield from describe(plan)
     yield from (PROBLEM + line for line in lines)
@@ -180,9 +182,11 @@ def suggest_fix(plan: Plan) -> dict[str, object]:
 # ---- what would make the run fail
 
 
-def blockers(plan: Plan, sets: Iterable[str] = ()) -> list[str]:
+def blockers(plan: Plan, sets: Iterable[str] = (), resumed: Path | None = None) -> list[str]:
     """One line for each known reason why the run would fail, with its fix; first that there is no GPU."""
     lines = [*(machine_blockers(plan, sets) if plan.hardware.here else []), *_run_blockers(plan)]
+    if resumed is None:  # a continued run has most of its files already, and makes room for the others as it goes
+        lines += _disk_blockers(plan)
     no_gpu = plan.hardware.is_cpu and plan.config.device != "cpu" and lines
     return [NO_GPU, *lines] if no_gpu else lines
 
@@ -196,6 +200,13 @@ def _run_blockers(plan: Plan) -> Iterator[str]:
             f"rollout.max_prompt_tokens + rollout.max_new_tokens is {rollout.longest_sequence}, but {config.model} "
             f"has positions for {context} tokens; use {fix}"
         )
+    if line := fit_error(plan):
+        yield line
+
+
+def _disk_blockers(plan: Plan) -> Iterator[str]:
+    """Requirements of a new run folder that the disk does not meet."""
+    config = plan.config
     folder, copies = nearest_folder(config), config.checkpoint.keep + 1  # one is being written
     checkpoint, _, completions = disk_parts(plan)
     need, free = checkpoint * copies + completions, shutil.disk_usage(folder).free
@@ -206,8 +217,6 @@ def _run_blockers(plan: Plan) -> Iterator[str]:
             f"{folder} has {free / GIB:.1f} GiB free, and {copies} checkpoints with the completions take "
             f"{need / GIB:.1f}; use --out on another disk or --checkpoint.keep 1"
         )
-    if line := fit_error(plan):
-        yield line
 
 
 def machine_blockers(plan: Plan, sets: Iterable[str]) -> Iterator[str]:

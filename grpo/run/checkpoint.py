@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,21 @@ class TrainingState:
     is copied when a step is complete, so an abandoned step leaves no trace.
     """
 
-    def __init__(self, policy: Policy, learner: Learner, reward: Reward, problems: Sequence[Problem]):
+    def __init__(
+        self,
+        policy: Policy,
+        learner: Learner,
+        reward: Reward,
+        problems: Sequence[Problem],
+        held_out: Mapping[str, Sequence[Problem]] | None = None,
+    ):
+        """held_out: name -> problems of each set that is evaluated."""
         self.policy = policy
         self.learner = learner
         self.reward = reward
         self.identity: dict[str, Any] = {"base": policy.digest, "data": digest_problems(problems)}
         """A checkpoint is only read by a run with the same identity and settings; the run adds its id."""
+        self.identity |= {f"problems of {name}": digest_problems(held) for name, held in (held_out or {}).items()}
         if reward.weights:
             self.identity["signals"] = sorted(reward.weights)
         self.settings: dict[str, str] = {}
@@ -60,8 +69,7 @@ class TrainingState:
     def complete(self, step: int, row: dict[str, float]) -> None:
         self.step = step
         self.row: dict[str, float] | None = row
-        counters = (self.learner.bad_steps, self.learner.microbatch_tokens)
-        self._small = {"learner": counters, "reward": copy.deepcopy(self.reward.state_dict())}
+        self._small = {"learner": self.learner.counters(), "reward": copy.deepcopy(self.reward.state_dict())}
 
     def write(self, folder: Path) -> None:
         """Writes the Hugging Face layout, and trainer.pt beside it (read back with weights_only: no pickle)."""
@@ -76,12 +84,12 @@ class TrainingState:
             saved = torch.load(folder / TRAINER, weights_only=True, map_location="cpu")
         except torch.serialization.pickle.UnpicklingError as error:
             raise ValueError(f"{TRAINER} cannot be read: {first_line(error)}") from error
-        before = saved["settings"] | {name: saved[name] for name in self.identity}
+        before = saved["settings"] | {name: saved[name] for name in self.identity if name in saved}
         refuse_other(before, self.settings | self.identity, folder, "Restore them")
         if saved["reward_source"] != self.reward_source:
             notify(f"the reward's source was edited after {folder.name}: from here on the run follows the new one")
         self.learner.optimizer.load_state_dict(saved["optimizer"])
-        self.learner.bad_steps, self.learner.microbatch_tokens = saved["learner"]
+        self.learner.restore(saved["learner"])
         self.reward.load_state_dict(saved["reward"])
         self.notes = saved["notes"]
         self.complete(saved["step"], saved["row"])

@@ -32,6 +32,13 @@ from grpo.terminal import notify
 GROWING = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
 """O_NOFOLLOW: never write through a symlink in an untrusted run folder."""
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+NEEDED = {
+    "metrics.jsonl": {"step"},
+    "accuracy.jsonl": {"step", "accuracy"},
+    "bad_batches.jsonl": {"step"},
+    "problems.jsonl": {"step", "problem"},
+}
+"""A run's files of rows -> the keys without which a row is damaged. `step` is the step that wrote it."""
 UNSUPPORTED = {errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK}
 
 # ---- writing
@@ -121,6 +128,7 @@ def read_rows(path: Path, damaged: list[bytes] | None = None) -> list[dict]:
     Skips a last line that was cut off, adds damaged ones to `damaged`.
     """
     rows: list[dict] = []
+    needed = NEEDED.get(path.name, set())
     if not path.is_file():
         return rows
     with path.open("rb") as file:
@@ -129,7 +137,8 @@ def read_rows(path: Path, damaged: list[bytes] | None = None) -> list[dict]:
                 row = json.loads(line, parse_constant=lambda name: None)
             except (ValueError, RecursionError):
                 row = None
-            if isinstance(row, dict) and line.endswith(b"\n"):
+            whole = isinstance(row, dict) and row.keys() >= needed and isinstance(row.get("step", 0), int)
+            if whole and line.endswith(b"\n"):
                 rows.append(row)
             elif damaged is not None and (line.endswith(b"\n") or len(line) == LONGEST):
                 damaged.append(line)

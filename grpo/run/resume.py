@@ -14,7 +14,7 @@ from typing import Any
 from grpo.cli import Command
 from grpo.errors import UserError
 from grpo.hub import located
-from grpo.run.files import append, lines, numbered, read_rows, write
+from grpo.run.files import NEEDED, append, lines, numbered, read_rows, write
 from grpo.settings import Config, build, changed, fields, flat, parse, read_settings, typed
 from grpo.terminal import notify
 from grpo.types import Problem
@@ -22,24 +22,17 @@ from grpo.types import Problem
 PATHS = ("model", "data", "data_dir", "prompt", "reward.hybrid.model", "eval.data", "eval.test")
 """Files that may have moved when a run is continued: the last part of the path has to be the same."""
 WHERE = {"name", "out", "data_dir", "quiet", "show_every", "tracker"}
-HOW_LONG = {
-    "steps",
-    "bad_rows.limit",
-    "learner.max_nonfinite_steps",
-    "eval.every",
-    "checkpoint.every",
-    "checkpoint.keep",
-}
-HOW_FAST = {"rollout.logprob_diff_limit", "rollout.kv_gib", "rollout.sleep", "reward.workers"}
+HOW_LONG = {"steps", "eval.every", "checkpoint.every", "checkpoint.keep"}
+LIMITS = {"bad_rows.limit", "learner.max_nonfinite_steps", "rollout.logprob_diff_limit", "reward.call_limit_s"}
+"""They end a run and change no number."""
+HOW_FAST = {"rollout.kv_gib", "rollout.sleep", "reward.workers", "reward.parallel"}
 ROUNDING = {
     *("threads", "policy.gradient_checkpointing", "rollout.max_num_seqs"),
     *("learner.microbatch_tokens", "learner.logit_chunk"),
 }
 """They change the order of sums: the same run, but no longer bit for bit."""
-FREE = {"template_date", "policy.trust_remote_code"} | WHERE | HOW_LONG | HOW_FAST | ROUNDING
+FREE = {"template_date", "policy.trust_remote_code"} | WHERE | HOW_LONG | LIMITS | HOW_FAST | ROUNDING
 """May differ when a run is continued. The other settings, the preset's included, decide the result."""
-ROW_FILES = ("metrics.jsonl", "accuracy.jsonl", "bad_batches.jsonl", "problems.jsonl")
-"""Files whose rows name the step in which they were written."""
 
 
 def resolve_run(command: Command, default_preset: str) -> tuple[Config, Path | None]:
@@ -129,7 +122,8 @@ def check_same(saved: Config, config: Config, folder: Path) -> None:
     """Raises UserError for other settings than the run's; reports those that only round otherwise."""
     shorter = {"steps": typed(saved.steps)} if config.steps < saved.steps else {}
     after = decisive(config) | {"steps": typed(config.steps)}
-    refuse_other(decisive(saved) | shorter, after, folder, "Remove these options to continue it (steps may only grow)")
+    steps = "not change with learner.schedule linear" if saved.learner.schedule == "linear" else "only grow"
+    refuse_other(decisive(saved) | shorter, after, folder, f"Remove these options to continue it (steps may {steps})")
     if inexact := differences({name: flat(saved)[name] for name in ROUNDING}, flat(config)):
         notify(f"{inexact}: differs from the start of the run, which continues, but not bit for bit the same")
 
@@ -139,9 +133,9 @@ def rewind(folder: Path, step: int) -> list[dict]:
 
     Damaged lines are reported and moved to a file of their own.
     """
-    for path in (folder / name for name in ROW_FILES if (folder / name).exists()):
+    for path in (folder / name for name in NEEDED if (folder / name).exists()):
         damaged: list[bytes] = []
-        kept = [row for row in read_rows(path, damaged) if row.get("step", 0) <= step]
+        kept = [row for row in read_rows(path, damaged) if row["step"] <= step]
         if damaged:
             notify(f"{path}: {len(damaged)} damaged lines moved to damaged_{path.name}")
             append(folder / f"damaged_{path.name}", b"".join(damaged))

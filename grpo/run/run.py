@@ -206,7 +206,7 @@ class Run:
 
     def finish(self, after: dict[str, float]) -> str:
         """Writes summary.json with the test figures of the final weights. Returns them beside those before, as text."""
-        seconds = sum(row["time/step"] for row in self.rows())
+        seconds = sum(row.get("time/step", 0) for row in self.rows())
         summary = {"before": self.state.notes["before"], "after": after, "steps": self.step, "seconds": seconds}
         summary["limit"] = self.config.eval.limit
         if (best := self.checkpoints.best()) is not None:

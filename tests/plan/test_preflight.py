@@ -224,6 +224,7 @@ def test_a_full_disk(monkeypatch, tmp_path):
     for free, problems in ((3.7, 1), (3.85, 0)):
         monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: Usage(100 * GIB, 0, free * GIB))
         assert len(traps.blockers(plan)) == problems
+        assert traps.blockers(plan, resumed=tmp_path) == []  # it has its files, and its saves make room
 
 
 def test_a_checkpoint_of_all_weights():

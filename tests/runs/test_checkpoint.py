@@ -191,7 +191,10 @@ def test_a_saved_state_goes_on_as_if_nothing_had_happened(tmp_path, lora_rank, d
     first.reward.score_batch(["a", "b", "c"], ["1", "1", "1"])
     first.notes = {"seconds": 4.5, "before": {"greedy_accuracy": 0.5}}
     first.complete(2, {"step": 2, "reward/mean": 0.25})
-    first.reward.score_batch(["d"], ["1"])  # after the step: must not be in what is saved
+    # After the step: must not be in what is saved.
+    first.reward.score_batch(["d"], ["1"])
+    first.learner.optimizer.skip()
+    first.learner.bad_steps = 3
     first.write(tmp_path)
 
     second = trainer(lora_rank, dtype)

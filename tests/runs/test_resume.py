@@ -21,6 +21,7 @@ from grpo.run.checkpoint import seal
 from grpo.run.files import lines, read_rows, write_config
 from grpo.run.resume import FREE, ROUNDING, read_config, resolve_run
 from grpo.settings import Config, changed, fields
+from tools import watch
 
 LORA = {
     "policy.lora_rank": 4,
@@ -222,10 +223,28 @@ def test_a_named_preset_is_compared(copied, capsys):
     assert "preset cpu -> l4" in refused(copied, capsys, "--preset", "l4")
 
 
-def test_a_smaller_microbatch_tokens_goes_on_and_says_that_it_is_not_exact(copied, capsys):
+def budget(folder: Path, step: int) -> int:
+    state = torch.load(folder / "checkpoints" / f"step_{step:06d}" / "trainer.pt", weights_only=True)
+    return state["learner"]["microbatch_tokens"]
+
+
+def test_another_microbatch_tokens_is_used_and_reported_as_not_exact(copied, capsys):
     assert train.main(["--resume", str(copied), "--steps", "4", "--learner.microbatch_tokens", "64"]) == 0
     assert "-> 64: differs from the start of the run" in capsys.readouterr().err
-    assert rows(copied)[-1]["step"] == 4
+    assert budget(copied, 4) == 64
+
+
+def test_a_budget_that_was_halved_is_kept_until_the_setting_changes(copied):
+    """Step 3 ran out of memory and halved the budget; the setting says the same as before, then something else."""
+    folder = copied / "checkpoints" / "step_000003"
+    state = torch.load(folder / "trainer.pt", weights_only=True)
+    state["learner"]["microbatch_tokens"] = 100
+    torch.save(state, folder / "trainer.pt")
+    reseal(folder)
+    assert train.main(["--resume", str(copied), "--steps", "4"]) == 0
+    assert budget(copied, 4) == 100
+    assert train.main(["--resume", str(copied), "--steps", "5", "--learner.microbatch_tokens", "300"]) == 0
+    assert budget(copied, 5) == 300
 
 
 def test_no_run_folder(tmp_path, capsys):
@@ -303,6 +322,23 @@ def test_it_goes_on_only_with_what_it_was(copied, capsys, change, message):
     assert {path: path.read_bytes() for path in before} == before
 
 
+@pytest.mark.parametrize("name", ["eval.test", "eval.data"])
+def test_held_out_problems_that_were_edited_are_refused(tmp_path, capsys, name):
+    """Figures before and after would be of different problems."""
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"prompt": "1+1=", "answer": "2"}\n{"prompt": "1+2=", "answer": "3"}\n')
+    assert train.main(arguments(tmp_path, "run", steps=1, **EVALUATED | {name: file})) == 0
+    file.write_text('{"prompt": "2+2=", "answer": "4"}\n')
+    assert train.main(["--resume", str(tmp_path / "run"), "--steps", "2"]) == 2
+    assert f"problems of {'eval.test' if name == 'eval.test' else 'mine'} " in capsys.readouterr().err
+
+
+def test_a_set_that_is_evaluated_for_the_first_time_has_no_earlier_problems(tmp_path):
+    assert train.main(arguments(tmp_path, "run", steps=1, **EVALUATED | {"eval.every": 0})) == 0
+    assert train.main(["--resume", str(tmp_path / "run"), "--steps", "2", "--eval.every", "1"]) == 0
+    assert rows(tmp_path / "run")[-1]["eval/greedy_accuracy"] is not None
+
+
 @pytest.mark.parametrize("settings", [{}, LORA], ids=["full", "lora"])
 def test_another_base_model_under_the_same_name_is_refused(tmp_path, capsys, settings):
     model = shutil.copytree(SMALL["model"], tmp_path / "model")
@@ -328,6 +364,21 @@ def test_rows_that_were_damaged_are_kept_aside_and_named(tmp_path, stopped, caps
     assert (stopped / "damaged_metrics.jsonl").read_bytes() == b"".join(damaged)
     assert [row["step"] for row in rows(stopped)] == [0, 3, 4]
     assert path.read_bytes().splitlines(keepends=True)[:2] == [found[0], found[3]]
+
+
+def test_a_row_that_names_no_step_is_damaged(stopped, capsys):
+    path = stopped / "metrics.jsonl"
+    found = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([found[0], found[1].replace(b'"step"', b'"stop"'), *found[2:]]))
+    assert watch.main([str(stopped), "--every", "0"]) == 0
+    assert train.main(["--resume", str(stopped), "--steps", "4"]) == 0
+    assert "metrics.jsonl has no row of step 1" in capsys.readouterr().err
+    assert [row["step"] for row in rows(stopped)] == [0, 2, 3, 4]
+
+
+def test_the_rate_falls_to_the_end_so_a_linear_run_keeps_its_length(tmp_path, capsys):
+    assert train.main(arguments(tmp_path, "run", steps=2, learner__schedule="linear")) == 0
+    assert "steps may not change with learner.schedule linear" in refused(tmp_path / "run", capsys, "--steps", "3")
 
 
 def test_code_of_a_model_is_trusted_on_the_command_line_only(copied):
