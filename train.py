@@ -132,7 +132,7 @@ def main(argv: list[str]) -> int:
         else:
             folder = train(config, folder, interrupts).folder
         plot_run(folder)
-    print(escape_control(f"run folder {folder}\n{next_commands(folder, config.steps)}"))
+    print(escape_control(f"run folder {folder}\n{next_commands(folder, config)}"))
     return 0
 
 

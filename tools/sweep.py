@@ -36,6 +36,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
 from grpo.cli import Parser
 from grpo.errors import UserError, one_line
+from grpo.run.display import SMOKE_NOTE
 from grpo.run.files import read_rows
 from grpo.run.resume import decisive, read_config, refuse_other
 from grpo.settings import Config, build, read_yaml, typed
@@ -54,8 +55,8 @@ COLUMNS = {
     "tokens": ("completion/length_mean", 1),
 }
 """Column -> (metric of the last steps or test figure of the summary, factor)."""
-T_95 = (math.nan, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
-"""Two-sided 95% quantiles of Student's t with 0, 1, 2, ... degrees of freedom; beyond, 1.96."""
+TESTED = ["held out, sampled", "held out, greedy", "format", "verdict", "gap"]
+"""Columns of test figures"""
 
 
 class Run(NamedTuple):
@@ -175,8 +176,30 @@ def interval(values: pd.Series) -> str:
     count = values.count()
     if count < 2:
         return f"{values.mean():.1f}" if count else "-"
-    t = T_95[count - 1] if count <= len(T_95) else 1.96
-    return f"{values.mean():.1f} ± {t * values.sem():.1f}"
+    return f"{values.mean():.1f} ± {t_quantile(count - 1) * values.sem():.1f}"
+
+
+def t_quantile(degrees: int, confidence: float = 0.95) -> float:
+    """Returns the t with P(|T| < t) = confidence, for Student's T with 1, 2, ... degrees of freedom. By bisection.
+
+    >>> [round(t_quantile(degrees), 3) for degrees in (1, 2, 10, 30)]
+    [12.706, 4.303, 2.228, 2.042]
+    """
+    low, high = 0.0, math.pi / 2  # of the angle atan(t / sqrt(degrees))
+    while low < (angle := (low + high) / 2) < high:
+        low, high = (angle, high) if central_probability(angle, degrees) < confidence else (low, angle)
+    return math.sqrt(degrees) * math.tan(angle)
+
+
+def central_probability(angle: float, degrees: int) -> float:
+    """Returns P(|T| < sqrt(degrees) tan(angle)): Abramowitz and Stegun (1964), 26.7.3 and 26.7.4."""
+    odd = degrees % 2
+    term = math.cos(angle) if odd else 1.0
+    total = 0.0
+    for power in range(1 + odd, degrees, 2):
+        total += term
+        term *= power / (power + 1) * math.cos(angle) ** 2
+    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
 
 
 def table(runs: Sequence[Run], failed: dict[Path, str]) -> str:
@@ -185,8 +208,13 @@ def table(runs: Sequence[Run], failed: dict[Path, str]) -> str:
     cells = pd.DataFrame(rows).groupby([run.cell for run in runs], sort=False)
     texts = cells.agg(interval)
     texts["runs"] = cells["runs"].sum().astype(str)
+    limits = {run.cell: read_config(run.folder).eval.limit for run in runs if run.folder not in failed}
+    smoke = {cell: limit for cell, limit in limits.items() if limit}
+    for column in texts.columns.intersection(TESTED):
+        texts.loc[list(smoke), column] += "*"
     lines = [f"| cell | {' | '.join(texts)} |", "|---" * (len(texts.columns) + 1) + "|"]
     lines += [f"| {cell} | {' | '.join(row)} |" for cell, row in texts.iterrows()]
+    lines += [SMOKE_NOTE.format(" or ".join(map(str, sorted(set(smoke.values())))))] if smoke else []
     return "\n".join([*lines, *(f"failed: {folder}: {why}" for folder, why in failed.items())])
 
 

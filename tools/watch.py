@@ -14,17 +14,17 @@ from statistics import median
 
 from grpo.cli import Parser
 from grpo.errors import one_line
-from grpo.run.display import figures
+from grpo.run.display import SMOKE_NOTE, figures
 from grpo.run.files import read_rows
-from grpo.settings import read_yaml
+from grpo.settings import dotted, read_yaml
 
 RECENT = 10
 """Steps that the time of a step is the median of"""
 SHOWN = 5
 
 
-def describe(planned: int, rows: list[dict], now: float, finished: bool) -> str:
-    """Returns the run's state, its time left and its last steps, in a few lines."""
+def describe(planned: int, rows: list[dict], now: float, finished: bool, limit: int | None = None) -> str:
+    """Returns the run's state, its time left and its last steps, in a few lines. limit: the run's eval.limit."""
     if not rows:
         return "no step is finished yet"
     done = rows[-1]["step"]
@@ -38,8 +38,9 @@ def describe(planned: int, rows: list[dict], now: float, finished: bool) -> str:
         if age > 5 * max(seconds):
             head += ": the run has stopped, or this step is very slow"
     evaluated = [row for row in rows[:-SHOWN] if any(name.startswith("eval/") for name in row)]
-    steps = [f"  step {row['step']}  {'  '.join(figures(row))}" for row in evaluated[-1:] + rows[-SHOWN:]]
-    return "\n".join([head, *steps])
+    steps = [f"  step {row['step']}  {'  '.join(figures(row, limit))}" for row in evaluated[-1:] + rows[-SHOWN:]]
+    notes = [SMOKE_NOTE.format(limit)] if any("*" in step for step in steps) else []
+    return "\n".join([head, *steps, *notes])
 
 
 @one_line(OSError)
@@ -50,12 +51,13 @@ def main(argv: Sequence[str]) -> int:
     args = cli.parse_args(argv)
     with suppress(KeyboardInterrupt):
         while True:
-            planned = read_yaml(args.run / "config.yaml").get("steps", 0)
+            settings = dotted(read_yaml(args.run / "config.yaml"))
             rows = [row for row in read_rows(args.run / "metrics.jsonl") if row.keys() >= {"time", "time/step"}]
             finished = (args.run / "summary.json").is_file()
             if sys.stdout.isatty():
                 print("\x1b[H\x1b[2J", end="")  # to the top left of an empty screen
-            print(time.strftime("%H:%M:%S ") + describe(planned, rows, time.time(), finished), flush=True)
+            text = describe(settings.get("steps", 0), rows, time.time(), finished, settings.get("eval.limit"))
+            print(time.strftime("%H:%M:%S ") + text, flush=True)
             if finished or not args.every:
                 break
             time.sleep(args.every)

@@ -23,7 +23,7 @@ from plotly.offline import get_plotlyjs
 
 from grpo.report.charts import charts_for
 from grpo.report.read import Run
-from grpo.settings import dotted
+from grpo.run.display import star
 
 HERE = Path(__file__).resolve().parent
 IN_THE_BROWSER = ("name", "steps", "metrics", "prompts", "completions")
@@ -35,13 +35,15 @@ def render(runs: Sequence[Run]) -> str:
     charts: list[dict[str, Any]] = []
     constant = {}
     for chart in charts_for({metric for run in runs for metric in run.metrics}):
+        if of_smoke_figures(chart, runs):
+            chart["title"] += "*"
         columns = [run.metrics.get(metric, []) for run in runs for metric, _ in chart["series"]]
         values = {value for column in columns for value in column} - {None}
         if len(values) == 1 and max(map(len, columns)) > 2:
             constant[chart["title"]] = f"{values.pop():g}"
         else:
             charts.append({"id": f"chart-{len(charts)}"} | chart)
-    settings = table([dotted(run.config) for run in runs])
+    settings = table([run.config for run in runs])
     return (
         environment(HERE)
         .get_template("page.html.j2")
@@ -57,6 +59,12 @@ def render(runs: Sequence[Run]) -> str:
             plotly=Markup(get_plotlyjs()),
         )
     )
+
+
+def of_smoke_figures(chart: Mapping[str, Any], runs: Sequence[Run]) -> bool:
+    """True if the chart shows held-out figures of a run with eval.limit."""
+    held_out = {metric for metric, _ in chart["series"] if metric.startswith("eval/")}
+    return any(run.limit and held_out & run.metrics.keys() for run in runs)
 
 
 def environment(folder: Path) -> Environment:
@@ -91,8 +99,9 @@ def facts(run: Run) -> dict[str, str]:
     for way in ("sampled", "greedy"):
         if curve := columns.get(f"eval/{way}_accuracy"):
             best = f"{curve[0]:.1%} → {max(curve):.1%} → {curve[-1]:.1%}"
-            cells[f"Held-out {way} accuracy, first → best → last"] = best
+            cells[f"Held-out {way} accuracy, first → best → last"] = best + star(run.limit)
     for name, after in run.summary.get("after", {}).items():
         before = run.summary["before"][name]
-        cells[f"Test problems, {name.replace('_', ' ')}, before → after"] = f"{before:.1%} → {after:.1%}"
+        figures = f"{before:.1%} → {after:.1%}{star(run.limit)}"
+        cells[f"Test problems, {name.replace('_', ' ')}, before → after"] = figures
     return cells

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from grpo.run import files
+from grpo.run.display import SMOKE_NOTE, star
+from grpo.settings import dotted, read_yaml
 
 
 def plot_run(folder: Path) -> None:
@@ -12,9 +14,10 @@ def plot_run(folder: Path) -> None:
     from matplotlib.figure import Figure
 
     rows = files.read_rows(folder / "metrics.jsonl")
+    limit = dotted(read_yaml(folder / "config.yaml")).get("eval.limit")
     names = {name for row in rows for name in row if name.startswith("signal/") and not name.endswith("group_std")}
     charts = {
-        "held-out accuracy (validation)": ["eval/greedy_accuracy", "eval/sampled_accuracy"],
+        f"held-out accuracy{star(limit)} (validation)": ["eval/greedy_accuracy", "eval/sampled_accuracy"],
         "training completions (mean)": ["reward/mean", *sorted(names)],
     }
     figure = Figure(figsize=(10, 3.6), layout="constrained")
@@ -25,4 +28,6 @@ def plot_run(folder: Path) -> None:
         chart.set(title=title, xlabel="step")
         chart.grid(alpha=0.3)
         chart.legend()
+    if limit:
+        figure.supxlabel(SMOKE_NOTE.format(limit), fontsize="small")
     figure.savefig(folder / "plot.png", dpi=120)

@@ -16,6 +16,8 @@ import yaml
 
 from grpo.errors import UserError
 from grpo.run import files
+from grpo.run.display import SMOKE_NOTE
+from grpo.settings import dotted
 from grpo.terminal import shorten
 
 LEAST_STEPS = 8
@@ -41,11 +43,16 @@ class Run:
         self.name = folder.resolve().name
         self.folder = folder
         self.notes: list[str] = []
-        self.config = self._mapping("config.yaml", yaml.safe_load)
+        self.config = dotted(self._mapping("config.yaml", yaml.safe_load))
+        """Settings by their dotted names."""
         self.finished = (folder / "summary.json").is_file()
         """False while the run is running, or when it was stopped."""
         self.summary = self._mapping("summary.json", json.loads) if self.finished else {}
+        self.limit = self.config.get("eval.limit")
+        """Where it is set, the held-out figures are smoke figures."""
         self._read_metrics()
+        if self.limit and (self.summary.get("after") or any(name.startswith("eval/") for name in self.metrics)):
+            self.notes.append(SMOKE_NOTE.format(self.limit))
         self._read_completions(max_completions)
 
     def _mapping(self, name: str, load: Callable[[str], Any]) -> dict[str, Any]:

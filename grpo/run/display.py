@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from grpo.settings import Config
 from grpo.terminal import command, escape_control, notify, shorten
 
 STARTING = "{desc} {elapsed}"
@@ -21,6 +22,8 @@ BEFORE_FIGURES = len("step 2000/2000 [10:00:00<10:00:00],  ")
 LONGEST = 1200
 """Characters of a completion that are shown; the rest is in completions/."""
 GREEN, RED, PLAIN = "\x1b[32m", "\x1b[31m", "\x1b[0m"
+SMOKE_NOTE = "*: smoke figures, of the first {} problems of each file (eval.limit)"
+"""The explanation of the star on held-out figures, with the limit to be filled in."""
 WHY_NO_LOSS = (
     "the loss stays near 0 by construction: the advantages of a group sum to 0 and the importance ratio starts at 1. "
     "Watch reward/mean and eval/* instead"
@@ -80,17 +83,21 @@ class Progress:
 
 def figures(metrics: dict[str, float], limit: int | None = None) -> list[str]:
     """The step's figures, the most telling first: held-out accuracy (starred where eval.limit is set), then reward."""
-    star = "*" if limit else ""
     signals = [name for name in metrics if name.startswith("signal/") and not name.endswith("_group_std")]
     shown = {
-        f"sampled{star}": "eval/sampled_accuracy",
-        f"greedy{star}": "eval/greedy_accuracy",
+        f"sampled{star(limit)}": "eval/sampled_accuracy",
+        f"greedy{star(limit)}": "eval/greedy_accuracy",
         "reward": "reward/mean",
         **{name.removeprefix("signal/"): name for name in signals},
         "tokens": "completion/length_mean",
         "tokens/s": "speed/tokens_per_second",
     }
     return [f"{label} {_number(metrics[key])}" for label, key in shown.items() if metrics.get(key) is not None]
+
+
+def star(limit: int | None) -> str:
+    """The mark of held-out figures where `eval.limit` is set."""
+    return "*" if limit else ""
 
 
 def _number(value: float) -> str:
@@ -100,20 +107,25 @@ def _number(value: float) -> str:
 
 def before_and_after(summary: dict) -> str:
     """The test figures of the untrained and the trained policy, a line each; empty where nothing was tested."""
-    before, after = summary["before"], summary["after"]
-    lines = [f"test {name.replace('_', ' '):22}{before[name]:7.1%} -> {after[name]:.1%}" for name in after]
-    if lines and summary["limit"]:
-        lines.append(f"*: smoke figures, of the first {summary['limit']} problems of each file (eval.limit)")
+    before, after, limit = summary["before"], summary["after"], summary["limit"]
+    labels = {name: name.replace("_", " ") + star(limit) for name in after}
+    lines = [f"test {label:22}{before[name]:7.1%} -> {after[name]:.1%}" for name, label in labels.items()]
+    if lines and limit:
+        lines.append(SMOKE_NOTE.format(limit))
     return "\n".join(lines)
 
 
-def next_commands(folder: Path, steps: int) -> str:
-    """The commands that follow a finished run, as they can be typed here."""
-    return (
-        f"look       {command('-m grpo.report', folder)}\n"
-        f"evaluate   {command('eval.py --run', folder)}\n"
-        f"continue   {command('train.py --resume', folder)} --steps {2 * steps}"
-    )
+def next_commands(folder: Path, config: Config) -> str:
+    """The commands that follow a finished run, as they can be typed here.
+
+    A run without held-out sets needs a benchmark to be evaluated on. A linear schedule ends at the last step, so such
+    a run cannot be made longer.
+    """
+    bench = "" if config.eval.data or config.eval.test else " --bench math500"
+    lines = [f"look       {command('-m grpo.report', folder)}", f"evaluate   {command('eval.py --run', folder)}{bench}"]
+    if config.learner.schedule != "linear":
+        lines.append(f"continue   {command('train.py --resume', folder)} --steps {2 * config.steps}")
+    return "\n".join(lines)
 
 
 def good_and_bad(rows: Sequence[dict]) -> str:

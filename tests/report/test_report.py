@@ -70,6 +70,22 @@ def test_a_finished_run_is_all_there(tmp_path: Path) -> None:
     assert not re.search(r"(?:src|href)\s*=\s*[\"']?(?:https?:)?//", page.text)
 
 
+def test_figures_of_a_few_problems_are_marked(tmp_path: Path) -> None:
+    """In the table, in the titles of the charts, and in a note; figures of another run are not."""
+    few, every = write_run(tmp_path / "few", seed=1), write_run(tmp_path / "all")
+    append(few / "config.yaml", "eval:\n  limit: 8\n")
+    note = "*: smoke figures, of the first 8 problems of each file (eval.limit)"
+    page = Page(report(few, every, out=tmp_path / "both.html"))
+    assert page.text.count("10.0% → 71.0%*") == 1
+    assert page.text.count("10.0% → 71.0%") == 2
+    assert page.text.count(note) == 1
+    titles = {chart["title"] for chart in page.data["charts"]}
+    assert {"Held-out accuracy*", "Held-out format and verdict*", "Reward"} <= titles
+    page = Page(report(every))
+    assert "Held-out accuracy" in {chart["title"] for chart in page.data["charts"]}
+    assert "smoke" not in page.text
+
+
 def test_a_run_still_going_with_cut_last_lines(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "A", steps=5, finished=False)
     append(folder / "metrics.jsonl", '{"step": 6, "reward/me')

@@ -20,8 +20,9 @@ import train
 from grpo.environment import versions
 from grpo.errors import UserError
 from grpo.run import clock, files
-from grpo.run.display import before_and_after, figures, good_and_bad
+from grpo.run.display import before_and_after, figures, good_and_bad, next_commands
 from grpo.run.files import read_completions, read_rows
+from grpo.settings import build
 from grpo.terminal import escape_control
 
 FULL = {
@@ -193,8 +194,23 @@ def test_figures_of_a_few_problems_are_marked():
     assert figures(row, limit=8) == ["sampled* 0.5", "greedy* 1"]
     assert figures(row) == ["sampled 0.5", "greedy 1"]
     summary = {"before": {"greedy_accuracy": 0.0}, "after": {"greedy_accuracy": 1.0}, "limit": 8}
-    assert "*: smoke figures, of the first 8 problems" in before_and_after(summary)
-    assert "smoke" not in before_and_after(summary | {"limit": None})
+    marked, note = before_and_after(summary).splitlines()
+    assert marked == "test greedy accuracy*         0.0% -> 100.0%"
+    assert note == "*: smoke figures, of the first 8 problems of each file (eval.limit)"
+    assert before_and_after(summary | {"limit": None}) == "test greedy accuracy          0.0% -> 100.0%"
+
+
+def test_the_commands_after_a_run_are_those_that_it_can_take():
+    """A linear schedule forbids more steps; without held-out sets eval.py needs a benchmark."""
+
+    def commands(**changes: object) -> str:
+        return next_commands(Path("runs/x"), build("cpu", {key.replace("__", "."): changes[key] for key in changes}))
+
+    assert re.search(r"^continue .* --resume \S+ --steps 120$", commands(), re.MULTILINE)
+    assert commands(learner__schedule="linear") == commands().rpartition("\n")[0]
+    bare = commands(eval__data="none", eval__test="none", eval__every=0)
+    assert re.search(r"^evaluate .* --run \S+ --bench math500$", bare, re.MULTILINE)
+    assert "--bench" not in commands()
 
 
 def test_bad_rows_are_in_the_folder_and_one_row_fills_a_step(tmp_path, capsys):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import doctest
 import io
+import math
 import os
 import signal
 import subprocess
@@ -11,11 +13,14 @@ import time
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import numpy as np
 import pytest
 from small_runs import SMALL
 
 import train
 from grpo.errors import UserError
+from grpo.run import files
+from grpo.settings import build
 from tools import sweep
 
 REPO = Path(__file__).resolve().parents[2]
@@ -55,6 +60,35 @@ def test_a_sweep_runs_each_cell_with_each_seed_once_and_goes_on_after_a_failure(
     assert sweep.main([str(file)]) == 1
     assert capsys.readouterr().out == table
     assert {p: p.stat().st_mtime_ns for p in (out / "works-seed0").rglob("*")}.items() <= before.items()
+
+
+def test_quantiles_of_student_s_t_are_where_its_density_holds_95_percent():
+    """The density's integral, by the midpoint rule with the substitution t = tan(u)."""
+    for degrees in (1, 2, 3, 8, 9, 10, 11, 30, 99, 1000):
+        width = math.atan(sweep.t_quantile(degrees)) / 20_000
+        t = np.tan((np.arange(20_000) + 0.5) * width)
+        log_density = -(degrees + 1) / 2 * np.log1p(t**2 / degrees) + math.lgamma((degrees + 1) / 2)
+        log_density -= math.lgamma(degrees / 2) + math.log(degrees * math.pi) / 2
+        inside = 2 * width * np.sum(np.exp(log_density) * (1 + t**2))
+        assert inside == pytest.approx(0.95, abs=1e-7)
+    assert doctest.testmod(sweep).failed == 0
+
+
+def test_figures_of_a_few_problems_are_marked(tmp_path: Path):
+    """One cell with eval.limit, one without."""
+    runs = []
+    for cell, limit in (("few", 8), ("all", None)):
+        runs.append(sweep.Run(cell, tmp_path / cell, {}))
+        runs[-1].folder.mkdir()
+        files.write_config(runs[-1].folder, build("cpu", {"eval.limit": limit}))
+        (runs[-1].folder / "summary.json").write_text('{"after": {"greedy_accuracy": 0.5}}')
+        (runs[-1].folder / "metrics.jsonl").write_text('{"step": 1, "reward/mean": 1.0}\n')
+    lines = sweep.table(runs, {}).splitlines()
+    assert lines[2:] == [
+        "| few | 1 | 1.0 | 50.0* |",
+        "| all | 1 | 1.0 | 50.0 |",
+        "*: smoke figures, of the first 8 problems of each file (eval.limit)",
+    ]
 
 
 def test_a_damaged_row_is_left_out(tmp_path: Path):

@@ -29,6 +29,15 @@ def test_it_says_where_a_run_stands(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "  step 2  greedy 0.5  reward 0.2\n  step 6  reward 0.6\n" in out  # the last held-out ones first
 
 
+def test_figures_of_a_few_problems_are_marked(tmp_path: Path, capsys: pytest.CaptureFixture):
+    folder = write(tmp_path / "run", 10)
+    (folder / "config.yaml").write_text("steps: 40\neval:\n  limit: 8\n")
+    assert watch.main([str(folder), "--every", "0"]) == 0
+    out = capsys.readouterr().out
+    assert "  step 2  greedy* 0.5  reward 0.2\n" in out
+    assert out.endswith("\n*: smoke figures, of the first 8 problems of each file (eval.limit)\n")
+
+
 def test_a_run_that_stopped_is_told_from_one_that_works(tmp_path: Path):
     rows = read_rows(write(tmp_path / "run", 10) / "metrics.jsonl")
     assert "has stopped" not in watch.describe(40, rows, now=1300.0 + 100, finished=False)
