@@ -93,9 +93,13 @@ class RolloutConfig(Section):
         return self.max_prompt_tokens + self.max_new_tokens
 
     @property
+    def completions_per_step(self) -> int:
+        return self.prompts_per_step * self.group_size
+
+    @property
     def running_sequences(self) -> int:
         """Completions that are decoded at once."""
-        return min(self.max_num_seqs, self.prompts_per_step * self.group_size)
+        return min(self.max_num_seqs, self.completions_per_step)
 
 
 class RandomConfig(Section):

@@ -16,7 +16,9 @@ ENOUGH = 20
 class Alarms:
     """Reports each failure mode of the last WINDOW steps once, and only where enough was measured to claim it."""
 
-    def __init__(self) -> None:
+    def __init__(self, completions: int) -> None:
+        """completions: of one step."""
+        self.completions = completions
         self.rows: deque[Mapping[str, float | None]] = deque(maxlen=WINDOW)
         self.first: Mapping[str, float] = {}
         self.best = -math.inf
@@ -29,15 +31,18 @@ class Alarms:
         names = set().union(*self.rows)
         now = defaultdict(float, {name: fmean(row.get(name) or 0.0 for row in self.rows) for name in names})
         self.first = self.first or now
-        modes = dict(failure_modes(self.first, now, self.best))
+        modes = dict(failure_modes(self.first, now, self.best, WINDOW * self.completions))
         new = [text for name, text in modes.items() if name not in self.reported]
         self.reported |= modes.keys()
         self.best = max(self.best, now["reward/mean"])
         return new
 
 
-def failure_modes(first: Mapping[str, float], now: Mapping[str, float], best: float) -> Iterator[tuple[str, str]]:
-    """Name and message of each. `first` and `now` are means over WINDOW steps, `best` the highest mean reward before.
+def failure_modes(
+    first: Mapping[str, float], now: Mapping[str, float], best: float, completions: int
+) -> Iterator[tuple[str, str]]:
+    """Name and message of each. `first` and `now` are means over WINDOW steps with `completions` completions in all,
+    `best` the highest mean reward before.
 
     Where no answer was verified (a user's own reward), only the reward itself tells whether a task is solved: rewards
     that are all equal are reported when they are below an earlier mean, or were 0 from the start.
@@ -55,7 +60,8 @@ def failure_modes(first: Mapping[str, float], now: Mapping[str, float], best: fl
     if now["groups/zero_variance"] == 1 and unsolved:
         yield "flat", f"for {WINDOW} steps all rewards of each group were equal, {reward:.3g}: nothing was learned"
     if best >= 0.05 and abs(reward) <= 0.01 * best:
-        yield "fallen", f"the reward fell to 0 after a mean of {best:.2g}: lower learner.lr, or go back to a checkpoint"
+        fix = "start a new run with a lower learner.lr from a checkpoint: --model runs/NAME/checkpoints/step_N"
+        yield "fallen", f"the reward fell to 0 after a mean of {best:.2g}: {fix}"
     if tokens <= before / 4 and not improved:
         yield "shrunk", f"completions shrank from {before:.0f} to {tokens:.0f} tokens and earn no more: read a few"
     if ungraded := now["outcome/over_budget"]:
@@ -65,7 +71,7 @@ def failure_modes(first: Mapping[str, float], now: Mapping[str, float], best: fl
     called_correct = [now[f"verdict/{truth}_says_correct"] for truth in ("right", "wrong")]
     called_wrong = [now[f"verdict/{truth}_says_wrong"] for truth in ("right", "wrong")]
     reflections = [correct + wrong for correct, wrong in zip(called_correct, called_wrong, strict=True)]
-    if WINDOW * now["completion/tokens"] / tokens * min(reflections) >= ENOUGH:
+    if completions * min(reflections) >= ENOUGH:
         of_right, of_wrong = (part / whole for part, whole in zip(called_correct, reflections, strict=True))
         share = sum(called_correct) / sum(reflections)
         if not 0.05 < share < 0.95 and abs(of_right - of_wrong) <= 0.05:

@@ -44,7 +44,7 @@ class Run:
         """The figure that chooses the best checkpoint."""
         self.progress = Progress(config.steps, config.quiet)
         self._known: set[int] = set()
-        self._alarms = Alarms()
+        self._alarms = Alarms(config.rollout.completions_per_step)
         if self.resumed:
             self._lock = files.lock(self.folder)
 

@@ -178,14 +178,15 @@ def test_a_reward_that_breaks_keeps_the_step_before(tmp_path, monkeypatch, how):
 
 HEALTHY = {
     "reward/mean": 1.0, "groups/zero_variance": 0.2, "outcome/correct": 0.5, "completion/length_mean": 30.0,
-    "completion/tokens": 3000.0, "verdict/right_says_correct": 0.45, "verdict/right_says_wrong": 0.05,
+    "verdict/right_says_correct": 0.45, "verdict/right_says_wrong": 0.05,
     "verdict/wrong_says_correct": 0.1, "verdict/wrong_says_wrong": 0.4,
 }  # fmt: skip
-"""One step: 100 completions."""
+COMPLETIONS = 100
+"""Of one step"""
 
 
 def alarms(*steps: dict) -> list[str]:
-    watch = Alarms()
+    watch = Alarms(COMPLETIONS)
     return [text for step in steps for text in watch(HEALTHY | step)]
 
 
@@ -194,7 +195,7 @@ def alarms(*steps: dict) -> list[str]:
     [
         ({"groups/zero_variance": 1.0}, "all rewards of each group were equal"),
         ({"reward/mean": 0.0}, "fell to 0 after a mean of 1"),
-        ({"completion/length_mean": 7.0, "completion/tokens": 700.0}, "shrank from 30 to 7 tokens"),
+        ({"completion/length_mean": 7.0}, "shrank from 30 to 7 tokens"),
         (
             {"verdict/right_says_correct": 0.49, "verdict/right_says_wrong": 0.01,
              "verdict/wrong_says_correct": 0.48, "verdict/wrong_says_wrong": 0.02},
@@ -229,14 +230,14 @@ OWN = {"outcome/correct": 0.0}
         ),
         ([{"reward/mean": 0.0, "groups/zero_variance": 1.0}] * WINDOW, "equal, 0: nothing was learned"),
         (
-            [{}] * WINDOW + [{"completion/length_mean": 7.0, "completion/tokens": 700.0}] * WINDOW,
+            [{}] * WINDOW + [{"completion/length_mean": 7.0}] * WINDOW,
             "shrank from 30 to 7 tokens and earn no more",
         ),
         ([{}] * WINDOW + [{"reward/mean": 2.0, "groups/zero_variance": 1.0}] * WINDOW, None),  # solved
         ([{"groups/zero_variance": 1.0}] * 2 * WINDOW, None),  # solved from the start
         ([{"reward/mean": -1.0}] * WINDOW + [{"reward/mean": 0.0, "groups/zero_variance": 1.0}] * WINDOW, None),
         (
-            [{}] * WINDOW + [{"reward/mean": 1.5, "completion/length_mean": 7.0, "completion/tokens": 700.0}] * WINDOW,
+            [{}] * WINDOW + [{"reward/mean": 1.5, "completion/length_mean": 7.0}] * WINDOW,
             None,
         ),
     ],
@@ -252,9 +253,9 @@ def test_alarms_of_an_own_reward_claim_only_what_it_measured(steps, message):
     "step",
     [
         {"groups/zero_variance": 1.0, "outcome/correct": 1.0},  # solved
-        {"completion/length_mean": 7.0, "completion/tokens": 700.0, "outcome/correct": 0.9},  # shorter and better
+        {"completion/length_mean": 7.0, "outcome/correct": 0.9},  # shorter and better
         {"verdict/right_says_correct": 0.99, "verdict/right_says_wrong": 0.0,  # hardly a wrong answer is left
-         "verdict/wrong_says_correct": (ENOUGH - 1) / 100 / WINDOW, "verdict/wrong_says_wrong": 0.0},
+         "verdict/wrong_says_correct": (ENOUGH - 1) / COMPLETIONS / WINDOW, "verdict/wrong_says_wrong": 0.0},
         {"reward/mean": 0.02},
     ],
 )  # fmt: skip
@@ -266,7 +267,7 @@ def test_alarms_are_silent_on_the_healthy_demo():
     """Three runs of `python train.py --preset cpu --seed 0 (1, 2)`: their rows, as recorded on 2026-11-26."""
     for recorded in json.loads((Path(__file__).parent / "demo_rows.json").read_text()):
         names, values = recorded["names"], recorded["rows"]
-        watch = Alarms()
+        watch = Alarms(16 * 8)
         said = [text for row in values for text in watch(dict(zip(names, row, strict=True)))]
         assert len(values) == 60
         assert said == []

@@ -20,8 +20,10 @@ from small_runs import arguments
 import train
 from grpo.cli import parse_args
 from grpo.policy import load_policy
+from grpo.run.files import read_rows
 from grpo.settings import build, flat
 from rewards import make_reward
+from tools.export import hub
 from tools.export import verl as export
 from tools.export.__main__ import main
 
@@ -155,7 +157,29 @@ def test_the_card_of_a_run_is_read_by_the_hub_and_names_no_place_of_this_machine
     assert "<script" not in card.text  # `</script><script>` of the question is text
     assert card.text.count("<pre>") == card.text.count("</pre>") == 3
     summary = json.loads((hostile_run / "summary.json").read_text())
-    assert f"| greedy accuracy, 5 problems | {summary['before']['greedy_accuracy']:.1%} (" in card.text
+    assert f"| greedy accuracy*, 5 problems | {summary['before']['greedy_accuracy']:.1%} (" in card.text
+    assert "\n\\*: smoke figures, of the first 5 problems of each file (eval.limit)\n" in card.text
+
+
+def test_the_card_names_the_alarms_that_the_rows_of_the_run_show(hostile_run: Path, tmp_path: Path):
+    """Ten steps of 8 completions whose reflection calls every answer correct, in the columns that a run writes."""
+    run = tmp_path / "run"
+    shutil.copytree(hostile_run, run)
+    (row,) = [row for row in read_rows(run / "metrics.jsonl") if row["step"] == 1]
+    said = {"verdict/right_says_correct": 0.5, "verdict/wrong_says_correct": 0.5}
+    said |= {"verdict/right_says_wrong": 0.0, "verdict/wrong_says_wrong": 0.0}
+    rows = [row | said | {"step": step} for step in range(1, 11)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "the reflection signal is dead" in hub.model_card(run, None).text
+
+
+def test_a_path_in_a_card_is_reduced_to_its_last_part():
+    """Also one that ends in "/", as shells complete it; names of the hub and relative paths stay as they are."""
+    paths = {"model": "/far/away/base/", "data": "/far/rows.jsonl", "eval.data": "/a/x.jsonl,/b/y.jsonl,math500"}
+    config = hub.portable(build("cpu", paths | {"prompt": "prompts/own.txt", "reward.hybrid.model": "owner/name"}))
+    assert (config.model, config.data) == ("base", "rows.jsonl")
+    assert config.eval.data == ("x.jsonl", "y.jsonl", "math500")
+    assert (config.prompt, config.reward.hybrid.model) == ("prompts/own.txt", "owner/name")
 
 
 def test_the_exported_weights_are_the_policy_s(hostile_run: Path, tmp_path: Path):

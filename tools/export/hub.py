@@ -19,6 +19,7 @@ from grpo.evaluation.benchmarks import held_out_problems
 from grpo.evaluation.scores import wilson
 from grpo.policy import load_tokenizer
 from grpo.run.alarms import Alarms
+from grpo.run.display import SMOKE_NOTE, star
 from grpo.run.files import read_rows
 from grpo.run.resume import read_config
 from grpo.saved import of_run
@@ -45,7 +46,7 @@ def model_card(run: Path, base_model: str | None) -> ModelCard:
     """Returns the card. Raises UserError where the run or its test problems cannot be read."""
     newest = of_run(str(run))[-1]
     config = read_config(run)
-    alarms = Alarms()
+    alarms = Alarms(config.rollout.completions_per_step)
     base = base_model or (None if Path(config.model).is_dir() else config.model)
     data = ModelCardData(
         base_model=base,
@@ -60,6 +61,7 @@ def model_card(run: Path, base_model: str | None) -> ModelCard:
         "command": f"python train.py {short(public)}",
         "step": newest.step,
         "problems": list({(row["prompt"], row["ground_truth"]) for row in read_rows(run / "problems.jsonl")}),
+        "smoke_note": SMOKE_NOTE.format(config.eval.limit) if config.eval.limit else "",
         "results": results(run, config, load_tokenizer(newest.path)),
         "alarms": [text for row in read_rows(run / "metrics.jsonl") if row["step"] for text in alarms(row)],
     }
@@ -77,7 +79,7 @@ def results(run: Path, config: Config, tokenizer: Any) -> list[list[str]]:
     total = len(held_out_problems(config, tokenizer)[1])
     rows = []
     for name in (name for name in FIGURES if name in summary["after"]):
-        cells = [f"{name.replace('_', ' ')}, {total} problems"]
+        cells = [f"{name.replace('_', ' ')}{star(config.eval.limit)}, {total} problems"]
         for share in (summary["before"][name], summary["after"][name]):
             low, high = wilson(round(share * total), total)
             cells.append(f"{share:.1%} ({100 * low:.1f} to {100 * high:.1f})")
@@ -95,5 +97,9 @@ def license_of(model: str) -> str | None:
 
 def portable(config: Config) -> Config:
     """The settings with each absolute path reduced to its last part."""
-    texts = {name: re.sub(r"(?<![^,])/[^,]*/", "", typed(value)) for name, value in flat(config).items()}
+    texts = {name: re.sub(r"(?<![^,])/[^,]+", last_part, typed(value)) for name, value in flat(config).items()}
     return changed(config, texts | {"name": None, "out": "runs"})
+
+
+def last_part(path: re.Match[str]) -> str:
+    return Path(path[0]).name

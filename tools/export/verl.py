@@ -45,7 +45,7 @@ def check(config: Config, gpus: int, nodes: int) -> None:
             f"learner.schedule {o.schedule}, learner.advantage {o.advantage} and learner.loss {o.loss} are not all in "
             "verl; choose constant, one of grpo, dr_grpo and rloo, and one of grpo, gspo and cispo"
         )
-    if gpus < 1 or nodes < 1 or config.rollout.prompts_per_step * config.rollout.group_size % (gpus * nodes):
+    if gpus < 1 or nodes < 1 or config.rollout.completions_per_step % (gpus * nodes):
         raise UserError(
             f"{config.rollout.prompts_per_step} x {config.rollout.group_size} completions do not divide over "
             f"{gpus} x {nodes} GPUs"
