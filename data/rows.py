@@ -93,11 +93,11 @@ def _object(row: object) -> Row | str:
 
 def is_dataset(name: str) -> bool:
     """True for a Hugging Face dataset (`owner/name` or a folder, either with `:config:split`) and a task of
-    reasoning-gym; false for a file."""
+    reasoning-gym; false for a file and a published set, although a folder may have its name."""
     if name.startswith(tasks.PREFIX):
         return True
     base = name.partition(":")[0]
-    if Path(name).is_file() or Path(base).suffix in READERS:
+    if Path(name).is_file() or Path(base).suffix in READERS or name in sources.SOURCES:
         return False
     return Path(base).is_dir() or re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", base) is not None
 

@@ -10,13 +10,14 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from data import sources
+import prompts
+from data import rows, sources
 from grpo.errors import UserError
 
 ADAPTER, ADAPTER_WEIGHTS, ORIGIN = "adapter_config.json", "adapter_model.safetensors", "base.json"
@@ -25,15 +26,34 @@ MANIFEST = "manifest.json"
 PATIENCE_S = 3.0
 
 
-def places(name: str, start: Path) -> list[str]:
-    """Files or folders with this name that exist: from here, from each folder above `start`, from the repository."""
+def places(name: str, start: Path, fits: Callable[[Path], bool] = Path.is_dir) -> list[str]:
+    """Folders, or what else `fits`, with this name: from here, from each folder above `start`, from the repository."""
     roots = (Path(), *start.absolute().parents, Path(__file__).parents[1])
-    return [str(root / name) for root in roots if (root / name).exists()]
+    return [str(root / name) for root in roots if fits(root / name)]
 
 
-def located(name: str, run: Path) -> str:
-    """A file or folder that a run's settings name from where the run was started; any other name as it is."""
+def located_folder(name: str, run: Path) -> str:
+    """A folder that a run's settings name from where the run was started; any other name as it is."""
     return next(iter(places(name, run)), name)
+
+
+def located_prompt(name: str, run: Path) -> str:
+    """Likewise a system message in a text file; the name of one of prompts/ stays a name, as in `prompts.load`."""
+    return name if name in prompts.NAMES else next(iter(places(name, run, Path.is_file)), name)
+
+
+def located_data(name: str, run: Path) -> str:
+    """Likewise a data file, or a data set in a folder; the name of a published set stays a name."""
+    if Path(name).suffix in rows.READERS:
+        return next(iter(places(name, run, Path.is_file)), name)
+    folder, colon, rest = name.partition(":")
+    return name if name in sources.SOURCES else located_folder(folder, run) + colon + rest
+
+
+def located_benchmark(name: str, run: Path) -> str:
+    """Likewise, but a bare name stays a name: a benchmark's, although a folder may be called so as well."""
+    bare = Path(name).suffix not in rows.READERS and not {"/", ":"} & set(name)
+    return name if bare else located_data(name, run)
 
 
 def require(models: Iterable[str], sets: Iterable[str] = (), data_dir: str | None = None) -> None:

@@ -11,7 +11,7 @@ from transformers import AutoConfig
 from transformers.utils.logging import disable_progress_bar
 
 from grpo.errors import UserError
-from grpo.hub import MANIFEST, base_of, located
+from grpo.hub import MANIFEST, base_of, located_folder
 from grpo.model_check import prove
 from grpo.policy import Policy, compute_dtype, load_plain, load_tokenizer
 from grpo.settings import parse, read_yaml
@@ -55,8 +55,7 @@ def single(path: str) -> Target:
     folder = Path(path).resolve()
     run = folder.parent.parent
     if folder.parent.name == "checkpoints" and (run / "config.yaml").is_file():
-        config = parse(read_yaml(run / "config.yaml"))
-        return Target(f"{run.name}--{folder.name}", path, run, config.policy.dtype)
+        return Target(f"{run.name}--{folder.name}", path, run, parse(read_yaml(run / "config.yaml")).policy.dtype)
     return Target(folder.name if folder.is_dir() else path.replace("/", "--"), path)
 
 
@@ -70,7 +69,7 @@ def of_run(folder: str | Path) -> list[Target]:
         raise UserError(f"{run} has no checkpoint yet: checkpoints/ is empty")
     checkpoints = [replace(single(str(steps[step])), step=step) for step in sorted(steps)]
     config = parse(read_yaml(run / "config.yaml"))
-    label, path = f"{run.resolve().name}--base", located(config.model, run)
+    label, path = f"{run.resolve().name}--base", located_folder(config.model, run)
     return [replace(checkpoints[0], label=label, path=path, quant=config.policy.quant, step=0), *checkpoints]
 
 

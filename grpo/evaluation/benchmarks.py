@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "Qwen/Qwen2.5-Math-1.5B"
 """The model of a command that names none: the paper's base."""
+SEVERAL = 0.6
+"""Temperature for several samples of a benchmark that has another number of them: the paper's"""
 FRESH = "fresh_arithmetic"
 CALCULATIONS = ("{} + {} - {}", "{} * {} + {}", "{} - {} * {}", "({} + {}) * {}")
 

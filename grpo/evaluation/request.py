@@ -46,7 +46,7 @@ class EvalRequest(Section):
     samples: int | None = Field(None, ge=1, le=10**4)
     """Completions per problem [the paper's: 1, and 8 for aime24, aime25, amc23]."""
     temperature: float | None = Field(None, ge=0, le=10)
-    """0 is greedy [the paper's: 0.6 for more than one sample]."""
+    """0 is greedy [the benchmark's for its own number of samples, else 0.6 for several and 0 for one]."""
     max_new_tokens: int | None = Field(None, ge=1, le=10**6)
     """A longer completion is cut [the paper's: 3072; the run's on its own sets]."""
     prompts: Names = ()

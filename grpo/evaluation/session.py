@@ -25,7 +25,7 @@ from grpo.engines.base import Engine, SamplingParams, choose_device, choose_engi
 from grpo.environment import versions_of
 from grpo.errors import UserError
 from grpo.evaluation import benchmarks
-from grpo.evaluation.benchmarks import Benchmark
+from grpo.evaluation.benchmarks import SEVERAL, Benchmark
 from grpo.evaluation.request import EvalRequest
 from grpo.evaluation.results import Evaluation
 from grpo.evaluation.scores import grade
@@ -40,8 +40,6 @@ from grpo.terminal import escape_control, notify
 from grpo.types import Group, Problem
 from rewards import Verifier
 
-SEVERAL = 0.6
-"""The paper's temperature for more than one sample"""
 AUDITED = 0.6
 """The share of each question that an audit shows to the model"""
 AUDIT = f"first {AUDITED:.0%} of each question"
@@ -161,9 +159,11 @@ def choose_sampling(name: str, request: EvalRequest, config: Config) -> Benchmar
     temperature = 0.0 if request.audit_contamination else request.temperature
     samples = request.samples or (1 if temperature == 0 else paper.samples)
     if temperature is None:
-        temperature = SEVERAL if samples > 1 else 0.0
+        other = SEVERAL if samples > 1 else 0.0
+        temperature = paper.temperature if samples == paper.samples else other
     if samples > 1 and temperature == 0:
-        raise UserError(f"--samples {samples} at --temperature 0 would be {samples} copies; use --temperature 0.6")
+        copies = f"--samples {samples} at --temperature 0 would be {samples} copies"
+        raise UserError(f"{copies}; use --temperature {SEVERAL}")
     limit = paper.max_new_tokens if request.bench else config.rollout.max_new_tokens
     return replace(paper, samples=samples, temperature=temperature, max_new_tokens=request.max_new_tokens or limit)
 

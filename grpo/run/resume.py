@@ -13,14 +13,17 @@ from typing import Any
 
 from grpo.cli import Command
 from grpo.errors import UserError
-from grpo.hub import located
+from grpo.hub import located_benchmark, located_data, located_folder, located_prompt
 from grpo.run.files import NEEDED, append, lines, numbered, read_rows, write
 from grpo.settings import Config, build, changed, fields, flat, parse, read_settings, typed
 from grpo.terminal import notify
 from grpo.types import Problem
 
-PATHS = ("model", "data", "data_dir", "prompt", "reward.hybrid.model", "eval.data", "eval.test")
-"""Files that may have moved when a run is continued: the last part of the path has to be the same."""
+PATHS = {
+    "model": located_folder, "data": located_data, "data_dir": located_folder, "prompt": located_prompt,
+    "reward.hybrid.model": located_folder, "eval.data": located_benchmark, "eval.test": located_benchmark,
+}  # fmt: skip
+"""Setting -> function that finds what it names, which may have moved: the last part of the path has to be the same."""
 WHERE = {"name", "out", "data_dir", "quiet", "show_every", "tracker"}
 HOW_LONG = {"steps", "eval.every", "checkpoint.every", "checkpoint.keep"}
 LIMITS = {"bad_rows.limit", "learner.max_nonfinite_steps", "rollout.logprob_diff_limit", "reward.call_limit_s"}
@@ -87,12 +90,12 @@ def read_config(folder: Path) -> Config:
     settings = read_settings(path)
     if missing := fields().keys() - settings.keys():
         raise UserError(f"{path} was cut off, or written by another version: it has no {min(missing)}; restore it")
-    for name in PATHS:
+    for name, locate in PATHS.items():
         value = settings[name]
         if isinstance(value, str):
-            settings[name] = located(value, folder)
+            settings[name] = locate(value, folder)
         elif value:
-            settings[name] = [located(each, folder) for each in value]
+            settings[name] = [locate(each, folder) for each in value]
     return parse(settings)
 
 

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from data import sources
+from data import rows, sources
 from data.__main__ import main
 from data.sources import SOURCES, Source, download, find, locate
 
@@ -166,3 +166,10 @@ def test_the_table_matches_the_real_files(data_dir, capsys):
             assert len(path.read_text().splitlines()) == source.rows
     assert main(["list", "--data-dir", str(data_dir)]) == 0
     assert capsys.readouterr().out.count(str(data_dir)) == 2 * len(SOURCES)  # verify and list name each place
+
+
+def test_a_folder_with_the_name_of_a_published_set_is_not_that_set(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("math500", "mine"):
+        (tmp_path / name).mkdir()
+    assert [rows.is_dataset(name) for name in ("math500", "./math500", "mine")] == [False, True, True]

@@ -14,8 +14,11 @@ from data import tiny_base
 from grpo.chat_template import ChatTemplate
 from grpo.errors import UserError
 from grpo.evaluation import benchmarks
+from grpo.evaluation.request import EvalRequest
 from grpo.evaluation.scores import grade, new_verifier
+from grpo.evaluation.session import choose_sampling
 from grpo.rollout import question
+from grpo.settings import Config
 from grpo.types import Problem
 
 
@@ -141,3 +144,21 @@ def test_an_audit_shows_60_percent_of_the_tokens():
     whole = Problem(0, "", (), "4", chat=[{"role": "user", "content": "0123456789"}])
     (cut,) = benchmarks.beginnings([whole], tiny_base.make_tokenizer(), 0.6)
     assert (cut.prompt, cut.extra["rest"]) == ("012345", "6789")
+
+
+@pytest.mark.parametrize(
+    ("samples", "temperature", "asked", "sampling"),
+    [
+        (8, 1.0, {}, "avg@8 at T=1"),
+        (1, 0.7, {}, "T=0.7"),
+        (8, 1.0, {"samples": 4}, "avg@4 at T=0.6"),
+        (8, 1.0, {"samples": 1}, "greedy"),
+        (1, 0.7, {"samples": 4}, "avg@4 at T=0.6"),
+        (8, 1.0, {"temperature": 0.3}, "avg@8 at T=0.3"),
+        (8, 1.0, {"temperature": 0}, "greedy"),
+    ],
+)
+def test_a_benchmark_is_sampled_as_the_table_lists_it(samples, temperature, asked, sampling, monkeypatch):
+    benchmark = benchmarks.Benchmark("math500", samples=samples, temperature=temperature)
+    monkeypatch.setitem(benchmarks.BENCHMARKS, "toy", benchmark)
+    assert choose_sampling("toy", EvalRequest(**asked), Config()).sampling == sampling

@@ -20,7 +20,7 @@ from grpo.cli import Command
 from grpo.run.checkpoint import seal
 from grpo.run.files import lines, read_rows, write_config
 from grpo.run.resume import FREE, ROUNDING, read_config, resolve_run
-from grpo.settings import Config, changed, fields
+from grpo.settings import Config, changed, fields, flat, parse
 from tools import watch
 
 LORA = {
@@ -399,6 +399,30 @@ def test_files_named_from_the_folder_of_the_start_are_found_from_another(tmp_pat
     saved = read_config(tmp_path / "here" / "runs" / "run")
     monkeypatch.chdir(tmp_path / "here")
     assert train.main(["--resume", "auto", "--steps", "3", "--model", saved.model]) == 0
+
+
+def test_a_name_stays_a_name_although_a_file_or_folder_is_called_so(tmp_path):
+    """A prompt, a benchmark or a published set; what has to be a file is no folder, and the other way round."""
+    named = {"prompt": "plain", "eval.data": ("math500", "gsm8k"), "eval.test": "fresh_arithmetic", "data": "dsr_sub"}
+    run = tmp_path / "runs" / "a"
+    run.mkdir(parents=True)
+    write_config(run, parse(named))
+    for folder in ("plain", "math500", "gsm8k", "dsr_sub", "own.jsonl"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "fresh_arithmetic").touch()
+    (tmp_path / "runs" / "plain").write_text("another prompt")
+    assert {name: flat(read_config(run))[name] for name in named} == named
+
+    placed = {"prompt": "mine.txt", "eval.data": ("own.jsonl", "sets/own"), "data": "sets::test", "model": "models/m"}
+    write_config(run, parse(placed))
+    (tmp_path / "mine.txt").touch()
+    (tmp_path / "sets" / "own").mkdir(parents=True)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "m").touch()
+    config = read_config(run)
+    assert (config.prompt, config.data) == (str(tmp_path / "mine.txt"), str(tmp_path / "sets::test"))
+    assert config.eval.data == ("own.jsonl", str(tmp_path / "sets/own"))  # the first is a folder
+    assert config.model == "models/m"  # a file
 
 
 def test_auto_goes_by_what_the_run_wrote(tmp_path, three, capsys):
