@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import inspect
 import json
+import os
 import pkgutil
 import sys
 import threading
@@ -177,14 +178,28 @@ def load_function_reward(name: str, parallel: int = 1, limit_s: float | None = N
 
     RewardError where the name leads nowhere.
     """
+    function = find(name)
     try:
         with unchanged_process(name):
-            function = pkgutil.resolve_name(name)
             if isinstance(function, type):
                 function = function()
             return function if isinstance(function, Reward) else FunctionReward(name, function, parallel, limit_s)
     except Exception as error:
-        raise RewardError(f"reward {name!r} cannot be imported: {type(error).__name__}: {error}") from error
+        raise RewardError(f"reward {name!r} cannot be used: {type(error).__name__}: {error}") from error
+
+
+def find(name: str) -> Any:
+    """Imports `package.module:function`, also from the current folder. RewardError where the name leads nowhere."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        with unchanged_process(name):
+            return pkgutil.resolve_name(name)
+    except Exception as error:
+        fix = ""
+        if isinstance(error, ModuleNotFoundError) and error.name == name.partition(":")[0].partition(".")[0]:
+            fix = "; the file must lie in the current folder, beside train.py or on PYTHONPATH"
+        raise RewardError(f"reward {name!r} cannot be imported: {type(error).__name__}: {error}{fix}") from error
 
 
 def _synchronous(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,7 +7,6 @@ module that stands above the one before it: it imports that module, directly or 
 from __future__ import annotations
 
 import ast
-import contextlib
 import sys
 import tempfile
 from functools import cache
@@ -21,12 +20,13 @@ RUN = ["--preset", "cpu", "--steps", "1", "--quiet", "true", "--eval.limit", "2"
 
 
 class FirstStep(Exception):
-    """Ends the run when the first step samples."""
+    """Ends the run when the first step draws its problems."""
 
 
 def visits(argv: list[str]) -> list[tuple[str, str]]:
     """(module, function) of every call that receives a Config, in order, from `train()` to the first step."""
     import train
+    from grpo.rollout import draw
     from grpo.settings import Config
 
     calls: list[tuple[str, str]] = []
@@ -35,7 +35,7 @@ def visits(argv: list[str]) -> list[tuple[str, str]]:
         code = frame.f_code
         if event != "call" or not code.co_filename.startswith(str(REPO)):
             return
-        if code.co_name == "rollout" and frame.f_locals.get("step") == 1:
+        if code is draw.__code__:
             sys.setprofile(None)
             raise FirstStep
         arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
@@ -44,10 +44,11 @@ def visits(argv: list[str]) -> list[tuple[str, str]]:
 
     config = train.parse_args(argv).config
     sys.setprofile(profile)
-    with contextlib.suppress(FirstStep):
+    try:
         train.train(config)
-    sys.setprofile(None)
-    return calls
+    except FirstStep:
+        return calls
+    raise RuntimeError("the run ended without a first step")
 
 
 @cache

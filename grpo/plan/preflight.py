@@ -33,6 +33,7 @@ from grpo.settings import Config, flat, short, typed
 from grpo.terminal import escape_control, notify
 from grpo.types import Problem
 from rewards import load_reward
+from rewards.function import find
 
 LEAST_LORA_STEP = 3e-4
 NO_GPU = "this machine has no GPU; --preset cpu and --preset laptop run here"
@@ -54,6 +55,8 @@ def plan_run(config: Config, device: torch.device, sets: Iterable[str], resumed:
 
     sets: names of the held-out sets. `plan.config` holds the settings to run with; those that were auto are decided.
     """
+    if ":" in config.reward.name:
+        find(config.reward.name)  # RewardError before minutes of loading, if there is no such function
     plan = decide(config, this_hardware(device))
     if lines := blockers(plan, sets, resumed):
         raise UserError("\n".join(lines))

@@ -274,7 +274,7 @@ def trl_trainer(rloo: bool = False, correction: str = "none", reward_weights: li
 
 
 def of_trl(settings: Settings) -> Result | str:
-    if settings.loss == "reinforce":
+    if settings.loss not in ("grpo", "gspo", "cispo"):
         return "has no such loss"
     if settings.loss == "cispo" and settings.aggregation != "token-mean":
         return "its cispo has the token mean only"

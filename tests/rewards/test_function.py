@@ -64,8 +64,8 @@ def test_a_function_of_the_users_own(module):
         ("my_rewards:crashing", 'completion 0 "" with ground truth .* ZeroDivisionError'),
         ("no_python:f", "cannot be imported: SyntaxError"),
         ("my_rewards:missing", "no attribute 'missing'"),
-        ("my_rewards:value", "cannot be imported: TypeError: 3 is not a callable object"),
-        ("no_such_module:f", "No module named 'no_such_module'"),
+        ("my_rewards:value", "cannot be used: TypeError: 3 is not a callable object"),
+        ("no_such_module:f", "No module named 'no_such_module'; the file must lie in the current folder"),
         ("nonsense", "unknown reward 'nonsense': one of multi_signal"),
     ],
 )

@@ -309,3 +309,16 @@ def test_a_name_that_is_none(tmp_path, capsys, name):
     assert train.main(arguments(tmp_path / "runs", name)) == 2
     assert capsys.readouterr().err.startswith("error: name is ")
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_reward_in_the_current_folder_is_found_and_a_missing_one_is_refused_before_the_model_is_loaded(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lies_here.py").write_text("def length(completion, ground_truth): return {'length': len(completion)}\n")
+    assert train.main(arguments(tmp_path, "run", steps=1, reward__name="lies_here:length")) == 0
+    capsys.readouterr()
+    assert train.main(arguments(tmp_path, "other", steps=1, reward__name="lies_there:length")) == 2
+    shown = capsys.readouterr()
+    assert "No module named 'lies_there'; the file must lie in the current folder" in shown.err
+    assert "model proved" not in shown.out + shown.err
