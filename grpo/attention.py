@@ -1,7 +1,7 @@
 """Attention over packed sequences, registered with transformers under the name "packed".
 
-The same function serves the sampler: without `segments` it is ordinary attention over a KV cache. Because the name is
-ours, transformers builds no mask for it, so none of its guesses about packing can leak one sequence into another.
+The same function serves the sampler: without `segments` it is ordinary attention over a KV cache. transformers does not
+know the name and builds no mask for it, so none of its guesses about packing can leak one sequence into another.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from grpo.packing import Segments
 
 NAME = "packed"
 NOT_COMPUTED = ("softcap", "s_aux", "position_bias", "indices", "block_indices")
-"""Arguments of a model's attention that change its result and are not computed here. With random or small weights some
-of them change it too little for a comparison to show."""
+"""Arguments of a model's attention that are not computed here. With random or small weights some of them change the
+result too little for the model check to notice."""
 
 
 def kernel(device_type: str, dtype: torch.dtype, chosen: str = "auto") -> str:
@@ -40,11 +40,11 @@ def kernel(device_type: str, dtype: torch.dtype, chosen: str = "auto") -> str:
     return "flash_attention_2" if installed("flash_attn") else "varlen"
 
 
-LOST = {
+KERNEL_NOTES = {
     "varlen": "attention: flash-attn is not installed; torch's own varlen kernels run: exact, of the same family",
     "sdpa": "attention: sdpa, one call per sequence: the same result, slower with many short sequences",
 }
-"""The cost of each kernel on a GPU. A CPU has only sdpa."""
+"""What is lost on a GPU without flash-attn. A CPU has only sdpa."""
 
 
 def packed_attention(
@@ -106,12 +106,12 @@ def _run_by_run(query, key, value, scaling, window, segments: Segments) -> torch
 
 
 def _attend(query, key, value, scaling, window, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """The last query sees every key, each one before it one fewer; of those the last `window`, and the mask's."""
+    """Causal, aligned at the end: the i-th query from the end sees all keys but the last i, in `window` and `mask`."""
     rows, columns = query.shape[2], key.shape[2]
     causal = False
     if window and columns > window:
-        place = torch.arange(columns, device=query.device)
-        ahead = place - place[-rows:, None]  # [rows, columns] how far a key lies behind (< 0) or ahead of a query
+        positions = torch.arange(columns, device=query.device)
+        ahead = positions - positions[-rows:, None]  # [rows, columns] how far a key lies ahead of a query; < 0: behind
         band = (ahead <= 0) & (ahead > -window)
         mask = band if mask is None else mask & band
     elif mask is None and rows == columns:

@@ -1,7 +1,7 @@
 """The model's chat template: renders messages to the prompt that the model reads, and inspects the result.
 
 A chat template is a program in the tokenizer's folder. It may add a system message, drop ours, open a thought or write
-today's date. Its arguments and its date are pinned here. `surprises` names what a reader of the settings cannot see.
+today's date. Its arguments and its date are pinned here. `surprises` reports what the settings do not show.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from jinja2 import TemplateError
 
 from grpo.errors import EndlessTemplate, UserError, first_line
 from grpo.settings import Config
+from grpo.terminal import shorten
 from grpo.types import Problem
 
 if TYPE_CHECKING:
@@ -26,21 +27,21 @@ if TYPE_CHECKING:
 
 Chat = list[dict[str, str]]
 TIME_LIMIT_S = 5.0
-"""Seconds that the template may take for a prompt; it usually takes 0.02 ms"""
+"""Longest time for one prompt; it usually takes 0.02 ms"""
 END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 EMPTY_SYSTEM = {"role": "system", "content": ""}
 QUESTION, ANSWER = "the question", "the answer"
-"""The chat that shows how a template writes turns"""
+"""Contents of the probe chat that shows how a template writes turns"""
 OTHER_DAY = date(2001, 2, 3)
 CONTROL_TOKEN = (
     r"<[|｜][A-Za-z_▁]{3,40}[|｜]>|\[/?INST\]|<</?SYS>>|</?(?:start|end)_of_turn>"
     r"|\n\s*(?:#+ *)?(?:Assistant|ASSISTANT|Response) *:\s*\Z"
 )
-"""Turns of Llama, Mistral, Gemma, DeepSeek, Phi, ChatML and their relatives, and the last line of the older formats"""
+"""Turn markers of Llama, Mistral, Gemma, DeepSeek, Phi, ChatML and others, and the last line of older formats"""
 MARKUP = re.compile(
     r"<[^\s<>]{1,40}>|\[/?[A-Z_]+\]|\b(?:system|user|developer|human)\b(?=\s*(?:[\n:<\[]|\Z))", re.IGNORECASE
 )
-"""The marks that a template writes around the text of a turn"""
+"""Markup that a template writes around the text of a turn"""
 TAG = re.compile(r"</?(?:think|reflection|answer)>")
 SHOWN = 1500
 """Characters of the first prompt that are printed"""
@@ -66,7 +67,7 @@ class ChatTemplate:
 
     @classmethod
     def of_run(cls, config: Config, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
-        """The template as the run pins it."""
+        """The template with the run's arguments and date."""
         return cls(tokenizer, config.template_args, config.template_date)
 
     # ---- rendering
@@ -74,7 +75,7 @@ class ChatTemplate:
     def encode(self, chat: Chat) -> tuple[str, list[int]]:
         """The prompt and its token ids. Raises UserError if the template cannot write this chat, or drops its question.
 
-        A special token of the tokenizer inside a message would end or open a turn there, so that is an error, too.
+        A special token inside a message would end or open a turn there, so it is an error too.
         """
         for message in chat:
             if token := self._control_token.search(message["content"]):
@@ -97,7 +98,7 @@ class ChatTemplate:
         return self._apply(chat if chat[0]["role"] == "system" else [*self.no_system, *chat])
 
     def _apply(self, chat: Chat, generation: bool = True, day: date | None = None) -> str:
-        """The template's own text; `generation` opens the assistant's turn."""
+        """The rendered chat; `generation` opens the assistant's turn."""
         pinned = dict(self.args)
         if "strftime_now" in self._source:  # transformers' template function for the clock
             pinned["strftime_now"] = datetime.combine(day or self.day, time()).strftime
@@ -111,7 +112,7 @@ class ChatTemplate:
 
     @cached_property
     def no_system(self) -> Chat:
-        """The beginning of a chat without a system message: an empty one if the template then adds none of its own.
+        """What starts a chat without a system message: an empty one if that keeps the template from adding its own.
 
         Qwen2.5 and SmolLM2 add one unless the chat begins with a system message.
         """
@@ -119,14 +120,14 @@ class ChatTemplate:
 
     @cached_property
     def bos(self) -> str:
-        """The BOS token that the tokenizer puts before a text by itself; "" if it puts none."""
+        """The BOS token that the tokenizer puts before every text; "" if none."""
         first = self.tokenizer("a")["input_ids"][:1]
         return self.tokenizer.bos_token if first == [self.tokenizer.bos_token_id] else ""
 
     # ---- inspection
 
     def added_text(self, system: Chat) -> str:
-        """Words of the template's own before the first user turn of a chat that begins with `system`; "" if unknown."""
+        """Words that the template adds before the first user turn of a chat starting with `system`; "" if unknown."""
         try:
             text = self._apply([*system, {"role": "user", "content": QUESTION}]).partition(QUESTION)[0]
         except UserError:
@@ -179,17 +180,17 @@ def _model_stop_ids(tokenizer: PreTrainedTokenizerBase, generation: GenerationCo
 def describe_prompt(
     problem: Problem, config: Config, tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig | None
 ) -> Iterator[str]:
-    """The prompt in lines (unless config.quiet), and one line for each way in which the settings do not suggest it."""
+    """Yields the prompt in lines (unless config.quiet), then a line for each surprise (see `surprises`)."""
     template = ChatTemplate.of_run(config, tokenizer)
     if not config.quiet:
         ends = ", ".join(tokenizer.convert_ids_to_tokens(list(stop_ids(tokenizer, generation))))
         yield f"first prompt, {len(problem.prompt_ids)} tokens; a completion ends at {ends or 'its limit'}:"
-        yield from (f"    {line}" for line in _short(problem.prompt, SHOWN).split("\n"))
+        yield from (f"    {line}" for line in shorten(problem.prompt, SHOWN).split("\n"))
     yield from (f"prompt: {line}" for line in surprises(problem, template, generation))
 
 
 def surprises(problem: Problem, template: ChatTemplate, generation: GenerationConfig | None) -> Iterator[str]:
-    """One line for each way in which the prompt is not what the settings suggest."""
+    """Yields a line for each way in which the prompt is not what the settings suggest."""
     tokenizer = template.tokenizer
     chat = problem.chat
     prompt = problem.prompt
@@ -200,10 +201,10 @@ def surprises(problem: Problem, template: ChatTemplate, generation: GenerationCo
     if system and not contains(prompt, system[0]["content"]):
         yield "our system message is missing from the prompt: the chat template drops it; put it into the questions"
     if text := template.added_text(system):
-        yield f"the chat template adds a text of its own, {_short(text, 60)!r}, and no system message replaces it"
+        yield f"the chat template adds a text of its own, {shorten(text, 60)!r}, and no system message replaces it"
     elif system == [EMPTY_SYSTEM]:
         text = template.added_text([])
-        yield f"the chat template's own system message, {_short(text, 60)!r}, is replaced by an empty one"
+        yield f"the chat template's own system message, {shorten(text, 60)!r}, is replaced by an empty one"
     if template.is_dated(chat):
         yield f"the chat template writes the date: pinned to template_date {template.day}"
     if template.bos and problem.prompt_ids[0] != tokenizer.bos_token_id:
@@ -214,24 +215,19 @@ def surprises(problem: Problem, template: ChatTemplate, generation: GenerationCo
     known = _model_stop_ids(tokenizer, generation)
     if token is not None and token not in known:
         name = tokenizer.convert_ids_to_tokens(token)
-        yield f"the end of turn {name} is no stop token in the model's files; completions end at it all the same"
+        yield f"the end of turn {name} is not a stop token in the model's files; completions stop at it anyway"
     elif token is None and end and not any(text in end for text in tokenizer.convert_ids_to_tokens(list(known))):
-        yield f"the end of turn {_short(end, 60)!r} is no single token, so it cannot stop a completion"
+        yield f"the end of turn {shorten(end, 60)!r} is not a single token, so it cannot stop a completion"
 
 
 def contains(text: str, part: str) -> bool:
-    """True where the text holds the part, however both are spaced."""
+    """True if the text contains the part, whatever the spacing."""
     return " ".join(part.split()) in " ".join(text.split())
-
-
-def _short(text: str, limit: int) -> str:
-    """The text, without its middle where it is longer than `limit` characters."""
-    return text if len(text) <= limit else f"{text[: limit // 2]} [...] {text[-limit // 2 :]}"
 
 
 @contextlib.contextmanager
 def _time_limit() -> Iterator[None]:
-    """Ends the run after TIME_LIMIT_S: a chat template is a foreign program, and an endless one must not hang it.
+    """Ends the run after TIME_LIMIT_S: a chat template is a foreign program, which may never end.
 
     Signals reach the main thread only; in any other thread there is no limit.
     """

@@ -1,7 +1,7 @@
-"""Command lines as settings. Imports neither torch nor transformers: help and mistakes are answered at once.
+"""Command lines as settings. Imports neither torch nor transformers, so help and mistakes are answered at once.
 
-argparse reads the words of every command, and Parser turns its complaints into one line. tyro prints train.py's help
-from the settings classes; as a reader it would report a mistake in a box of several lines.
+argparse parses every command line, and Parser turns its errors into one line. tyro only prints train.py's help from the
+settings classes: its own errors fill a box of several lines.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # NVIDIA, NVIDIA under
 
 
 class Command(NamedTuple):
-    """The settings that the command line asks for, and the rest of it."""
+    """A parsed command line of train.py."""
 
     config: Config
     resume: str | None
     check: bool
     overrides: dict[str, Any]
     preset: str | None = None
-    """As typed; the settings of a run that is continued are compared with it."""
+    """As typed, or None. A continued run's settings are compared with it."""
 
 
 def parse_args(argv: Sequence[str], default: str | None = None) -> Command:
-    """Preset, file, environment and command line, each laid on the one before, as a checked Config.
+    """Merges preset, file, environment and command line, in this order, into a checked Config.
 
-    `default` is the preset where none is named; None chooses the one that fits this machine. --help and --version print
+    `default` is the preset if none is named; None chooses the one that fits this machine. --help and --version print
     and exit. Raises UserError for a wrong or unknown option.
     """
     given = vars(train_parser().parse_args(argv))
@@ -44,13 +44,13 @@ def parse_args(argv: Sequence[str], default: str | None = None) -> Command:
     own = read_settings(file) if file is not None else {}
     preset = preset or own.pop("preset", None)  # the settings of a run name the preset that they came from
     overrides = {name: value for name, value in own.items() if name != "preset"} | env_weights() | given
-    # A run that is continued has its settings in its own folder.
+    # A continued run has its settings in its own folder.
     config = Config() if resume is not None else build(preset or default or default_preset()[0], overrides)
     return Command(config, resume, bool(check), overrides, preset)
 
 
 def train_parser() -> Parser:
-    """The options of train.py: every setting by its dotted name, and those that are no settings."""
+    """The options of train.py: every setting by its dotted name, and the options that are not settings."""
     parser = Parser(add_help=False, argument_default=argparse.SUPPRESS)
     short_of = {name: [f"--{short}"] for short, name in SHORT.items()}
     for name, field in fields().items():
@@ -65,7 +65,7 @@ def train_parser() -> Parser:
 
 
 def default_preset() -> tuple[str, str]:
-    """The preset that fits this machine, and the reason. Asks torch only where there is a GPU's device."""
+    """The preset that fits this machine, and the reason. Imports torch only if there is a GPU device."""
     if any(map(Path.exists, map(Path, GPU_DEVICES))):
         import torch
 
@@ -104,7 +104,7 @@ def print_help(preset: str) -> NoReturn:
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises UserError with one line, takes `-` and `_` alike, and ~ for home."""
+    """An ArgumentParser that raises UserError with one line, treats `-` and `_` alike, and expands ~."""
 
     def __init__(self, **options: Any):
         super().__init__(formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False, **options)
@@ -131,8 +131,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def check_ranges(args: argparse.Namespace, ranges: Mapping[str, tuple[float, float]]) -> None:
-    """Raises UserError where an option that was given is outside its range."""
+    """Raises UserError if a given option is outside its range."""
     for name, (least, most) in ranges.items():
         value = getattr(args, name)
-        if value is not None and not least <= value <= most:  # nan is not, either
+        if value is not None and not least <= value <= most:  # refuses NaN too
             raise UserError(f"--{name.replace('_', '-')} is {value}; it must be from {least} to {most}")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 
 def answer_early(module: str, parse: Callable[[Sequence[str]], object] | None = None) -> None:
-    """Prints the help or the line about a wrong argument, and exits. Returns when the arguments are good.
+    """Prints the help or the error for a wrong argument and exits. Returns if the arguments are valid.
 
     Does nothing unless `module`, the caller's __name__, is the command itself. `parse` is train.py's unless given.
     """

@@ -1,4 +1,4 @@
-"""Packages and machine of a run, kept in its versions.json because results depend on them."""
+"""Packages and machine of a run. Results depend on them, so versions.json records them."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ def versions() -> dict[str, str | int | float]:
 
 
 def versions_of(packages: Iterable[str]) -> dict[str, str]:
-    """Package -> version, of those that are installed."""
-    found = {}
+    """Package -> version, for those that are installed."""
+    installed_versions = {}
     for package in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
+            installed_versions[package] = importlib.metadata.version(package)
+    return installed_versions
 
 
 def installed(package: str) -> bool:
     """True if the package can be imported; a folder that happens to have its name does not count."""
-    found = importlib.util.find_spec(package)
-    return found is not None and found.origin is not None
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
 
 
 def _commit() -> dict[str, str]:
-    """The commit of this code, "-dirty" where files differ from it; nothing where there is no git."""
+    """The commit of this code, with "-dirty" if files differ from it; empty without git."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         return {"commit": subprocess.check_output(command, text=True, timeout=10, stderr=subprocess.DEVNULL).strip()}
@@ -70,7 +70,7 @@ def _cpu_name() -> str:
 
 
 def main_memory() -> tuple[int, int]:
-    """Bytes of main memory, all and available. Where /proc is hidden, the kernel's count of pages stands in."""
+    """Bytes of main memory, total and available. If /proc is hidden, uses the kernel's count of pages."""
     try:
         memory = psutil.virtual_memory()
     except OSError:

@@ -1,4 +1,4 @@
-"""The exceptions whose message is the answer, and the decorator by which every command prints it as one line."""
+"""Exceptions that end a command with one line, and the decorator that prints it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class UserError(ValueError):
 
 
 class EndlessTemplate(RuntimeError):
-    """A chat template that takes too long, exit code 2. Not a ValueError, which would skip one row: no row can pass."""
+    """A chat template that takes too long, exit code 2. Not a ValueError, which would only skip the row."""
 
 
 class TrainingStopped(RuntimeError):
@@ -41,19 +41,19 @@ class Interrupted(KeyboardInterrupt):
 
 
 def first_line(error: Exception) -> str:
-    """The first line of the message; without a message the exception's type."""
+    """The first line of the message, or the exception's type if there is no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """True for the exceptions by which Python and torch, on a CPU and on a GPU, report that memory does not suffice."""
+    """True for the exceptions by which Python and torch report that they are out of memory, on a CPU or a GPU."""
     return isinstance(error, MemoryError) or any(text in str(error) for text in OUT_OF_MEMORY)
 
 
 def one_line(*further: type[Exception]) -> Callable:
     """Decorates `main(argv) -> exit code`: user errors, the `further` exceptions and interruptions become one line.
 
-    Every other exception is a fault of the program and keeps its traceback. No output ends the command.
+    Every other exception is a bug and keeps its traceback. A broken stdout or stderr never ends the command.
     """
 
     user_errors: tuple[type[Exception], ...] = (UserError, EndlessTemplate, RewardError, *further)

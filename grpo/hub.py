@@ -1,6 +1,6 @@
 """Models on this machine and on the hub: the cached ones, the files of their weights, the base of an adapter.
 
-Availability is checked once, before anything is loaded: Hugging Face's client itself tries for half a minute.
+Availability is checked once, before anything is loaded, because Hugging Face's client retries for half a minute.
 """
 
 from __future__ import annotations
@@ -27,23 +27,26 @@ PATIENCE_S = 3.0
 
 
 def places(name: str, start: Path, fits: Callable[[Path], bool] = Path.is_dir) -> list[str]:
-    """Folders, or what else `fits`, with this name: from here, from each folder above `start`, from the repository."""
+    """Paths of this name that are a folder, or that `fits` accepts.
+
+    Relative names are tried from the current folder, from each parent of `start` and from the repository.
+    """
     roots = (Path(), *start.absolute().parents, Path(__file__).parents[1])
     return [str(root / name) for root in roots if fits(root / name)]
 
 
 def located_folder(name: str, run: Path) -> str:
-    """A folder that a run's settings name from where the run was started; any other name as it is."""
+    """Resolves a folder in a run's settings, wherever this command runs; returns other names unchanged."""
     return next(iter(places(name, run)), name)
 
 
 def located_prompt(name: str, run: Path) -> str:
-    """Likewise a system message in a text file; the name of one of prompts/ stays a name, as in `prompts.load`."""
+    """The same for a system message in a text file. A name of prompts/ stays a name, as in `prompts.load`."""
     return name if name in prompts.NAMES else next(iter(places(name, run, Path.is_file)), name)
 
 
 def located_data(name: str, run: Path) -> str:
-    """Likewise a data file, or a data set in a folder; the name of a published set stays a name."""
+    """The same for a data file, or a data set in a folder. The name of a published set stays a name."""
     if Path(name).suffix in rows.READERS:
         return next(iter(places(name, run, Path.is_file)), name)
     folder, colon, rest = name.partition(":")
@@ -51,21 +54,21 @@ def located_data(name: str, run: Path) -> str:
 
 
 def located_benchmark(name: str, run: Path) -> str:
-    """Likewise, but a bare name stays a name: a benchmark's, although a folder may be called so as well."""
+    """The same for held-out data. A bare name is a benchmark's, even if a folder has it too."""
     bare = Path(name).suffix not in rows.READERS and not {"/", ":"} & set(name)
     return name if bare else located_data(name, run)
 
 
 def require(models: Iterable[str], sets: Iterable[str] = (), data_dir: str | None = None) -> None:
-    """Raises UserError where `missing` finds something."""
+    """Raises UserError with the line of `missing`, if any."""
     if line := missing(models, sets, data_dir):
         raise UserError(line)
 
 
 def missing(models: Iterable[str], sets: Iterable[str] = (), data_dir: str | None = None) -> str:
-    """One line that names the models and data sets to fetch, and how, where there is no network; else nothing.
+    """Returns a line with the models and data sets to fetch, and how, if there is no network; else "".
 
-    Without a network, cached models are used and Hugging Face's client is told not to ask for newer ones.
+    Without a network, cached models are used, and Hugging Face's client is told not to look for newer ones.
     """
     elsewhere = [model for model in models if not Path(model).exists()]
     if nowhere := [name for name in elsewhere if name.startswith((".", "/")) or name.count("/") > 1]:
@@ -95,20 +98,20 @@ def missing(models: Iterable[str], sets: Iterable[str] = (), data_dir: str | Non
 def go_offline() -> None:
     """Tells Hugging Face's clients, `datasets` too, to use the files on this machine and to send no request."""
     os.environ["HF_HUB_OFFLINE"] = "1"
-    if "huggingface_hub.constants" in sys.modules:  # which have been read from the environment already
+    if "huggingface_hub.constants" in sys.modules:  # it has read the environment already
         constants: Any = sys.modules["huggingface_hub.constants"]
         constants.HF_HUB_OFFLINE = True
 
 
 def is_cached(model: str) -> bool:
-    """True where this machine holds the hub's copy of this model with its weights."""
+    """True if the hub's cache on this machine has the weights of this model."""
     return bool(weight_files(model))
 
 
 def weight_files(model: str) -> list[Path]:
     """The files with the weights of a model or an adapter, in a folder or the hub's cache; sorted.
 
-    As transformers does, takes safetensors first. Empty for a hub id that is not on this machine.
+    Prefers safetensors, as transformers does. Empty for a hub id that is not on this machine.
     """
     from huggingface_hub import try_to_load_from_cache
 
@@ -137,10 +140,10 @@ def _digest(path: Path, _changed: int) -> bytes:
 
 
 def base_of(model: str) -> str:
-    """The model itself or, of an adapter's folder, the model that it was trained on.
+    """The model itself or, for an adapter's folder, the model that the adapter was trained on.
 
-    A relative folder is looked for from here and from every folder above the adapter. UserError where it is missing,
-    and where its weights are not those that the adapter was trained on.
+    A relative folder is looked for here and in every folder above the adapter. Raises UserError if it is missing or
+    holds other weights than those that the adapter was trained on.
     """
     config = Path(model) / ADAPTER
     if not config.is_file():
@@ -166,8 +169,8 @@ def base_of(model: str) -> str:
 
 
 def read_origin(model: str) -> dict[str, Any]:
-    """Of an adapter that this trainer wrote: its base's `sha256`, whether that was a `folder`, and the `dtype` and the
-    `quant` of the weights that it was trained on. Empty for any other model."""
+    """For an adapter of this trainer: its base's `sha256`, whether that was a `folder`, and the `dtype` and `quant` of
+    its training. Empty for any other model."""
     path = Path(model) / ORIGIN
     return json.loads(path.read_text()) if path.is_file() else {}
 
@@ -178,7 +181,7 @@ def write_origin(folder: Path, base: str, digest: str, dtype: str, quant: str) -
 
 
 def reachable() -> bool:
-    """True where the hub answers Hugging Face's own client within three seconds, be it with an error."""
+    """True if the hub answers Hugging Face's own client within three seconds, even with an error."""
     from huggingface_hub import constants, is_offline_mode
     from huggingface_hub.utils import get_session
 
@@ -187,7 +190,7 @@ def reachable() -> bool:
     answers: list[object] = []
 
     def ask() -> None:
-        with suppress(Exception):  # each one means that there was no answer
+        with suppress(Exception):  # any exception: no answer
             answers.append(get_session().head(constants.ENDPOINT, timeout=PATIENCE_S))
 
     thread = threading.Thread(target=ask, daemon=True)
@@ -197,6 +200,6 @@ def reachable() -> bool:
 
 
 def _to_be_fetched(name: str, data_dir: str | None) -> bool:
-    """A published set by its bare name that is not on this machine yet."""
+    """True for a published set, named without a path, that is not on this machine yet."""
     known = sources.SOURCES.get(Path(name).stem)
     return known is not None and not Path(name).exists() and sources.locate(known, data_dir) is None

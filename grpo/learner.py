@@ -52,15 +52,16 @@ class Learner:
         """Learns from one rollout: `minibatches_per_rollout` optimiser steps, each on its own share of the groups.
 
         Returns the metrics over all trained tokens of the rollout. Raises ValueError for groups that do not divide into
-        equal shares, SamplerMismatch and NonFiniteLoss as described in errors.py.
+        equal mini-batches, SamplerMismatch and NonFiniteLoss as described in errors.py.
         """
-        share, rest = divmod(len(groups), self.config.minibatches_per_rollout)
-        if rest or not share:
+        groups_per_minibatch, rest = divmod(len(groups), self.config.minibatches_per_rollout)
+        if rest or not groups_per_minibatch:
             raise ValueError(
                 f"{len(groups)} groups do not divide into learner.minibatches_per_rollout "
                 f"{self.config.minibatches_per_rollout} equal parts"
             )
-        minibatches = [list(chain(*groups[i : i + share])) for i in range(0, len(groups), share)]
+        starts = range(0, len(groups), groups_per_minibatch)
+        minibatches = [list(chain(*groups[i : i + groups_per_minibatch])) for i in starts]
         # The first step runs at the weights that sampled: its own logprobs are the old ones, and the ratio is exactly
         # 1. The weights move before the later steps, so the old logprobs of those are computed now.
         later = [self._within_memory(self._old_logprobs, samples) for samples in minibatches[1:]]
@@ -140,7 +141,7 @@ class Learner:
         return step.finite
 
     def micro_batches(self, samples: Sequence[Sample]) -> list[Batch]:
-        """Packs one optimiser step. Samples that are skipped still count in the weights of the others."""
+        """Packs one optimiser step. Skipped samples still count in the normaliser."""
         config = self.config
         lengths = [len(sample.trained) for sample in samples]
         weights = token_weights(lengths, config.loss_aggregation, self.rollout_settings.max_new_tokens)
@@ -160,7 +161,7 @@ class Learner:
         return logprobs
 
     def _within_memory(self, work: Callable[..., Any], samples: Sequence[Sample], *more: object) -> Any:
-        """`work(samples, *more)`, started over with half the token budget when it runs out of memory."""
+        """Runs `work(samples, *more)`. Out of memory: halves `microbatch_tokens` and starts over."""
         lengths = [sequence_length(sample) for sample in samples]
         while True:
             try:

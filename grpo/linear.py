@@ -1,4 +1,4 @@
-"""Matrix products with a weight that stays the same for many calls: those of a sampler."""
+"""Matrix products with a weight that stays the same over many calls, as in a sampler."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch.nn.functional import linear
 def product(weight: torch.Tensor, bias: torch.Tensor | None) -> Callable[[torch.Tensor], torch.Tensor]:
     """x -> x weight^T + bias for [..., in] x, [out, in] weight and [out] bias.
 
-    On a CPU in float32 oneDNN computes it, from a copy of the weight in the order in which oneDNN reads: the operations
-    that torch.compile takes for frozen weights. Products of few rows then wait less for memory.
+    On a CPU in float32, oneDNN computes it from a reordered copy of the weight, with the operations that torch.compile
+    uses for frozen weights. Products of few rows then wait less for memory.
     """
     if not packs(weight):
         return lambda x: linear(x, weight, bias)

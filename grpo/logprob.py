@@ -3,12 +3,13 @@
 With 152k tokens in the vocabulary the logits are by far the largest tensor of the step. Here they exist for `chunk`
 tokens at a time in the forward pass. The backward pass computes them again and has the gradient in closed form:
 
-    z = logits / T    log p = z - logsumexp(z)    H = -sum p log p
-    d log p_t / d z_j = [j = t] - p_j             d H / d z_j = -p_j (log p_j + H)
+    z = logits / tau    log p = z - logsumexp(z)    H = -sum p log p
+    d log p_t / d z_j = [j = t] - p_j               d H / d z_j = -p_j (log p_j + H)
 
 Logits are float32 from the matrix product on, even if the weights are bfloat16. Rounded to bfloat16, logits near 20 are
-off by up to 0.06, and at T = 0.6 the log-probability by 0.04 (root mean square). The gradient of the head is summed in
-float32 for the same reason. The gradient of the logits is rounded once, before it is multiplied by the weights.
+off by up to 0.06, and at temperature 0.6 the log-probability of a drawn token by about 0.05 (root mean square, normal
+logits). The gradient of the head is summed in float32 for the same reason. The gradient of the logits is rounded once,
+before it is multiplied by the weights.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ def token_logprobs(
 
     p is the distribution that was sampled: softmax((logits + `bias`) / `temperature`), with the head's [V] bias if it
     has one. Gradient flows to `hidden`, `head` and `bias`. Without `with_entropy` the second result is None, and its
-    passes over the vocabulary are saved.
+    passes over the vocabulary are skipped.
     """
-    if hidden.device.type == "cpu":  # a CPU has no product that takes bfloat16 and gives float32
+    if hidden.device.type == "cpu":  # no CPU product takes bfloat16 and gives float32
         wide = torch.promote_types(hidden.dtype, torch.float32)
         hidden, head = hidden.to(wide), head.to(wide)
     return _TokenLogprobs.apply(hidden, head, bias, targets, temperature, chunk, with_entropy)

@@ -7,8 +7,8 @@ are uniform. A step of a hundredth of a unit in the last place moves one weight 
 of weights moves by the right amount. Rounding to nearest would lose the step until it had grown to half a unit.
 
 It is also less work: one matrix product forward instead of three, none of it in float32, and only x is kept for the
-backward pass. The sum costs rank / tokens of the layer's own product. It is computed once per optimiser step where
-memory allows, otherwise in every pass.
+backward pass. Computing the sum costs rank / tokens times the layer's product. It is computed once per optimiser step
+if memory allows, otherwise in every pass.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ROW_SHIFT = 37
 
 
 def add_lora(model: PreTrainedModel, rank: int, alpha: float) -> PeftModel:
-    """`model` with an adapter on all linear layers but the head; B starts at 0."""
+    """Adds an adapter to all linear layers of `model` but the head; B starts at 0."""
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
     wrapped = get_peft_model(model, config, autocast_adapter_dtype=True)
     for layer in layers(wrapped):
@@ -176,7 +176,7 @@ class _MergedLinear(torch.autograd.Function):
         ctx.save_for_backward(x, a, b)
         ctx.layer = layer
         bias = layer.base_layer.bias
-        # The casts do nothing but in the model check, which computes with float32 inputs.
+        # The casts matter only in the model check, which computes with float32 inputs.
         return linear(x, merged(layer).to(x.dtype), None if bias is None else bias.to(x.dtype))
 
     @staticmethod

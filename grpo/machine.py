@@ -1,7 +1,7 @@
 """Checks a machine before anything is installed on it: python3 -I grpo/machine.py [base|gpu] [VENV]
 
 Runs on Python 3.8 and needs no package. The Makefile calls it before pip downloads gigabytes; train.py --check asks the
-same questions again. Prints one line for each problem; the exit code is 1 where there is one.
+same questions again. Prints one line for each problem; the exit code is 1 if there is any.
 """
 
 import os
@@ -24,7 +24,7 @@ LIBC = platform.libc_ver()
 
 
 def driver_version(driver=DRIVER):
-    """The version of the NVIDIA driver, "580.95.05" for one; "" where no driver is loaded."""
+    """The version of the NVIDIA driver, such as "580.95.05"; "" if no driver is loaded."""
     if not driver.exists():
         return ""
     words = driver.read_text().splitlines()[0].split()
@@ -32,7 +32,7 @@ def driver_version(driver=DRIVER):
 
 
 def driver_problem(version):
-    """The line about a driver that is too old for CUDA 13; "" where it is not."""
+    """The line about a driver that is too old for CUDA 13, else ""."""
     major = version.split(".")[0]
     if not major.isdigit() or int(major) >= LEAST_DRIVER:
         return ""
@@ -42,7 +42,7 @@ def driver_problem(version):
 
 
 def compiler_problems():
-    """Triton, which vLLM runs on a GPU, compiles a C file at its first kernel."""
+    """Lines about a missing C compiler: Triton, which vLLM runs on a GPU, compiles a C file at its first kernel."""
     lines = []
     if not os.environ.get("CC") and not any(shutil.which(name) for name in ("cc", "gcc", "clang")):
         lines.append("there is no C compiler, and vLLM's Triton kernels need one: apt-get install -y gcc")
@@ -53,7 +53,7 @@ def compiler_problems():
 
 
 def problems(packages, venv, python=sys.version_info[:2], libc=LIBC):
-    """One line for each reason why the `packages` (base or gpu) cannot be installed in `venv` or would not work."""
+    """Yields a line for each reason why `packages` (base or gpu) cannot be installed in `venv` or would not work."""
     if not OLDEST_PYTHON <= python <= NEWEST_PYTHON:
         yield (
             f"Python is {python[0]}.{python[1]}, and 3.11 to 3.14 are supported: install one (docs/cloud.md, section "
@@ -71,11 +71,11 @@ def problems(packages, venv, python=sys.version_info[:2], libc=LIBC):
         elif driver_problem(version):
             yield driver_problem(version)
     need_gib = GIB_OF[packages]
-    if sys.platform != "linux" or os.environ.get("PIP_ARGS"):  # which names a CPU build
+    if sys.platform != "linux" or os.environ.get("PIP_ARGS"):  # it names a CPU build
         need_gib = CPU_BUILD_GIB
     elif (venv / "base").exists():
         need_gib -= GIB_OF["base"]
-    folder = next(place for place in (venv.absolute(), *venv.absolute().parents) if place.is_dir())
+    folder = next(path for path in (venv.absolute(), *venv.absolute().parents) if path.is_dir())
     free_gib = shutil.disk_usage(str(folder)).free / GIB
     if free_gib < need_gib:
         yield (

@@ -1,4 +1,4 @@
-"""Metrics of an optimiser step: summed on the device without waiting for it, and read once."""
+"""Metrics of an optimiser step: summed on the device, and read once at its end."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class StepMetrics(NamedTuple, Generic[Scalar]):
 
     @property
     def finite(self) -> bool:
-        """The loss and the gradient are finite numbers, so the step may move the weights."""
+        """True if loss and gradient are finite, so the step may move the weights."""
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
@@ -85,12 +85,12 @@ def read_step(metrics: StepMetrics[torch.Tensor]) -> StepMetrics[float]:
 
 
 def over_steps(steps: Sequence[StepMetrics[float]]) -> dict[str, float]:
-    """Metrics over all tokens (or completions) of the steps. Without a token they are NaN, not 0."""
+    """Metrics over all tokens (or completions) of the steps. NaN, not 0, if there is no token."""
     total: StepMetrics[float] = StepMetrics(*(sum(values) for values in zip(*steps, strict=True)))
     largest: StepMetrics[float] = StepMetrics(*np.max(steps, axis=0).tolist())  # Python's max may lose a NaN
     tokens, ratios = total.tokens or math.nan, total.ratios or math.nan
     return {
-        # A step's loss is already normalised over its tokens: their number is the step's weight.
+        # A step's loss is already normalised over its tokens, so it is weighted with their number.
         "loss/total": sum(step.loss * step.tokens for step in steps) / max(total.tokens, 1),
         "loss/policy": sum(step.policy_loss * step.tokens for step in steps) / max(total.tokens, 1),
         "policy/kl": total.kl / tokens,

@@ -2,9 +2,9 @@
 
 A few completions are scored three ways: by the sampler that draws them (a ragged batch with a KV cache), by the
 network's own forward pass (transformers' attention, no packing, no padding, no cache) and by the policy's packed pass.
-Log-probabilities and a gradient have to agree. In bfloat16 the reference is the own pass with its weights in float32:
-there the packed pass has to agree. In bfloat16, packed pass and sampler may be a few times as far from the reference as
-the own pass is.
+Log-probabilities and a gradient must agree. For a bfloat16 model the reference is its own pass in float32. The packed
+pass must agree with it in float32; in bfloat16, packed pass and sampler may be a few times as far from it as the
+model's own bfloat16 pass.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from grpo.policy import Policy
 from grpo.types import Request, Sample
 
 TEXT = "2 + 3 = 5, 6 * 7 ="
-LEAST, TOKENS = 8, 3
-"""Tokens of the text at least, and of each completion"""
+MIN_TEXT_TOKENS, TOKENS = 8, 3
+"""Fewest tokens of the text, and tokens of each completion"""
 TEMPERATURE = 4.0
-"""Also a policy that has become certain then draws tokens whose log-probabilities have a gradient."""
+"""High, so that even a near-deterministic policy samples tokens with a gradient."""
 THRESHOLDS = ("sliding_window", "window_size", "original_max_position_embeddings", "attention_chunk_size")
-"""Settings that name the length beyond which a model attends, or turns positions, in another way."""
+"""Settings with the length beyond which a model's attention or positions change"""
 VALUES, GRADIENT = 3e-5, 1e-3
-"""Largest differences in float32: in nats, of which sums in another order take 1e-7 to 3e-6; of the gradient."""
+"""Largest differences in float32: in nats (another order of sums gives 1e-7 to 3e-6), and of the gradient"""
 ROUNDING, ROUNDED_GRADIENT = 4.0, 0.25
-"""In bfloat16: the largest error in units of the own pass's error; the largest difference of the gradient.
-The largest of about ten rounding errors varies: with 100 variants of data/tiny-base the sampler's was up to 2.1 times
-the own pass's."""
+"""In bfloat16: the largest error in units of the own pass's error, and the largest difference of the gradient. The
+largest of about ten rounding errors varies: over 100 variants of data/tiny-base the sampler's was up to 2.1 times the
+own pass's."""
 ADVICE = "Use a model with plain causal attention, such as Qwen2, Qwen3, Llama or Mistral"
 
 
 def prove(policy: Policy, longest: int) -> str:
     """Returns the line that reports the proof. `longest`: tokens of the longest sequence of the run.
 
-    Raises UserError with the model's name, the largest differences and the likely cause where the passes disagree, or
-    where one of them fails.
+    Raises UserError with the model's name, the largest differences and the likely cause if the passes disagree or one
+    of them fails.
     """
     start = time.perf_counter()
     config = policy.network.config
@@ -94,7 +94,7 @@ def _constant_weights(policy: Policy) -> Iterator[None]:
 def _draw(policy: Policy, longest: int) -> list[Sample]:
     """Two completions of one prompt, one of another and, where the run can pass a threshold, one that passes it."""
     text = policy.tokenizer(TEXT)["input_ids"]
-    text *= 1 + LEAST // len(text)
+    text *= 1 + MIN_TEXT_TOKENS // len(text)
     prompts = [tuple(text[:4]), tuple(text[:2] + text[4:])]  # of two lengths and with a common beginning
     if passed := [length for length in _thresholds(policy.network.config.to_dict()) if 0 < length < longest]:
         prompts.append(tuple(text * (max(passed) // len(text) + 1))[: max(passed)])
@@ -146,7 +146,7 @@ def _with_gradient(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """[N] log-probabilities, and the gradient of a weighted sum of them.
 
-    The gradient is that of a factor on each dimension of the input embeddings, so that all layers have a part in it.
+    The gradient is with respect to a factor on each dimension of the input embeddings, so all layers contribute.
     """
     embeddings = policy.network.get_input_embeddings()
     factor = torch.ones_like(embeddings.weight[0], requires_grad=True)
@@ -166,7 +166,7 @@ def _own(policy: Policy, samples: Sequence[Sample]) -> torch.Tensor:
     with policy.own_forward() as network:
         for sample in samples:
             ids = torch.tensor([sample.prompt_ids + sample.completion_ids], device=policy.device)
-            # Only the logits that are compared: of a long sequence, all of them take gigabytes.
+            # Only the logits that are compared: all logits of a long sequence take gigabytes.
             logits = network(input_ids=ids, use_cache=False, logits_to_keep=TOKENS + 1).logits[0, -TOKENS - 1 : -1]
             wide = torch.promote_types(logits.dtype, torch.float32)
             logp = torch.log_softmax(logits.to(wide) / TEMPERATURE, -1)
@@ -213,9 +213,9 @@ def _cause(policy: Policy, failed: Sequence[str]) -> str:
     if policy.network.config._attn_implementation != NAME:
         return "its attention does not go through transformers' attention interface, so packed sequences see each other"
     if "sampler" in failed and not any(kind.startswith("packed") for kind in failed):
-        return "decoding with a KV cache computes something else"
+        return "decoding with a KV cache gives other log-probabilities"
     if failed == ["gradient"]:
-        return "packed training computes another gradient"
+        return "packed training gives another gradient"
     return (
         "it has a part that packed training leaves out: ALiBi, soft-capping, a scale, dropout that its configuration "
         "does not name, or positions that depend on the longest sequence (dynamic, longrope RoPE)"

@@ -1,7 +1,7 @@
 """AdamW that keeps float32 master weights beside bfloat16 parameters, and accumulates their gradients in float32.
 
-A bfloat16 number has 8 bits of mantissa: adding a step of 1e-6 to a weight of 0.02 gives 0.02. The masters take the
-step, and the bfloat16 copy follows once the steps add up to half a unit in its last place.
+A bfloat16 number has 8 bits of mantissa: adding a step of 1e-6 to a weight of 0.02 gives 0.02. The masters
+accumulate the steps, and the bfloat16 weight changes once they add up to half a unit in its last place.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Optimizer:
 
     @property
     def lr(self) -> float:
-        """The learning rate of the next step: linear warm-up, then constant, or linear to zero after the last step."""
+        """Learning rate of the next step: linear warm-up, then constant, or linear to zero one step after the last."""
         peak = self.config.lr
         warmup = self.config.warmup
         if self.steps < warmup:
@@ -42,7 +42,7 @@ class Optimizer:
         return peak * max(0.0, left)
 
     def clip_gradients(self) -> torch.Tensor:
-        """Scales the gradients to at most `grad_clip` and returns their norm before that, on the device."""
+        """Scales the gradients to a norm of at most `grad_clip`. Returns the norm before that, on the device."""
         for master in self.masters:
             if master.grad is None:  # a step in which every group was flat is still a step
                 master.grad = torch.zeros_like(master)
@@ -53,14 +53,14 @@ class Optimizer:
         for group in self.adamw.param_groups:
             group["lr"] = self.lr
         self.adamw.step()
-        torch.autograd.graph.increment_version(self.masters)  # fused kernels do not, and LoRA's kept sums depend on it
+        torch.autograd.graph.increment_version(self.masters)  # fused kernels do not, and LoRA's kept sums need it
         self.steps += 1
         if self.copies:
             parameters, masters = zip(*self.copies, strict=True)
             torch._foreach_copy_(parameters, masters)
 
     def skip(self) -> None:
-        """Counts a step that moves nothing. The schedule continues, so that it ends with the run."""
+        """Counts a skipped step: the schedule continues, so that it ends with the run."""
         self.steps += 1
 
     def zero_grad(self) -> None:

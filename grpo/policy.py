@@ -47,7 +47,7 @@ class Policy:
         adapter: str | None = None,
         digest: str = "",
     ):
-        """`adapter`: the folder of the LoRA adapter to continue. `digest`: of the weights that training starts from."""
+        """`adapter`: the folder of the LoRA adapter to continue. `digest`: SHA-256 of the starting weights."""
         config = config or Config()
         settings = config.policy
         _check_vocabulary(model, tokenizer)
@@ -73,7 +73,7 @@ class Policy:
         self.model.train()
         self.own_attention = model.config._attn_implementation
         self.kernel = attention.kernel(self.device.type, self.dtype, settings.attention)
-        self.attention_note = attention.LOST.get(self.kernel) if self.device.type == "cuda" else None
+        self.attention_note = attention.KERNEL_NOTES.get(self.kernel) if self.device.type == "cuda" else None
         for network in filter(None, (model, self._reference)):
             network.set_attn_implementation(attention.NAME)
             if self.device.type == "cuda" and self.dtype is torch.bfloat16:
@@ -87,7 +87,7 @@ class Policy:
     def logprobs(
         self, batch: Batch, temperature: float, with_entropy: bool = True, network: PreTrainedModel | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """[N] log-probability of each completion token at `temperature`, [N] entropy in nats (else None)."""
+        """[N] log-probability of each completion token at `temperature`; [N] entropy in nats, or None."""
         network = network or self.network
         hidden = self.hidden(network, batch)
         head = network.get_output_embeddings()
@@ -187,8 +187,8 @@ class Policy:
     def sampler_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(Hugging Face name, weight) of the plain model that samples as this policy does.
 
-        LoRA is merged and a 4-bit base dequantised, as the policy's own passes do. A tied head comes under its own name
-        as well, because a sampler may keep a copy of it.
+        LoRA is merged and a 4-bit base dequantised, as the policy's own passes do. A tied head is also yielded under
+        its own name: vLLM's CPU build keeps a packed copy of it, and would sample with the new body and the old head.
         """
         for name, tensor in self.network.named_parameters(remove_duplicate=False):
             if ".lora_" in name:
@@ -251,7 +251,7 @@ def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
 def load_plain(
     name: str, dtype: torch.dtype | None, device: torch.device, trusted: bool = False, quant: str = "none"
 ) -> PreTrainedModel:
-    """A model with the weights that its policy computes with, as plain tensors in `dtype` (None: as trained).
+    """Loads the weights that the policy computes with, as plain tensors in `dtype` (None: as trained).
 
     An adapter of this trainer is merged by the policy's own sum, in the precision and on the (dequantised) base that it
     was trained with. PEFT merges any other. `quant` is the precision of a base that is not an adapter.
@@ -310,7 +310,7 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
         if not (Path(name) / "tokenizer_config.json").is_file():  # an adapter's own may have another chat template
             name = base
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-        if not tokenizer("0", add_special_tokens=False)["input_ids"]:  # what transformers makes of a missing file
+        if not tokenizer("0", add_special_tokens=False)["input_ids"]:  # transformers: the file is missing
             raise ValueError("there is no tokenizer in it, only a model")
         return tokenizer
     except (OSError, ValueError, KeyError) as error:
@@ -342,7 +342,7 @@ def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 def without_dropout(config: PreTrainedConfig) -> PreTrainedConfig:
     """Returns the configuration with every dropout and router jitter at 0: the first ratio has to be 1.
 
-    Called before the model is built, because some models keep the number and call F.dropout with it.
+    Called before the model is built: some models store the number and pass it to F.dropout.
     """
     for section in {id(part): part for part in (config, config.get_text_config())}.values():
         random = [name for name in vars(section) if "drop" in name or "jitter" in name]

@@ -19,7 +19,7 @@ from tqdm import tqdm
 import prompts
 from data import rows, tasks
 from grpo import hub
-from grpo.chat_template import Chat, ChatTemplate, contains
+from grpo.chat_template import EMPTY_SYSTEM, Chat, ChatTemplate, contains
 from grpo.errors import UserError
 from grpo.settings import Config
 from grpo.terminal import notify
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 Scalar = str | int | float | bool
 PROMPTS = ("prompt", "messages", "question", "problem")
 TRUTHS = ("reward_model.ground_truth", "ground_truth", "answer", "final_answer", "solution")
-"""In this order, verl's first; after them comes the assistant's last message in `messages`"""
-EMPTY_SYSTEM = ({"role": "system", "content": ""}, {"role": "system", "content": None})
-LONGEST = 1_000_000
+"""Columns in the order of preference, verl's first; the assistant's last message in `messages` comes after them"""
+EMPTY_MESSAGES = (EMPTY_SYSTEM, EMPTY_SYSTEM | {"content": None})
+MAX_CHARACTERS = 1_000_000
 """Characters of a row's texts; the tokenizer fails on hundreds of millions"""
 SHOWN = 3
 """Bad rows named on the terminal; bad_rows.jsonl in the run folder holds all of them"""
@@ -52,7 +52,7 @@ class BadRow:
 def training_problems(config: Config, tokenizer: PreTrainedTokenizerBase | None) -> tuple[list[Problem], list[BadRow]]:
     """The run's problems and the skipped rows. Raises UserError if more rows are skipped than bad_rows.limit allows.
 
-    The verifier must be able to grade each ground truth, unless the reward or the scorer of a task does.
+    The verifier must be able to grade each ground truth, unless the reward or a task's scorer grades.
     """
     graded = ":" not in config.reward.name and not config.data.startswith(tasks.PREFIX)  # a task has a scorer
     placed = read_data(config.data, config.data_dir, config.data_limit)
@@ -77,17 +77,17 @@ def make_problems(
     columns: str | None = None,
     graded: bool = True,
 ) -> tuple[dict[str, Problem], list[BadRow]]:
-    """Place of a row -> its problem; and the rows that hold no problem.
+    """Returns place of a row -> its problem, and the rows that hold no problem.
 
     prompt: the system message, by name or path. longest: the longest prompt, in tokens. columns: "question,answer".
-    graded: the ground truth is the answer inside the row's text (behind ####, in a box); nothing checks here that it
-    can be graded. Without a template the prompts are neither rendered nor measured.
+    graded: read the answer inside the row's ground truth (after ####, in a box); nothing here checks that it can be
+    graded. Without a template the prompts are neither rendered nor measured.
     """
     system = prompt_text(prompt)
     names = _column_names(columns)
     problems: dict[str, Problem] = {}
     bad: list[BadRow] = []
-    shared: dict[int, int] = {}  # token ids repeat: one integer object for each keeps a million prompts small
+    shared: dict[int, int] = {}  # one integer object per token id keeps a million prompts small
     for index, (place, row) in enumerate(placed):
         try:
             chat, truth, extra = read_row(row, system, names, graded)
@@ -103,7 +103,7 @@ def make_problems(
 
 
 def _ungradable(truths: Sequence[str]) -> dict[str, str | None]:
-    """Ground truth -> the reason why it cannot be graded, else None. Worker processes with a time limit decide."""
+    """Ground truth -> the reason why it cannot be graded, else None. Worker processes with a time limit try it."""
     truths = list(dict.fromkeys(truths))
     with tqdm(total=len(truths), desc="ground truths", delay=5, mininterval=2, leave=False) as bar:
         reasons = check_ground_truths(truths, progress=lambda done, _: bar.update(done - bar.n))
@@ -131,8 +131,8 @@ def check_share(name: str, good: int, bad: Sequence[BadRow], allowed: float) -> 
 def read_row(row: rows.Row | str, system: str, columns: Sequence[str | None], graded: bool) -> tuple[Chat, str, dict]:
     """The row's chat after the system message, its ground truth, and its other columns that hold text or a number.
 
-    columns: the names of prompt and ground truth, None for the usual ones. A ground truth that is not `graded` stays
-    as it is; anything but text is written as JSON. Raises ValueError with the reason if the row holds no problem.
+    columns: the names of prompt and ground truth, None for the usual ones. A ground truth that is not `graded` is kept
+    unchanged; anything but text is written as JSON. Raises ValueError with the reason if the row holds no problem.
     """
     if isinstance(row, str):
         raise ValueError(row)
@@ -144,8 +144,8 @@ def read_row(row: rows.Row | str, system: str, columns: Sequence[str | None], gr
     elif not isinstance(truth, str):
         truth = json.dumps(truth, default=str)
     text = "".join([truth, *(message["content"] for message in chat)])
-    if len(text) > LONGEST:
-        raise ValueError(f"its prompt and ground truth have {len(text)} characters; the limit is {LONGEST}")
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"its prompt and ground truth have {len(text)} characters; the limit is {MAX_CHARACTERS}")
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -181,7 +181,7 @@ def _value(row: rows.Row, column: str | None, usual: Sequence[str]) -> tuple[str
 
 
 def _decoded(value: Any) -> Any:
-    """The value with UTF-8 bytes, anywhere in it, as text. Raises ValueError for other bytes."""
+    """The value with all UTF-8 bytes in it decoded. Raises ValueError for other bytes."""
     if isinstance(value, bytes):
         return value.decode()
     if isinstance(value, dict):
@@ -220,7 +220,7 @@ def _messages(prompt: Any) -> Chat:
         prompt = [{"role": "user", "content": prompt.strip()}]
     if not isinstance(prompt, list):
         return []
-    chat = [message for message in prompt if message not in EMPTY_SYSTEM]
+    chat = [message for message in prompt if message not in EMPTY_MESSAGES]
     if not all(map(_is_message, chat)):
         return []
     while chat and chat[-1]["role"] == "assistant":
@@ -259,7 +259,7 @@ def _truth(row: rows.Row, column: str | None) -> tuple[str, Any]:
 
 
 def answer_in(truth: Any) -> Any:
-    r"""The answer inside a ground truth: behind GSM8K's ####, in the last box of a solution; 27.0 is 27.
+    r"""The answer inside a ground truth: after GSM8K's ####, or in the last box of a solution; 27.0 becomes 27.
 
     >>> answer_in("2 + 3 is 5. #### 5"), answer_in(r"Thus \boxed{7}."), answer_in(27.0), answer_in([1, "2"])
     ('5', '7', 27, ['1', '2'])

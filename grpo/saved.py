@@ -33,9 +33,9 @@ class Target:
     dtype: str = "auto"
     """the run's policy.dtype"""
     quant: str = "none"
-    """of a run's base model: the run's policy.quant"""
+    """the run's policy.quant, for its base model"""
     step: int | None = None
-    """of a run: 0 is the base model"""
+    """the run's step; 0 is its base model"""
 
     @property
     def name(self) -> str:
@@ -46,12 +46,12 @@ class Target:
 
     @property
     def base(self) -> str:
-        """The model whose configuration it has: of an adapter, the one that it was trained on."""
+        """The model with its configuration: for an adapter, the model that it was trained on."""
         return base_of(self.path)
 
 
 def single(path: str) -> Target:
-    """`--model`. A checkpoint inside a run's folder brings that run, for its settings."""
+    """The target of `--model`. A checkpoint inside a run's folder comes with that run, for its settings."""
     folder = Path(path).resolve()
     run = folder.parent.parent
     if folder.parent.name == "checkpoints" and (run / "config.yaml").is_file():
@@ -60,7 +60,7 @@ def single(path: str) -> Target:
 
 
 def of_run(folder: str | Path) -> list[Target]:
-    """`--run`: the base model and every checkpoint, oldest first."""
+    """The targets of `--run`: the base model and every checkpoint, oldest first."""
     run = Path(folder)
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} is not a run: it has no config.yaml (runs/NAME, as train.py prints it)")
@@ -76,7 +76,8 @@ def of_run(folder: str | Path) -> list[Target]:
 def fingerprint(path: str) -> str:
     """Identifies the weights: the sha256 of a folder's model and tokenizer files, or a hub id with its commit.
 
-    Two trainings into the same folder differ here, so their outputs never mix. An adapter includes its base. The
+    Two trainings into the same folder have different fingerprints, so their outputs never mix. An adapter's includes
+    its base's. The
     manifest of a checkpoint is not part of it: pruning rewrites that file and leaves the weights as they are.
     """
     if not Path(path).is_dir():
@@ -91,9 +92,9 @@ def fingerprint(path: str) -> str:
 
 
 def open_policy(target: Target, device: torch.device, longest: int) -> Policy:
-    """The weights that the policy had when it was saved, for sampling; proved for sequences of `longest` tokens.
+    """Opens the weights of a saved policy for sampling, proved for sequences of `longest` tokens.
 
-    UserError for weights that are not finite: they would sample noise and score like a bad model.
+    Raises UserError for weights that are not finite: they would sample noise and score like a bad model.
     """
     disable_progress_bar()  # an evaluation has its own
     config = parse({"model": target.path, "policy": {"dtype": target.dtype}})

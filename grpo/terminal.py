@@ -1,4 +1,4 @@
-"""Printing for every command: text that cannot steer a terminal, streams that cannot end a run, messages."""
+"""Printing for every command: messages, text that cannot steer a terminal, streams whose failure ends nothing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def notify(message: str) -> None:
 
 
 def print_above(text: str) -> None:
-    """Prints to stderr, above the progress bars if there are any. (Help and wrong arguments need no tqdm.)"""
+    """Prints to stderr, above the progress bars if there are any; tqdm may not have been imported."""
     if bars := sys.modules.get("tqdm"):
         bars.tqdm.write(text, file=sys.stderr)
     else:
@@ -35,7 +35,7 @@ def print_above(text: str) -> None:
 
 
 def command(words: str, path: Path) -> str:
-    """`python WORDS PATH` as it can be typed in the present folder, with the Python that runs now."""
+    """`python WORDS PATH`, ready to be typed in the current folder, with the Python that runs now."""
     repository = Path(__file__).parents[1]
     python = "python" if shutil.which("python") == sys.executable else shlex.quote(sys.executable)
     if Path.cwd() == repository:
@@ -44,7 +44,7 @@ def command(words: str, path: Path) -> str:
 
 
 def shorten(text: str, limit: int) -> str:
-    """A text of more than `limit` characters without its middle."""
+    """The text; its middle is cut out if it is longer than `limit` characters."""
     if len(text) <= limit:
         return text
     half = limit // 2
@@ -52,7 +52,7 @@ def shorten(text: str, limit: int) -> str:
 
 
 def escape_control(text: str) -> str:
-    """The text with every character that could steer a terminal escaped; newline and tab keep their effect.
+    """Escapes every character that could steer a terminal; newline and tab keep their effect.
 
     Escapes what str.isprintable rejects: control characters (escape sequences, carriage return), format characters
     (those that reverse the direction of writing), separators other than the space, lone surrogates and private or
@@ -63,11 +63,11 @@ def escape_control(text: str) -> str:
 
 @contextmanager
 def tolerant_output() -> Iterator[None]:
-    """Makes stdout and stderr TolerantStreams, for a command: what it prints must never end it."""
+    """Makes stdout and stderr TolerantStreams, so that printing never ends a command."""
     for number in range(3):
         try:
             os.fstat(number)
-        except OSError:  # closed: the next file that is opened would get the number, and the output of libraries
+        except OSError:  # closed: the next opened file would get this number, and with it the output of libraries
             os.open(os.devnull, os.O_RDWR)
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (TolerantStream(stream or open(os.devnull, "w")) for stream in before)  # noqa: SIM115
@@ -82,7 +82,7 @@ def tolerant_output() -> Iterator[None]:
 class TolerantStream:
     """A stream whose failures end nothing.
 
-    Where its reader has gone or its disk is full, the output is lost. A character outside its encoding is escaped.
+    If its reader has gone or its disk is full, the output is lost. Characters outside its encoding are escaped.
     """
 
     def __init__(self, stream: TextIO):

@@ -92,7 +92,7 @@ SURPRISES = {
     "it cannot be switched off": (STUBBORN, "plain", "a text of its own, 'Please reason step by step.', and no"),
     "the clock": (DATED, "plain", "writes the date: pinned to template_date 2026-11-29"),
     "a thought is open": (THINKS, "plain", "opens <think>"),
-    "text ends a turn": (CHATML.replace("<|im_end|>", "END"), "plain", "the end of turn 'END' is no single token"),
+    "text ends a turn": (CHATML.replace("<|im_end|>", "END"), "plain", "the end of turn 'END' is not a single token"),
     "no template": (None, "plain", "no chat template"),
 }
 
@@ -166,7 +166,7 @@ def test_the_end_of_turn_stops_a_completion(tmp_path):
     assert stop_ids(tokenizer, None) == tuple(sorted((end, eos)))
     found, _ = reports(tmp_path, tokenizer)
     (line,) = found
-    assert line.startswith("the end of turn <|end|> is no stop token in the model's files")
+    assert line.startswith("the end of turn <|end|> is not a stop token in the model's files")
     assert reports(tmp_path, tokenizer, generation=GenerationConfig(eos_token_id=[end]))[0] == []
 
 
@@ -180,7 +180,7 @@ def test_the_first_prompt_is_shown_with_its_special_tokens(tmp_path):
     # 2,000 + user, newline, newline, assistant, newline: 2,016 bytes; and 3 special tokens
     assert first.startswith("first prompt, 2019 tokens; a completion ends at <|im_end|>")
     assert lines[0] == "    <|im_start|>user"
-    assert re.fullmatch(r"    x{700,} \[...\] x{700,}<\|im_end\|>", lines[1])
+    assert re.fullmatch(r"    x{700,} \.\.\. \[\d+ characters\] \.\.\. x{700,}<\|im_end\|>", lines[1])
     assert lines[2] == "    <|im_start|>assistant"
     assert list(describe_prompt(problem, build("cpu", {"quiet": True}), tokenizer, None)) == []
 

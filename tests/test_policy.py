@@ -340,7 +340,7 @@ def test_nf4_gradients_reach_the_adapter_through_checkpointing(folder: Path):
 def test_what_a_gpu_loses_without_flash_attn_is_said_in_one_line(folder: Path):
     assert load_policy(config(folder), CPU).attention_note is None
     if attention.kernel("cuda", torch.bfloat16) == "varlen":
-        assert "flash-attn is not installed" in attention.LOST["varlen"]
+        assert "flash-attn is not installed" in attention.KERNEL_NOTES["varlen"]
         with pytest.raises(UserError, match="flash-attn is not installed"):
             load_policy(config(folder, attention="flash_attention_2"), CPU)
 

@@ -30,7 +30,7 @@ ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """Settings of sampling: always the model's whole distribution, because the loss differentiates that one."""
+    """Sampling always draws from the model's whole distribution, because the loss differentiates that."""
 
     max_new_tokens: int
     temperature: float = 1.0
@@ -72,9 +72,8 @@ class EngineCosts:
 class Engine(Protocol):
     """Samples completions with a copy of the policy's weights.
 
-    `sync` is the only way weights get in, and `version` counts the calls, so it tells how old the weights
-    are. A fresh engine has version 0 and may not generate before its first sync. A subclass inherits the methods that
-    have a body here.
+    Only `sync` gives it weights, and `version` counts the syncs. A fresh engine has version 0 and may not generate
+    before its first sync. A subclass inherits the methods that have a body here.
     """
 
     name: ClassVar[str]
@@ -90,7 +89,7 @@ class Engine(Protocol):
         return []
 
     def sync(self, policy: Policy) -> None:
-        """Copies the policy's present weights and drops everything that was cached under the old ones."""
+        """Takes the policy's present weights and drops everything that was cached under the old ones."""
         ...
 
     def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> list[list[Completion]]:
@@ -102,7 +101,7 @@ class Engine(Protocol):
         return
 
     def progress(self) -> str:
-        """Finished and all completions of the present `generate`, as 12/62; empty where that is not known."""
+        """Progress of the current `generate`, finished/total such as 12/62; empty if unknown."""
         return ""
 
     def close(self) -> None: ...

@@ -85,7 +85,7 @@ class Draft:
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish_reason: FinishReason | None = None
-    """None: it is still written"""
+    """None: not finished"""
 
     def completion(self) -> Completion:
         assert self.finish_reason is not None
@@ -155,7 +155,7 @@ class Context:
         self.hidden = self.hidden[index]
 
     def keep(self, rows: Sequence[int]) -> list[int]:
-        """Keeps only these rows and returns their new order: the last ones move into the freed places."""
+        """Keeps only these rows and returns their new order: the last ones move into the freed rows."""
         kept = set(rows)
         last = [row for row in rows if row >= len(rows)]
         order = [row if row in kept else last.pop() for row in range(len(rows))]
@@ -171,7 +171,7 @@ class Context:
         new = columns[start:]
         mask = None
         if self.ragged or (start and len(new) > 1):  # without a mask, attention is causal from column 0
-            # A token sees the real ones up to itself. Padding sees itself, because its softmax needs one entry.
+            # A token sees the real ones up to itself. Padding attends to itself so that its softmax has one entry.
             real = columns >= self.padding[:, None, None]  # [B, 1, K]
             mask = (real & (columns <= new[:, None]) | (columns == new[:, None]))[:, None]  # [B, 1, T, K]
         network = self.policy.network
@@ -228,12 +228,12 @@ class Buffer(DynamicLayer):
         self._use(len(padding), tokens)
 
     def keep(self, order: Sequence[int]) -> None:
-        """Row i becomes row order[i], which is row i itself or a row behind the last place that is kept."""
-        places = [i for i, row in enumerate(order) if i != row]
+        """Moves row order[i] to row i. order[i] is i, or lies beyond len(order)."""
+        moved = [i for i, row in enumerate(order) if i != row]
         tokens = self.get_seq_length()
-        if places:
+        if moved:
             for buffer in self.buffers:
-                buffer[places, :, :tokens] = buffer[[order[i] for i in places], :, :tokens]
+                buffer[moved, :, :tokens] = buffer[[order[i] for i in moved], :, :tokens]
         self._use(len(order), tokens)
 
     def _use(self, rows: int, tokens: int) -> None:
@@ -259,8 +259,8 @@ def _pick(
 def draw(weights: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     """[B, V] weights, [B] numbers in [0, 1) -> [B] tokens: the first whose cumulative weight exceeds u of the total.
 
-    This is what torch.multinomial does, with a number u of our own. In a large vocabulary it draws a block of BLOCK
-    tokens first, then the token in it: one pass over the weights instead of several in float64.
+    The same as torch.multinomial, with u given. In a large vocabulary it draws a block of BLOCK tokens first, then the
+    token in it: one pass over the weights instead of several in float64.
     """
     if weights.shape[1] <= BLOCK:
         return _search(weights, u)[0]
@@ -272,18 +272,18 @@ def draw(weights: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
 
 
 def _search(weights: torch.Tensor, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """[B] first places whose cumulative weight exceeds u * total, and [B] the share of their weight below it, < 1.
+    """Returns [B] the first index whose cumulative weight exceeds u * total, and [B] how far into it, in [0, 1).
 
-    The sum is float64: near 1, a float32 sum moves in steps of 6e-8 and would give the rare tokens wrong shares.
+    The sum is float64: near 1, a float32 sum moves in steps of 6e-8 and would distort the probabilities of rare tokens.
     """
     cumulative = weights.cumsum(-1, dtype=torch.float64)
     total = cumulative[:, -1]
-    # Rounding may raise u * total to the total, which no place exceeds. Then the last possible place is drawn.
+    # Rounding may raise u * total to the total, which no cumulative weight exceeds. Then the last index is drawn.
     target = torch.minimum(u * total, _below(total))[:, None]
-    place = torch.searchsorted(cumulative, target, right=True)
-    weight = weights.gather(1, place).double()
-    into = 1 - (cumulative.gather(1, place) - target) / weight
-    return place[:, 0], into[:, 0].clamp(0, 1 - 2.0**-53)
+    index = torch.searchsorted(cumulative, target, right=True)
+    weight = weights.gather(1, index).double()
+    into = 1 - (cumulative.gather(1, index) - target) / weight
+    return index[:, 0], into[:, 0].clamp(0, 1 - 2.0**-53)
 
 
 def _below(x: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Sampling with vLLM inside the trainer's process: no server, no second process, weights handed over by reference.
 
 The same code runs on a GPU and on vLLM's CPU build. The engine starts with random weights, reads none from disk, and
-refuses to generate before its first `sync`: whatever it samples with came from the policy. Reasons: docs/vllm.md.
+refuses to generate before its first `sync`, so all its weights come from the policy. docs/vllm.md has the reasons.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from grpo.engines.sync_check import check_sync
 from grpo.environment import versions_of
 from grpo.errors import SamplerMismatch, UserError
 from grpo.hub import base_of
-from grpo.machine import compiler_problems
+from grpo.machine import GIB, compiler_problems
 from grpo.policy import Policy, compute_dtype
 from grpo.settings import Config
 from grpo.terminal import notify
@@ -34,12 +34,11 @@ CPU_KV_GIB = 1.0
 VLLM_BATCHED_TOKENS = 8192
 VLLM_GRAPHED_SEQUENCES = 512  # the largest batch that vLLM records a CUDA graph for, unless told otherwise
 LEAST_VERSION = (0, 32)
-GIB = 2**30
 HEAD_DTYPE = "float32"  # of the logits: rounded to bfloat16 they would be another distribution than the trainer's
 
 
 class VLLMEngine(Engine):
-    """One engine, one owner of its weights: `sync`. It sleeps at level 2, because the next sync brings everything."""
+    """An engine whose weights only `sync` sets. It sleeps at level 2, without them: the next sync brings them all."""
 
     name: ClassVar[str] = "vllm"
     costs: ClassVar[EngineCosts] = EngineCosts(
@@ -87,7 +86,7 @@ class VLLMEngine(Engine):
         self._expected = self._llm.apply_model(checkpoint_names)[0]
 
     def sync(self, policy: Policy) -> None:
-        """All weights, then nothing that was cached under the old ones, then a proof. Raises SamplerMismatch."""
+        """Loads all weights, drops what was cached under the old ones, checks the result. Raises SamplerMismatch."""
         self._ready = False  # a sync that fails leaves a mixture of weights
         with _trainer_undisturbed(self.device):
             self._wake("weights")
@@ -108,7 +107,7 @@ class VLLMEngine(Engine):
         prompts = [{"prompt_token_ids": list(request.prompt_ids)} for request in requests]
         with _trainer_undisturbed(self.device):
             outputs = self._llm.generate(prompts, params, use_tqdm=False)
-        groups = [[_completion(one) for one in output.outputs] for output in outputs]
+        groups = [[_completion(sample) for sample in output.outputs] for output in outputs]
         if sampling.temperature == 0:
             return [group * request.n for group, request in zip(groups, requests, strict=True)]
         return groups
@@ -134,14 +133,14 @@ class VLLMEngine(Engine):
         """Streams the weights in, and accounts for every name: vLLM itself only logs missing names."""
         pushed: set[str] = set()
 
-        def noted() -> Iterator[tuple[str, torch.Tensor]]:
+        def checked() -> Iterator[tuple[str, torch.Tensor]]:
             for name, tensor in weights:
                 if name not in self._expected:  # vLLM drops an unknown bias without a word
                     raise SamplerMismatch(f"the policy has a weight {name} that vLLM's model does not know")
                 pushed.add(name)
                 yield name, tensor
 
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": noted()})
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": checked()})
         if missing := sorted(self._expected - pushed):
             raise SamplerMismatch(
                 f"{len(missing)} of {len(self._expected)} weights were not handed to vLLM, which would continue to "
@@ -150,7 +149,7 @@ class VLLMEngine(Engine):
 
 
 def checkpoint_names(model: torch.nn.Module) -> frozenset[str]:
-    """Hugging Face names of all that vLLM's model is made of: fused projections taken apart, a tied head included."""
+    """Hugging Face names of all weights of vLLM's model: fused projections split, a tied head included."""
     fused: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
     names = set()
     for name, _ in model.named_parameters(remove_duplicate=False):
@@ -177,13 +176,13 @@ def _sampling_params(request: Request, sampling: SamplingParams, stop_ids: list[
 
 def _completion(output: Any) -> Completion:
     if output.finish_reason not in ("stop", "length"):
-        raise RuntimeError(f"vLLM gave a completion up: finish_reason {output.finish_reason}")
+        raise RuntimeError(f"vLLM aborted a completion: finish_reason {output.finish_reason}")
     return Completion(tuple(output.token_ids), tuple(output.logprobs.logprobs), output.finish_reason)
 
 
 def _start(config: Config, device: torch.device) -> Any:
     """vLLM's engine for the run's model. Raises UserError where vLLM refuses it or a compiler is missing."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in another process weights could not be handed over
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # weights cannot be handed to another process
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")  # it is for truncated distributions (top-k, top-p)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its warnings, some per sync, are about choices made here
@@ -254,8 +253,8 @@ def _on_cpu(architectures: list[str]) -> dict[str, Any]:
 
 
 def _kv_bytes(config: Config, token: int, device: torch.device) -> int:
-    """rollout.kv_gib, which a training run gets from its plan; else what all running sequences can fill (`token` bytes
-    each), within half of what is free."""
+    """Returns rollout.kv_gib, which a training run gets from its plan; else enough for all running sequences, at
+    `token` bytes a token, but at most half of the free memory."""
     if config.rollout.kv_gib is not None:
         return int(config.rollout.kv_gib * GIB)
     sequence = token * (config.rollout.longest_sequence + CPU_BLOCK)
