@@ -281,7 +281,7 @@ def load_model(
     """A model of transformers in `dtype` (None: as its files have it). UserError if it cannot be loaded."""
     options: dict[str, Any] = {"dtype": dtype or "auto", "trust_remote_code": trusted}
     try:
-        options["config"] = without_dropout(AutoConfig.from_pretrained(name, trust_remote_code=trusted))
+        options["config"] = without_dropout(load_config(name, trusted))
         if quant == "nf4":
             nf4: dict[str, Any] = {
                 "bnb_4bit_quant_type": "nf4",
@@ -293,6 +293,24 @@ def load_model(
     except (OSError, ValueError, LookupError, TypeError, ImportError, SafetensorError) as error:
         raise UserError(f"cannot load the model {name}: {first_line(error)}") from error
     return model if quant == "nf4" else model.to(device)
+
+
+def load_config(name: str, trusted: bool = False) -> PreTrainedConfig:
+    """The configuration of a model in a folder, the cache or on the hub. UserError if it cannot be read."""
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=trusted)
+    except (OSError, ValueError, LookupError, TypeError, ImportError) as error:
+        problem = f"cannot read the configuration of the model {name}: {first_line(error)}"
+        raise UserError(f"{problem}; {_cure(error)}") from error
+
+
+def _cure(error: Exception) -> str:
+    if "trust_remote_code" in str(error):
+        return (
+            "read that code, then allow it on the command line: --policy.trust_remote_code true (train.py), "
+            "--trust-remote-code (eval.py and tools)"
+        )
+    return "give a folder with config.json and tokenizer.json, or a Hugging Face id and a network"
 
 
 def generation_config(name: str) -> GenerationConfig | None:
@@ -314,10 +332,7 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
             raise ValueError("there is no tokenizer in it, only a model")
         return tokenizer
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"cannot read model and tokenizer from {name}: {first_line(error)}; "
-            "give a folder with config.json and tokenizer.json, or a Hugging Face id and a network"
-        ) from error
+        raise UserError(f"cannot read model and tokenizer from {name}: {first_line(error)}; {_cure(error)}") from error
 
 
 def logit_scale(config: PreTrainedConfig) -> float:

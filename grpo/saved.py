@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig
+from huggingface_hub import hf_hub_download
 from transformers.utils.logging import disable_progress_bar
 
 from grpo.errors import UserError
@@ -36,6 +36,8 @@ class Target:
     """the run's policy.quant, for its base model"""
     step: int | None = None
     """the run's step; 0 is its base model"""
+    trusted: bool = False
+    """the command line allows the code that the model brings"""
 
     @property
     def name(self) -> str:
@@ -50,16 +52,17 @@ class Target:
         return base_of(self.path)
 
 
-def single(path: str) -> Target:
+def single(path: str, trusted: bool = False) -> Target:
     """The target of `--model`. A checkpoint inside a run's folder comes with that run, for its settings."""
     folder = Path(path).resolve()
     run = folder.parent.parent
     if folder.parent.name == "checkpoints" and (run / "config.yaml").is_file():
-        return Target(f"{run.name}--{folder.name}", path, run, parse(read_yaml(run / "config.yaml")).policy.dtype)
-    return Target(folder.name if folder.is_dir() else path.replace("/", "--"), path)
+        dtype = parse(read_yaml(run / "config.yaml")).policy.dtype
+        return Target(f"{run.name}--{folder.name}", path, run, dtype, trusted=trusted)
+    return Target(folder.name if folder.is_dir() else path.replace("/", "--"), path, trusted=trusted)
 
 
-def of_run(folder: str | Path) -> list[Target]:
+def of_run(folder: str | Path, trusted: bool = False) -> list[Target]:
     """The targets of `--run`: the base model and every checkpoint, oldest first."""
     run = Path(folder)
     if not (run / "config.yaml").is_file():
@@ -67,7 +70,7 @@ def of_run(folder: str | Path) -> list[Target]:
     steps = {int(path.name[5:]): path for path in run.glob("checkpoints/step_*") if path.name[5:].isdecimal()}
     if not steps:
         raise UserError(f"{run} has no checkpoint yet: checkpoints/ is empty")
-    checkpoints = [replace(single(str(steps[step])), step=step) for step in sorted(steps)]
+    checkpoints = [replace(single(str(steps[step]), trusted), step=step) for step in sorted(steps)]
     config = parse(read_yaml(run / "config.yaml"))
     label, path = f"{run.resolve().name}--base", located_folder(config.model, run)
     return [replace(checkpoints[0], label=label, path=path, quant=config.policy.quant, step=0), *checkpoints]
@@ -81,7 +84,7 @@ def fingerprint(path: str) -> str:
     manifest of a checkpoint is not part of it: pruning rewrites that file and leaves the weights as they are.
     """
     if not Path(path).is_dir():
-        return f"{path}@{getattr(AutoConfig.from_pretrained(path), '_commit_hash', None)}"
+        return f"{path}@{Path(hf_hub_download(path, 'config.json')).parent.name}"  # snapshots/COMMIT/config.json
     total = hashlib.sha256()
     files = (file for file in Path(path).iterdir() if file.suffix in SUFFIXES and file.name != MANIFEST)
     for file in sorted(files):
@@ -98,8 +101,8 @@ def open_policy(target: Target, device: torch.device, longest: int) -> Policy:
     """
     disable_progress_bar()  # an evaluation has its own
     config = parse({"model": target.path, "policy": {"dtype": target.dtype}})
-    tokenizer = load_tokenizer(target.path)
-    model = load_plain(target.path, compute_dtype(config, device), device, quant=target.quant)
+    tokenizer = load_tokenizer(target.path, target.trusted)
+    model = load_plain(target.path, compute_dtype(config, device), device, target.trusted, target.quant)
     for name, weight in model.named_parameters():
         if not torch.isfinite(weight).all():
             raise UserError(f"{target.path}: the weights {name} hold NaN or infinity; evaluate an older checkpoint")

@@ -142,6 +142,18 @@ def test_a_pruned_checkpoint_is_the_same_model(base: str):
     assert fingerprint("checkpoint") != fingerprints[0]
 
 
+def test_the_fingerprint_of_a_hub_model_is_its_commit(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    repository = tmp_path / "models--owner--name"
+    (repository / "refs").mkdir(parents=True)
+    for commit in ("a" * 40, "b" * 40):
+        (repository / "snapshots" / commit).mkdir(parents=True)
+        (repository / "snapshots" / commit / "config.json").write_text('{"model_type": "qwen2"}')
+        (repository / "refs" / "main").write_text(commit)
+        assert fingerprint("owner/name") == f"owner/name@{commit}"
+
+
 def test_a_base_is_found_from_the_run_and_no_other_is_taken(base: str, tmp_path: Path, monkeypatch):
     checkpoint = tmp_path / "runs" / "a" / "checkpoints" / "step_000001"
     checkpoint.mkdir(parents=True)

@@ -44,6 +44,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--template-args", metavar="X=Y", help="arguments of the chat template [the run's, else none]")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: cuda where there is one")
     add("--seed", type=int, default=0)
+    add("--trust-remote-code", action="store_true", help="let the model run the Python that it brings")
     args = cli.parse_args(argv)
     check_ranges(args, RANGES)
     return args
@@ -62,7 +63,9 @@ def sample(args: argparse.Namespace) -> Table:
     from grpo.types import Request
     from rewards import make_reward
 
-    targets = of_run(args.run) if (Path(args.run) / "config.yaml").is_file() else [single(args.run)]
+    trusted = args.trust_remote_code
+    is_run = (Path(args.run) / "config.yaml").is_file()
+    targets = of_run(args.run, trusted) if is_run else [single(args.run, trusted)]
     run = targets[-1].run
     options = {name: value for name in SETTINGS if (value := getattr(args, name)) is not None}
     config = changed(read_config(run), options) if run else parse_settings(WITHOUT_RUN | options)
@@ -73,7 +76,7 @@ def sample(args: argparse.Namespace) -> Table:
     columns = []
     with closing(make_reward("multi_signal", verifier=config.reward.verifier)) as reward:
         for target in dict.fromkeys((targets[0], targets[-1])):
-            template = ChatTemplate.of_run(config, load_tokenizer(target.path))
+            template = ChatTemplate.of_run(config, load_tokenizer(target.path, trusted))
             problems, bad = make_problems([("the question", row)], template, config.prompt, graded=False)
             check_share("the command line", len(problems), bad, allowed=0)
             problem = problems["the question"]

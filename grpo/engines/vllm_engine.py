@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from transformers import AutoConfig
 
 from grpo.engines.base import Engine, EngineCosts, SamplingParams, kv_elements
 from grpo.engines.sync_check import check_sync
@@ -24,7 +23,7 @@ from grpo.environment import versions_of
 from grpo.errors import SamplerMismatch, UserError
 from grpo.hub import base_of
 from grpo.machine import GIB, compiler_problems
-from grpo.policy import Policy, compute_dtype
+from grpo.policy import Policy, compute_dtype, load_config
 from grpo.settings import Config
 from grpo.terminal import notify
 from grpo.types import Completion, Request
@@ -206,7 +205,7 @@ def engine_arguments(config: Config, device: torch.device) -> dict[str, Any]:
     rollout = config.rollout
     dtype = compute_dtype(config, device)
     name = base_of(config.model)
-    model = AutoConfig.from_pretrained(name, trust_remote_code=config.policy.trust_remote_code)
+    model = load_config(name, config.policy.trust_remote_code)
     own = _on_cpu(model.architectures or []) if device.type == "cpu" else _on_gpu(config)
     return {
         "model": name,

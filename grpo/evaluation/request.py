@@ -63,6 +63,8 @@ class EvalRequest(Section):
     """auto: vllm where it is installed and can run, else torch."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
+    trust_remote_code: bool = False
+    """Let a model run the Python that it brings. Off unless you have read that code."""
     limit: int | None = Field(None, ge=1)
     """Only the first so many problems: a smoke figure, and marked as one."""
     seed: int = Field(0, ge=0, lt=2**31)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from tqdm import tqdm
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from data import tasks
 from grpo import saved
@@ -29,7 +29,7 @@ from grpo.evaluation.benchmarks import SEVERAL, Benchmark
 from grpo.evaluation.request import EvalRequest
 from grpo.evaluation.results import Evaluation
 from grpo.evaluation.scores import grade
-from grpo.policy import compute_dtype, load_tokenizer
+from grpo.policy import compute_dtype, load_config, load_tokenizer
 from grpo.problems import prompt_text
 from grpo.rollout import rollout, text_of
 from grpo.run import files
@@ -73,8 +73,9 @@ def evaluate(request: EvalRequest, verifier: Verifier) -> list[Evaluation]:
     unfinished: list[Job] = []
     for job in jobs:
         (unfinished if job.missing() else finished).append(job)
-    for base, same_base in groupby(unfinished, key=lambda job: (job.target.base, job.target.dtype)):
-        config = parse({"model": base[0], "policy.dtype": base[1], "device": device.type, "rollout": sizes})
+    for (base, dtype), same_base in groupby(unfinished, key=lambda job: (job.target.base, job.target.dtype)):
+        trusted = {"policy.trust_remote_code": request.trust_remote_code}
+        config = parse(trusted | {"model": base, "policy.dtype": dtype, "device": device.type, "rollout": sizes})
         with closing(make_engine(config, device)) as engine:
             for target, same_target in groupby(same_base, key=lambda job: job.target):
                 policy = saved.open_policy(target, device, config.rollout.longest_sequence)
@@ -93,9 +94,11 @@ def _jobs(request: EvalRequest, device: torch.device) -> Iterator[Job]:
     """Everything that the request means. Raises UserError for what cannot work, before anything big is loaded."""
     engine = choose_engine(request.engine, device.type)
     rendered: dict[tuple[str, str, str], str] = {}
-    for target in saved.of_run(request.run) if request.run else map(saved.single, request.model):
+    trusted = request.trust_remote_code
+    run_targets = saved.of_run(request.run, trusted) if request.run else []
+    for target in run_targets or [saved.single(model, trusted) for model in request.model]:
         config = changed(read_config(target.run) if target.run else Config(), request.settings)
-        tokenizer = load_tokenizer(target.path)
+        tokenizer = load_tokenizer(target.path, trusted)
         template = ChatTemplate.of_run(config, tokenizer)
         common = {
             "model": target.path,
@@ -170,7 +173,8 @@ def choose_sampling(name: str, request: EvalRequest, config: Config) -> Benchmar
 
 def check_context(target: Target, problems: Sequence[Problem], max_new_tokens: int) -> None:
     """Raises UserError if a prompt and its new tokens do not fit the model's positions."""
-    context = getattr(AutoConfig.from_pretrained(target.base).get_text_config(), "max_position_embeddings", math.inf)
+    config = load_config(target.base, target.trusted).get_text_config()
+    context = getattr(config, "max_position_embeddings", math.inf)
     tokens, row = max((len(problem.prompt_ids), problem.index) for problem in problems)
     if tokens + max_new_tokens > context:
         fewer = f"use --max-new-tokens {context - tokens} or less, or " if tokens < context else "use "

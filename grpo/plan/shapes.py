@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from grpo import hub
 from grpo.engines.base import Engine, kv_elements
-from grpo.errors import UserError, first_line
 from grpo.plan.hardware import KNOWN, Hardware
+from grpo.policy import load_config
 from grpo.settings import Config
 
 
@@ -80,13 +80,7 @@ def model_config(name: str, trust_remote_code: bool = False, known: bool = True)
     if known and name in KNOWN["models"] and not Path(name).is_dir():
         return AutoConfig.for_model(**KNOWN["models"][name])
     hub.require([name])
-    try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot read the configuration of the model {name}: {first_line(error)}; give a folder with config.json, "
-            "or a Hugging Face id and a network"
-        ) from error
+    return load_config(name, trust_remote_code)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,9 @@ import pytest
 from small_runs import MODEL, REPO, arguments
 
 import train
+from eval import main as evaluate
+from tools.export.__main__ import main as export
+from tools.sample import main as sample
 
 SOURCES = [
     path
@@ -81,3 +84,32 @@ def test_a_repositorys_code_runs_only_when_asked(tmp_path, monkeypatch, asked, c
         assert not marker.exists()
         assert not (tmp_path / "run").exists()
         assert "Traceback" not in shown
+
+
+def test_a_trained_model_with_code_is_evaluated_sampled_and_exported_only_when_asked(tmp_path, monkeypatch, capsys):
+    """The run's folder says that its code was trusted; each command has to be told again."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(train, "plot_run", lambda folder: None)
+    marker = tmp_path / "ran"
+    model = repository_with_code(tmp_path / "model", marker)
+    settings = {"policy.trust_remote_code": "true", "model": str(model), "reward.name": "multi_signal"}
+    run = str(tmp_path / "run")
+    assert train.main(arguments(tmp_path, "run", steps=1, **settings)) == 0
+    bench = ["--bench", "arithmetic-test", "--limit", "1", "--max-new-tokens", "2", "--out", str(tmp_path / "evals")]
+    commands = {
+        evaluate: ["--run", run, *bench],
+        sample: [run, "1+1=?", "--n", "1", "--max-new-tokens", "2"],
+        export: ["merged", run, "--out", str(tmp_path / "plain")],
+    }
+    for command, words in commands.items():
+        marker.unlink(missing_ok=True)
+        capsys.readouterr()
+        assert command([*words]) == 2
+        error = capsys.readouterr().err
+        assert "allow it on the command line" in error
+        assert error.count("\n") == 1
+        assert not marker.exists()
+        assert command([*words, "--trust-remote-code"]) == 0, capsys.readouterr().err
+    assert export(["verl", run, "--gpus", "1", "--out", str(tmp_path / "verl")]) == 0
+    assert "trust_remote_code=False" in (tmp_path / "verl" / "run.sh").read_text()

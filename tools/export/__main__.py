@@ -29,6 +29,7 @@ def main(argv: Sequence[str]) -> int:
     kind = KINDS[cli.parse_args(argv[:1]).kind]
     cli = Parser(prog=f"python -m tools.export {argv[0]}", description=(kind.__doc__ or "").partition("\n")[0])
     kind.add_arguments(cli)
+    cli.add_argument("--trust-remote-code", action="store_true", help="let the model run the Python that it brings")
     cli.add_argument("--out", type=Path, required=True, metavar="DIR")
     args = cli.parse_args(argv[1:])
     if args.out.exists():

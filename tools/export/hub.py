@@ -36,13 +36,13 @@ def add_arguments(cli: argparse.ArgumentParser) -> None:
 
 
 def write(args: argparse.Namespace, folder: Path) -> str:
-    card = model_card(Path(args.source), args.base_model)  # first: it is quick to fail
+    card = model_card(Path(args.source), args.base_model, args.trust_remote_code)  # first: it is quick to fail
     merged.write(args, folder)
     card.save(folder / "README.md")
     return f"{args.out}: read its README.md, then: hf upload OWNER/NAME {args.out}"
 
 
-def model_card(run: Path, base_model: str | None) -> ModelCard:
+def model_card(run: Path, base_model: str | None, trusted: bool = False) -> ModelCard:
     """Returns the card. Raises UserError where the run or its test problems cannot be read."""
     newest = of_run(str(run))[-1]
     config = read_config(run)
@@ -62,7 +62,7 @@ def model_card(run: Path, base_model: str | None) -> ModelCard:
         "step": newest.step,
         "problems": list({(row["prompt"], row["ground_truth"]) for row in read_rows(run / "problems.jsonl")}),
         "smoke_note": SMOKE_NOTE.format(config.eval.limit) if config.eval.limit else "",
-        "results": results(run, config, load_tokenizer(newest.path)),
+        "results": results(run, config, load_tokenizer(newest.path, trusted)),
         "alarms": [text for row in read_rows(run / "metrics.jsonl") if row["step"] for text in alarms(row)],
     }
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

@@ -22,7 +22,7 @@ def add_arguments(cli: argparse.ArgumentParser) -> None:
 def write(args: argparse.Namespace, folder: Path) -> str:
     is_run = (Path(args.source) / "config.yaml").is_file()
     path = (of_run(args.source)[-1] if is_run else single(args.source)).path
-    model = load_plain(path, None, torch.device("cpu"))
+    model = load_plain(path, None, torch.device("cpu"), args.trust_remote_code)
     model.save_pretrained(folder)
-    load_tokenizer(path).save_pretrained(folder)
+    load_tokenizer(path, args.trust_remote_code).save_pretrained(folder)
     return f"{args.out}: {path} as a plain model in {str(model.dtype).removeprefix('torch.')}"

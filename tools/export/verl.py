@@ -21,7 +21,8 @@ from jinja2 import Environment, StrictUndefined
 
 from grpo.errors import UserError
 from grpo.problems import training_problems
-from grpo.settings import Config, build, changed, env_weights, flat, parse, read_yaml, typed
+from grpo.run.resume import read_config
+from grpo.settings import Config, build, changed, env_weights, flat, typed
 
 HERE = Path(__file__).resolve().parent
 
@@ -79,9 +80,9 @@ def add_arguments(cli: argparse.ArgumentParser) -> None:
 
 
 def write(args: argparse.Namespace, folder: Path) -> str:
-    config = build(args.preset, env_weights()) if args.preset else parse(read_yaml(args.run / "config.yaml"))
-    if args.data_dir:
-        config = changed(config, {"data_dir": args.data_dir})
+    config = build(args.preset, env_weights()) if args.preset else read_config(args.run)
+    options = {"policy.trust_remote_code": args.trust_remote_code}  # never on the word of a folder
+    config = changed(config, options | ({"data_dir": args.data_dir} if args.data_dir else {}))
     check(config, args.gpus, args.nodes)
     pq.write_table(pa.Table.from_pylist(rows(config)), folder / "train.parquet")
     (folder / "reward.py").write_text(filled("reward.j2", config) + "\n")
