@@ -106,7 +106,7 @@ def figures(watch: Stopwatch, config: Config, tokenizer, write: Callable[[list[P
     problems = load(config.eval.test, ChatTemplate.of_run(config, tokenizer), config.prompt)
     with closing(make_reward("multi_signal", verifier=config.reward.verifier, workers=1)) as reward:
         scores = reward.score_batch(write(problems), [problem.ground_truth for problem in problems])
-    return row | {"accuracy": fmean(score.signals["verify"] for score in scores)}
+    return row | {"accuracy": fmean(score.correct for score in scores)}
 
 
 def ours(channel: Channel, name: str, model: str) -> None:

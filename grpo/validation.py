@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from data.tasks import item_of
 from grpo.engines.base import Engine, SamplingParams
 from grpo.rollout import decode, rollout, score
 from grpo.settings import Config
@@ -71,29 +72,39 @@ class Validator:
         return self._measure(engine, self.test_problems)
 
     def _measure(self, engine: Engine, problems: list[Problem]) -> dict[str, float]:
-        """The accuracy of each way of sampling, and the other shares of the first way."""
+        """The accuracy of each way of sampling, and the other shares of the first way.
+
+        With the mean score of each way where a task's own scorer may give partial credit.
+        """
         if not problems:
             return {}
         config = self.config
-        shares = {}
+        figures: dict[str, float] = {}
+        shares: dict[str, float] = {}
         temperatures = {"sampled": config.rollout.temperature} if config.eval.sampling == "both" else {}
         for way, temperature in (temperatures | {"greedy": 0.0}).items():
             sampling = SamplingParams(config.rollout.max_new_tokens, temperature)
             groups = rollout(engine, problems, 1, sampling, config.seed)
             scores = score(self.reward, groups, decode(self.tokenizer, groups))
-            shares[way] = summarise([only for (only,) in scores])
-        accuracy = {f"{way}_accuracy": share.pop("accuracy") for way, share in shares.items()}
-        return accuracy | next(iter(shares.values()))
+            summary = summarise([only for (only,) in scores])
+            figures[f"{way}_accuracy"] = summary.pop("accuracy")
+            mean_score = summary.pop("mean_score")
+            if any(item_of(problem.extra) for problem in problems):
+                figures[f"{way}_mean_score"] = mean_score
+            shares = shares or summary
+        return figures | shares
 
 
 def summarise(scores: Sequence[Score]) -> dict[str, float]:
     """Shares of all completions. A missing verdict counts as not accurate, so silence never looks good.
 
-    accuracy: the answer is right. format_rate: the format signal. verdict_accuracy: there is an answer and a true
-    verdict on it. wrong_verdict_rate: the verdict is "wrong", whatever the truth.
+    accuracy: the answer is right. mean_score: the mean of the verify signal, which differs from accuracy by partial
+    credit alone. format_rate: the format signal. verdict_accuracy: there is an answer and a true verdict on it.
+    wrong_verdict_rate: the verdict is "wrong", whatever the truth.
     """
     return {
-        "accuracy": fmean(score.signals["verify"] for score in scores),
+        "accuracy": fmean(score.correct for score in scores),
+        "mean_score": fmean(score.verify for score in scores),
         "format_rate": fmean(score.signals["format"] for score in scores),
         "verdict_accuracy": fmean(score.signals["reflect"] for score in scores),
         "wrong_verdict_rate": fmean(score.verdict == "wrong" for score in scores),

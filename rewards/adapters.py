@@ -38,7 +38,7 @@ def compute_score(
 ) -> dict[str, float]:
     """The default reward for verl: `score` is the total, `acc` verl's accuracy; verl logs the signals beside them."""
     score = _default()(solution_str, ground_truth)
-    return {"score": score.total, "acc": score.verify, **score.signals}
+    return {"score": score.total, "acc": float(score.correct), **score.signals}
 
 
 @cache

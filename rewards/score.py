@@ -41,6 +41,11 @@ class Score:
     def verify(self) -> float:
         return self.signals["verify"]
 
+    @property
+    def correct(self) -> bool:
+        """The answer is right. A task's own scorer may pay a part of `verify` for one that is not."""
+        return self.outcome == "correct"
+
 
 class Reward:
     """Text and ground truth in, signals out. A reward sets `weights` and defines `score_batch`."""

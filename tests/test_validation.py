@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import psutil
@@ -35,8 +36,23 @@ def test_shares_by_hand():
     with closing(make_reward("multi_signal")) as reward:
         scores = reward.score_batch(texts, ["2"] * 5)
     assert summarise(scores) == pytest.approx(
-        {"accuracy": 1 / 5, "format_rate": 2 / 5, "verdict_accuracy": 2 / 5, "wrong_verdict_rate": 2 / 5}
+        {
+            "accuracy": 1 / 5,
+            "mean_score": 1 / 5,
+            "format_rate": 2 / 5,
+            "verdict_accuracy": 2 / 5,
+            "wrong_verdict_rate": 2 / 5,
+        }
     )
+
+
+def test_partial_credit_is_not_accuracy():
+    """A task's own scorer gives 0.7 to an answer that is not right."""
+    rows = [{"score_answer": {"2": 1.0, "3": 0.7}.__getitem__}] * 4
+    with closing(make_reward("multi_signal")) as reward:
+        scores = reward.score_batch([f"\\boxed{{{answer}}}" for answer in (2, 3, 3, 3)], ["2"] * 4, rows)
+    summary = summarise(scores)
+    assert (summary["accuracy"], summary["mean_score"]) == (1 / 4, pytest.approx(3.1 / 4))
 
 
 def test_the_seed_of_a_row_is_its_own_wherever_it_stands():
@@ -76,6 +92,15 @@ def test_several_sets_have_figures_each(tmp_path, data_dir):
     figures = judged.evaluate(engine, step=0)
     assert set(figures) == {f"eval/{name}{share}" for name in ("", "math500/", "test/") for share in shares}
     assert judged.evaluate(engine, step=1) == {}  # every 6 steps
+
+
+@pytest.mark.skipif(find_spec("reasoning_gym") is None, reason="the extra `tasks` is not installed")
+def test_a_task_with_its_own_scorer_has_a_mean_score_beside_the_accuracy(tmp_path):
+    data = {"eval__data": "reasoning_gym:gcd?size=3", "rollout__max_prompt_tokens": "400"}
+    validator, engine = held_out(tmp_path, **data, eval__sampling="greedy")
+    figures = validator.evaluate(engine, step=0)
+    assert {"eval/greedy_accuracy", "eval/greedy_mean_score", "eval/format_rate"} < figures.keys()
+    assert figures["eval/greedy_accuracy"] <= figures["eval/greedy_mean_score"]
 
 
 def test_held_out_prompts_that_do_not_fit_are_left_out_and_counted(tmp_path, capsys):

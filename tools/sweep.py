@@ -40,6 +40,7 @@ from grpo.run.display import SMOKE_NOTE
 from grpo.run.files import read_rows
 from grpo.run.resume import decisive, read_config, refuse_other
 from grpo.settings import Config, build, read_yaml, typed
+from rewards.score import OUTCOMES
 
 EXAMPLE = "configs/sweeps/signals.yaml"
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
@@ -47,15 +48,17 @@ LAST_STEPS = 5
 """Training figures are means over this many steps at the end, because one step is noisy."""
 COLUMNS = {
     "train reward": ("reward/mean", 1),
-    "train right": ("signal/verify", 100),
+    "train right": ("outcome/correct", 100),
     "held out, sampled": ("sampled_accuracy", 100),
     "held out, greedy": ("greedy_accuracy", 100),
+    "mean score, sampled": ("sampled_mean_score", 100),
+    "mean score, greedy": ("greedy_mean_score", 100),
     "format": ("format_rate", 100),
     "verdict": ("verdict_accuracy", 100),
     "tokens": ("completion/length_mean", 1),
 }
 """Column -> (metric of the last steps or test figure of the summary, factor)."""
-TESTED = ["held out, sampled", "held out, greedy", "format", "verdict", "gap"]
+TESTED = [*list(COLUMNS)[2:-1], "gap"]
 """Columns of test figures"""
 
 
@@ -162,6 +165,8 @@ def figures(folder: Path) -> dict[str, float]:
     tested = json.loads((folder / "summary.json").read_text())["after"]
     measured = last.mean(numeric_only=True).dropna().to_dict() | tested
     row = {column: factor * measured[name] for column, (name, factor) in COLUMNS.items() if name in measured}
+    if not any(measured.get(f"outcome/{outcome}") for outcome in OUTCOMES):  # a reward function of the user's own
+        row.pop("train right", None)
     if row.keys() >= {"train right", "held out, sampled"}:
         row["gap"] = row["train right"] - row["held out, sampled"]
     return row

@@ -40,7 +40,7 @@ def read_evaluations(root: Path) -> pd.DataFrame:
             model["way"] = "sampled" if folder.settings["temperature"] else "greedy"
             rows = folder.rows()
             scores = reward.score_batch([row["completion"] for row in rows], [row["ground_truth"] for row in rows])
-            completions += [row | model | {"right": score.verify} for row, score in zip(rows, scores, strict=True)]
+            completions += [row | model | {"right": score.correct} for row, score in zip(rows, scores, strict=True)]
     if not completions:
         raise UserError(f"{root} holds no evaluation; run eval.py with --out {root} first")
     table = pd.DataFrame(completions).pivot_table("right", ["example", "seed", "way"], "problem")

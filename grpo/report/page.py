@@ -23,7 +23,7 @@ from plotly.offline import get_plotlyjs
 
 from grpo.report.charts import charts_for
 from grpo.report.read import Run
-from grpo.run.display import star
+from grpo.run.display import as_text, star
 
 HERE = Path(__file__).resolve().parent
 IN_THE_BROWSER = ("name", "steps", "metrics", "prompts", "completions")
@@ -102,6 +102,6 @@ def facts(run: Run) -> dict[str, str]:
             cells[f"Held-out {way} accuracy, first → best → last"] = best + star(run.limit)
     for name, after in run.summary.get("after", {}).items():
         before = run.summary["before"][name]
-        figures = f"{before:.1%} → {after:.1%}{star(run.limit)}"
+        figures = f"{as_text(name, before)} → {as_text(name, after)}{star(run.limit)}"
         cells[f"Test problems, {name.replace('_', ' ')}, before → after"] = figures
     return cells

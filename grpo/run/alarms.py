@@ -53,7 +53,8 @@ def failure_modes(
     before = first["completion/length_mean"]
     if any(now[name] for name in [*now] if name.startswith("outcome/")):
         unsolved = right <= 0.95
-        improved = right > first["outcome/correct"] + 0.05
+        gains = (now[name] - first[name] for name in ("outcome/correct", "signal/verify"))  # the second: partial credit
+        improved = max(gains) > 0.05
     else:
         unsolved = reward < best - 1e-6 or reward == first["reward/mean"] == 0
         improved = reward > first["reward/mean"]

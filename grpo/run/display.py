@@ -109,10 +109,18 @@ def before_and_after(summary: dict) -> str:
     """The test figures of the untrained and the trained policy, a line each; empty where nothing was tested."""
     before, after, limit = summary["before"], summary["after"], summary["limit"]
     labels = {name: name.replace("_", " ") + star(limit) for name in after}
-    lines = [f"test {label:22}{before[name]:7.1%} -> {after[name]:.1%}" for name, label in labels.items()]
+    lines = [
+        f"test {label:22}{as_text(name, before[name]):>7} -> {as_text(name, after[name])}"
+        for name, label in labels.items()
+    ]
     if lines and limit:
         lines.append(SMOKE_NOTE.format(limit))
     return "\n".join(lines)
+
+
+def as_text(name: str, figure: float) -> str:
+    """A held-out figure: a share in percent, a mean score from 0 to 1."""
+    return f"{figure:.3f}" if name.endswith("mean_score") else f"{figure:.1%}"
 
 
 def next_commands(folder: Path, config: Config) -> str:

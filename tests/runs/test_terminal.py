@@ -178,7 +178,7 @@ def test_a_reward_that_breaks_keeps_the_step_before(tmp_path, monkeypatch, how):
 
 HEALTHY = {
     "reward/mean": 1.0, "groups/zero_variance": 0.2, "outcome/correct": 0.5, "completion/length_mean": 30.0,
-    "verdict/right_says_correct": 0.45, "verdict/right_says_wrong": 0.05,
+    "signal/verify": 0.5, "verdict/right_says_correct": 0.45, "verdict/right_says_wrong": 0.05,
     "verdict/wrong_says_correct": 0.1, "verdict/wrong_says_wrong": 0.4,
 }  # fmt: skip
 COMPLETIONS = 100
@@ -254,6 +254,7 @@ def test_alarms_of_an_own_reward_claim_only_what_it_measured(steps, message):
     [
         {"groups/zero_variance": 1.0, "outcome/correct": 1.0},  # solved
         {"completion/length_mean": 7.0, "outcome/correct": 0.9},  # shorter and better
+        {"completion/length_mean": 7.0, "signal/verify": 0.7},  # the same with partial credit
         {"verdict/right_says_correct": 0.99, "verdict/right_says_wrong": 0.0,  # hardly a wrong answer is left
          "verdict/wrong_says_correct": (ENOUGH - 1) / COMPLETIONS / WINDOW, "verdict/wrong_says_wrong": 0.0},
         {"reward/mean": 0.02},

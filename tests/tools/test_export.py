@@ -173,6 +173,15 @@ def test_the_card_names_the_alarms_that_the_rows_of_the_run_show(hostile_run: Pa
     assert "the reflection signal is dead" in hub.model_card(run, None).text
 
 
+def test_a_mean_score_has_no_interval_of_shares(hostile_run: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    shutil.copytree(hostile_run, run)
+    summary = json.loads((run / "summary.json").read_text())
+    summary["before"]["greedy_mean_score"], summary["after"]["greedy_mean_score"] = 0.25, 0.7067
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert "| greedy mean score*, 5 problems | 0.250 | 0.707 |" in hub.model_card(run, None).text
+
+
 def test_a_path_in_a_card_is_reduced_to_its_last_part():
     """Also one that ends in "/", as shells complete it; names of the hub and relative paths stay as they are."""
     paths = {"model": "/far/away/base/", "data": "/far/rows.jsonl", "eval.data": "/a/x.jsonl,/b/y.jsonl,math500"}

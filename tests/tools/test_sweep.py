@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import io
+import json
 import math
 import os
 import signal
@@ -89,6 +90,15 @@ def test_figures_of_a_few_problems_are_marked(tmp_path: Path):
         "| all | 1 | 1.0 | 50.0 |",
         "*: smoke figures, of the first 8 problems of each file (eval.limit)",
     ]
+
+
+@pytest.mark.parametrize(("wrong", "columns"), [(0.75, {"train right": 25.0, "gap": -25.0}), (0.0, {})])
+def test_train_right_is_the_share_of_right_answers(tmp_path: Path, wrong: float, columns: dict):
+    """Partial credit is in signal/verify. A reward function of the user's own has no outcomes: nothing is verified."""
+    (tmp_path / "summary.json").write_text('{"after": {"sampled_accuracy": 0.5, "sampled_mean_score": 0.6}}')
+    row = {"step": 1, "signal/verify": 0.7, "outcome/correct": wrong / 3, "outcome/wrong": wrong}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    assert sweep.figures(tmp_path) == {"held out, sampled": 50.0, "mean score, sampled": 60.0} | columns
 
 
 def test_a_damaged_row_is_left_out(tmp_path: Path):

@@ -19,7 +19,7 @@ from grpo.evaluation.benchmarks import held_out_problems
 from grpo.evaluation.scores import wilson
 from grpo.policy import load_tokenizer
 from grpo.run.alarms import Alarms
-from grpo.run.display import SMOKE_NOTE, star
+from grpo.run.display import SMOKE_NOTE, as_text, star
 from grpo.run.files import read_rows
 from grpo.run.resume import read_config
 from grpo.saved import of_run
@@ -27,7 +27,9 @@ from grpo.settings import Config, changed, flat, short, typed
 from grpo.terminal import escape_control
 from tools.export import merged
 
-FIGURES = ("sampled_accuracy", "greedy_accuracy", "format_rate", "verdict_accuracy")
+SHARES = ("sampled_accuracy", "greedy_accuracy", "format_rate", "verdict_accuracy")
+MEAN_SCORES = ("sampled_mean_score", "greedy_mean_score")
+"""Of partial credit: no shares, so without an interval"""
 
 
 def add_arguments(cli: argparse.ArgumentParser) -> None:
@@ -72,17 +74,19 @@ def model_card(run: Path, base_model: str | None, trusted: bool = False) -> Mode
 
 
 def results(run: Path, config: Config, tokenizer: Any) -> list[list[str]]:
-    """Returns [figure, before, after] of a finished run with test problems: shares with their 95% intervals."""
+    """Returns [figure, before, after] of a finished run with test problems. Shares have their 95% intervals."""
     if not (run / "summary.json").is_file() or not config.eval.test:
         return []
     summary = json.loads((run / "summary.json").read_text())
     total = len(held_out_problems(config, tokenizer)[1])
     rows = []
-    for name in (name for name in FIGURES if name in summary["after"]):
+    for name in (name for name in SHARES + MEAN_SCORES if name in summary["after"]):
         cells = [f"{name.replace('_', ' ')}{star(config.eval.limit)}, {total} problems"]
-        for share in (summary["before"][name], summary["after"][name]):
-            low, high = wilson(round(share * total), total)
-            cells.append(f"{share:.1%} ({100 * low:.1f} to {100 * high:.1f})")
+        for figure in (summary["before"][name], summary["after"][name]):
+            cells.append(as_text(name, figure))
+            if name in SHARES:
+                low, high = wilson(round(figure * total), total)
+                cells[-1] += f" ({100 * low:.1f} to {100 * high:.1f})"
         rows.append(cells)
     return rows
 
