@@ -67,7 +67,7 @@ def train(config: Config, resumed: Path | None = None, interrupts: Interrupts | 
         notify(line)
     sets, test_problems = held_out_problems(config, policy.tokenizer)
     learner = Learner(policy, config, notify, run.interrupts.hold, run.save_bad_batch)
-    sampling = SamplingParams(config.rollout.max_new_tokens, config.rollout.temperature)
+    sampling = SamplingParams.of_training(config)
     clock = run.clock
 
     run.progress.phase("starting the reward and the sampler")

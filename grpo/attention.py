@@ -47,6 +47,13 @@ KERNEL_NOTES = {
 """What is lost on a GPU without flash-attn. A CPU has only sdpa."""
 
 
+def note(used: str, chosen: str, device_type: str) -> str | None:
+    """One line about the kernel that is `used` where another was chosen, or a faster one exists; else None."""
+    if chosen not in ("auto", used):
+        return f"attention: {chosen} computes in bfloat16 on a GPU only; {used} is used, with the same result"
+    return KERNEL_NOTES.get(used) if device_type == "cuda" else None
+
+
 def packed_attention(
     module: torch.nn.Module,
     query: torch.Tensor,

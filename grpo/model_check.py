@@ -60,7 +60,10 @@ def prove(policy: Policy, longest: int) -> str:
         raise UserError(f"{name} is not supported: {error}. {ADVICE}") from None
     except (ValueError, TypeError, AttributeError, LookupError, AssertionError, RuntimeError) as error:
         if is_out_of_memory(error):
-            raise
+            raise UserError(
+                f"{name} cannot be proved: out of memory ({first_line(error)}); end other programs that use this "
+                "device, or use a smaller model"
+            ) from error
         raise UserError(
             f"{name} is not supported: its forward pass fails here ({first_line(error)}). {ADVICE}"
         ) from error

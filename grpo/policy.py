@@ -73,7 +73,7 @@ class Policy:
         self.model.train()
         self.own_attention = model.config._attn_implementation
         self.kernel = attention.kernel(self.device.type, self.dtype, settings.attention)
-        self.attention_note = attention.KERNEL_NOTES.get(self.kernel) if self.device.type == "cuda" else None
+        self.attention_note = attention.note(self.kernel, settings.attention, self.device.type)
         for network in filter(None, (model, self._reference)):
             network.set_attn_implementation(attention.NAME)
             if self.device.type == "cuda" and self.dtype is torch.bfloat16:

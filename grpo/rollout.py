@@ -75,7 +75,7 @@ def replace_flat_groups(
     drawn = {group.problem.index for group in groups}
     order = np.random.default_rng([config.seed, step, 1]).permutation(len(problems))
     further = [problems[i] for i in order if problems[i].index not in drawn]
-    sampling = SamplingParams(config.rollout.max_new_tokens, config.rollout.temperature)
+    sampling = SamplingParams.of_training(config)
     draws = 0
     while draws < limit:
         advantages = compute_advantages(scores, reward.weights, config.learner.advantage)
@@ -145,7 +145,7 @@ def calibrate(
     if not reward.calibration_size:
         return
     first = problems[: math.ceil(reward.calibration_size / config.rollout.group_size)]
-    sampling = SamplingParams(config.rollout.max_new_tokens, config.rollout.temperature)
+    sampling = SamplingParams.of_training(config)
     n = math.ceil(reward.calibration_size / len(first))
     groups = rollout(engine, first, n, sampling, config.seed, 0)
     texts = [text for group in decode(tokenizer, groups) for text in group]

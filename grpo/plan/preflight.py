@@ -19,7 +19,7 @@ from data.sources import SOURCES
 from grpo import hub
 from grpo.chat_template import ChatTemplate, describe_prompt
 from grpo.environment import installed, main_memory, versions
-from grpo.errors import UserError
+from grpo.errors import UserError, first_line, is_out_of_memory
 from grpo.model_check import prove
 from grpo.plan.hardware import GIB, this_hardware
 from grpo.plan.memory import disk_parts, host_bytes
@@ -86,6 +86,10 @@ def check(config: Config, device: torch.device, sets: Sets, resumed: Path | None
             lines += section
         except (UserError, ValueError, OSError) as error:
             lines.append(f"{PROBLEM}{error}")
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            lines.append(f"{PROBLEM}out of memory: {first_line(error)}; use a smaller model or a larger machine")
         print(escape_control("\n    ".join([name, *lines])))
         failures += sum(line.startswith(PROBLEM) for line in lines)
     print(f"problems: {failures}; the run would fail" if failures else "ready to run")

@@ -380,6 +380,21 @@ def test_a_run_alone_is_evaluated_on_its_own_sets_as_it_was_graded(run, own_run,
     assert all(row["strict"] for row in rows_of(folder))
 
 
+def test_validation_and_test_files_of_one_name_are_two_benchmarks(run, tiny, tmp_path):
+    """As a/validation.jsonl and b/validation.jsonl: the run trains, so it can be evaluated."""
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    shutil.copytree(tiny, tmp_path / "run" / "checkpoints" / "step_000001")
+    for place, answer in (("a", "2"), ("b", "3")):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "held.jsonl").write_text(json.dumps({"question": "1+1=?", "answer": answer}) + "\n")
+    sets = {"eval.data": str(tmp_path / "a" / "held.jsonl"), "eval.test": str(tmp_path / "b" / "held.jsonl")}
+    write_config(tmp_path / "run", {"model": str(tiny), "prompt": "plain", "rollout.max_new_tokens": 2} | sets)
+    code, out, error = run("--run", tmp_path / "run", "--out", tmp_path / "evals")
+    assert code == 0, error
+    assert len(list((tmp_path / "evals" / "run--base").iterdir())) == 2
+    assert "benchmark held-test" in out
+
+
 def test_columns_and_verifier_are_options_too(run, tiny, own_run, tmp_path):
     held = own_run.parents[1] / "held.jsonl"
     ask = ("--bench", held, "--model", tiny, "--max-new-tokens", 2, "--out", tmp_path, "--verifier", "last_number")

@@ -75,6 +75,16 @@ def test_the_model_is_proved_and_nothing_written(tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("place", ["grpo.plan.preflight.load_policy", "grpo.model_check._differences"])
+def test_a_model_that_does_not_fit_is_a_line(place, monkeypatch, capsys):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(place, full)
+    assert check(cpu(), CPU) == 1
+    assert re.search(r"PROBLEM: .*out of memory.*2\.00 GiB", capsys.readouterr().out)
+
+
 @pytest.mark.parametrize(("family", "line"), [("gpt2", "ready to run"), ("gemma2", "PROBLEM: .*takes softcap")])
 def test_a_model_that_is_not_computed_exactly_is_found(family: str, line: str, tmp_path, capsys):
     """GPT-2's configuration has neither key heads nor the width of its feed-forward layers."""
@@ -168,6 +178,17 @@ def test_a_model_that_the_hub_does_not_give_out_is_found(monkeypatch, capsys):
 
 
 # ---- the traps, one by one
+
+
+@pytest.mark.parametrize(
+    ("version", "fits"),
+    [("0.32.0", True), ("0.33rc1", True), ("1.0.dev7+g12ab", True), ("0.31.2", False), ("0.9rc1", False)],
+)
+def test_versions_of_vllm(version, fits, monkeypatch):
+    monkeypatch.setattr(vllm_engine, "versions_of", lambda packages: {"vllm": version})
+    monkeypatch.setattr(vllm_engine, "compiler_problems", lambda: [])
+    problems = vllm_engine.VLLMEngine.problems("cuda")
+    assert problems == [] if fits else "0.32 is needed" in problems[0]
 
 
 def test_what_this_machine_cannot_do(monkeypatch):

@@ -19,9 +19,10 @@ from small_runs import arguments
 
 import train
 from grpo.cli import parse_args
+from grpo.errors import UserError
 from grpo.policy import load_policy
-from grpo.run.files import read_rows
-from grpo.settings import build, flat
+from grpo.run.files import read_rows, write_config
+from grpo.settings import build, changed, flat
 from rewards import make_reward
 from tools.export import hub
 from tools.export import verl as export
@@ -66,6 +67,31 @@ def test_what_cannot_be_exported_is_one_line(arguments: list[str], words: str, t
     error = capsys.readouterr().err
     assert words in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("learner.mask_truncated", True),
+        ("rollout.resample_flat_groups", 2),
+        ("policy.quant", "nf4"),
+        ("learner.optimizer", "adamw_8bit"),
+    ],
+)
+def test_a_setting_that_verl_lacks_is_refused(setting: str, value: object):
+    config = build("h100", {"policy.lora_rank": 8})
+    export.check(config, 8, 1)
+    with pytest.raises(UserError, match=f"{setting}: verl has no counterpart"):
+        export.check(changed(config, {setting: value}), 8, 1)
+
+
+def test_a_run_s_data_is_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    settings = {"data": "mine.parquet", "model": str(REPO / "data/tiny-base"), "prompt": "plain"}
+    (tmp_path / "here" / "runs" / "a").mkdir(parents=True)
+    shutil.copy(ARITHMETIC, tmp_path / "here" / "mine.parquet")
+    write_config(tmp_path / "here" / "runs" / "a", build("h100", settings))
+    monkeypatch.chdir(tmp_path)
+    assert main(["verl", "here/runs/a", "--out", "out"]) == 0
 
 
 @pytest.mark.peers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import json
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -48,6 +49,21 @@ def test_the_accuracies_of_a_run(tmp_path, data):
     folder = run(tmp_path, {"0": 0, "1": 1, "2": 0}, {"0": 0.5, "1": 1, "2": 1})
     assert chosen(tmp_path, folder, "--rank", "1,2,3") == ["2", "0", "1"]
     assert chosen(tmp_path, folder, "--rank", "1,2,3", "--where", "level < 5") == ["2", "1"]
+
+
+def test_the_rows_are_the_run_s_own_from_any_folder(tmp_path, data, monkeypatch, capsys):
+    """A file that the run named from its start, and a published set in the run's data_dir."""
+    folder = run(tmp_path, {"0": 0, "1": 1, "2": 0}, {"0": 0.5, "1": 1, "2": 1})
+    config = Path(folder) / "config.yaml"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    config.write_text("data: rows.jsonl\n")
+    assert chosen(tmp_path, folder, "--rank", "1") == ["2"]
+    config.write_text("data: dsr_sub\ndata_dir: sets\n")
+    (tmp_path / "sets").mkdir()
+    (tmp_path / "sets" / "dsr_sub.parquet").write_text("not that set")
+    assert select_examples.main([folder, "--rank", "1", "--out", str(tmp_path / "one.parquet")]) == 2
+    assert f"{tmp_path}/sets/dsr_sub.parquet is damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

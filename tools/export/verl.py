@@ -46,6 +46,11 @@ def check(config: Config, gpus: int, nodes: int) -> None:
             f"learner.schedule {o.schedule}, learner.advantage {o.advantage} and learner.loss {o.loss} are not all in "
             "verl; choose constant, one of grpo, dr_grpo and rloo, and one of grpo, gspo and cispo"
         )
+    lost = {"policy.quant": "nf4", "learner.optimizer": "adamw_8bit", "learner.mask_truncated": True}
+    names = [name for name, value in lost.items() if flat(config)[name] == value]
+    names += ["rollout.resample_flat_groups"] if config.rollout.resample_flat_groups else []
+    if names:
+        raise UserError(f"{', '.join(names)}: verl has no counterpart, so it would be another experiment")
     if gpus < 1 or nodes < 1 or config.rollout.completions_per_step % (gpus * nodes):
         raise UserError(
             f"{config.rollout.prompts_per_step} x {config.rollout.group_size} completions do not divide over "
