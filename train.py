@@ -95,16 +95,15 @@ def train(config: Config, resumed: Path | None = None, interrupts: Interrupts | 
             with clock("reward"):
                 texts = decode(policy.tokenizer, groups)
                 scores = score(reward, groups, texts)
-            with clock("rollout"):  # only with rollout.resample_flat_groups
-                draws = replace_flat_groups(
-                    engine, reward, policy.tokenizer, problems, groups, texts, scores, config, step
-                )
+            replaced = replace_flat_groups(  # none without rollout.resample_flat_groups
+                engine, reward, policy.tokenizer, problems, groups, texts, scores, config, step, clock
+            )
             advantages = compute_advantages(scores, reward.weights, config.learner.advantage)
             # 3. Step: raise the probability of what did better than its group.
             with clock("learn"):
                 engine.sleep()
                 learned = learner.update(to_training_samples(groups, advantages, config.learner.mask_truncated))
-            run.record(step, groups, texts, scores, advantages, learned | draws)  # from here on the step cannot be lost
+            run.record(step, groups, texts, scores, advantages, learned, replaced)  # from here on it cannot be lost
             # 4. Hand the new weights to the sampler.
             with clock("sync"):
                 engine.sync(policy)

@@ -6,8 +6,9 @@ import hashlib
 import math
 import re
 from collections import ChainMap, Counter
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -53,6 +54,14 @@ def rollout(engine: Engine, problems: Sequence[Problem], n: int, sampling: Sampl
     return [Group(problem, tuple(group)) for problem, group in zip(problems, completions, strict=True)]
 
 
+class Replaced(NamedTuple):
+    """The groups without advantages that `replace_flat_groups` has replaced."""
+
+    rounds: int
+    groups: list[Group]
+    scores: list[list[Score]]
+
+
 def replace_flat_groups(
     engine: Engine,
     reward: Reward,
@@ -63,11 +72,12 @@ def replace_flat_groups(
     scores: list[list[Score]],
     config: Config,
     step: int,
-) -> dict[str, float]:
+    clock: Callable[[str], AbstractContextManager],
+) -> Replaced:
     """Replaces groups without advantages, in place, by groups of further problems (DAPO, arXiv 2503.14476).
 
     Makes at most `rollout.resample_flat_groups` rounds, in an order that (seed, step) determines, and never draws a
-    problem that the step already has. Returns the number of rounds as a metric, or nothing if the setting is 0.
+    problem that the step already has. `clock("rollout")` and `clock("reward")` measure the time.
     """
     from grpo.advantage import compute_advantages  # imports torch
 
@@ -76,20 +86,24 @@ def replace_flat_groups(
     order = np.random.default_rng([config.seed, step, 1]).permutation(len(problems))
     further = [problems[i] for i in order if problems[i].index not in drawn]
     sampling = SamplingParams.of_training(config)
-    draws = 0
-    while draws < limit:
+    replaced = Replaced(0, [], [])
+    while replaced.rounds < limit:
         advantages = compute_advantages(scores, reward.weights, config.learner.advantage)
         flat = [g for g, row in enumerate(advantages) if not row.any()][: len(further)]
         if not flat:
             break
-        new = rollout(engine, further[: len(flat)], config.rollout.group_size, sampling, config.seed, step)
+        with clock("rollout"):
+            new = rollout(engine, further[: len(flat)], config.rollout.group_size, sampling, config.seed, step)
         del further[: len(flat)]
-        new_texts = decode(tokenizer, new)
-        new_scores = score(reward, new, new_texts)
+        with clock("reward"):
+            new_texts = decode(tokenizer, new)
+            new_scores = score(reward, new, new_texts)
         for i, g in enumerate(flat):
+            replaced.groups.append(groups[g])
+            replaced.scores.append(scores[g])
             groups[g], texts[g], scores[g] = new[i], new_texts[i], new_scores[i]
-        draws += 1
-    return {"groups/further_draws": draws} if limit else {}
+        replaced = replaced._replace(rounds=replaced.rounds + 1)
+    return replaced
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, groups: Sequence[Group]) -> list[list[str]]:

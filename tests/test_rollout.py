@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -107,22 +108,31 @@ def test_flat_groups_are_replaced_by_further_problems(tokenizer, most, size):
         after = list(groups)
         texts = decode(tokenizer, groups)
         scores = score(reward, groups, texts)
-        figures = replace_flat_groups(engine, reward, tokenizer, problems, after, texts, scores, config, 1)
-        runs.append((after, texts, scores, figures, engine.prompts))
-    after, texts, scores, figures, prompts = runs[0]
+        phases = []
+
+        def clock(phase):
+            phases.append(phase)  # noqa: B023
+            return nullcontext()
+
+        replaced = replace_flat_groups(engine, reward, tokenizer, problems, after, texts, scores, config, 1, clock)
+        assert phases == ["rollout", "reward"] * replaced.rounds
+        runs.append((after, texts, scores, replaced, engine.prompts))
+    after, texts, scores, replaced, prompts = runs[0]
     assert runs[0] == runs[1], "a function of (seed, step)"
     assert len(after) == len(texts) == len(scores) == 5
     assert len(prompts) == len(set(prompts)) <= size, "no problem twice in a step"
     kept = [group for group in groups if group.problem.index % 2]
     assert [group for group in after if group in kept] == kept
     flat = [group.problem.index for group in after if group.problem.index % 2 == 0]
-    assert figures == ({} if most == 0 else {"groups/further_draws": figures["groups/further_draws"]})
+    drawn = sorted(group.problem.prompt_ids for group in (*after, *replaced.groups))
+    assert drawn == sorted(prompts), "every group that was drawn is kept or returned"
+    assert all(score.total == 0 for group in replaced.scores for score in group), "with its own scores"
     assert (after == groups) == (most == 0)
     if (most, size) == (9, 20):
         assert not flat
-        assert 1 < figures["groups/further_draws"] < 9, "it stops when no group is flat"
+        assert 1 < replaced.rounds < 9, "it stops when no group is flat"
     if size == 6:
-        assert figures["groups/further_draws"] == 1, "one problem is left over by the step"
+        assert replaced.rounds == 1, "one problem is left over by the step"
 
 
 def test_texts_for_reading_are_decoded_in_one_place():

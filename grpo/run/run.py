@@ -15,6 +15,7 @@ import torch
 
 from grpo.environment import versions
 from grpo.problems import BadRow
+from grpo.rollout import Replaced
 from grpo.run import files
 from grpo.run.alarms import Alarms
 from grpo.run.checkpoint import Checkpoints, TrainingState
@@ -131,18 +132,26 @@ class Run:
         scores: Sequence[Sequence[Score]],
         advantages: torch.Tensor,
         learned: dict[str, float],
+        replaced: Replaced,
     ) -> None:
-        """Records a step that the weights have taken. From here on it is not lost when the run stops."""
+        """Records a step that the weights have taken. From here on it is not lost when the run stops.
+
+        Completions and metrics are those of the groups that were trained on. accuracy.jsonl, the history by which
+        examples are selected, has every group that was drawn: without the flat ones it would be censored.
+        """
         self.interrupts.hold()  # the learner does before its step; one that was skipped took none
         completions = completion_rows(step, groups, texts, scores, advantages)
         files.write_completions(self.folder, step, completions)
         problems = {group.problem.index: group.problem for group in groups if group.problem.index not in self._known}
         self._known |= problems.keys()
         self._append("problems.jsonl", step, ({"problem": index} | asdict(new) for index, new in problems.items()))
-        accuracy = right_shares([group.problem.index for group in groups], scores)
+        drawn = [group.problem.index for group in (*groups, *replaced.groups)]
+        accuracy = right_shares(drawn, [*scores, *replaced.scores])
         self._append("accuracy.jsonl", step, [{"accuracy": accuracy}])
         metrics = summarize(scores) | completion_metrics(groups) | learned
         metrics["groups/zero_variance"] = (advantages == 0).all(1).double().mean().item()  # exact zeros, no tolerance
+        if self.config.rollout.resample_flat_groups:
+            metrics["groups/further_draws"] = replaced.rounds
         metrics["verifier/cache_hit_rate"] = self.state.reward.cache_hit_rate()
         self.state.complete(step, {"step": step} | metrics | self.clock.read())
         if not self.progress.bar.disable and step % self.config.show_every == 0:

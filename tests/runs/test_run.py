@@ -101,6 +101,19 @@ def test_every_metric_is_documented_once_and_every_documented_one_exists(folder)
     assert written | elsewhere == set(documented)
 
 
+def test_the_history_of_accuracies_has_the_groups_that_were_replaced(tmp_path):
+    """Every group is all wrong: two are drawn, then two more in each of two rounds; two stay."""
+    flat = {"data": REPO / "data" / "arithmetic" / "16_r8.parquet", "reward__name": "verify_only", "steps": 1}
+    assert train.main(arguments(tmp_path, "run", **flat, rollout__resample_flat_groups=2)) == 0
+    (history,) = read_rows(tmp_path / "run" / "accuracy.jsonl")
+    assert list(history["accuracy"].values()) == [0.0] * 6
+    kept = {completion["problem"] for completion in read_completions(tmp_path / "run", 1)}
+    assert len(kept) == 2
+    assert kept < set(map(int, history["accuracy"]))
+    row = read_rows(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert row["groups/further_draws"] == 2
+
+
 def test_the_best_and_the_newest_checkpoints_stay(folder):
     best = json.loads((folder / "summary.json").read_text())["best"]
     rows = read_rows(folder / "metrics.jsonl")
