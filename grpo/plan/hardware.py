@@ -1,4 +1,4 @@
-"""GPUs by their data sheets, and the machine at hand."""
+"""GPUs by their data sheets, and this machine."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import yaml
 
 from grpo.environment import cpu_cores, main_memory
 from grpo.errors import UserError
+from grpo.machine import GIB
 from grpo.settings import nearest
 
-GIB = 2**30
 KNOWN = yaml.safe_load(Path(__file__).with_name("hardware.yaml").read_text(encoding="utf-8"))
-"""GPUs and models, for a plan without either at hand"""
+"""GPUs and models, for a plan without either"""
 CPU_FLOPS_PER_CORE = 20e9
 CPU_BANDWIDTH = 10e9
 
@@ -26,15 +26,15 @@ class Hardware:
 
     name: str
     memory: float
-    """bytes in all; of this machine's, the bytes that are free"""
+    """bytes in all; the free bytes if it is in this machine"""
     flops: float
     """dense bf16 operations a second with float32 sums, by the data sheet (CPU: float32, a rough figure)"""
     bandwidth: float
-    """bytes a second of its own memory"""
+    """bytes a second, from and to its own memory"""
     sustained: float
-    """share of `flops` that matrix products keep up"""
+    """share of `flops` that matrix products sustain"""
     here: bool = False
-    """in this machine, not only in the table"""
+    """True if it is in this machine"""
     bf16: bool = True
     """computes in bfloat16"""
     device: str = "cuda"
@@ -50,7 +50,7 @@ GPUS = {
     for key, gpu in KNOWN["gpus"].items()
 }
 FALLBACK = "a10"
-"""has the speed that is assumed for a GPU that is not in the table"""
+"""GPU whose speed stands in for one missing from the table"""
 
 
 def hardware_named(name: str) -> Hardware:
@@ -74,7 +74,7 @@ def this_hardware(device: torch.device) -> Hardware:
 
 
 def data_sheet(name: str) -> Hardware | None:
-    """The GPU of the table whose name stands in the device's as whole words: an L40S is not an L4."""
+    """The GPU of the table whose name is part of the device's name, as whole words: an L40S is not an L4."""
     matching = [gpu for gpu in GPUS.values() if re.search(rf"\b{gpu.name}\b", name)]
     return max(matching, key=lambda gpu: len(gpu.name), default=None)
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 
-from grpo.plan.hardware import GIB
+from grpo.machine import GIB
 from grpo.plan.shapes import RunShape
 
 USABLE = 0.93
-"""Share of the memory to plan with; the rest is for fragmentation and for errors of the plan."""
+"""Share of the memory that the plan uses; the rest is for fragmentation and for errors of the plan."""
 CPU_KV = GIB
-"""On a CPU all of a KV cache of fixed size is touched at the start."""
+"""On a CPU a KV cache of fixed size is touched in full at the start."""
 CUDA_CONTEXT = 0.6 * GIB
 """context, cuBLAS workspaces and loaded kernels"""
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -26,13 +26,13 @@ MOMENT_BYTES = {"adamw": 8, "adamw_8bit": 2 * (1 + 4 / 256)}
 LOGIT_BYTES = {2: 8 + 2 + 2, 4: 8}
 """per logit of a chunk, by compute precision: two float32 buffers; in bfloat16 this chunk's gradient and the last"""
 HOST_TOKEN_BYTES = 120
-"""of main memory for a completion's token: id and log-probability as Python numbers, and its place in a batch"""
+"""of main memory for a completion's token: id and log-probability as Python numbers, and its row in a batch"""
 COMPRESSED_TOKEN = 1.3
 """bytes of a token in the run folder: about four letters, compressed"""
 
 
 def memory(run: RunShape) -> dict[str, dict[str, float]]:
-    """learn, rollout -> part -> bytes."""
+    """Phase (learn, rollout) -> part -> bytes."""
     costs, model, hardware, rollout = run.engine.costs, run.model, run.hardware, run.config.rollout
     logits = rollout.running_sequences * model.vocabulary
     both = policy_parts(run) | {
@@ -61,7 +61,7 @@ def memory(run: RunShape) -> dict[str, dict[str, float]]:
 
 
 def _cache_bytes(run: RunShape, rest: float) -> float:
-    """The KV cache. One of fixed size is as set, else the `rest` of the memory, at most for all sequences."""
+    """The KV cache. One of fixed size is as set, or else takes the `rest` of the memory, at most for all sequences."""
     all_sequences = run.config.rollout.running_sequences * sequence_bytes(run)
     if not run.engine.costs.reserves_cache:
         return 2 * all_sequences  # old and new exist together while it grows
@@ -71,7 +71,7 @@ def _cache_bytes(run: RunShape, rest: float) -> float:
 
 
 def policy_parts(run: RunShape) -> dict[str, float]:
-    """Bytes that live as long as the run."""
+    """Bytes that are held for the whole run."""
     whole = run.element * run.model.parameters
     saved = run.element - NF4_BYTES if run.config.policy.quant == "nf4" else 0
     return {
@@ -79,7 +79,7 @@ def policy_parts(run: RunShape) -> dict[str, float]:
         "adapter": 4 * run.trained if run.lora else 0,
         "float32 masters": 0 if run.lora or run.element == 4 else 4 * run.trained,
         "optimiser moments": MOMENT_BYTES[run.config.learner.optimizer] * run.trained,
-        "reference": whole if run.config.learner.kl_coef and not run.lora else 0,  # LoRA's is the policy without it
+        "reference": whole if run.config.learner.kl_coef and not run.lora else 0,  # LoRA's is the policy, adapter off
     }
 
 

@@ -10,7 +10,8 @@ from itertools import product
 from statistics import mean
 
 from grpo.engines.base import choose_engine, engine_type
-from grpo.plan.hardware import GIB, Hardware
+from grpo.machine import GIB
+from grpo.plan.hardware import Hardware
 from grpo.plan.memory import USABLE, disk_parts, memory, sequence_bytes
 from grpo.plan.shapes import RunShape, model_shape
 from grpo.plan.time import in_words, learning_flops, step_seconds
@@ -27,15 +28,15 @@ class Plan(RunShape):
     """A run with its memory and time."""
 
     note: str = ""
-    """the settings that were auto, with the values that were chosen"""
+    """the settings that were auto, with the chosen values"""
 
-    def but(self, options: dict[str, object]) -> Plan:
+    def with_settings(self, options: dict[str, object]) -> Plan:
         """The plan with other settings (dotted name -> value)."""
         return replace(self, config=changed(self.config, options))
 
     @cached_property
     def memory(self) -> dict[str, dict[str, float]]:
-        """learn, rollout -> part -> bytes."""
+        """Phase (learn, rollout) -> part -> bytes."""
         return memory(self)
 
     @property
@@ -68,10 +69,10 @@ class Plan(RunShape):
         return changed(self.config, {"rollout.kv_gib": max(1, math.floor(100 * self.kv_bytes / GIB)) / 100})
 
     def seconds(self, tokens: float | None = None) -> dict[str, float]:
-        """Phase -> seconds of a step, with completions of this many tokens, or of the expected number."""
+        """Phase -> seconds of a step, with `tokens` tokens a completion, else the expected number."""
         tokens = tokens or self.new_tokens
-        held = self.kv_bytes // (self.model.kv_elements * self.element * (self.prompt_tokens + tokens))
-        return step_seconds(self, tokens, max(1.0, min(self.config.rollout.running_sequences, held)))
+        sequences = self.kv_bytes // (self.model.kv_elements * self.element * (self.prompt_tokens + tokens))
+        return step_seconds(self, tokens, max(1.0, min(self.config.rollout.running_sequences, sequences)))
 
     @property
     def step_seconds(self) -> float:
@@ -79,10 +80,10 @@ class Plan(RunShape):
 
 
 def decide(config: Config, hardware: Hardware) -> Plan:
-    """The plan with all that is auto decided together, and with LoRA's sums kept where they fit.
+    """Decides all auto settings together, and keeps LoRA's sums if they fit.
 
-    Whole weights before 4 bits; then the fastest choice that fits, and of equally fast ones the largest micro-batch.
-    Where none fits, the choice that needs the least memory. Raises UserError where a model has no configuration.
+    Prefers whole weights to 4 bits, then the fastest choice that fits, then the largest micro-batch. If none fits,
+    takes the one that needs the least memory. Raises UserError for a model without a configuration.
     """
     if config.rollout.engine == "auto" and not hardware.here:
         engine = engine_type(ENGINES[-1])  # a GPU machine's default
@@ -160,7 +161,7 @@ def _time_lines(plan: Plan) -> list[str]:
 
 
 def planned_and_measured(plan: Plan, rows: Sequence[dict[str, float]]) -> str:
-    """Planned values beside the means of the run's `rows`, without the first step, which warms up; of memory the peak.
+    """Planned values beside the run's means (memory: its peak), without the first step, which warms up.
 
     The last line is the share of the data sheet's operations that learning reached, counted with the mean length.
     """

@@ -1,6 +1,6 @@
 """Checks a run before it starts: the plan, and everything known that would make the run fail.
 
-Every run goes through `plan_run`; `train.py --check` also reads all data, tests the reward and proves the model.
+Every run calls `plan_run`; `train.py --check` also reads all data, tests the reward and proves the model.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from grpo import hub
 from grpo.chat_template import ChatTemplate, describe_prompt
 from grpo.environment import installed, main_memory, versions
 from grpo.errors import UserError, first_line, is_out_of_memory
+from grpo.machine import GIB
 from grpo.model_check import prove
-from grpo.plan.hardware import GIB, this_hardware
+from grpo.plan.hardware import this_hardware
 from grpo.plan.memory import disk_parts, host_bytes
 from grpo.plan.planner import Plan, decide, describe
 from grpo.plan.shapes import model_config
@@ -44,7 +45,7 @@ FIXES: dict[str, object] = {
     "rollout.kv_gib": None, "policy.gradient_checkpointing": True, "learner.microbatch_tokens": 4096,
     "learner.logit_chunk": 256, "rollout.sleep": True, "rollout.max_num_seqs": 32,
 }  # fmt: skip
-"""Changes of memory and speed that can make a run fit, the mildest first"""
+"""Settings that can make a run fit without changing what it learns, mildest first"""
 LORA: dict[str, object] = {"policy.lora_rank": 64, "learner.lr": 1e-5}
 
 
@@ -68,7 +69,7 @@ def plan_run(config: Config, device: torch.device, sets: Iterable[str], resumed:
 
 
 def check(config: Config, device: torch.device, sets: Sets, resumed: Path | None = None) -> int:
-    """Prints what would run, or continue in the folder `resumed`, and all problems. Returns 1 if there is one."""
+    """Prints what would run, or continue in the folder `resumed`, and all problems. Returns 1 if there are any."""
     print(short(config))
     problems = cache(lambda: training_problems(config, _tokenizer(config))[0])
     plan = cache(lambda: decide(config, this_hardware(device)))
@@ -103,7 +104,7 @@ def _machine(config: Config) -> Iterator[str]:
 
 
 def _data(config: Config, problems: Callable[[], list[Problem]], sets: Sets) -> Iterator[str]:
-    """Every file of the run: rows, checksum, ground truths, and with a tokenizer at hand the prompts' lengths."""
+    """Every file of the run: rows, checksum, ground truths and, with a tokenizer, the longest prompt."""
     tokenizer = _tokenizer(config)
     template = ChatTemplate.of_run(config, tokenizer) if tokenizer else None
     loaders = {config.data: problems}
@@ -115,8 +116,8 @@ def _data(config: Config, problems: Callable[[], list[Problem]], sets: Sets) -> 
         checksum = f", sha256 {published.sha256[:12]} verified" if published else ""
         truths = len({problem.ground_truth for problem in rows})
         longest = max(len(problem.prompt_ids) for problem in rows) or "not known"
-        of = f"longest prompt {longest} of {config.rollout.max_prompt_tokens} tokens"
-        yield f"{name}: {len(rows)} rows{checksum}; ground truths: {truths}; {of}"
+        prompts = f"longest prompt {longest} of {config.rollout.max_prompt_tokens} tokens"
+        yield f"{name}: {len(rows)} rows{checksum}; ground truths: {truths}; {prompts}"
     if tokenizer:
         yield from describe_prompt(problems()[0], config, tokenizer, generation_config(config.model))
 
@@ -145,7 +146,7 @@ def _plan(decided: Callable[[], Plan], sets: Sets, resumed: Path | None) -> Iter
 
 
 def _model(decided: Callable[[], Plan], device: torch.device) -> Iterator[str]:
-    """The proof that a run starts with, where the model is on this machine and fits it."""
+    """The proof that a run starts with, if the model is on this machine and fits."""
     plan = decided()
     if plan.fits and _at_hand(plan.config.model):
         yield prove(load_policy(plan.config, device), plan.config.rollout.longest_sequence)
@@ -154,7 +155,7 @@ def _model(decided: Callable[[], Plan], device: torch.device) -> Iterator[str]:
 
 
 def _tokenizer(config: Config) -> PreTrainedTokenizerBase | None:
-    """None where the model is not on this machine."""
+    """None if the model is not on this machine."""
     return load_tokenizer(config.model, config.policy.trust_remote_code) if _at_hand(config.model) else None
 
 
@@ -166,7 +167,7 @@ def _at_hand(model: str) -> bool:
 
 
 def fit_error(plan: Plan) -> str | None:
-    """Why the plan does not fit, and a change that makes it fit; None where it fits."""
+    """Why the plan does not fit, and a change that makes it fit; None if it fits."""
     if plan.fits:
         return None
     phase, need = max(plan.totals.items(), key=lambda item: item[1])
@@ -180,9 +181,9 @@ def fit_error(plan: Plan) -> str | None:
 
 
 def suggest_fix(plan: Plan) -> dict[str, object]:
-    """The mildest change that makes the plan fit: one or all of FIXES, then LoRA; nothing where none does."""
+    """The mildest change that makes the plan fit: one or all of FIXES, then LoRA; empty if none does."""
     changes = [*({name: value} for name, value in FIXES.items()), FIXES, LORA, FIXES | LORA]
-    change = next((change for change in changes if plan.but(change).fits), {})
+    change = next((change for change in changes if plan.with_settings(change).fits), {})
     return {name: value for name, value in change.items() if flat(plan.config)[name] != value}
 
 
@@ -190,7 +191,7 @@ def suggest_fix(plan: Plan) -> dict[str, object]:
 
 
 def blockers(plan: Plan, sets: Iterable[str] = (), resumed: Path | None = None) -> list[str]:
-    """One line for each known reason why the run would fail, with its fix; first that there is no GPU."""
+    """One line, with its fix, for each known reason why the run would fail; a missing GPU comes first."""
     lines = [*(machine_blockers(plan, sets) if plan.hardware.here else []), *_run_blockers(plan)]
     if resumed is None:  # a continued run has most of its files already, and makes room for the others as it goes
         lines += _disk_blockers(plan)
@@ -254,7 +255,7 @@ def machine_blockers(plan: Plan, sets: Iterable[str]) -> Iterator[str]:
 
 
 def warnings(plan: Plan) -> Iterator[str]:
-    """One line for each thing that a run survives and its owner should know."""
+    """Yields settings that work but are probably mistakes, one line each."""
     policy = plan.config.policy
     step = policy.lora_alpha * plan.config.learner.lr
     if policy.lora_rank and step < LEAST_LORA_STEP:
@@ -265,6 +266,6 @@ def warnings(plan: Plan) -> Iterator[str]:
 
 
 def nearest_folder(config: Config) -> Path:
-    """The parent of the run folders, or what exists nearest above it; a file, where one is in the way."""
+    """The nearest existing parent of the run folders; may be a file."""
     out = Path(config.out).absolute()
-    return next(place for place in (out, *out.parents) if place.exists())
+    return next(path for path in (out, *out.parents) if path.exists())

@@ -49,7 +49,7 @@ class ModelShape:
 
 @cache
 def model_shape(name: str, trust_remote_code: bool = False) -> ModelShape:
-    """From a model built on the meta device, where tensors have no data. Raises UserError without a configuration."""
+    """The shape of a model built on the meta device, without data. Raises UserError without a configuration."""
     config = model_config(name, trust_remote_code)
     with torch.device("meta"):
         return shape_of(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
@@ -75,7 +75,7 @@ def shape_of(model: PreTrainedModel) -> ModelShape:
 
 
 def model_config(name: str, trust_remote_code: bool = False, known: bool = True) -> PreTrainedConfig:
-    """From hardware.yaml (unless not `known`), a folder, the cache or the hub; of an adapter, its base's."""
+    """The configuration, from hardware.yaml (if `known`), a folder, the cache or the hub; an adapter's is its base's."""
     name = hub.base_of(name)
     if known and name in KNOWN["models"] and not Path(name).is_dir():
         return AutoConfig.for_model(**KNOWN["models"][name])
@@ -92,9 +92,9 @@ class RunShape:
     hardware: Hardware
     engine: type[Engine]
     reward_model: ModelShape | None = None
-    """hybrid's"""
+    """of the hybrid reward"""
     keep_sums: bool = False
-    """LoRA: W + s B A is kept from pass to pass while the learner works"""
+    """LoRA: keep W + s B A between the passes of a step"""
 
     @property
     def element(self) -> int:
@@ -113,12 +113,12 @@ class RunShape:
 
     @property
     def sleep(self) -> bool:
-        """The engine gives its memory back while the learner works."""
+        """True if the engine releases its memory while the learner works."""
         return self.config.rollout.sleep and self.engine.costs.sleeps and not self.hardware.is_cpu
 
     @property
     def microbatch_tokens(self) -> int:
-        """A longer sequence goes alone."""
+        """Tokens of a micro-batch, at least the longest sequence."""
         tokens = self.config.learner.microbatch_tokens
         assert tokens != "auto"
         return max(tokens, self.config.rollout.longest_sequence)
@@ -138,6 +138,5 @@ class RunShape:
 
 
 def expected(limit: int) -> float:
-    """Tokens that prompts or completions are assumed to have before any is seen: a quarter of a long limit, all of a
-    short one."""
+    """Assumed tokens of prompts or completions before any is seen: a quarter of a long limit, all of a short one."""
     return min(limit, max(48, limit / 4))

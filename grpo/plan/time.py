@@ -11,9 +11,9 @@ from grpo.plan.shapes import ModelShape, RunShape
 LOW, HIGH = 0.8, 1.3
 """The range around an estimate. Learning with all weights was measured at 0.93 of it, on one H100."""
 BANDWIDTH_SHARE = 0.85
-"""of the data sheet's bandwidth that elementwise operators reach"""
+"""Share of the data sheet's bandwidth that elementwise operators reach"""
 DECODE_FLOPS, DECODE_BANDWIDTH = 0.5, 0.7
-"""shares of the data sheet's that decoding reaches"""
+"""Shares of the data sheet's figures that decoding reaches"""
 # Bytes that elementwise operators move for a token in a layer, by hidden size, and for a predicted token, by
 # vocabulary. Counted on the learner's operators for Qwen2.5-1.5B on 2026-11-26 (docs/performance.md).
 TRAINING_BYTES = {"all": 371, "lora": 582}
@@ -25,13 +25,13 @@ UNITS = {"days": 86400, "h": 3600, "min": 60, "s": 1}
 def step_seconds(run: RunShape, tokens: float, running: float) -> dict[str, float]:
     """Phase -> seconds of a step with `tokens` tokens a completion and `running` sequences decoded at once.
 
-    Rewards and the hand-over of the weights take less than the estimate is wrong by.
+    Rewards and the transfer of the weights take less time than the estimate's error.
     """
     return {"rollout": _rollout(run, tokens, running), "learn": _learn(run, tokens)}
 
 
 def _rollout(run: RunShape, tokens: float, running: float) -> float:
-    """The parts of a decoding step follow one another. At the end the longest completions run on alone."""
+    """The parts of a decoding step run one after the other. At the end the longest completions run alone."""
     model, costs = run.model, run.engine.costs
     bandwidth = DECODE_BANDWIDTH * run.hardware.bandwidth
 
@@ -47,7 +47,7 @@ def _rollout(run: RunShape, tokens: float, running: float) -> float:
 
 
 def _learn(run: RunShape, tokens: float) -> float:
-    """Matrix products at the rate the GPU keeps up, and the traffic of elementwise operators at its bandwidth."""
+    """Matrix products at the GPU's sustained rate, and the traffic of elementwise operators at its bandwidth."""
     model, hardware = run.model, run.hardware
     predicted, packed, pairs = _learned(run, tokens)
     again = bool(run.config.policy.gradient_checkpointing)
@@ -64,7 +64,7 @@ def learning_flops(run: RunShape, tokens: float) -> float:
     """Operations of one step's learning: a forward pass, a backward pass of twice its work, and the scoring passes.
 
     The backward pass takes the gradients of both factors of each product; frozen weights (LoRA; the adapter's own small
-    work is not counted) need none. What gradient checkpointing computes again is no credit in a utilisation
+    work is not counted) need none. What gradient checkpointing recomputes does not count in a utilisation
     (arXiv 2204.02311, appendix B).
     """
     predicted, packed, pairs = _learned(run, tokens)
@@ -95,6 +95,6 @@ def forward_flops(model: ModelShape, tokens: float, pairs: float, predicted: flo
 
 
 def in_words(seconds: float) -> str:
-    """The range of an estimate, in the unit that a person would use: 7.0 to 11.3 min."""
+    """The range of an estimate in a readable unit: 7.0 to 11.3 min."""
     unit = next((unit for unit, size in UNITS.items() if HIGH * seconds >= 1.5 * size), "s")
     return f"{LOW * seconds / UNITS[unit]:.1f} to {HIGH * seconds / UNITS[unit]:.1f} {unit}"

@@ -14,9 +14,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from grpo.engines.vllm_engine import VLLMEngine
 from grpo.errors import UserError
+from grpo.machine import GIB
 from grpo.optim import Optimizer
 from grpo.packing import pack
-from grpo.plan.hardware import GIB, GPUS
+from grpo.plan.hardware import GPUS
 from grpo.plan.memory import NF4_BYTES, learning_parts, policy_parts
 from grpo.plan.shapes import ModelShape, RunShape, model_config, model_shape, shape_of
 from grpo.policy import Policy

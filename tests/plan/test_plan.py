@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from grpo.errors import UserError
+from grpo.machine import GIB
 from grpo.plan.__main__ import main
-from grpo.plan.hardware import GIB, GPUS, data_sheet, hardware_named, this_hardware
+from grpo.plan.hardware import GPUS, data_sheet, hardware_named, this_hardware
 from grpo.plan.memory import sequence_bytes
 from grpo.plan.planner import LEAST_SEQUENCES, Plan, decide, describe, planned_and_measured
 from grpo.plan.preflight import FIXES, LORA, fit_error, plan_run, suggest_fix
@@ -215,7 +216,7 @@ def test_a_run_that_cannot_fit_names_settings_that_do():
     line = fit_error(full)
     assert line.startswith("does not fit L4: learn needs ")
     assert "It fits with: --policy.lora_rank 64" in line
-    assert full.but(suggest_fix(full)).fits
+    assert full.with_settings(suggest_fix(full)).fits
 
 
 @pytest.mark.parametrize(
@@ -234,7 +235,7 @@ def test_the_setting_at_fault_is_the_suggest_fix(options, cure):
     bad = plan("l4", "l4", **options)
     assert not bad.fits
     assert set(suggest_fix(bad)) == {cure}
-    assert bad.but(suggest_fix(bad)).fits
+    assert bad.with_settings(suggest_fix(bad)).fits
 
 
 def test_where_nothing_helps_a_larger_card_is_named():

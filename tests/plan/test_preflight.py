@@ -17,8 +17,9 @@ from data.tiny_base import make_tokenizer
 from grpo import hub
 from grpo.engines import vllm_engine
 from grpo.evaluation.benchmarks import held_out_sets
+from grpo.machine import GIB
 from grpo.plan import preflight as traps
-from grpo.plan.hardware import GIB, GPUS, hardware_named
+from grpo.plan.hardware import GPUS, hardware_named
 from grpo.plan.memory import disk_parts
 from grpo.plan.planner import Plan, decide
 from grpo.settings import build
