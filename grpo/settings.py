@@ -23,7 +23,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic.fields import FieldInfo
 
 from grpo.errors import UserError
-from rewards import weights_from_env
+from rewards import DEFAULT_WEIGHTS, weights_from_env
 
 
 def expand_home(text: Any) -> Any:
@@ -125,11 +125,11 @@ class HybridConfig(Section):
 class RewardConfig(Section):
     name: str = "multi_signal"
     """multi_signal, verify_only, format_only, random, hybrid, or package.module:function."""
-    alpha: float = Field(1.0, ge=0)
+    alpha: float = Field(DEFAULT_WEIGHTS[0], ge=0)
     """Weight of verify: the answer equals the ground truth."""
-    beta: float = Field(0.5, ge=0)
+    beta: float = Field(DEFAULT_WEIGHTS[1], ge=0)
     """Weight of format: the layout that goes with reward.verifier."""
-    gamma: float = Field(0.5, ge=0)
+    gamma: float = Field(DEFAULT_WEIGHTS[2], ge=0)
     """Weight of reflect: the reflection's last verdict on the answer is true."""
     verifier: Literal["box", "last_number", "answer_tag"] = "box"
     """The answer, in training and in held-out figures: the last box (format: think, box and reflection, once each, in

@@ -4,9 +4,9 @@ Reading order: score.py (what a reward returns), signals.py (the three signals a
 and function.py (other rewards), make.py (a reward by its name and options), verifier.py (which answers reach the
 equivalence checker), adapters.py (TRL and verl). equivalence/ decides whether an answer equals a ground truth.
 
-Where data is loaded: `ground_truth_text(value) -> str` (ValueError for what is neither text nor number; nothing is
-parsed) and `check_ground_truths(truths, workers=2, timeout_s=5.0, progress=None) -> list[str | None]`, for each truth
-None or one line with the reason why no answer can be graded against it, parsed in workers that can be killed.
+For loading data: `ground_truth_text(value) -> str` (ValueError for anything but text or a number; parses nothing) and
+`check_ground_truths(truths, workers=2, timeout_s=5.0, progress=None) -> list[str | None]` (for each truth None, or one
+line with the reason why no answer can be graded against it; parses in workers that can be killed).
 """
 
 # ruff: noqa: F401 - what is imported here is what the package offers

@@ -47,5 +47,5 @@ def _default() -> MultiSignalMathReward:
 
 
 def _text(message: Any) -> str:
-    """Returns a text as it is; of a conversation the contents of its messages, joined."""
+    """Returns a text unchanged; joins the contents of a conversation's messages."""
     return message if isinstance(message, str) else "".join(part["content"] or "" for part in message)

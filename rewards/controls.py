@@ -1,4 +1,4 @@
-"""Experiment controls: the same log as the real reward, with another total."""
+"""Control rewards: they log the same signals and pay for something else."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from rewards.score import SIGNALS, RewardError, Row, Score
 from rewards.signals import MultiSignalMathReward, one_box
 
 CONTROL_WEIGHTS = {"verify_only": (1.0, 0.0, 0.0), "format_only": (0.0, 1.0, 0.0)}
-"""Weights of the controls that pay for one signal. All three signals are logged under each."""
+"""Weights of the controls that pay for one signal; all three signals are logged"""
 
 
 class RandomReward(MultiSignalMathReward):
     """Pays 0 or 1 by a fair coin that does not depend on the answer: it teaches nothing that the model did not know.
 
-    `needs_box`: pays only where there is exactly one box, which keeps the format alive (as in arXiv 2506.10947). The
-    same seed, texts and order give the same coins, also across a resume: `state_dict` holds the number of tosses.
+    `needs_box`: pays only completions with exactly one box, so that the format is still rewarded (as in arXiv
+    2506.10947). The same seed, texts and order give the same coins, also after a resume: `state_dict` holds the number
+    of tosses.
     """
 
     def __init__(self, seed: int = 0, needs_box: bool = False, **verifier_options: Any) -> None:

@@ -31,7 +31,7 @@ MAX_SIGNAL = 1e6
 """Largest size of a signal; squares of 1e300 have no float"""
 BATCH_PARAMETERS = {"completions", "prompts", "completion_ids"}
 TRUTH_COLUMNS = ("ground_truth", "solution", "answer", "final_answer")
-"""Usual names of the column with the ground truth: a parameter of that name gets the ground truth"""
+"""Usual names of the ground truth's column: a parameter of such a name gets the ground truth"""
 
 
 class FunctionReward(Reward):
@@ -108,7 +108,7 @@ class FunctionReward(Reward):
             except RewardError as error:
                 errors.append(error)
                 continue
-            if any(lists["completion"]):  # an empty text does not show the form
+            if any(lists["completion"]):  # an empty text does not reveal the form
                 self.forms = [form]
             return signals
         raise errors[0] if len(errors) == 1 else RewardError("; ".join(map(str, errors))) from errors[0]

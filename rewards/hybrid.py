@@ -1,4 +1,4 @@
-"""A reward model within the bounds that the verifier sets: a wrong answer never outranks a right one.
+"""A reward model bounded by the verifier: a wrong answer never outranks a right one.
 
 correct: (1 - b) + 2b * s, wrong: -a + 2a * s, with s = (rm - min) / (max - min + eps) the reward model's score, scaled
 by the smallest and largest score of a warm-up. With a = b = 0.5: right answers get 0.5 .. 1.5, wrong ones -0.5 .. 0.5.
@@ -20,13 +20,13 @@ DEFAULT_MODEL = "nvidia/AceMath-7B-RM"
 BATCH = 8
 """Completions in one forward pass"""
 MAX_TOKENS = 4096
-"""Limit for question and completion together; a longer text loses its beginning"""
+"""Limit of question and completion together; a longer text loses its beginning"""
 
 
 class RewardModel:
     """A Hugging Face sequence-classification model with one output, in bf16.
 
-    `device`: auto is cuda where there is one. `offload` keeps the weights in main memory between calls.
+    `device` auto: cuda if there is one. `offload` keeps the weights in main memory between calls.
     """
 
     def __init__(self, name: str, offload: bool = False, device: str = "auto") -> None:
@@ -58,7 +58,7 @@ class RewardModel:
         """One number for each completion, read as the assistant's whole turn after the question."""
         texts = [self.conversation(*pair) for pair in zip(questions, completions, strict=True)]
         texts = [text.encode("utf-8", "replace").decode() for text in texts]  # no tokenizer takes a lone surrogate
-        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))  # alike lengths, little padding
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))  # similar lengths: little padding
         scores = torch.zeros(len(texts))
         self.model.to(self.device)
         for start in range(0, len(order), BATCH):

@@ -31,9 +31,9 @@ def make_reward(
     """Returns the reward of that name, or a user's own as `package.module:function`.
 
     The arguments are the settings of the section `reward`. alpha, beta and gamma are the weights of multi_signal;
-    `verifier` defines how answers are found, and `limits` are the options of the `Verifier` that grades them;
+    `verifier` chooses how answers are found, and `limits` are the options of the `Verifier` that grades them;
     `parallel` and `call_limit_s` apply to a user's own function; `random` and `hybrid` are options of these rewards.
-    RewardError for an unknown name.
+    Raises RewardError for an unknown name.
     """
     limits["answer_from"] = verifier
     if name == "multi_signal":
@@ -56,7 +56,7 @@ def make_reward(
 def load_reward(row: Row, seed: int, device: str, **settings: Any) -> Reward:
     """Returns a run's reward after its self-test; `settings` is the section `reward`.
 
-    `row` is what is known of the first problem: a user's own function is tried on it.
+    `row` is that of the first problem, on which a user's own function is tried.
     """
     reward = make_reward(seed=seed, device=device, **settings)
     reward.self_test(row)

@@ -10,14 +10,14 @@ from statistics import fmean, stdev
 from typing import Any
 
 Row = Mapping[str, Any]
-"""Further facts about a completion, by name: question, prompt, token ids, and the other columns of its data row"""
+"""What else is known of a completion, by name: question, prompt, token ids, and the other columns of its data row"""
 OUTCOMES = ("correct", "wrong", "no_answer", "unparsed", "timeout", "over_budget")
 """Outcomes of grading an answer. `no_answer`: missing or empty. `unparsed`: past the length or nesting
 limit, or not readable as mathematics. `timeout`: past the limit of processor time or memory for one answer.
 `over_budget`: not graded, because the answers before it used the processor time of the whole batch."""
 
 UNVERIFIED = "unverified"
-"""The outcome where nothing verifies: a reward function of the user's own."""
+"""The outcome under a user's own reward function, which verifies nothing"""
 
 
 class RewardError(ValueError):
@@ -59,7 +59,7 @@ class Reward:
 
     @property
     def calibration_size(self) -> int:
-        """Completions that `calibrate` needs before training; 0 where it is not needed (any more)."""
+        """Completions that `calibrate` needs before training; 0 if it is not needed, or no longer."""
         return 0
 
     def score_batch(
@@ -72,7 +72,7 @@ class Reward:
         return self.score_batch([completion], [ground_truth], [row])[0]
 
     def self_test(self, row: Row) -> None:
-        """Raises RewardError where the reward cannot work on this machine or on data such as this row."""
+        """Raises RewardError if the reward cannot work on this machine or with data such as this row."""
 
     def calibrate(self, completions: Sequence[str], rows: Sequence[Row]) -> None:
         """Fits the reward's scale to completions of the untrained policy."""
@@ -109,9 +109,9 @@ def check_weights(weights: Sequence[float]) -> tuple[float, ...]:
 
 
 def weights_from_env() -> tuple[float, ...]:
-    """Returns the weights of `REWARD_WEIGHTS="alpha,beta,gamma"`, or the defaults where it is not set.
+    """Returns the weights of `REWARD_WEIGHTS="alpha,beta,gamma"`, or the defaults if it is not set.
 
-    RewardError for any other text.
+    Raises RewardError for any other text.
     """
     text = os.environ.get("REWARD_WEIGHTS", ",".join(map(str, DEFAULT_WEIGHTS)))
     try:

@@ -1,7 +1,7 @@
 """The three signals: the right answer, the requested layout, and a true verdict in the reflection.
 
 The layout is `<think>...</think>`, then `\\boxed{...}`, then `<reflection>...</reflection>`. Every
-pattern here is linear in the text, and BOX_WINDOW bounds what ten megabytes of braces can cost.
+pattern here takes time linear in the text, and BOX_WINDOW bounds the search for boxes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
-from rewards.score import SIGNALS, Reward, RewardError, Row, Score, check_weights
+from rewards.score import DEFAULT_WEIGHTS, SIGNALS, Reward, RewardError, Row, Score, check_weights
 from rewards.verifier import Pair, Verifier
 
 Verdict = Literal["correct", "wrong"]
@@ -38,11 +38,11 @@ _NOT = re.compile(
 _BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 
 BOX_WINDOW = 100_000
-"""Characters at the end of the text in which boxes are looked for; no answer is nearly that long."""
+"""Characters at the end of the text that are searched for boxes; no answer is nearly that long."""
 MAX_REFLECTION = 20_000
 """Characters; a longer reflection has no verdict."""
 _BLANK_LETTERS = "\u115f\u1160\u2800\u3164\uffa0"
-"""Letters and symbols of Unicode that have no ink"""
+"""Invisible letters and symbols of Unicode"""
 
 
 class Layout(NamedTuple):
@@ -54,7 +54,7 @@ class Layout(NamedTuple):
 
 
 def read(text: str, answer_from: AnswerFrom = "box") -> Layout:
-    """Answer, format and verdict of one completion; any string is legal."""
+    """Reads answer, format and verdict of one completion, which may be any string."""
     find, laid_out = _ANSWERS[answer_from]
     answers = (find(part) for part in reversed(answer_parts(text)))
     answer = next((answer for answer in answers if answer is not None), None)
@@ -65,13 +65,13 @@ def read(text: str, answer_from: AnswerFrom = "box") -> Layout:
 def answer_parts(text: str) -> list[str]:
     """The parts of the text before the first `<reflection>` and outside `<think>`, in order.
 
-    A think block that never closes hides the rest; what stands before a `</think>` that nothing opened is thought too
-    (some chat templates write the opening tag themselves).
+    A think block that never closes hides the rest. Text before a `</think>` without an opening tag is thought too: some
+    chat templates write that tag.
     """
     parts = _THOUGHT.split(text.partition("<reflection>")[0])
-    for place in reversed(range(len(parts))):
-        if "</think>" in parts[place]:
-            return [parts[place].rpartition("</think>")[2], *parts[place + 1 :]]
+    for i in reversed(range(len(parts))):
+        if "</think>" in parts[i]:
+            return [parts[i].rpartition("</think>")[2], *parts[i + 1 :]]
     return parts
 
 
@@ -97,12 +97,12 @@ def one_box(text: str) -> bool:
 
 
 def visible(text: str) -> bool:
-    """Returns whether the text shows anything: spaces, marks, controls and blank characters (U+200B) do not."""
+    """Returns whether any character is visible: spaces, marks, controls and blanks (U+200B) are not."""
     return any(unicodedata.category(letter)[0] not in "ZCM" and letter not in _BLANK_LETTERS for letter in text)
 
 
 def think_box_reflection(text: str) -> bool:
-    """Returns whether each tag stands once and in order, with one box in between, nothing empty and nothing after."""
+    """Returns whether each tag occurs once and in order, with one box between them, nothing empty and nothing after."""
     pieces = _around(text, "think", "reflection")
     if pieces is None:
         return False
@@ -112,13 +112,13 @@ def think_box_reflection(text: str) -> bool:
 
 
 def think_answer(text: str) -> bool:
-    """Returns whether each tag stands once and in order, nothing empty and nothing after."""
+    """Returns whether each tag occurs once and in order, with nothing empty and nothing after."""
     pieces = _around(text, "think", "answer")
     return pieces is not None and visible(pieces[1]) and visible(pieces[3]) and not pieces[4].strip()
 
 
 def _around(text: str, *names: str) -> list[str] | None:
-    """The pieces around <a>, </a>, <b>, </b>, ...; None unless each of these tags stands there once, in this order."""
+    """The pieces around <a>, </a>, <b>, </b>, ...; None unless each tag occurs once, in this order."""
     tags = [f"<{slash}{name}>" for name in names for slash in ("", "/")]
     pieces = re.split(f"({'|'.join(tags)})", text, maxsplit=len(tags) + 1)
     return pieces[::2] if pieces[1::2] == tags else None
@@ -127,7 +127,7 @@ def _around(text: str, *names: str) -> list[str] | None:
 def last_number(text: str) -> str | None:
     """The last number written in digits (-1,234.5, 3/4, 1.5e-3, 2 x 10^5), of the last box where one holds a number.
 
-    None without one. A piece of a date, a time or a unit (cm^2) is no number, and neither is one that the text denies
+    None without one. Parts of a date, a time or a unit (cm^2) do not count, nor do numbers that the text denies
     ("not 42"). The minus of `7-5` is not a sign.
     """
     box = last_box(text)
@@ -142,7 +142,7 @@ def last_number(text: str) -> str | None:
 
 
 def _joined(number: str) -> str:
-    """A number without the spaces that group its digits and stand around its operators."""
+    """Removes the spaces that group a number's digits or surround its operators."""
     groups = r"(?<=[0-9])(?:\\,|\{,\}|,\\!|\s)(?=[0-9])"
     return re.sub(rf"{groups}|(?<=[0-9]) (?=[/x*\\])|(?<=[/x*]) (?=[0-9])", "", number)
 
@@ -159,7 +159,7 @@ _ANSWERS: dict[str, tuple[Callable[[str], str | None], Callable[[str], bool]]] =
     "last_number": (last_number, one_box),
     "answer_tag": (last_answer_tag, think_answer),
 }
-"""For each `answer_from`: how the answer is found in a part of the text, and what the whole text has to look like"""
+"""`answer_from` -> function that finds the answer in a part of the text, and the check of the whole text's layout"""
 
 
 _PLACEHOLDER = re.compile(
@@ -176,7 +176,7 @@ _NO_CONTENT = re.compile(
 def says_nothing(answer: str) -> bool:
     """Returns whether an answer is empty, punctuation, dots, a blank to be filled in, or a word such as "unknown".
 
-    Calling such an answer wrong is no reflection. Only wrong answers are asked, so a ground truth "none" can be met.
+    Calling such an answer wrong earns nothing. Only wrong answers are tested, so a ground truth "none" can be met.
     """
     words = " ".join(_NO_CONTENT.sub(" ", answer).split())
     return not visible(words) or bool(_PLACEHOLDER.fullmatch(words))
@@ -211,7 +211,7 @@ _CLAUSE = re.compile(r"[,;:]")
 def verdict(reflection: str) -> Verdict | None:
     """The last verdict word, as "correct" or "wrong"; None if all of them stand in questions and doubts.
 
-    A doubt ("not sure", "maybe", "if") takes away the verdicts that follow it in its clause.
+    A doubt ("not sure", "maybe", "if") cancels the verdicts that follow it in its clause.
     """
     if len(reflection) > MAX_REFLECTION:
         return None
@@ -237,9 +237,9 @@ class MultiSignalMathReward(Reward):
 
     def __init__(
         self,
-        alpha: float = 1.0,
-        beta: float = 0.5,
-        gamma: float = 0.5,
+        alpha: float = DEFAULT_WEIGHTS[0],
+        beta: float = DEFAULT_WEIGHTS[1],
+        gamma: float = DEFAULT_WEIGHTS[2],
         *,
         answer_from: AnswerFrom = "box",
         **verifier_options: Any,
@@ -300,7 +300,7 @@ def grade_answers(
 
 
 def _by_scorer(answer: str | None, score_answer: Callable[[str], float]) -> tuple[str, float]:
-    """Returns outcome and score; "unparsed" where the scorer fails on the answer, which any text of a model may do."""
+    """Returns outcome and score; "unparsed" if the scorer fails, which any text of a model may cause."""
     if answer is None:
         return "no_answer", 0.0
     try:

@@ -1,7 +1,7 @@
-"""Ground truths that no answer can meet, found before a run trains on them.
+"""Finds ground truths that no answer can meet, before a run trains on them.
 
-A ground truth is gradable when a usual answer would count: itself in a box, and its value without its unit. The reasons
-found are kept on disk for each version of the grader, so that the same data are checked in seconds the next time.
+A ground truth is gradable if the usual answers would count: itself in a box, and its value without its unit. The
+reasons are cached on disk for each version of the grader, so the same data are checked in seconds the next time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def check_ground_truths(
 ) -> list[str | None]:
     """Returns for each ground truth None, or one line with the reason why no usual answer meets it.
 
-    Each different text is read once, in workers, because some texts keep a parser busy for minutes.
+    Each distinct text is read once, in workers, because some keep a parser busy for minutes.
     `progress(done, all)` is called on the way. Raises ValueError for what is neither text nor number.
     """
     rows = [alternatives(truth) for truth in truths]
@@ -72,7 +72,7 @@ def _cache_path() -> Path:
 
 
 def _read_cache() -> dict[str, str]:
-    """The reasons known already; a missing or damaged file only costs time."""
+    """The cached reasons; a missing or damaged file only costs time."""
     with contextlib.suppress(OSError, ValueError, RuntimeError):
         return json.loads(_cache_path().read_text(encoding="utf-8"))
     return {}

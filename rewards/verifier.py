@@ -23,11 +23,11 @@ from rewards.equivalence.plain import MAX_CHARS, alternatives, decide
 from rewards.score import RewardError
 
 Pair = tuple[str | None, str]
-"""An answer and its ground truth; for an answer None the question is why the ground truth cannot be graded"""
+"""An answer and its ground truth; answer None: asks why the ground truth cannot be graded"""
 CACHE_SIZE = 10_000
 """Pairs whose outcome is kept; the oldest go first"""
 PATIENCE = 60
-"""Seconds of the clock for each second of processor time that an answer may take"""
+"""Wall-clock seconds allowed for each second of processor time of an answer"""
 STARTS = 3
 """Times that a server is started for one batch"""
 
@@ -40,7 +40,7 @@ def verify(answer: str, ground_truth: Any) -> bool:
 
 
 class Verifier:
-    """Compares many answers with their ground truths; from any thread, and in a forked process too.
+    """Compares many answers with their ground truths. Works in any thread, and in a forked process.
 
     Integers, decimals and fractions are compared inline. The first answer that needs algebra starts a server
     (equivalence/server.py) with `workers` processes ("auto": one for each core). Each answer may use `timeout_s`
@@ -99,8 +99,8 @@ class Verifier:
     def ask(self, pairs: Sequence[Pair]) -> list[str]:
         """Returns the workers' outcome of each (answer, ground truth), in order.
 
-        For an answer None the outcome is the reason why the ground truth cannot be graded, "" where it can. Where a
-        process was killed from outside or stays silent, all start again, STARTS times. RewardError after that.
+        For an answer None the outcome is the reason why the ground truth cannot be graded, or "". If a process is
+        killed from outside or stays silent, all are started again, STARTS times in all; then raises RewardError.
         """
         outcomes: dict[Pair, str] = {}
         code: int | None = None
@@ -142,7 +142,7 @@ class Verifier:
                 waiting.clear()
 
     def _started(self) -> list[Connection]:
-        """Returns a connection to each worker; starts the server where this process has none."""
+        """Returns a connection to each worker; starts the server if this process has none."""
         if self._server and self._owner == os.getpid() and self._server.poll() is not None:
             self._stop()  # its workers may still live, but nobody replaces them
         if self._server is None or self._owner != os.getpid():
@@ -181,7 +181,7 @@ class Verifier:
 
 
 def _best(outcomes: list[str]) -> str:
-    """The outcome over several accepted ground truths; no answer where there was none to compare."""
+    """The outcome over several accepted ground truths; "no_answer" without any."""
     if not outcomes:
         return "no_answer"
     return "correct" if "correct" in outcomes else outcomes[0]

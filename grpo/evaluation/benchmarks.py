@@ -1,4 +1,4 @@
-"""The benchmarks: where their problems come from, and how the paper samples them."""
+"""The benchmarks: the source of their problems, and the paper's sampling."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ SETS = {
 
 
 def find(name: str) -> Benchmark:
-    """The benchmark of that name; any other file or data set is sampled greedily."""
+    """The benchmark of that name, or one that samples the file or data set greedily."""
     return BENCHMARKS.get(name, Benchmark(name))
 
 
@@ -85,7 +85,7 @@ def names(given: Iterable[str]) -> list[str]:
 
 
 def label(name: str) -> str:
-    """A benchmark's name in tables and folders: of a file its stem, of a dataset what follows its owner."""
+    """A benchmark's name in tables and folders: a file's stem, a dataset's name without its owner."""
     path = Path(name)
     return path.stem if path.suffix in rows.READERS else path.name.replace(":", "-")
 
@@ -107,8 +107,9 @@ def load(
 ) -> list[Problem]:
     """The benchmark's first `limit` problems as the model will see them. Raises UserError naming file and row.
 
-    All rows of a benchmark count. Of a set of one's own, whose `columns` may be named, up to 5% of the rows may lack a
-    prompt or an answer; they are reported and skipped. An unreadable reference stays: it is right as the same text.
+    All rows of a benchmark count. In your own data, whose `columns` may be named, up to 5% of the rows may lack a
+    prompt or an answer; they are reported and skipped. A reference that cannot be parsed stays: only identical text
+    matches it.
     """
     own = name not in BENCHMARKS
     placed: Iterable[rows.Placed] = fresh(seed).items() if name == FRESH else read_data(find(name).place, data_dir)
@@ -129,7 +130,7 @@ def validation_sets(config: Config) -> list[str]:
 
 
 def _held_out(config: Config, name: str, template: ChatTemplate | None) -> list[Problem]:
-    """The set's problems without those whose prompt is too long for the sampler. Reports their number."""
+    """The set's problems, without those whose prompt is too long for the sampler; reports their number."""
     problems = load(
         name, template, config.prompt, config.data_dir, limit=config.eval.limit, columns=config.eval.columns
     )

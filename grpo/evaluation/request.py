@@ -1,4 +1,4 @@
-"""The options of eval.py. Imports neither torch nor transformers: help and mistakes are answered at once."""
+"""The options of eval.py. Imports neither torch nor transformers, so help and mistakes are answered at once."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ SETTINGS = {
     "template_args": "template_args", "template_date": "template_date", "data_dir": "data_dir",
     "verifier": "reward.verifier", "columns": "eval.columns",
 }  # fmt: skip
-"""Option -> setting of a run that it changes"""
+"""Option -> the run's setting that it changes"""
 
 
 class EvalRequest(Section):
-    """Without an option: as the run that a model comes from, else as the paper."""
+    """The options of one command. Defaults come from the model's run, else from the paper."""
 
     bench: Names = ()
     """Benchmarks (--list shows them), data files or Hugging Face data sets, with commas between [held-out sets of
@@ -40,7 +40,7 @@ class EvalRequest(Section):
     regrade: Path | None = None
     """Grade the saved outputs under this folder again, without a model."""
     compare: tuple[Path, Path] | None = None
-    """Two evaluations A B: the paired difference B - A, and what flipped."""
+    """Two evaluations A B: the paired difference B - A, and the problems that flipped."""
     columns: str | None = None
     """Columns of prompt and ground truth in your own data, as question,answer [usual names]."""
     samples: int | None = Field(None, ge=1, le=10**4)
@@ -58,17 +58,17 @@ class EvalRequest(Section):
     verifier: AnswerFrom | None = None
     """Where the answer is read: box, last_number or answer_tag [the run's, else box]."""
     audit_contamination: bool = False
-    """Show 60% of each question: is it continued?"""
+    """Show the model 60% of each question and count exact continuations."""
     engine: EngineName = "auto"
     """auto: vllm where it is installed and can run, else torch."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda where there is one."""
+    """auto: cuda if there is one."""
     trust_remote_code: bool = False
-    """Let a model run the Python that it brings. Off unless you have read that code."""
+    """Let a model run its own Python. Off unless you have read that code."""
     limit: int | None = Field(None, ge=1)
-    """Only the first so many problems: a smoke figure, and marked as one."""
+    """Only the first N problems; the figure is marked as a smoke figure."""
     seed: int = Field(0, ge=0, lt=2**31)
-    """Of the samples, and of fresh_arithmetic's calculations."""
+    """Seed of the samples and of fresh_arithmetic's calculations."""
     data_dir: str | None = None
     """Folder with the benchmark files [$GRPO_DATA_DIR, else downloaded once]."""
     out: Path = Path("evals")
@@ -82,7 +82,7 @@ class EvalRequest(Section):
 
 
 def read_request(argv: Sequence[str], description: str | None) -> EvalRequest:
-    """The options, checked. Raises UserError with one line for a wrong one."""
+    """The checked options. Raises UserError with one line for a wrong one."""
     cli = Parser(prog="eval.py", description=description, argument_default=argparse.SUPPRESS)
     subjects = cli.add_mutually_exclusive_group()
     for name, field in EvalRequest.model_fields.items():

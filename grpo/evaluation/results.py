@@ -71,7 +71,7 @@ class Evaluation:
     def rows(self) -> list[dict]:
         """The rows of the problems that have all their samples, sorted by problem and sample, each once.
 
-        A damaged line is not a row: its problem will be sampled again.
+        A damaged line is not a row, so its problem is sampled again.
         """
         rows = {(row["problem"], row["sample"]): row for row in files.read_rows(self.outputs) if row.keys() >= ROW}
         samples = Counter(problem for problem, _ in rows)
@@ -166,7 +166,7 @@ def difference(a: Evaluation, b: Evaluation) -> dict[str, dict]:
 def table(evaluations: Sequence[Evaluation]) -> str:
     """Scores in percent with 95% intervals, then notes.
 
-    Several models are compared benchmark by benchmark; what is common to a table's rows stands above it.
+    Several models are compared benchmark by benchmark. Values common to all rows of a table stand above it.
     """
     figures = frame(evaluations)
     keys = ["benchmark", "prompt"] if figures["model"].nunique() > 1 else ["model"]

@@ -155,7 +155,7 @@ def majority(answers: pd.Series, right: pd.Series) -> float:
 def figure(values: Sequence[float] | np.ndarray | pd.Series) -> dict[str, Any]:
     """The mean over problems with its 95% interval: {"mean", "low", "high"}.
 
-    Wilson's (1927) where every problem is right or wrong altogether: it keeps a width at 0 and 100%, where 0 of 30 is
+    Wilson's (1927) if every problem is entirely right or wrong: it keeps a width at 0 and 100%, because 0 of 30 is
     compatible with 11%. Else the percentile bootstrap.
     """
     means = np.asarray(values, dtype=np.float64)
@@ -164,7 +164,7 @@ def figure(values: Sequence[float] | np.ndarray | pd.Series) -> dict[str, Any]:
 
 
 def _whole(means: np.ndarray) -> bool:
-    """True if every problem is right or wrong altogether."""
+    """True if every problem is entirely right or entirely wrong."""
     return bool(np.isin(means, (0.0, 1.0)).all())
 
 

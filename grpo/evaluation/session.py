@@ -1,6 +1,6 @@
-"""One command of eval.py: the evaluations that its request means, and the loop that samples what is missing of them.
+"""Builds the evaluations of a request of eval.py and samples the missing completions.
 
-A model and its engine are loaded when a row is missing, not before.
+A model and its engine are loaded only if a row is missing.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ AUDIT = f"first {AUDITED:.0%} of each question"
 
 @dataclass(frozen=True)
 class Job:
-    """An evaluation and what it needs to be sampled."""
+    """An evaluation, with the model and problems to sample it."""
 
     evaluation: Evaluation
     target: Target
     problems: list[Problem]
 
     def missing(self) -> list[Problem]:
-        """The problems without all their completions on the disk."""
+        """The problems that lack completions on disk."""
         done = {row["problem"] for row in self.evaluation.rows()}
         return [problem for problem in self.problems if problem.index not in done]
 
@@ -91,7 +91,7 @@ def evaluate(request: EvalRequest, verifier: Verifier) -> list[Evaluation]:
 
 
 def _jobs(request: EvalRequest, device: torch.device) -> Iterator[Job]:
-    """Everything that the request means. Raises UserError for what cannot work, before anything big is loaded."""
+    """The evaluations of the request. Raises UserError for what cannot work, before a model is loaded."""
     engine = choose_engine(request.engine, device.type)
     rendered: dict[tuple[str, str, str], str] = {}
     trusted = request.trust_remote_code
@@ -161,7 +161,7 @@ def own_sets(config: Config, run: Path | None) -> dict[str, str]:
 
 
 def choose_sampling(name: str, request: EvalRequest, config: Config) -> Benchmark:
-    """The paper's, with what the request changes; on a run's own sets the run's limit of new tokens."""
+    """The paper's sampling, changed by the request. A run's own sets use its max_new_tokens."""
     paper = benchmarks.find(name)
     temperature = 0.0 if request.audit_contamination else request.temperature
     samples = request.samples or (1 if temperature == 0 else paper.samples)
@@ -189,7 +189,7 @@ def check_context(target: Target, problems: Sequence[Problem], max_new_tokens: i
 
 
 def _sample(job: Job, engine: Engine, tokenizer: PreTrainedTokenizerBase, verifier: Verifier) -> None:
-    """Samples the problems that are not on the disk; saves each batch before the next.
+    """Samples the problems that are not on disk; saves each batch before the next.
 
     A problem's completions depend on the seed and its row number alone, so an interruption changes nothing.
     """

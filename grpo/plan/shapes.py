@@ -75,7 +75,7 @@ def shape_of(model: PreTrainedModel) -> ModelShape:
 
 
 def model_config(name: str, trust_remote_code: bool = False, known: bool = True) -> PreTrainedConfig:
-    """The configuration, from hardware.yaml (if `known`), a folder, the cache or the hub; an adapter's is its base's."""
+    """The configuration, from hardware.yaml (if `known`), a folder, cache or hub; an adapter has its base's."""
     name = hub.base_of(name)
     if known and name in KNOWN["models"] and not Path(name).is_dir():
         return AutoConfig.for_model(**KNOWN["models"][name])

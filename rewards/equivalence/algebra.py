@@ -1,7 +1,7 @@
 """Exact equality of expressions, equations and sets of points. Runs inside the workers.
 
-Two expressions are equal when their difference is *proved* zero, not when it is small. Where sympy cannot compute
-something it raises what it likes, and `compare.judge` counts the answer as unparsed.
+Two expressions are equal if their difference is *proved* zero, not if it is small. sympy may raise any exception on
+what it cannot compute; `compare.judge` then counts the answer as unparsed.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _is_algebraic_zero(value: sympy.Expr) -> bool:
 
 
 def same_equations(truth: Node, answer: Node) -> bool:
-    """Returns whether two equations, inequalities or chains of them mean the same, side by side, from either end."""
+    """Returns whether two equations, inequalities or chains of them are equivalent, read from either end."""
     with suppress(Unreadable):
         truth_sides, answer_sides = _sides(truth), _sides(answer)
         if len(truth_sides) == len(answer_sides):
@@ -124,7 +124,7 @@ def _sides(node: Node) -> list[tuple[sympy.Expr, type[sympy.Rel]]]:
 
 
 def _same_relation(first: tuple[sympy.Expr, type[sympy.Rel]], second: tuple[sympy.Expr, type[sympy.Rel]]) -> bool:
-    """p = 0 and q = 0 say the same if p / q is a constant; p < 0 and q < 0 if that constant is positive."""
+    """p = 0 and q = 0 are equivalent if p / q is a constant, p < 0 and q < 0 if that constant is positive."""
     (p, relation), (q, other) = first, second
     if relation != other:
         return False

@@ -1,4 +1,4 @@
-"""Is an answer mathematically the ground truth? `judge` tells, shape by shape and leaf by leaf. Imports sympy."""
+"""Judges whether an answer is mathematically the ground truth, shape by shape and leaf by leaf. Imports sympy."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def judge(answer: str, truth: str) -> str:
 
 
 _ABOUT = re.compile(r"(?:\\text\{ ?)?(?:about|approximately|approx\.?|around|roughly) ?\}? ?|\\approx ?", re.IGNORECASE)
-"""Only where the ground truth has such a word may the answer have one"""
+"""The answer may have such a word only if the ground truth has one"""
 
 
 def why_ungradable(truth: str) -> str:
-    """Why no usual answer meets this ground truth; "" where one does. May run for long, or forever."""
+    """Why no usual answer meets this ground truth; "" if one does. May run for long, or forever."""
     try:
         check_limits(truth)
         if not (cleaned := clean(truth)):
@@ -267,7 +267,7 @@ _FACTORS: dict[tuple[str, str], list] = {
 
 
 def _factors(truth: Quantity, answer: Quantity) -> list:
-    """The numbers by which the answer's value may be multiplied to be the truth's; none where the units differ."""
+    """The numbers by which the answer's value may be multiplied to equal the truth's; none if the units differ."""
     differ = truth.unit and answer.unit and truth.unit != answer.unit
     factors = _FACTORS.get((truth.unit, answer.unit), [] if differ else [1])
     if (truth.unit, answer.unit) == ("", "%") and abs(number(truth.value) or Fraction(0)) < 1:
@@ -284,7 +284,7 @@ _OPERATION = re.compile(
     r"|^(?!\(*[0-9]+\)*!\)*$).*[0-9]\)*!"  # a factorial beside anything else
     r"|^(?!.*(?:binom|choose)).*[0-9}!)][+-]"  # a sum or difference of anything
 )
-"""Numbers with an operation still to do (a factor of 1 does not count): no answer to a ground truth that is a number"""
+"""Numbers with an operation left to do (a factor of 1 does not count), which do not answer a numeric ground truth"""
 
 
 def _same_value(truth: str, answer: str, factor: Fraction | sympy.Expr) -> bool:

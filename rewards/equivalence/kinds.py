@@ -90,7 +90,7 @@ def _formula(text: str) -> Text | None:
 
 
 def _atoms(text: str) -> list[str]:
-    """The elements in a text, in order; none where a part of it is no element."""
+    """The elements in a text, in order; empty if a part of it is not an element."""
     return re.findall("[A-Z][a-z]?", text) if _ATOMS.fullmatch(text) else []
 
 
@@ -124,5 +124,5 @@ def same_kind(truth: Text, answer: Text) -> bool:
 
 
 def why_prose(text: str) -> str:
-    """Why a cleaned ground truth is a text that nobody answers; "" for others."""
+    """Why a cleaned ground truth is prose that no answer repeats; "" for others."""
     return next((reason for reason, prose in _PROSE if prose.search(text)), "")

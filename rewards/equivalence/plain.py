@@ -55,9 +55,9 @@ LONG_DIGITS = 15
 
 
 def shortest(text: str) -> str:
-    """The decimal that a written-out float means: 0.1 for 0.10000000149011612 (float32) and 0.30000000000000004.
+    """The decimal that a written-out float means: 0.1 for 0.10000000149011612 (float32), 0.3 for 0.30000000000000004.
 
-    The text itself where it is no written-out float, or where no short decimal is meant (33.333333333333336).
+    Returns any other text unchanged, also a float without a short decimal (33.333333333333336).
     """
     digits = len(text.lstrip("-0.").replace(".", ""))
     if digits < 12 or not _LONG.fullmatch(text) or repr(float(text)) != text:
@@ -77,7 +77,7 @@ def shortest(text: str) -> str:
 
 
 def written_out(text: str) -> bool:
-    """Returns whether a decimal has all the digits of a float that no short decimal means."""
+    """Returns whether a decimal has all the digits of a float without a short decimal."""
     return bool(_LONG.fullmatch(text)) and len(text.strip("-0.")) > LONG_DIGITS and repr(float(text)) == text
 
 
@@ -92,7 +92,7 @@ def _listed(text: str) -> list[str]:
 
 
 def ground_truth_text(value: Any) -> str:
-    """The ground truth as one string, as a problem stores it. Raises ValueError where it is neither text nor number.
+    """The ground truth as one string, as a problem stores it. Raises ValueError if it is neither text nor number.
 
     Nothing is parsed: `check_ground_truths` reports whether it can be graded.
     """
@@ -101,7 +101,7 @@ def ground_truth_text(value: Any) -> str:
 
 
 def decide(answer: str, truth: str) -> str | None:
-    """ "correct", "wrong" or "unparsed" (past a limit) where no algebra is needed; else None."""
+    """Returns "correct", "wrong" or "unparsed" (past a limit) if that needs no algebra, else None."""
     if answer.strip() == truth.strip():
         return "correct"
     try:
@@ -116,7 +116,7 @@ def decide(answer: str, truth: str) -> str | None:
 
 
 def check_limits(text: str) -> None:
-    """Raises Unreadable for what no parser should be asked to read."""
+    """Raises Unreadable for text that is too long or too deeply nested to parse."""
     if len(text) > MAX_CHARS:
         raise Unreadable(f"{len(text)} characters, the limit is {MAX_CHARS}")
     if max(depths(text), default=0) > MAX_DEPTH:
@@ -128,7 +128,7 @@ _NESTING = re.compile(r"\\begin|\\end|[{}()\[\]]")
 
 
 def depths(text: str) -> list[int]:
-    """The number of open brackets and environments behind each character; any bracket closes any other."""
+    """The number of open brackets and environments after each character; any bracket closes any other."""
     steps = [0] * len(text)
     for match in _NESTING.finditer(text):
         steps[match.start()] = 1 if match.group() in _OPENS else -1

@@ -1,10 +1,10 @@
 """The process that `rewards.Verifier` starts: it imports sympy once and forks workers that can be killed.
 
 Each worker serves one connection: `[answer, truth]` comes in as JSON, `[outcome, seconds]` goes out. Two timers limit
-each answer: processor time, so that an outcome does not depend on the machine's load, and the clock, for code that
-waits and never computes. Neither signal has a handler, so the kernel ends the worker in the middle of C code too. That
-costs one answer ("timeout"): the server reports it and forks another worker for the connection. Where a worker was
-killed or stopped from outside, nobody knows its answer: all processes end, and the trainer starts them again.
+each answer: processor time, so that an outcome does not depend on the machine's load, and wall-clock time, for code
+that waits and never computes. Neither signal has a handler, so the kernel ends the worker even in the middle of C code.
+That costs one answer ("timeout"): the server reports it and forks another worker for the connection. If a worker is
+killed or stopped from outside, its answer is unknown: all processes end, and the trainer starts them again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rewards.equivalence.tables import TABLES
 from rewards.verifier import PATIENCE
 
 OUT_OF_MEMORY = 1
-"""Exit code of a worker that raised an error, which is a MemoryError"""
+"""Exit code of a worker that raised an error: only a MemoryError can escape"""
 IDLE = 2
 """Exit code of a worker that had no answer to grade for IDLE_S seconds: the next one starts with a clean memory"""
 IDLE_S = 1.0
@@ -45,7 +45,7 @@ def serve(descriptors: Sequence[int], timeout_s: float, memory_limit_mb: int) ->
 
     connections = [Connection(descriptor) for descriptor in descriptors]
     workers = {fork(connection): connection for connection in connections}
-    for pair in others:  # the trainer need not wait for these: they speed up the workers to come
+    for pair in others:  # the trainer does not wait for these, which speed up later workers
         judge(*pair)
     while workers:
         pid, status = os.waitpid(-1, os.WUNTRACED)
@@ -61,7 +61,7 @@ def serve(descriptors: Sequence[int], timeout_s: float, memory_limit_mb: int) ->
 
 
 def work(connection: Connection, timeout_s: float, memory_limit_mb: int) -> NoReturn:
-    """Grades one answer after the other, while there are some and until the trainer closes the connection.
+    """Grades answers one by one until none has come for IDLE_S seconds or the trainer closes the connection.
 
     For an answer None the outcome is the reason why the ground truth cannot be graded.
     """
@@ -88,7 +88,7 @@ def _send(connection: Connection, outcome: str, seconds: float) -> None:
 
 
 def limit(timeout_s: float, memory_limit_mb: int) -> None:
-    """From here on this process may compute for `timeout_s` seconds, before the kernel ends it."""
+    """Lets the kernel end this process after `timeout_s` more seconds of computing; 0: no limit."""
     signal.setitimer(signal.ITIMER_PROF, timeout_s)
     signal.setitimer(signal.ITIMER_REAL, PATIENCE * timeout_s)
     with contextlib.suppress(ValueError, OSError):  # macOS has no address-space limit

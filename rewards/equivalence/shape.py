@@ -131,11 +131,11 @@ def _condition(inside: str) -> Node | None:
 
 _NO_SIGN = re.compile(r"^\+|(?<=[({\[,])\+")
 MAX_SIGNS = 6
-"""Signs \\pm of one answer; each doubles what it stands for"""
+"""Most \\pm signs of one answer; each doubles the number of values"""
 
 
 def _signs(node: Node) -> Node:
-    r"""A leaf or tuple; with \pm, the list of what it stands for.
+    r"""A leaf or tuple; with \pm, the list of its values.
 
     a \pm b is a + b and a - b. Each further \pm doubles them, and with \mp all signs change together.
     """

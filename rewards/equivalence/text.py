@@ -1,4 +1,4 @@
-"""Answers as text: one spelling for what TeX spells in many ways."""
+"""Answers as text: one spelling for everything that TeX spells in several ways."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rewards.equivalence.tables import TABLES, rewrite, rules
 
 
 def squeeze(text: str) -> str:
-    """The form in which texts are compared: no white space, and no braces that TeX does not need."""
+    """The form in which texts are compared: without white space and without braces that TeX does not need."""
     return re.sub(r"\{(\w)\}", r"\1", re.sub(r"\s", "", text))
 
 
@@ -24,7 +24,7 @@ _SPELLINGS = rules(
 
 
 def clean(text: str) -> str:
-    """One spelling of the answer; never joins two numbers. Commands that only set type are gone."""
+    """One spelling of the answer, without commands that only set type; never joins two numbers."""
     text = unicodedata.normalize("NFKC", rewrite(text.translate(_CHARACTERS), _SCRIPTS)).strip()
     return _rename_integer(unwrap(rewrite(unwrap(rewrite(text, _DELIMITERS)), _SPELLINGS)))
 
@@ -73,7 +73,7 @@ _WRAPPED = re.compile(r"(?:\\boxed|\\text)?(\{.*\})", re.DOTALL)
 
 
 def unwrap(text: str) -> str:
-    r"""Takes off braces, `\boxed{}` and `\text{}` that enclose the whole text."""
+    r"""Removes braces, `\boxed{}` and `\text{}` that enclose the whole text."""
     while (match := _WRAPPED.fullmatch(text)) and enclosed(match[1]):
         text = match[1][1:-1].strip()
     return text

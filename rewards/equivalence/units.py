@@ -1,7 +1,7 @@
 """Numbers with a unit: `5 cm`, `5\\text{ cm}`, `3 m/s^2`, `15 days`, `7 million`, `50\\%`, `12个`.
 
-A unit is known by a table, in every spelling, and units are compared and never converted. A word that the table does
-not know is no unit, so that it makes an answer another text; only a ground truth may bring a noun of its own.
+A table knows every spelling of each unit; units are compared and never converted. A word that the table lacks is not a
+unit, so it makes an answer another text. Only a ground truth may bring a noun of its own.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def compound(text: str) -> str:
 
 
 def _unit(text: str, nouns: Collection[str] | None) -> tuple[Fraction, str] | None:
-    """Factor and unit that a text spells; None where one of its words is no unit."""
+    """Factor and unit that a text spells; None if one of its words is not a unit."""
     powers: Counter[str] = Counter()
     factor = Fraction(1)
     sign, in_brackets, last = 1, False, ""
