@@ -33,6 +33,11 @@ from grpo.logprob import addmm, token_logprobs
 from grpo.packing import Batch
 from grpo.settings import Config
 
+FILES = "give a folder with config.json and tokenizer.json, or a Hugging Face id and a network"
+TRUST = (
+    "read that code, then allow it on the command line: --policy.trust_remote_code true (train.py), "
+    "--trust-remote-code (eval.py and tools)"
+)
 RMS_NORMS = ("LlamaRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 
 
@@ -305,12 +310,12 @@ def load_config(name: str, trusted: bool = False) -> PreTrainedConfig:
 
 
 def _cure(error: Exception) -> str:
-    if "trust_remote_code" in str(error):
-        return (
-            "read that code, then allow it on the command line: --policy.trust_remote_code true (train.py), "
-            "--trust-remote-code (eval.py and tools)"
-        )
-    return "give a folder with config.json and tokenizer.json, or a Hugging Face id and a network"
+    """By the words of transformers, which raises ValueError for all of these."""
+    cures = {
+        "trust_remote_code": TRUST,
+        "not recognize this architecture": "use another model, or a newer transformers",
+    }
+    return next((cure for words, cure in cures.items() if words in str(error)), FILES)
 
 
 def generation_config(name: str) -> GenerationConfig | None:

@@ -18,7 +18,7 @@ from grpo import attention, lora
 from grpo.errors import UserError
 from grpo.optim import Optimizer
 from grpo.packing import Batch, pack
-from grpo.policy import Policy, compute_dtype, fuse_norms, load_policy
+from grpo.policy import Policy, compute_dtype, fuse_norms, load_config, load_policy
 from grpo.settings import Config, LearnerConfig, build, parse
 from grpo.types import Sample
 
@@ -99,6 +99,23 @@ def test_weights_that_are_missing_or_cut_off_are_one_line(tmp_path: Path):
         with pytest.raises(UserError, match="cannot load the model") as raised:
             load_policy(config(tmp_path), CPU)
         assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "cure"),
+    [
+        (None, "give a folder with config.json"),
+        ("{", "give a folder with config.json"),
+        ('{"model_type": "mystery"}', "use another model, or a newer transformers"),
+        ('{"model_type": "a", "auto_map": {"AutoConfig": "a.A"}}', "--policy.trust_remote_code true"),
+    ],
+)
+def test_the_cure_fits_what_is_wrong_with_a_configuration(content: str | None, cure: str, tmp_path: Path):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=cure) as raised:
+        load_config(str(tmp_path))
+    assert "\n" not in str(raised.value)
 
 
 def test_the_fused_norm_is_closer_to_the_exact_one_than_the_models_own():
