@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from numbers import Number
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from grpo.cli import parse_args
 from grpo.errors import UserError
 from grpo.policy import load_policy
 from grpo.run.files import read_rows, write_config
-from grpo.settings import build, changed, flat
+from grpo.settings import build, changed, flat, preset_names
 from rewards import make_reward
 from tools.export import hub
 from tools.export import verl as export
@@ -58,11 +59,18 @@ def test_every_setting_is_carried_over_or_named(folder: Path):
     [
         (["--preset", "h100", "--gpus", "7"], "do not divide"),
         (["--preset", "tinyllama-hybrid"], "reward.name hybrid is not exported"),
+        (["TASK"], "reasoning_gym:gcd is graded by the task's own scorer"),
+        (["HALF"], "policy.lora_alpha is 0.5, but verl takes whole numbers"),
         ([], "one of the arguments"),
         (["no/such/run"], "no/such/run"),
     ],
 )
 def test_what_cannot_be_exported_is_one_line(arguments: list[str], words: str, tmp_path: Path, capsys):
+    for name, setting in (("TASK", {"data": "reasoning_gym:gcd"}), ("HALF", {"policy.lora_alpha": 0.5})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(build("cpu", setting).model_dump()))
+    places = {name: str(tmp_path / name) for name in ("TASK", "HALF")}
+    arguments = [places.get(word, word) for word in arguments]
     assert main(["verl", *arguments, "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert words in error
@@ -94,20 +102,44 @@ def test_a_run_s_data_is_found_from_another_folder(tmp_path: Path, monkeypatch: 
     assert main(["verl", "here/runs/a", "--out", "out"]) == 0
 
 
+def overrides(script: str) -> list[str]:
+    command = script.partition("main_ppo")[2].replace("\\\n", "")  # shlex does not join lines as a shell does
+    return shlex.split(command)[:-1]  # the last is "$@"
+
+
+EXPORTED = [name for name in preset_names() if build(name, {}).reward.name != "hybrid"]
+
+
+@pytest.mark.parametrize("preset", EXPORTED)
+def test_a_micro_batch_is_a_number_that_holds_the_longest_sequence(preset: str):
+    """In verl a longer sequence is an error, and the training set's score is not shown as a validation figure."""
+    config = build(preset, {})
+    written = dict(word.split("=", 1) for word in overrides(export.script(config, Path("out"), 8, 1)))
+    assert int(written["actor_rollout_ref.actor.ppo_max_token_len_per_gpu"]) >= config.rollout.longest_sequence
+    assert written["trainer.test_freq"] == "-1"
+    assert not {"auto", "none", "None", ""} & set(written.values())
+
+
 @pytest.mark.peers
-def test_verl_takes_every_override(folder: Path):
-    """verl's composed settings in strict mode: a key that it does not have is an error."""
+@pytest.mark.parametrize("preset", EXPORTED)
+def test_verl_takes_every_override(preset: str):
+    """verl's composed settings in strict mode: a key that it does not have is an error. Values are of its kinds."""
     import verl.trainer.config
-    from omegaconf import OmegaConf
+    from omegaconf import ListConfig, OmegaConf
 
     config = OmegaConf.load(Path(verl.trainer.config.__file__).parent / "_generated_ppo_trainer.yaml")
     OmegaConf.set_struct(config, True)
-    overrides = shlex.split((folder / "run.sh").read_text().partition("main_ppo")[2])[:-1]  # the last is "$@"
-    for key, value in (word.split("=", 1) for word in overrides):
-        OmegaConf.update(config, key, yaml.safe_load(value))
-        assert OmegaConf.select(config, key) is not None, key
-    assert config.actor_rollout_ref.actor.ppo_mini_batch_size == 64  # 128 problems in 2 minibatches
-    assert config.actor_rollout_ref.rollout.n == 32
+    lines = overrides(export.script(build(preset, {}), Path("/out"), 8, 1))
+    values = OmegaConf.from_dotlist(lines)
+    for key in (line.partition("=")[0] for line in lines):
+        default, value = OmegaConf.select(config, key), OmegaConf.select(values, key)
+        OmegaConf.update(config, key, value)
+        assert value is not None, key
+        for kind in (bool, Number, str, ListConfig):
+            assert default is None or isinstance(value, kind) == isinstance(default, kind), key
+    if preset == "h100":
+        assert config.actor_rollout_ref.actor.ppo_mini_batch_size == 64  # 128 problems in 2 minibatches
+        assert config.actor_rollout_ref.rollout.n == 32
 
 
 @pytest.mark.peers

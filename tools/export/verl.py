@@ -19,7 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jinja2 import Environment, StrictUndefined
 
+from data import tasks
 from grpo.errors import UserError
+from grpo.plan.planner import AUTO_TOKENS
 from grpo.problems import training_problems
 from grpo.run.resume import read_config
 from grpo.settings import Config, build, changed, env_weights, flat, typed
@@ -41,6 +43,12 @@ def check(config: Config, gpus: int, nodes: int) -> None:
     o = config.learner
     if config.reward.name == "hybrid" or ":" in config.reward.name:
         raise UserError(f"reward.name {config.reward.name} is not exported; write verl's reward file by hand")
+    if config.data.startswith(tasks.PREFIX):
+        raise UserError(
+            f"data {config.data} is graded by the task's own scorer, which the exported reward does not have"
+        )
+    if not config.policy.lora_alpha.is_integer():
+        raise UserError(f"policy.lora_alpha is {config.policy.lora_alpha}, but verl takes whole numbers; change it")
     if o.schedule != "constant" or o.advantage not in ("grpo", "dr_grpo", "rloo") or o.loss == "reinforce":
         raise UserError(
             f"learner.schedule {o.schedule}, learner.advantage {o.advantage} and learner.loss {o.loss} are not all in "
@@ -75,6 +83,17 @@ def rows(config: Config) -> list[dict[str, Any]]:
     return [ours[i % len(ours)] for i in range(max(len(ours), least))]
 
 
+def script(config: Config, out: Path, gpus: int, nodes: int) -> str:
+    """run.sh for the folder `out`: verl's command with its overrides, below the comments of verl.j2."""
+    tokens = AUTO_TOKENS if config.learner.microbatch_tokens == "auto" else config.learner.microbatch_tokens
+    tokens = max(tokens, config.rollout.longest_sequence)  # verl refuses a sequence that is longer
+    lines = filled("verl.j2", config, out=out, gpus=gpus, nodes=nodes, microbatch_tokens=tokens).splitlines()
+    comments = [line for line in lines if line.startswith("#")]
+    settings = [shlex.quote(line) for line in lines if not line.startswith("#")]
+    command = " \\\n    ".join(["python3 -m verl.trainer.main_ppo", *settings, '"$@"'])
+    return "\n".join(["#!/usr/bin/env bash", *comments, "set -euo pipefail", command, ""])
+
+
 def add_arguments(cli: argparse.ArgumentParser) -> None:
     source = cli.add_mutually_exclusive_group(required=True)
     source.add_argument("run", nargs="?", type=Path, metavar="RUN", help="run folder whose settings are exported")
@@ -92,10 +111,5 @@ def write(args: argparse.Namespace, folder: Path) -> str:
     pq.write_table(pa.Table.from_pylist(rows(config)), folder / "train.parquet")
     (folder / "reward.py").write_text(filled("reward.j2", config) + "\n")
     shutil.copytree(HERE.parents[1] / "rewards", folder / "rewards", ignore=shutil.ignore_patterns("__pycache__"))
-    lines = filled("verl.j2", config, out=args.out.resolve(), gpus=args.gpus, nodes=args.nodes).splitlines()
-    comments = [line for line in lines if line.startswith("#")]
-    settings = [shlex.quote(line) for line in lines if not line.startswith("#")]
-    command = " \\\n    ".join(["python3 -m verl.trainer.main_ppo", *settings, '"$@"'])
-    script = ["#!/usr/bin/env bash", *comments, "set -euo pipefail", command, ""]
-    (folder / "run.sh").write_text("\n".join(script))
+    (folder / "run.sh").write_text(script(config, args.out.resolve(), args.gpus, args.nodes))
     return f"{args.out}/run.sh starts it where verl 0.9 is installed; its first lines report what is not carried over"
