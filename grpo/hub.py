@@ -202,4 +202,4 @@ def reachable() -> bool:
 def _to_be_fetched(name: str, data_dir: str | None) -> bool:
     """True for a published set, named without a path, that is not on this machine yet."""
     known = sources.SOURCES.get(Path(name).stem)
-    return known is not None and not Path(name).exists() and sources.locate(known, data_dir) is None
+    return known is not None and not Path(name).is_file() and sources.locate(known, data_dir) is None

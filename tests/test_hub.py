@@ -49,6 +49,13 @@ def test_without_one_the_line_names_all_that_is_missing_and_the_commands(endpoin
     assert huggingface_hub.is_offline_mode()  # what loads a cached model from here on does not wait for retries
 
 
+def test_a_folder_with_the_name_of_a_set_does_not_stand_for_it(endpoint, tmp_path, monkeypatch):
+    endpoint.close()
+    (tmp_path / "math500").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert f"not on this machine: {MODEL}, math500, " in hub.missing([MODEL], ["math500"], data_dir=str(tmp_path))
+
+
 def test_a_run_named_without_its_folder_is_asked_for(endpoint, tmp_path, monkeypatch):
     (tmp_path / "runs" / "w80").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)

@@ -112,7 +112,7 @@ def _data(config: Config, problems: Callable[[], list[Problem]], sets: Sets) -> 
         loaders.setdefault(name, partial(load_set, template))
     for name, load in loaders.items():
         rows = load()
-        published = None if Path(name).exists() else SOURCES.get(Path(name).stem)
+        published = None if Path(name).is_file() else SOURCES.get(Path(name).stem)
         checksum = f", sha256 {published.sha256[:12]} verified" if published else ""
         truths = len({problem.ground_truth for problem in rows})
         longest = max(len(problem.prompt_ids) for problem in rows) or "not known"
