@@ -78,8 +78,8 @@ class Learner:
             "lora/update_retention": self.policy.update_retention(),
         }
 
-    def counters(self) -> dict[str, int]:
-        """The numbers that a checkpoint keeps beside weights and moments. A skipped step changes them alone."""
+    def counters(self) -> dict[str, Any]:
+        """The numbers that a checkpoint keeps beside weights and moments. A skipped step changes only them."""
         return {
             "bad_steps": self.bad_steps,
             "optimizer_steps": self.optimizer.steps,
@@ -87,8 +87,8 @@ class Learner:
             "microbatch_tokens_set": self.config.microbatch_tokens,
         }
 
-    def restore(self, counters: dict[str, int]) -> None:
-        """Restores them. A token budget that was halved for want of memory is kept until the setting changes."""
+    def restore(self, counters: dict[str, Any]) -> None:
+        """Restores the `counters`. A token budget that was halved to fit the memory stays until the setting changes."""
         self.bad_steps = counters["bad_steps"]
         self.optimizer.steps = counters["optimizer_steps"]
         if counters["microbatch_tokens_set"] == self.config.microbatch_tokens:

@@ -35,7 +35,7 @@ GIB = 2**30
 
 
 class TrainingState:
-    """Everything that decides how training continues, to a checkpoint and back.
+    """The state that training needs to continue: writes it to a checkpoint and reads it back.
 
     Step `step` is complete. `row` holds its figures until they are logged: its evaluation may still be missing. Weights
     and moments change in the optimiser's step alone and are written as they are. The small rest (calibration, counters)
@@ -79,7 +79,7 @@ class TrainingState:
         torch.save(small | self.identity | self._small | optimizer, folder / TRAINER)
 
     def read(self, folder: Path) -> None:
-        """Raises UserError when the checkpoint is of another training, ValueError when it is no checkpoint."""
+        """Raises UserError if the checkpoint belongs to another training, ValueError if it is not a checkpoint."""
         try:
             saved = torch.load(folder / TRAINER, weights_only=True, map_location="cpu")
         except torch.serialization.pickle.UnpicklingError as error:
@@ -142,8 +142,8 @@ class Checkpoints:
     def restore(self, read: Callable[[Path], None]) -> int | None:
         """Reads the newest complete checkpoint and returns its step; None without one.
 
-        Damaged checkpoints are reported and renamed; unfinished ones are deleted. `read` raises ValueError, before it
-        changes anything, for one that does not fit; its UserError ends the search.
+        Damaged checkpoints are reported and renamed; unfinished ones are deleted. For a checkpoint that does not fit,
+        `read` raises ValueError before it changes anything; its UserError ends the search.
         """
         for leftover in self.folder.glob(f"{UNFINISHED}*"):
             notify(f"{leftover}: the run ended before it was complete; removed")
@@ -181,7 +181,7 @@ class Checkpoints:
         shutil.rmtree(away)
 
     def _make_room(self) -> None:
-        """Makes room for another checkpoint like the newest: on a short disk the oldest weights go, never the best."""
+        """Makes room for another checkpoint of the newest one's size: removes the oldest weights, never the best."""
         steps = self.steps()
         needed = sum(file.stat().st_size for step in steps[-1:] for file in self.path(step).rglob("*"))
         old = [step for step in steps[: -self.keep] if step != self.best()]
@@ -214,7 +214,7 @@ def is_finished(folder: Path, last: int) -> bool:
 
 
 def aside(checkpoint: Path) -> Path:
-    """Where a damaged checkpoint is moved."""
+    """The path to which a damaged checkpoint is moved."""
     return checkpoint.with_name(f"damaged_{checkpoint.name}")
 
 

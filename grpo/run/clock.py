@@ -14,7 +14,7 @@ PHASES = ("rollout", "reward", "learn", "sync", "eval")
 
 
 class Clock:
-    """Seconds by phase, and the most memory (GiB) that was in use at the end of one."""
+    """Seconds by phase, and peak memory (GiB) at the ends of phases."""
 
     def __init__(self) -> None:
         self._peak = 0.0
@@ -38,7 +38,7 @@ class Clock:
         return seconds
 
     def read_peak(self) -> float:
-        """GiB at the peak since the last such reading."""
+        """Peak memory in GiB since the last call."""
         peak = max(self._peak, memory_in_use_gib())
         self._peak = 0.0
         return peak
@@ -49,7 +49,7 @@ class Clock:
 
 
 def memory_in_use_gib() -> float:
-    """Of the GPU, with torch's cache, vLLM's pool and other processes; without a GPU this process's peak so far."""
+    """Memory of the GPU, torch's cache, vLLM's pool and other processes included; without a GPU this process's peak."""
     if torch.cuda.is_initialized():
         free, total = torch.cuda.mem_get_info()
         return (total - free) / 2**30

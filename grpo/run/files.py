@@ -74,7 +74,7 @@ def sync(path: Path) -> None:
 
 
 def lock(folder: Path) -> IO:
-    """Holds the folder for this process until the returned file is closed or the process has ended, in whatever way.
+    """Holds the folder for this process until the returned file is closed or the process ends.
 
     Raises UserError if another process holds it: two would write over each other.
     """
@@ -173,7 +173,7 @@ def read_completions(folder: Path, step: int, limit: int | None = None) -> list[
 def create(folder: Path, config: Config) -> IO:
     """Makes the new run's folder and returns the lock that holds it. Raises UserError when the name was just taken.
 
-    It gets its name when it is complete, so a start that is killed leaves no run.
+    The folder gets its name once it is complete, so a killed start leaves no run.
     """
     beside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
     with writing(folder):
@@ -192,7 +192,7 @@ def create(folder: Path, config: Config) -> IO:
 
 
 def run_id(folder: Path) -> str:
-    """The name by which checkpoints and trackers know the run, wherever its folder is moved."""
+    """The name by which checkpoints and trackers know the run, even after its folder was moved."""
     path = folder / "run_id"
     return path.read_text(errors="replace") if path.is_file() else ""
 

@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM: they stop a run soon, but never between an optimiser step and its record.
 
-Interruptions are held from right before that step until it is on record. At any other moment they are raised where they
-arrive, so that a rollout of minutes is abandoned at once: a spot instance may have seconds left.
+Interruptions are held from right before that step until it is recorded. At any other moment they are raised at once,
+even in a rollout of minutes: a spot instance may have seconds left.
 """
 
 from __future__ import annotations

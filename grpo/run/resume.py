@@ -23,7 +23,7 @@ PATHS = {
     "model": located_folder, "data": located_data, "data_dir": located_folder, "prompt": located_prompt,
     "reward.hybrid.model": located_folder, "eval.data": located_benchmark, "eval.test": located_benchmark,
 }  # fmt: skip
-"""Setting -> function that finds what it names, which may have moved: the last part of the path has to be the same."""
+"""Setting -> function that finds the path it names. It may have moved, but the last part must be the same."""
 WHERE = {"name", "out", "data_dir", "quiet", "show_every", "tracker"}
 HOW_LONG = {"steps", "eval.every", "checkpoint.every", "checkpoint.keep"}
 LIMITS = {"bad_rows.limit", "learner.max_nonfinite_steps", "rollout.logprob_diff_limit", "reward.call_limit_s"}
@@ -33,7 +33,7 @@ ROUNDING = {
     *("threads", "policy.gradient_checkpointing", "rollout.max_num_seqs"),
     *("learner.microbatch_tokens", "learner.logit_chunk"),
 }
-"""They change the order of sums: the same run, but no longer bit for bit."""
+"""They change the order of sums: the same run, but not to the bit."""
 FREE = {"template_date", "policy.trust_remote_code"} | WHERE | HOW_LONG | LIMITS | HOW_FAST | ROUNDING
 """May differ when a run is continued. The other settings, the preset's included, decide the result."""
 
@@ -41,7 +41,7 @@ FREE = {"template_date", "policy.trust_remote_code"} | WHERE | HOW_LONG | LIMITS
 def resolve_run(command: Command, default_preset: str) -> tuple[Config, Path | None]:
     """The settings to run with, and the folder to continue in (None: a new one).
 
-    Raises UserError when there is no such run, or with the list of settings that differ in what matters.
+    Raises UserError if there is no such run, or with the list of decisive settings that differ.
     """
     if command.resume is None:
         return command.config, None
@@ -56,7 +56,7 @@ def resolve_run(command: Command, default_preset: str) -> tuple[Config, Path | N
     saved = read_config(folder)
     options = command.overrides | ({"preset": command.preset} if command.preset else {})
     decided = {name: flat(saved)[name] for name, value in options.items() if value == "auto"}
-    trusted = command.overrides.get("policy.trust_remote_code", "false")  # never on the word of a folder
+    trusted = command.overrides.get("policy.trust_remote_code", "false")  # never because a run folder says so
     kept = {"name": saved.name, "out": str(folder.parent), "policy.trust_remote_code": trusted}
     config = changed(saved, options | decided | kept)
     check_same(saved, config, folder)
@@ -110,29 +110,29 @@ def decisive(config: Config) -> dict[str, str]:
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """`learner.lr 0.1 -> 0.5, model ...`: the values of `before` that `after` has otherwise; empty where all agree."""
+    """Lists the values of `before` that differ in `after`, as `learner.lr 0.1 -> 0.5`; empty if none."""
     other = [name for name in sorted(before) if after.get(name, before[name]) != before[name]]
     return ", ".join(f"{name} {before[name]!s:.60} -> {after[name]!s:.60}" for name in other)
 
 
 def refuse_other(before: Mapping[str, Any], after: Mapping[str, Any], source: Path, cure: str) -> None:
-    """Raises UserError with the list of what is not the same."""
+    """Raises UserError with the list of differences, if any."""
     if other := differences(before, after):
         raise UserError(f"{source} was started with other settings: {other}. {cure}, or start a new run (--name)")
 
 
 def check_same(saved: Config, config: Config, folder: Path) -> None:
-    """Raises UserError for other settings than the run's; reports those that only round otherwise."""
+    """Raises UserError for settings other than the run's; reports those that change only rounding."""
     shorter = {"steps": typed(saved.steps)} if config.steps < saved.steps else {}
     after = decisive(config) | {"steps": typed(config.steps)}
     steps = "not change with learner.schedule linear" if saved.learner.schedule == "linear" else "only grow"
     refuse_other(decisive(saved) | shorter, after, folder, f"Remove these options to continue it (steps may {steps})")
     if inexact := differences({name: flat(saved)[name] for name in ROUNDING}, flat(config)):
-        notify(f"{inexact}: differs from the start of the run, which continues, but not bit for bit the same")
+        notify(f"{inexact}: changed since the start; the run continues but is no longer bit-identical")
 
 
 def rewind(folder: Path, step: int) -> list[dict]:
-    """Removes everything written after `step`, which is done again. Returns the rows of metrics.jsonl that stay.
+    """Removes everything written after `step`; those steps are repeated. Returns the remaining rows of metrics.jsonl.
 
     Damaged lines are reported and moved to a file of their own.
     """
@@ -150,7 +150,7 @@ def rewind(folder: Path, step: int) -> list[dict]:
 
 
 def digest_problems(problems: Sequence[Problem]) -> str:
-    """SHA-256 of all that training sees of the data: token ids and ground truths, in order."""
+    """SHA-256 of everything that training uses of the data: token ids and ground truths, in order."""
     digest = hashlib.sha256()
     for problem in problems:
         digest.update(repr((problem.prompt_ids, problem.ground_truth)).encode())

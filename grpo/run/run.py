@@ -66,7 +66,7 @@ class Run:
         for warning in state.reward.warnings:
             notify(warning)
         self._tracker = Tracker(self.folder, self.config, last_logged)
-        self.clock.read()  # the time of loading belongs to no step
+        self.clock.read()  # loading counts for no step
         finished = False
         try:
             yield
@@ -84,7 +84,7 @@ class Run:
         """Rewinds the folder to its last complete checkpoint. Returns the last step that had been logged before."""
         last_logged = max((row["step"] for row in self.rows()), default=-1)
         if self.checkpoints.restore(self.state.read) is None:
-            notify(f"{self.folder} has no whole checkpoint: starting again from step 1")
+            notify(f"{self.folder} has no complete checkpoint: starting again from step 1")
         else:
             notify(f"continuing {self.folder} after step {self.step}")
         accuracy = {row["step"]: row.get(self.best_by) for row in rewind(self.folder, self.step)}
@@ -116,7 +116,7 @@ class Run:
     # ---- step by step
 
     def steps(self) -> Iterator[int]:
-        """The steps that are still to be done."""
+        """Yields the remaining steps."""
         self.progress.begin(self.step)
         yield from range(self.step + 1, self.config.steps + 1)
 
@@ -183,11 +183,11 @@ class Run:
             self.checkpoints.save(self.step, self.state.write)
 
     def save_bad_batch(self, batch: dict) -> None:
-        """The samples of a step that was skipped because its loss or gradient was not finite."""
+        """Saves the samples of a step that was skipped because its loss or gradient was not finite."""
         step = self.step + 1
         self._append("bad_batches.jsonl", step, [batch])
         notify(
-            f"step {step}: loss or gradient is not finite; weights left as they are, batch kept in "
+            f"step {step}: loss or gradient is not finite; the weights stay unchanged, the batch is in "
             f"{self.folder / 'bad_batches.jsonl'}"
         )
 
@@ -202,13 +202,13 @@ class Run:
     # ---- the end
 
     def _save_last_step(self) -> None:
-        """Does nothing while the weights are ahead of the record; then the previous checkpoint is the last."""
+        """Saves the last complete step, unless the weights are already past it."""
         if self.interrupts.held:
             notify(f"stopped while step {self.step + 1} was being recorded; going back to the last checkpoint")
         elif self.step and self.step not in self.checkpoints.steps():
             try:
                 self.checkpoints.save(self.step, self.state.write)
-            except (OSError, RuntimeError, ValueError) as error:  # what ended the run may forbid this as well
+            except (OSError, RuntimeError, ValueError) as error:  # the cause of the stop may prevent this too
                 notify(f"step {self.step} could not be saved: {error}")
             else:
                 notify(f"saved {self.checkpoints.path(self.step)}")

@@ -125,7 +125,7 @@ def test_what_was_written_after_the_checkpoint_is_done_again(three, tmp_path):
 def test_without_a_whole_checkpoint_it_starts_again(three, stopped, capsys):
     shutil.rmtree(stopped / "checkpoints")
     assert train.main(["--resume", str(stopped)]) == 0
-    assert "no whole checkpoint: starting again from step 1" in capsys.readouterr().err
+    assert "no complete checkpoint: starting again from step 1" in capsys.readouterr().err
     same_run(three, stopped, 3)
 
 
