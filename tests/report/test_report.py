@@ -19,6 +19,7 @@ from report_runs import EVIL, append, edit_completion, report, write_run
 from grpo.report import read
 from grpo.report.__main__ import main
 from grpo.report.charts import REST, charts_for
+from grpo.report.plot import plot_run
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -84,6 +85,16 @@ def test_figures_of_a_few_problems_are_marked(tmp_path: Path) -> None:
     page = Page(report(every))
     assert "Held-out accuracy" in {chart["title"] for chart in page.data["charts"]}
     assert "smoke" not in page.text
+
+
+def test_the_plot_of_a_few_problems_is_marked(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "A")
+    pictures = []
+    for settings in ("", "", "eval:\n  limit: 8\n"):
+        append(folder / "config.yaml", settings)
+        plot_run(folder)
+        pictures.append((folder / "plot.png").read_bytes())
+    assert pictures[0] == pictures[1] != pictures[2]
 
 
 def test_a_run_still_going_with_cut_last_lines(tmp_path: Path) -> None:
