@@ -117,8 +117,8 @@ class Evaluation:
         return rows
 
     @property
-    def weights(self) -> tuple[str, str]:
-        """The model: its path and its fingerprint."""
+    def model(self) -> tuple[str, str]:
+        """Its path, and the fingerprint of its weights."""
         return str(self.settings.get("model", self.name)), str(self.settings.get("weights", ""))
 
     def figures(self) -> dict[str, Any]:
@@ -175,11 +175,11 @@ def table(evaluations: Sequence[Evaluation]) -> str:
 
 def frame(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
     """Each evaluation's figures. Different models that share a name are called by their paths, then by fingerprint."""
-    models = dict.fromkeys((evaluation.name, *evaluation.weights) for evaluation in evaluations)
+    models = dict.fromkeys((evaluation.name, *evaluation.model) for evaluation in evaluations)
     names, paths = Counter(name for name, _, _ in models), Counter((name, path) for name, path, _ in models)
     rows = []
     for evaluation in evaluations:
-        name, (path, fingerprint) = evaluation.name, evaluation.weights
+        name, (path, fingerprint) = evaluation.name, evaluation.model
         if names[name] > 1:
             digest = fingerprint.partition("+")[0].rpartition("@")[2]
             name = path if paths[name, path] == 1 else f"{path} ({digest[:8]})"
