@@ -6,7 +6,7 @@
 
 An example is ranked by the standard deviation of its accuracy over training (Wang et al. 2025, arXiv 2504.20571,
 section 2): rank 1 is the one whose accuracy varied most. Accuracies come from a run that trained on the whole data
-(its accuracy.jsonl) or from a JSON file {row number: [accuracy, ...]}. The rows come out as they are in the data.
+(its accuracy.jsonl) or from a JSON file {row number: [accuracy, ...]}. Writes the rows unchanged.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def holds(row: Row, where: str) -> bool:
 
 
 def _compare(row: Row, condition: str) -> bool:
-    """As numbers where both are, else as texts. A column without a value holds nothing."""
+    """Compares as numbers if both sides are, else as texts. A column without a value meets no condition."""
     match = CONDITION.fullmatch(condition)
     if match is None:
         raise ValueError(f"--where has {condition!r}; write column <= value, several joined by 'and' (<= >= == != < >)")

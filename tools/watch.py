@@ -1,6 +1,6 @@
 """Shows a run's progress from a second terminal: `python -m tools.watch runs/NAME`.
 
-It only reads the run's folder, so it cannot disturb the run.
+Only reads the run's folder, so it cannot disturb the run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from grpo.run.files import read_rows
 from grpo.settings import dotted, read_yaml
 
 RECENT = 10
-"""Steps that the time of a step is the median of"""
+"""Steps whose median is the time of a step"""
 SHOWN = 5
 
 

@@ -23,7 +23,7 @@ KINDS = {"hub": hub, "merged": merged, "verl": verl}
 
 @one_line(OSError)
 def main(argv: Sequence[str]) -> int:
-    """Writes beside --out first: a folder with the final name is complete."""
+    """Writes to a temporary folder first, so a folder named --out is complete."""
     cli = Parser(prog="python -m tools.export", description="KIND --help has the options.")
     cli.add_argument("kind", choices=KINDS)
     kind = KINDS[cli.parse_args(argv[:1]).kind]

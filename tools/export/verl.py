@@ -39,7 +39,7 @@ def filled(template: str, config: Config, **values: Any) -> str:
 
 
 def check(config: Config, gpus: int, nodes: int) -> None:
-    """UserError for what cannot be carried over without changing the experiment."""
+    """Raises UserError for what cannot be exported without changing the experiment."""
     o = config.learner
     if config.reward.name == "hybrid" or ":" in config.reward.name:
         raise UserError(f"reward.name {config.reward.name} is not exported; write verl's reward file by hand")
