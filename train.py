@@ -107,7 +107,7 @@ def train(config: Config, resumed: Path | None = None, interrupts: Interrupts | 
             # 4. Hand the new weights to the sampler.
             with clock("sync"):
                 engine.sync(policy)
-            # 5. Evaluate where it is due, log the step, save where it is due.
+            # 5. Evaluate if due, log the step, save if due.
             run.log(validator.evaluate(engine, step))
 
         print(run.finish(after=validator.test(engine)))

@@ -23,8 +23,8 @@ Row = dict[str, Any]
 Placed = tuple[str, Row | str]
 """The place of a row, and the row or the reason why it cannot be read"""
 BATCH = 1000
-LONGEST = 2**24
-"""Bytes of a line that are read; a longer one is no row"""
+MAX_LINE_BYTES = 2**24
+"""Bytes of a line that are read; a longer line is not a row"""
 
 
 def read(name: str, data_dir: str | None = None) -> Iterator[Placed]:
@@ -54,8 +54,8 @@ def _lines(path: Path) -> Iterator[Placed]:
         for number, line in enumerate(bounded_lines(file), 1):
             if not line.strip():
                 continue
-            if len(line) == LONGEST:
-                yield f"line {number}", f"longer than {LONGEST // 2**20} MiB"
+            if len(line) == MAX_LINE_BYTES:
+                yield f"line {number}", f"longer than {MAX_LINE_BYTES // 2**20} MiB"
                 continue
             try:
                 yield f"line {number}", _object(json.loads(line.decode("utf-8-sig")))
@@ -64,11 +64,11 @@ def _lines(path: Path) -> Iterator[Placed]:
 
 
 def bounded_lines(file: BinaryIO | GzipFile) -> Iterator[bytes]:
-    """The lines of a file, each with its line break; of one longer than LONGEST bytes only the first LONGEST."""
-    while line := file.readline(LONGEST):
+    """Yields the lines of a file, each with its line break and cut after MAX_LINE_BYTES bytes."""
+    while line := file.readline(MAX_LINE_BYTES):
         yield line
-        while len(line) == LONGEST and not line.endswith(b"\n"):
-            line = file.readline(LONGEST)
+        while len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
+            line = file.readline(MAX_LINE_BYTES)
 
 
 def _list(path: Path) -> Iterator[Placed]:

@@ -26,7 +26,7 @@ result too little for the model check to notice."""
 def kernel(device_type: str, dtype: torch.dtype, chosen: str = "auto") -> str:
     """`chosen`, else flash_attention_2 where flash-attn is installed, else varlen (torch's flash kernels).
 
-    Always sdpa, run by run, where the flash kernels cannot compute: on a CPU and in float32.
+    Always sdpa, run by run, on a CPU and in float32, for which there are no flash kernels.
     """
     if chosen == "flash_attention_2" and not installed("flash_attn"):
         raise UserError(

@@ -138,7 +138,7 @@ class ChatTemplate:
         return text if re.search(r"[^\W\d_]{2}", text) else ""
 
     def is_dated(self, chat: Chat) -> bool:
-        """True where the prompt depends on the day."""
+        """True if the prompt depends on the day."""
         return "strftime_now" in self._source and self._apply(chat) != self._apply(chat, day=OTHER_DAY)
 
     @cached_property

@@ -125,7 +125,7 @@ def weight_files(model: str) -> list[Path]:
 
 
 def weights_digest(model: str) -> str:
-    """SHA-256 over the content of a model's weight files; empty where they are not on this machine."""
+    """SHA-256 over the content of a model's weight files; empty if they are not on this machine."""
     digests = [_digest(path, path.stat().st_mtime_ns) for path in weight_files(model)]
     return hashlib.sha256(b"".join(digests)).hexdigest() if digests else ""
 

@@ -21,5 +21,5 @@ def product(weight: torch.Tensor, bias: torch.Tensor | None) -> Callable[[torch.
 
 
 def packs(weight: torch.Tensor) -> bool:
-    """True where `product` makes a copy of the weight."""
+    """True if `product` makes a copy of the weight."""
     return weight.device.type == "cpu" and weight.dtype is torch.float32 and torch.backends.mkldnn.is_available()

@@ -72,7 +72,7 @@ def prove(policy: Policy, longest: int) -> str:
         if setting := _reduced_precision(policy.device):
             raise UserError(f"{name} cannot be proved: {setting} {details}; set it to 'ieee'")
         raise UserError(f"{name} is not supported: {cause} {details}. {ADVICE}")
-    torch.cuda.empty_cache()  # for an engine with a memory pool of its own; does nothing where no GPU is used
+    torch.cuda.empty_cache()  # for an engine with a memory pool of its own; does nothing without a GPU
     tokens = max(map(sequence_length, samples))
     seconds = time.perf_counter() - start
     return f"model proved against its own forward pass, up to {tokens} tokens: {listed} ({seconds:.1f} s)"
@@ -95,7 +95,7 @@ def _constant_weights(policy: Policy) -> Iterator[None]:
 
 
 def _draw(policy: Policy, longest: int) -> list[Sample]:
-    """Two completions of one prompt, one of another and, where the run can pass a threshold, one that passes it."""
+    """Two completions of one prompt, one of another and, if the run can pass a threshold, one that passes it."""
     text = policy.tokenizer(TEXT)["input_ids"]
     text *= 1 + MIN_TEXT_TOKENS // len(text)
     prompts = [tuple(text[:4]), tuple(text[:2] + text[4:])]  # of two lengths and with a common beginning

@@ -360,7 +360,7 @@ def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 
 
 def without_dropout(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Returns the configuration with every dropout and router jitter at 0: the first ratio has to be 1.
+    """Returns the configuration with every dropout and router jitter at 0: the first ratio must be 1.
 
     Called before the model is built: some models store the number and pass it to F.dropout.
     """

@@ -64,7 +64,7 @@ class PolicyConfig(Section):
 
 class RolloutConfig(Section):
     engine: EngineName = "auto"
-    """auto: vllm where it is installed and can run, else the plain PyTorch sampler."""
+    """auto: vllm if it is installed and can run, else the plain PyTorch sampler."""
     prompts_per_step: int = Field(128, ge=1)
     """Problems drawn per step; each becomes one group."""
     group_size: int = Field(8, ge=2, le=65_536)
@@ -294,7 +294,7 @@ class Config(Section):
     seed: int = Field(0, ge=0, lt=2**31)
     """Determines data order, sampling and initialisation."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda where there is one. The presets cpu and laptop set cpu."""
+    """auto: cuda if there is one. The presets cpu and laptop set cpu."""
     threads: int = Field(0, ge=0, le=1024)
     """torch's CPU threads. 0: torch's own choice. Beside another busy process, two are slower than one."""
     name: str | None = Field(None, pattern=r"^[\w-][\w.-]*$", max_length=100)
@@ -347,7 +347,7 @@ def changed(config: Config, overrides: dict[str, Any]) -> Config:
 
 
 def env_weights() -> dict[str, float]:
-    """REWARD_WEIGHTS as dotted settings; empty where it is not set."""
+    """REWARD_WEIGHTS as dotted settings; empty if it is not set."""
     if "REWARD_WEIGHTS" not in os.environ:
         return {}
     try:

@@ -56,7 +56,7 @@ class FunctionReward(Reward):
         self.forms = ["texts"] if "ground_truths" in self.parameters else ["texts", "messages"]
 
     def self_test(self, row: Row) -> None:
-        """Calls the function with an empty completion: a model may well write nothing."""
+        """Calls the function with an empty completion, because a model may write nothing."""
         self.score_batch([""], [row.get("ground_truth", "0")], [row])
 
     def score_batch(
@@ -114,7 +114,7 @@ class FunctionReward(Reward):
         raise errors[0] if len(errors) == 1 else RewardError("; ".join(map(str, errors))) from errors[0]
 
     def _call(self, values: Row) -> Any:
-        """Calls the function with the values of its parameters, and all others where it has `**kwargs`."""
+        """Calls the function with the values of its parameters, and with all others if it has `**kwargs`."""
         if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in self.parameters.values()):
             return self.function(values["completion"], values["ground_truth"])  # a decorator that hides the names
         arguments: dict[str, Any] = {}
@@ -176,7 +176,7 @@ def _checked(returned: Any, where: str = "") -> dict[str, float]:
 def load_function_reward(name: str, parallel: int = 1, limit_s: float | None = None) -> Reward:
     """Returns the reward named `package.module:function`; a class is called first, a Reward is taken as it is.
 
-    RewardError where the name leads nowhere.
+    Raises RewardError if the name does not exist.
     """
     function = find(name)
     try:
@@ -189,7 +189,7 @@ def load_function_reward(name: str, parallel: int = 1, limit_s: float | None = N
 
 
 def find(name: str) -> Any:
-    """Imports `package.module:function`, also from the current folder. RewardError where the name leads nowhere."""
+    """Imports `package.module:function`, also from the current folder. Raises RewardError if it does not exist."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:

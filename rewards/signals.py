@@ -125,7 +125,7 @@ def _around(text: str, *names: str) -> list[str] | None:
 
 
 def last_number(text: str) -> str | None:
-    """The last number written in digits (-1,234.5, 3/4, 1.5e-3, 2 x 10^5), of the last box where one holds a number.
+    """The last number written in digits (-1,234.5, 3/4, 1.5e-3, 2 x 10^5), in the last box if one holds a number.
 
     None without one. Parts of a date, a time or a unit (cm^2) do not count, nor do numbers that the text denies
     ("not 42"). The minus of `7-5` is not a sign.
@@ -228,7 +228,7 @@ def verdict(reflection: str) -> Verdict | None:
 
 
 class MultiSignalMathReward(Reward):
-    """Scores a completion by three signals, each 0 or 1 (between where a task's scorer gives partial credit).
+    """Scores a completion by three signals, each 0 or 1 (a task's scorer may give partial credit).
 
     verify: the answer equals the ground truth. format: the completion has the requested layout. reflect: the
     reflection's verdict on the answer is true; 0 without an answer. `answer_from` defines the answer and the layout.
@@ -249,7 +249,7 @@ class MultiSignalMathReward(Reward):
         self.verifier = Verifier(**verifier_options)
 
     def self_test(self, row: Row) -> None:
-        """Raises RewardError where the workers do not tell right from wrong."""
+        """Raises RewardError if the workers do not tell right from wrong."""
         pairs: list[Pair] = [(r"\frac{\sqrt{8}}{2}", r"\sqrt{2}"), (r"\frac{\sqrt{8}}{2}", r"\sqrt{3}")]
         outcomes = self.verifier.ask(pairs)
         if outcomes != ["correct", "wrong"]:

@@ -45,7 +45,7 @@ class Verifier:
     Integers, decimals and fractions are compared inline. The first answer that needs algebra starts a server
     (equivalence/server.py) with `workers` processes ("auto": one for each core). Each answer may use `timeout_s`
     seconds of processor time and `memory_limit_mb`; all answers of a batch together may use `budget_s` seconds of
-    processor time (None is no limit).
+    processor time (None: no limit).
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class Verifier:
     def _started(self) -> list[Connection]:
         """Returns a connection to each worker; starts the server if this process has none."""
         if self._server and self._owner == os.getpid() and self._server.poll() is not None:
-            self._stop()  # its workers may still live, but nobody replaces them
+            self._stop()  # its workers may still live, but nothing replaces them
         if self._server is None or self._owner != os.getpid():
             pipes = [Pipe() for _ in range(self.workers)]
             descriptors = [theirs.fileno() for _, theirs in pipes]

@@ -42,7 +42,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--max-new-tokens", dest=SETTINGS[0], help="a longer completion is cut [the run's, else 512]")
     add("--prompt", help="system message: a name from prompts/ or a text file [the run's, else plain]")
     add("--template-args", metavar="X=Y", help="arguments of the chat template [the run's, else none]")
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: cuda where there is one")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: cuda if there is one")
     add("--seed", type=int, default=0)
     add("--trust-remote-code", action="store_true", help="let the model run the Python that it brings")
     args = cli.parse_args(argv)
@@ -51,7 +51,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def sample(args: argparse.Namespace) -> Table:
-    """Base and trained model, each with its completions. UserError where one cannot be loaded."""
+    """Base and trained model, each with its completions. UserError if one cannot be loaded."""
     from grpo.chat_template import ChatTemplate
     from grpo.engines.base import SamplingParams, choose_device
     from grpo.engines.torch_engine import TorchEngine

@@ -84,7 +84,7 @@ def select(args: argparse.Namespace) -> list[Row]:
 
 
 def read_history(path: Path) -> dict[int, list[float]]:
-    """Row number -> its accuracies in the order of training. ValueError where there is none."""
+    """Row number -> its accuracies in the order of training. ValueError if there is none."""
     history: dict[int, list[float]] = {}
     try:
         steps = read_rows(path / "accuracy.jsonl") if path.is_dir() else [{"accuracy": json.loads(path.read_text())}]
@@ -112,7 +112,7 @@ def places(text: str, last: int) -> list[int]:
 
 
 def holds(row: Row, where: str) -> bool:
-    """True where the row meets the condition. Nothing in it is evaluated as Python.
+    """True if the row meets the condition. Nothing in it is evaluated as Python.
 
     >>> holds({"a": {"b": "2"}, "c": "x"}, "a.b <= 3 and c == x")
     True

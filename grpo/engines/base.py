@@ -122,7 +122,7 @@ def kv_elements(model: PreTrainedConfig) -> int:
 def choose_device(setting: str = "auto", driver: Path = DRIVER) -> torch.device:
     """Chooses where to train, evaluate and sample: cuda where torch can use it, unless `setting` is cpu.
 
-    Raises UserError where a GPU is asked for, or an NVIDIA `driver` is loaded, and torch cannot use it.
+    Raises UserError if torch cannot use a GPU although `setting` asks for one or an NVIDIA `driver` is loaded.
     """
     import torch
 
@@ -158,7 +158,7 @@ def choose_engine(setting: str, device: str) -> type[Engine]:
 
 
 def make_engine(config: Config, device: torch.device) -> Engine:
-    """Starts the sampler that `rollout.engine` names. Raises UserError where it cannot run."""
+    """Starts the sampler that `rollout.engine` names. Raises UserError if it cannot run."""
     engine = choose_engine(config.rollout.engine, device.type)
     if problems := engine.problems(device.type):
         raise UserError("\n".join(problems))

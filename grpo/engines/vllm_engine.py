@@ -125,7 +125,7 @@ class VLLMEngine(Engine):
         torch.cuda.empty_cache()
 
     def _wake(self, tag: str) -> bool:
-        """True where all of the engine is awake."""
+        """True if all of the engine is awake."""
         torch.cuda.empty_cache()  # the learner's freed blocks, which torch would keep for itself
         return self._llm.wake_up(tags=[tag]) if self._asleep else True
 
@@ -181,7 +181,7 @@ def _completion(output: Any) -> Completion:
 
 
 def _start(config: Config, device: torch.device) -> Any:
-    """vLLM's engine for the run's model. Raises UserError where vLLM refuses it or a compiler is missing."""
+    """vLLM's engine for the run's model. Raises UserError if vLLM refuses it or a compiler is missing."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # weights cannot be handed to another process
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")  # it is for truncated distributions (top-k, top-p)

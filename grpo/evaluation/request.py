@@ -60,7 +60,7 @@ class EvalRequest(Section):
     audit_contamination: bool = False
     """Show the model 60% of each question and count exact continuations."""
     engine: EngineName = "auto"
-    """auto: vllm where it is installed and can run, else torch."""
+    """auto: vllm if it is installed and can run, else torch."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda if there is one."""
     trust_remote_code: bool = False

@@ -109,7 +109,7 @@ class Evaluation:
         return sum(changed)
 
     def comparable_rows(self) -> list[dict]:
-        """The finished rows. Raises UserError where one has no grades, or does not name its grader."""
+        """The finished rows. Raises UserError if one has no grades, or does not name its grader."""
         rows = self.rows()
         for fields, lack in ((GRADES, "have no grades"), ({"graded_with"}, "do not name their grader")):
             if not all(row.keys() >= fields for row in rows):

@@ -17,7 +17,7 @@ from grpo.settings import short
 
 @one_line(OSError)
 def main(argv: Sequence[str]) -> int:
-    """[--gpu NAME] and any option of train.py. Returns 2 where the run does not fit."""
+    """[--gpu NAME] and any option of train.py. Returns 2 if the run does not fit."""
     cli = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     cli.add_argument("--gpu")
     args, options = cli.parse_known_args(argv)

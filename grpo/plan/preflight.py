@@ -142,7 +142,7 @@ def _plan(decided: Callable[[], Plan], sets: Sets, resumed: Path | None) -> Iter
     yield from (PROBLEM + line for line in lines)
     yield from (f"warning: {line}" for line in warnings(plan))
     if resumed is None:
-        new_folder(plan.config)  # UserError where the name is taken
+        new_folder(plan.config)  # UserError if the name is taken
 
 
 def _model(decided: Callable[[], Plan], device: torch.device) -> Iterator[str]:

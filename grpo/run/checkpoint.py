@@ -112,7 +112,7 @@ class Checkpoints:
         return [step for step, path in files.numbered(self.folder).items() if path.is_dir() and not path.is_symlink()]
 
     def best(self) -> int | None:
-        """The step of the best kept checkpoint, the earlier one on a tie; None where no step was evaluated."""
+        """The step of the best kept checkpoint, the earlier one on a tie; None if no step was evaluated."""
         evaluated = [step for step in self.steps() if step in self.accuracy]
         return max(evaluated, key=self.accuracy.__getitem__, default=None)
 
@@ -198,7 +198,7 @@ class Checkpoints:
 def is_finished(folder: Path, last: int) -> bool:
     """True if step `last` and its figures are on disk, and its rows and checkpoint are undamaged.
 
-    A checkpoint that was removed to save space may be missing; one that restore() set aside has to be made again.
+    A checkpoint that was removed to save space may be missing; one that restore() set aside must be made again.
     """
     damaged: list[bytes] = []
     rows = files.read_rows(folder / "metrics.jsonl", damaged)

@@ -23,7 +23,7 @@ from typing import IO
 
 import yaml
 
-from data.rows import LONGEST, bounded_lines
+from data.rows import MAX_LINE_BYTES, bounded_lines
 from grpo.environment import versions
 from grpo.errors import UserError
 from grpo.settings import Config
@@ -123,7 +123,7 @@ def lines(rows: Iterable[dict]) -> str:
 
 
 def read_rows(path: Path, damaged: list[bytes] | None = None) -> list[dict]:
-    """The complete rows of a .jsonl file; none where there is no file. NaN, which JSON lacks, is read as None.
+    """The complete rows of a .jsonl file; none without a file. NaN, which JSON lacks, is read as None.
 
     Skips a last line that was cut off, adds damaged ones to `damaged`.
     """
@@ -140,7 +140,7 @@ def read_rows(path: Path, damaged: list[bytes] | None = None) -> list[dict]:
             whole = isinstance(row, dict) and row.keys() >= needed and isinstance(row.get("step", 0), int)
             if whole and line.endswith(b"\n"):
                 rows.append(row)
-            elif damaged is not None and (line.endswith(b"\n") or len(line) == LONGEST):
+            elif damaged is not None and (line.endswith(b"\n") or len(line) == MAX_LINE_BYTES):
                 damaged.append(line)
     return rows
 
@@ -156,7 +156,7 @@ def write_completions(folder: Path, step: int, rows: Iterable[dict]) -> None:
 
 
 def read_completions(folder: Path, step: int, limit: int | None = None) -> list[dict]:
-    """A step's first completions, each with its prompt. Raises ValueError where the file is damaged."""
+    """A step's first completions, each with its prompt. Raises ValueError if the file is damaged."""
     path = folder / "completions" / f"step_{step:06d}.jsonl.gz"
     problems = {row.pop("problem"): row for row in read_rows(folder / "problems.jsonl")}
     try:

@@ -64,7 +64,7 @@ def resolve_run(command: Command, default_preset: str) -> tuple[Config, Path | N
 
 
 def new_folder(config: Config) -> Path:
-    """The folder of a new run. Raises UserError where it holds anything: nothing of an earlier run is overwritten."""
+    """The folder of a new run. Raises UserError if it is not empty: an earlier run is never overwritten."""
     name = config.name or f"{config.preset}-{Path(config.data).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = Path(config.out) / name
     if folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None):
@@ -82,9 +82,9 @@ def newest_run(config: Config) -> Path | None:
 
 
 def read_config(folder: Path) -> Config:
-    """The settings of a run. Files that they name from where it was started are found from any other folder.
+    """The settings of a run. Finds the files that they name, in whatever folder this command runs.
 
-    Raises UserError where a setting is missing or wrong; how the file is laid out is free.
+    Raises UserError if a setting is missing or wrong; the layout of the file is free.
     """
     path = folder / "config.yaml"
     settings = read_settings(path)

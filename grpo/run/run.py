@@ -34,7 +34,7 @@ class Run:
     """One run and its folder. Nothing is written before `recording`."""
 
     def __init__(self, config: Config, resumed: Path | None = None, interrupts: Interrupts | None = None):
-        """Takes the folder to continue in, or names a new one. Raises UserError where the folder cannot be used."""
+        """Takes the folder to continue in, or names a new one. Raises UserError if the folder cannot be used."""
         self.config = config
         self.folder = resumed or new_folder(config)
         self.resumed = resumed is not None

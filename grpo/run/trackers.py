@@ -61,7 +61,7 @@ class Tracker:
 
 
 def start_wandb(folder: Path, config: Config) -> Any:
-    """Online where there is a key and a server that answers, else offline; `wandb sync` uploads it later."""
+    """Online if there is a key and a server that answers, else offline; `wandb sync` uploads it later."""
     import wandb
 
     start = partial(

@@ -121,7 +121,7 @@ def _nameless(relation: Node) -> Node | None:
 
 
 def _one_value(node: Node) -> Node | None:
-    r"""The value of a chain 2+3=5 whose members agree, and of 1/3 \approx 0.333 where the decimal is its rounding."""
+    r"""The value of a chain 2+3=5 whose members agree, and of 1/3 \approx 0.333 if the decimal is its rounding."""
     *_, last = node.parts
     agree = {"=": same, "\\approx": _is_rounding}
     pairs = zip(node.marks, node.parts, node.parts[1:], strict=False)
@@ -140,7 +140,7 @@ def _is_rounding(exact: Node, decimal: Node) -> bool:
 
 
 def _same_shape(truth: Node, answer: Node) -> bool:
-    """Part by part, where both have such parts. The order counts in tuples, and where the answer wrote a tuple."""
+    """Compares part by part. The order counts in tuples, and if the answer is a tuple."""
     match truth.kind, answer.kind:
         case "leaf", "leaf":
             return same_text(truth.text, answer.text)

@@ -32,7 +32,7 @@ IDLE_S = 1.0
 
 def serve(descriptors: Sequence[int], timeout_s: float, memory_limit_mb: int) -> None:
     """Keeps a worker on each connection until the trainer closes it."""
-    for ending in (signal.SIGPROF, signal.SIGALRM, signal.SIGPIPE):  # past a limit; where no trainer is left
+    for ending in (signal.SIGPROF, signal.SIGALRM, signal.SIGPIPE):  # past a limit, or the trainer is gone
         signal.signal(ending, signal.SIG_DFL)
     *others, first = TABLES["warm_up"]
     judge(*first)
@@ -55,7 +55,7 @@ def serve(descriptors: Sequence[int], timeout_s: float, memory_limit_mb: int) ->
             continue
         if code in (-signal.SIGKILL, -signal.SIGTERM):
             os.killpg(0, signal.SIGKILL)
-        if code != IDLE:  # past a limit, or crashed for want of memory
+        if code != IDLE:  # past a limit, or out of memory
             _send(connection, "timeout", timeout_s)
         workers[fork(connection)] = connection
 

@@ -54,7 +54,7 @@ def split(text: str, separator: re.Pattern) -> tuple[list[str], list[str]]:
 
 
 def parse(text: str, as_list: bool = False) -> Node:
-    """The shape of a cleaned answer. `as_list` reads 100,200 as two numbers where it could be one."""
+    """The shape of a cleaned answer. `as_list` reads 100,200 as two numbers, not one."""
     text = unwrap(text)
     if not as_list and (number(text) is not None or textual(text) is not None):
         return Node("leaf", text)

@@ -45,7 +45,7 @@ def write(args: argparse.Namespace, folder: Path) -> str:
 
 
 def model_card(run: Path, base_model: str | None, trusted: bool = False) -> ModelCard:
-    """Returns the card. Raises UserError where the run or its test problems cannot be read."""
+    """Returns the card. Raises UserError if the run or its test problems cannot be read."""
     newest = of_run(str(run))[-1]
     config = read_config(run)
     alarms = Alarms(config.rollout.completions_per_step)
