@@ -47,7 +47,7 @@ class PolicyConfig(Section):
     """Compute precision. auto: bfloat16 on a GPU, float32 on a CPU. float16 brings sampler and trainer closer
     (arXiv 2510.26788) but needs loss scaling, so it is not offered."""
     attention: Literal["auto", "varlen", "flash_attention_2", "sdpa"] = "auto"
-    """auto: flash_attention_2 where flash-attn is installed, else varlen (torch's own kernels on a GPU, an exact
+    """auto: flash_attention_2 if flash-attn is installed, else varlen (torch's own kernels on a GPU, an exact
     per-sequence loop on a CPU), else sdpa."""
     lora_rank: int = Field(0, ge=0)
     """Rank of the LoRA adapter on all linear layers. 0 trains all weights."""
@@ -128,7 +128,7 @@ class RewardConfig(Section):
     alpha: float = Field(DEFAULT_WEIGHTS[0], ge=0)
     """Weight of verify: the answer equals the ground truth."""
     beta: float = Field(DEFAULT_WEIGHTS[1], ge=0)
-    """Weight of format: the layout that goes with reward.verifier."""
+    """Weight of format: the layout that reward.verifier expects."""
     gamma: float = Field(DEFAULT_WEIGHTS[2], ge=0)
     """Weight of reflect: the reflection's last verdict on the answer is true."""
     verifier: Literal["box", "last_number", "answer_tag"] = "box"
@@ -151,8 +151,8 @@ class RewardConfig(Section):
 
 class LearnerConfig(Section):
     lr: float = Field(1e-6, gt=0)
-    """Peak learning rate. With LoRA the step goes with policy.lora_alpha x lr, whatever the rank; published RL runs use
-    3e-4 to 3e-3 for this product."""
+    """Peak learning rate. With LoRA the first steps are proportional to policy.lora_alpha x lr, whatever the rank;
+    published RL runs use 3e-4 to 3e-3 for this product."""
     schedule: Literal["constant", "linear"] = "constant"
     """After the warm-up. linear: decays to zero, reached one step after the last. Skipped steps count."""
     warmup: int = Field(0, ge=0)

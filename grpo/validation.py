@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Validator:
     """Accuracy on the validation sets (the curve) and on the test problems, whatever reward the run trains on.
 
-    `reward.verifier` decides where the answer stands, so a model that does not box is not judged by its boxes.
+    `reward.verifier` decides how the answer is found, so a model that writes no boxes is not judged by boxes.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """A run's figures in W&B, trackio or TensorBoard. The only module that imports them.
 
-Each writes in the background by itself, so that no step waits for a network: with a server that had stopped answering,
-wandb 0.31 took a row of 5 kB in 0.03 s at most (tests/runs/faults/test_trackers.py). Without a server W&B starts an
-offline run after 15 s. Whatever a tracker raises is reported once, and the run continues without it.
+Each writes in the background, so no step waits for a network: after its server had stopped answering, wandb 0.31 took
+a row of 5 kB in at most 0.03 s (tests/runs/faults/test_trackers.py). Without a server W&B starts an offline run after
+15 s. An exception of a tracker is reported once, and the run continues without it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from grpo.terminal import notify
 
 PROJECT = "one-shot-grpo"
 TABLE_ROWS = 32
-"""Completions of a step that W&B is shown; whole tables at every step would be gigabytes"""
+"""Completions of a step that are sent to W&B; full tables at every step would be gigabytes"""
 TABLE = ("step", "reward", "signals", "advantage", "finish_reason", "answer", "ground_truth", "completion")
 
 
@@ -29,7 +29,7 @@ class Tracker:
     """Sends each row of metrics.jsonl, under the same names, to the tracker of the settings."""
 
     def __init__(self, folder: Path, config: Config, last_step: int = -1):
-        """last_step: the last step that an earlier start of the run has sent; no step is sent twice."""
+        """last_step: the last step that an earlier session of the run has sent; no step is sent twice."""
         self.folder = folder
         self.config = config
         self.last_step = last_step
