@@ -80,8 +80,7 @@ def fingerprint(path: str) -> str:
     """Identifies the weights: the sha256 of a folder's model and tokenizer files, or a hub id with its commit.
 
     Two trainings into the same folder have different fingerprints, so their outputs never mix. An adapter's includes
-    its base's. The
-    manifest of a checkpoint is not part of it: pruning rewrites that file and leaves the weights as they are.
+    its base's. The manifest of a checkpoint is left out: pruning rewrites it and does not touch the weights.
     """
     if not Path(path).is_dir():
         return f"{path}@{Path(hf_hub_download(path, 'config.json')).parent.name}"  # snapshots/COMMIT/config.json

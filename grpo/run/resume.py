@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import shlex
 import sys
 import time
@@ -103,7 +102,7 @@ def decisive(config: Config) -> dict[str, str]:
     """The settings that decide the result of learning, as a checkpoint keeps them."""
     free = FREE - {"steps"} if config.learner.schedule == "linear" else FREE  # there the rate depends on the end
     return {
-        name: re.sub(r"[^,]*/", "", typed(value)) if name in PATHS else typed(value)
+        name: ",".join(Path(path).name for path in typed(value).split(",")) if name in PATHS else typed(value)
         for name, value in flat(config).items()
         if name not in free
     }

@@ -221,7 +221,7 @@ class Run:
         if (best := self.checkpoints.best()) is not None:
             summary["best"] = {"step": best, self.best_by: self.checkpoints.accuracy[best]}
         files.write(self.folder / "summary.json", json.dumps(summary, indent=2))
-        return before_and_after(summary)
+        return f"test problems: {self.config.eval.test}\n{before_and_after(summary)}" if after else ""
 
 
 def completion_rows(

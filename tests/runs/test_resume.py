@@ -19,7 +19,7 @@ import train
 from grpo.cli import Command
 from grpo.run.checkpoint import seal
 from grpo.run.files import lines, read_rows, write_config
-from grpo.run.resume import FREE, ROUNDING, read_config, resolve_run
+from grpo.run.resume import FREE, ROUNDING, decisive, read_config, resolve_run
 from grpo.settings import Config, changed, fields, flat, parse
 from tools import watch
 
@@ -230,7 +230,7 @@ def budget(folder: Path, step: int) -> int:
 
 def test_another_microbatch_tokens_is_used_and_reported_as_not_exact(copied, capsys):
     assert train.main(["--resume", str(copied), "--steps", "4", "--learner.microbatch_tokens", "64"]) == 0
-    assert "-> 64: differs from the start of the run" in capsys.readouterr().err
+    assert "-> 64: changed since the start" in capsys.readouterr().err
     assert budget(copied, 4) == 64
 
 
@@ -379,6 +379,12 @@ def test_a_row_that_names_no_step_is_damaged(stopped, capsys):
 def test_the_rate_falls_to_the_end_so_a_linear_run_keeps_its_length(tmp_path, capsys):
     assert train.main(arguments(tmp_path, "run", steps=2, learner__schedule="linear")) == 0
     assert "steps may not change with learner.schedule linear" in refused(tmp_path / "run", capsys, "--steps", "3")
+
+
+def test_a_path_that_ends_in_a_slash_has_a_name():
+    """Otherwise two models would be the same one."""
+    first, second = (decisive(Config(model=f"/models/{name}/", device="cpu"))["model"] for name in ("one", "two"))
+    assert (first, second) == ("one", "two")
 
 
 def test_code_of_a_model_is_trusted_on_the_command_line_only(copied):
