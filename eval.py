@@ -28,7 +28,7 @@ from grpo.evaluation import benchmarks
 from grpo.evaluation.request import EvalRequest, read_request
 from grpo.terminal import escape_control
 
-SHOWN = 10
+SHOWN_ROWS = 10
 """Rows that --compare names"""
 
 parse = partial(read_request, description=__doc__)
@@ -79,8 +79,8 @@ def compare(a: Path, b: Path) -> None:
         mean, low, high = (100 * gain[key] for key in ("mean", "low", "high"))
         show(f"{column:8}  B - A = {mean:+.1f} points [{low:+.1f}, {high:+.1f}] (95%, paired: {gain['method']})")
         for kind in ("gained", "lost"):
-            rows = ", ".join(map(str, gain[kind][:SHOWN])) or "-"
-            more = f" and {len(gain[kind]) - SHOWN} more" if len(gain[kind]) > SHOWN else ""
+            rows = ", ".join(map(str, gain[kind][:SHOWN_ROWS])) or "-"
+            more = f" and {len(gain[kind]) - SHOWN_ROWS} more" if len(gain[kind]) > SHOWN_ROWS else ""
             show(f"          {kind} {len(gain[kind])}: rows {rows}{more}")
 
 

@@ -67,11 +67,11 @@ def find(name: str | Path, data_dir: str | Path | None = None) -> Path:
 
 def obtain(source: Source, data_dir: str | Path | None = None) -> Path:
     """Path of a verified copy, downloaded if it is missing. Raises ValueError with one line that names the fix."""
-    found = locate(source, data_dir)
-    if found is None:
+    path = locate(source, data_dir)
+    if path is None:
         return download(source, _folder(data_dir) / source.local)
-    _check(source, found.read_bytes(), f"{found} is damaged or another version; delete it and fetch {source.url} again")
-    return found
+    _check(source, path.read_bytes(), f"{path} is damaged or another version; delete it and fetch {source.url} again")
+    return path
 
 
 def locate(source: Source, data_dir: str | Path | None = None) -> Path | None:
@@ -87,9 +87,9 @@ def _folder(data_dir: str | Path | None) -> Path:
 
 
 def _check(source: Source, content: bytes, problem: str) -> None:
-    found = hashlib.sha256(content).hexdigest()
-    if found != source.sha256:
-        raise ValueError(f"{source.name}: {problem} (sha256 {found[:12]}..., in the table {source.sha256[:12]}...)")
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != source.sha256:
+        raise ValueError(f"{source.name}: {problem} (sha256 {digest[:12]}..., in the table {source.sha256[:12]}...)")
 
 
 def download(source: Source, target: Path) -> Path:

@@ -24,9 +24,9 @@ result too little for the model check to notice."""
 
 
 def kernel(device_type: str, dtype: torch.dtype, chosen: str = "auto") -> str:
-    """`chosen`, else flash_attention_2 where flash-attn is installed, else varlen (torch's flash kernels).
+    """Returns the kernel: `chosen`; for auto, flash_attention_2 if installed, else varlen (torch's flash kernels).
 
-    Always sdpa, run by run, on a CPU and in float32, for which there are no flash kernels.
+    On a CPU and in float32 always sdpa: there are no flash kernels for them. Raises UserError for a missing flash-attn.
     """
     if chosen == "flash_attention_2" and not installed("flash_attn"):
         raise UserError(
@@ -44,11 +44,11 @@ KERNEL_NOTES = {
     "varlen": "attention: flash-attn is not installed; torch's own varlen kernels run: exact, of the same family",
     "sdpa": "attention: sdpa, one call per sequence: the same result, slower with many short sequences",
 }
-"""What is lost on a GPU without flash-attn. A CPU has only sdpa."""
+"""Note printed on a GPU for each kernel slower than flash-attn"""
 
 
 def note(used: str, chosen: str, device_type: str) -> str | None:
-    """One line about the kernel that is `used` where another was chosen, or a faster one exists; else None."""
+    """Returns one line if the kernel `used` is not the chosen one, or if a faster one exists; else None."""
     if chosen not in ("auto", used):
         return f"attention: {chosen} computes in bfloat16 on a GPU only; {used} is used, with the same result"
     return KERNEL_NOTES.get(used) if device_type == "cuda" else None
@@ -113,7 +113,7 @@ def _run_by_run(query, key, value, scaling, window, segments: Segments) -> torch
 
 
 def _attend(query, key, value, scaling, window, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Causal, aligned at the end: the i-th query from the end sees all keys but the last i, in `window` and `mask`."""
+    """Causal attention, aligned at the last key. `window` and `mask` restrict it further."""
     rows, columns = query.shape[2], key.shape[2]
     causal = False
     if window and columns > window:

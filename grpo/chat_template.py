@@ -43,7 +43,7 @@ MARKUP = re.compile(
 )
 """Markup that a template writes around the text of a turn"""
 TAG = re.compile(r"</?(?:think|reflection|answer)>")
-SHOWN = 1500
+SHOWN_CHARS = 1500
 """Characters of the first prompt that are printed"""
 
 
@@ -185,7 +185,7 @@ def describe_prompt(
     if not config.quiet:
         ends = ", ".join(tokenizer.convert_ids_to_tokens(list(stop_ids(tokenizer, generation))))
         yield f"first prompt, {len(problem.prompt_ids)} tokens; a completion ends at {ends or 'its limit'}:"
-        yield from (f"    {line}" for line in shorten(problem.prompt, SHOWN).split("\n"))
+        yield from (f"    {line}" for line in shorten(problem.prompt, SHOWN_CHARS).split("\n"))
     yield from (f"prompt: {line}" for line in surprises(problem, template, generation))
 
 

@@ -41,9 +41,9 @@ def parse_args(argv: Sequence[str], default: str | None = None) -> Command:
     resume, check, preset, file = (given.pop(name, None) for name in ("resume", "check", "preset", "config"))
     if given.pop("help", False):
         print_help(preset or default or default_preset()[0])
-    own = read_settings(file) if file is not None else {}
-    preset = preset or own.pop("preset", None)  # the settings of a run name the preset that they came from
-    overrides = {name: value for name, value in own.items() if name != "preset"} | env_weights() | given
+    from_file = read_settings(file) if file is not None else {}
+    preset = preset or from_file.pop("preset", None)  # the settings of a run name the preset that they came from
+    overrides = {name: value for name, value in from_file.items() if name != "preset"} | env_weights() | given
     # A continued run has its settings in its own folder.
     config = Config() if resume is not None else build(preset or default or default_preset()[0], overrides)
     return Command(config, resume, bool(check), overrides, preset)

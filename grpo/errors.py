@@ -17,7 +17,10 @@ class UserError(ValueError):
 
 
 class EndlessTemplate(RuntimeError):
-    """A chat template that takes too long, exit code 2. Not a ValueError, which would only skip the row."""
+    """A chat template that takes too long, exit code 2.
+
+    Not a ValueError: that would skip row after row, and each would fail.
+    """
 
 
 class TrainingStopped(RuntimeError):
@@ -53,7 +56,7 @@ def is_out_of_memory(error: Exception) -> bool:
 def one_line(*further: type[Exception]) -> Callable:
     """Decorates `main(argv) -> exit code`: user errors, the `further` exceptions and interruptions become one line.
 
-    Every other exception is a bug and keeps its traceback. A broken stdout or stderr never ends the command.
+    Every other exception is a bug and keeps its traceback. A closed or full output stream does not end the command.
     """
 
     user_errors: tuple[type[Exception], ...] = (UserError, EndlessTemplate, RewardError, *further)

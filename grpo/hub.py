@@ -168,6 +168,11 @@ def base_of(model: str) -> str:
     )
 
 
+def check_base(model: str) -> None:
+    """Raises UserError if loading a model brought a base from the hub that the adapter was not trained on."""
+    base_of(model)
+
+
 def read_origin(model: str) -> dict[str, Any]:
     """For an adapter of this trainer: its base's `sha256`, whether that was a `folder`, and the `dtype` and `quant` of
     its training. Empty for any other model."""

@@ -7,6 +7,7 @@ else. No number leaves the device before the last micro-batch is done.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import chain
@@ -161,7 +162,7 @@ class Learner:
         return logprobs
 
     def _within_memory(self, work: Callable[..., Any], samples: Sequence[Sample], *more: object) -> Any:
-        """Runs `work(samples, *more)`. Out of memory: halves `microbatch_tokens` and starts over."""
+        """Calls `work(samples, *more)`; on out of memory, halves `microbatch_tokens` and calls it again."""
         lengths = [sequence_length(sample) for sample in samples]
         while True:
             try:
@@ -191,8 +192,10 @@ class Learner:
         figures = {"loss/total": str(step.loss), "policy/grad_norm": str(step.grad_norm)}  # JSON has no NaN
         self.save_bad_batch(figures | {"samples": [asdict(sample) for sample in samples]})
         if self.bad_steps >= self.config.max_nonfinite_steps:
+            values = {"loss": step.loss, "gradient norm": step.grad_norm}
+            bad = " and ".join(f"{name} ({value})" for name, value in values.items() if not math.isfinite(value))
+            steps = "1 optimiser step" if self.bad_steps == 1 else f"{self.bad_steps} optimiser steps in a row"
             raise NonFiniteLoss(
-                f"{self.bad_steps} optimiser steps in a row had a non-finite loss ({step.loss}) or gradient "
-                f"({step.grad_norm}); no weight was changed by them. Start a new run with a lower learner.lr, from the "
-                "base or from an earlier checkpoint (--model CHECKPOINT)"
+                f"{steps} had a non-finite {bad}; no weight was changed. Start a new run with a lower learner.lr, from "
+                "the base or from an earlier checkpoint (--model CHECKPOINT)"
             )

@@ -53,8 +53,8 @@ def open_adapter(model: PreTrainedModel, folder: str, rank: int | None = None, a
     rank, alpha = rank or config.r, alpha or config.lora_alpha
     wrapped = add_lora(model, rank, alpha)
     saved = load_file(f"{folder}/{ADAPTER_WEIGHTS}")
-    own = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
-    if _shapes(own) != _shapes(saved) or config.lora_alpha != alpha or config.use_rslora:
+    tensors = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    if _shapes(tensors) != _shapes(saved) or config.lora_alpha != alpha or config.use_rslora:
         settings = f"--policy.lora_rank {config.r} --policy.lora_alpha {config.lora_alpha:g}"
         raise UserError(
             f"{folder} is an adapter of rank {config.r} and alpha {config.lora_alpha:g}, not LoRA of rank {rank} and "

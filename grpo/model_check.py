@@ -26,7 +26,7 @@ from grpo.types import Request, Sample
 
 TEXT = "2 + 3 = 5, 6 * 7 ="
 MIN_TEXT_TOKENS, TOKENS = 8, 3
-"""Fewest tokens of the text, and tokens of each completion"""
+"""Least tokens of the prompt text; tokens of each completion"""
 TEMPERATURE = 4.0
 """High, so that even a near-deterministic policy samples tokens with a gradient."""
 THRESHOLDS = ("sliding_window", "window_size", "original_max_position_embeddings", "attention_chunk_size")

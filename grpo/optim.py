@@ -17,7 +17,7 @@ from grpo.settings import LearnerConfig
 class Optimizer:
     """Parameters in any precision, masters and moments in float32 (float64 parameters are their own masters)."""
 
-    def __init__(self, parameters: Iterable[torch.nn.Parameter], config: LearnerConfig, total_steps: int = 1):
+    def __init__(self, parameters: Iterable[torch.nn.Parameter], config: LearnerConfig, total_steps: int):
         """`total_steps` is the number of optimiser steps of the whole run, for the linear schedule."""
         self.config = config
         self.total_steps = total_steps

@@ -128,8 +128,8 @@ def pack(samples: Sequence[Sample], weights: Sequence[float], microbatch_tokens:
 def assign(samples: Sequence[Sample], microbatch_tokens: int) -> list[list[int]]:
     """Indices of the samples in each micro-batch: equal prompts together, and the micro-batches about equally full.
 
-    Filling up to the budget gives the fewest micro-batches but leaves a short last one. Bisection then finds the
-    smallest capacity with the same number of micro-batches. Samples without a trained token are skipped.
+    Filling to the budget gives the fewest micro-batches but a short last one. Bisection finds the smallest capacity
+    with the same number. Samples without a trained token are skipped.
     """
     trained = [i for i, sample in enumerate(samples) if sample.trained]
     order = sorted(trained, key=lambda i: (samples[i].prompt_ids, len(samples[i].completion_ids)))

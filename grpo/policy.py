@@ -235,10 +235,10 @@ def load_policy(config: Config, device: torch.device) -> Policy:
         if hub.read_origin(config.model).get("quant", settings.quant) != settings.quant:
             raise UserError(f"{config.model} was trained with another policy.quant than {settings.quant}; use that one")
         model = load_model(base, dtype, device, settings.quant, settings.trust_remote_code)
-        hub.base_of(config.model)  # again: loading may have brought the base from the hub
+        hub.check_base(config.model)
     else:
         model = load_plain(config.model, dtype, device, settings.trust_remote_code)
-    digest = hub.weights_digest(base)  # not earlier, for the same reason
+    digest = hub.weights_digest(base)  # not earlier: loading may have brought the base from the hub
     if base != config.model and not settings.lora_rank:
         digest += hub.weights_digest(config.model)
     torch.manual_seed(config.seed)  # the adapter's initialisation
@@ -266,7 +266,7 @@ def load_plain(
     quant = origin.get("quant", quant)
     trained = getattr(torch, origin["dtype"]) if origin else dtype
     model = load_model(base, trained, device, quant, trusted)
-    hub.base_of(name)  # again: loading may have brought the base from the hub
+    hub.check_base(name)
     if quant == "nf4":
         model = model.dequantize()
     if origin:

@@ -36,7 +36,7 @@ TRUTHS = ("reward_model.ground_truth", "ground_truth", "answer", "final_answer",
 EMPTY_MESSAGES = (EMPTY_SYSTEM, EMPTY_SYSTEM | {"content": None})
 MAX_CHARACTERS = 1_000_000
 """Characters of a row's texts; the tokenizer fails on hundreds of millions"""
-SHOWN = 3
+SHOWN_ROWS = 3
 """Bad rows named on the terminal; bad_rows.jsonl in the run folder holds all of them"""
 
 
@@ -115,8 +115,8 @@ def check_share(name: str, good: int, bad: Sequence[BadRow], allowed: float) -> 
     total = good + len(bad)
     if not total:
         raise UserError(f"{name} has no rows; training needs at least one problem")
-    first = "; ".join(f"{row.place}: {row.reason}" for row in bad[:SHOWN])
-    if len(bad) > SHOWN:
+    first = "; ".join(f"{row.place}: {row.reason}" for row in bad[:SHOWN_ROWS])
+    if len(bad) > SHOWN_ROWS:
         first += "; ..."
     line = f"{name}: {len(bad)} of {total} rows cannot be used ({first})"
     if not good or len(bad) > allowed * total:

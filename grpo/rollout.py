@@ -55,7 +55,7 @@ def rollout(engine: Engine, problems: Sequence[Problem], n: int, sampling: Sampl
 
 
 class Replaced(NamedTuple):
-    """The groups without advantages that `replace_flat_groups` has replaced."""
+    """The groups, all of whose advantages were 0, that `replace_flat_groups` has replaced."""
 
     rounds: int
     groups: list[Group]
@@ -74,7 +74,7 @@ def replace_flat_groups(
     step: int,
     clock: Callable[[str], AbstractContextManager],
 ) -> Replaced:
-    """Replaces groups without advantages, in place, by groups of further problems (DAPO, arXiv 2503.14476).
+    """Replaces groups whose advantages are all 0 with groups of further problems, in place (DAPO, arXiv 2503.14476).
 
     Makes at most `rollout.resample_flat_groups` rounds, in an order that (seed, step) determines, and never draws a
     problem that the step already has. `clock("rollout")` and `clock("reward")` measure the time.

@@ -33,9 +33,9 @@ class Target:
     dtype: str = "auto"
     """the run's policy.dtype"""
     quant: str = "none"
-    """the run's policy.quant, for its base model"""
+    """quantisation of a run's base model"""
     step: int | None = None
-    """the run's step; 0 is its base model"""
+    """step of the checkpoint; 0: the run's base model; None: not one of --run"""
     trusted: bool = False
     """the command line allows the code that the model brings"""
 
@@ -94,7 +94,7 @@ def fingerprint(path: str) -> str:
 
 
 def open_policy(target: Target, device: torch.device, longest: int) -> Policy:
-    """Opens the weights of a saved policy for sampling, proved for sequences of `longest` tokens.
+    """Opens a saved model for sampling as the policy that was trained, and proves it up to `longest` tokens.
 
     Raises UserError for weights that are not finite: they would sample noise and score like a bad model.
     """

@@ -47,8 +47,8 @@ class PolicyConfig(Section):
     """Compute precision. auto: bfloat16 on a GPU, float32 on a CPU. float16 brings sampler and trainer closer
     (arXiv 2510.26788) but needs loss scaling, so it is not offered."""
     attention: Literal["auto", "varlen", "flash_attention_2", "sdpa"] = "auto"
-    """auto: flash_attention_2 if flash-attn is installed, else varlen (torch's own kernels on a GPU, an exact
-    per-sequence loop on a CPU), else sdpa."""
+    """auto: on a GPU in bfloat16, flash_attention_2 if installed, else varlen (torch's own kernels). A CPU and float32
+    always use sdpa."""
     lora_rank: int = Field(0, ge=0)
     """Rank of the LoRA adapter on all linear layers. 0 trains all weights."""
     lora_alpha: float = Field(128.0, gt=0)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Validator:
     """Accuracy on the validation sets (the curve) and on the test problems, whatever reward the run trains on.
 
-    `reward.verifier` decides how the answer is found, so a model that writes no boxes is not judged by boxes.
+    `reward.verifier` selects the answer, as in training.
     """
 
     def __init__(
@@ -62,8 +62,8 @@ class Validator:
             return {}
         figures: dict[str, float] = {}
         with self.clock("eval"):
-            for place, (name, problems) in enumerate(self.sets.items()):
-                prefix = f"eval/{name}/" if place else "eval/"
+            for index, (name, problems) in enumerate(self.sets.items()):
+                prefix = f"eval/{name}/" if index else "eval/"
                 figures |= {prefix + key: value for key, value in self._measure(engine, problems).items()}
         return figures
 
@@ -96,7 +96,7 @@ class Validator:
 
 
 def summarise(scores: Sequence[Score]) -> dict[str, float]:
-    """Shares of all completions. A missing verdict counts as not accurate, so silence never looks good.
+    """Shares of all completions. A missing verdict counts as not accurate.
 
     accuracy: the answer is right. mean_score: the mean of the verify signal, which differs from accuracy by partial
     credit alone. format_rate: the format signal. verdict_accuracy: there is an answer and a true verdict on it.

@@ -65,8 +65,8 @@ def read(text: str, answer_from: AnswerFrom = "box") -> Layout:
 def answer_parts(text: str) -> list[str]:
     """The parts of the text before the first `<reflection>` and outside `<think>`, in order.
 
-    A think block that never closes hides the rest. Text before a `</think>` without an opening tag is thought too: some
-    chat templates write that tag.
+    A think block that never closes hides the rest. Text before an unopened `</think>` is a thought as well: some chat
+    templates write the opening tag.
     """
     parts = _THOUGHT.split(text.partition("<reflection>")[0])
     for i in reversed(range(len(parts))):

@@ -164,7 +164,7 @@ def same_run(a: Path, b: Path, step: int, files: bool = True) -> None:
     assert all(torch.equal(tensor, weights(right)[name]) for name, tensor in weights(left).items())
     states = [torch.load(path / "trainer.pt", weights_only=True) for path in (left, right)]
     for state in states:
-        state.pop("notes"), state.pop("row"), state.pop("run")  # seconds, W&B id, the run's own name
+        state.pop("notes"), state.pop("row"), state["identity"].pop("run")  # seconds, W&B id, the run's own name
     assert equal(*states)
 
 

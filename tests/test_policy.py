@@ -263,11 +263,11 @@ def test_kept_sums_change_no_bit_and_follow_every_step(folder: Path, dtype: str)
         policy = load_policy(config(folder, dtype=dtype, **LORA), CPU)
         if keep:
             policy.keep_sums()
-        optimizer = Optimizer(policy.trainable().values(), LearnerConfig(lr=0.01))
+        optimizer = Optimizer(policy.trainable().values(), LearnerConfig(lr=0.01), total_steps=1)
         seen = [logprobs(policy)]
         for change in (optimizer.step, optimizer.step, lambda p=policy: move(p), None):
             if change is None:
-                state = Optimizer(policy.trainable().values(), LearnerConfig()).state_dict()
+                state = Optimizer(policy.trainable().values(), LearnerConfig(), total_steps=1).state_dict()
                 state["masters"] = [torch.full_like(master, 0.02) for master in state["masters"]]
                 optimizer.load_state_dict(state)
             else:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from grpo.cli import Parser, check_ranges
 from grpo.early import answer_early
-from grpo.errors import one_line
+from grpo.errors import UserError, one_line
 from grpo.settings import changed
 from grpo.settings import parse as parse_settings
 from grpo.terminal import escape_control
@@ -56,7 +56,7 @@ def sample(args: argparse.Namespace) -> Table:
     from grpo.engines.base import SamplingParams, choose_device
     from grpo.engines.torch_engine import TorchEngine
     from grpo.policy import load_tokenizer
-    from grpo.problems import check_share, make_problems
+    from grpo.problems import make_problems
     from grpo.rollout import text_of
     from grpo.run.resume import read_config
     from grpo.saved import of_run, open_policy, single
@@ -78,7 +78,8 @@ def sample(args: argparse.Namespace) -> Table:
         for target in dict.fromkeys((targets[0], targets[-1])):
             template = ChatTemplate.of_run(config, load_tokenizer(target.path, trusted))
             problems, bad = make_problems([("the question", row)], template, config.prompt, graded=False)
-            check_share("the command line", len(problems), bad, allowed=0)
+            if bad:
+                raise UserError(f"the question cannot be used: {bad[0].reason}")
             problem = problems["the question"]
             policy = open_policy(target, device, len(problem.prompt_ids) + longest)
             engine.sync(policy)

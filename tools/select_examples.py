@@ -76,7 +76,7 @@ def select(args: argparse.Namespace) -> list[Row]:
         if max(history) >= len(rows):
             raise ValueError(f"{run} is about other data: it has row {max(history)}, {data} only {len(rows)} rows")
         order = ranking(history)
-        rows = [rows[order[place - 1]] for place in places(args.rank, len(order))]
+        rows = [rows[order[rank - 1]] for rank in ranks(args.rank, len(order))]
     rows = [row for row in rows if holds(row, args.where)] if args.where else rows
     if not rows:
         raise ValueError(f"no row of {data} has {args.where}")
@@ -103,12 +103,12 @@ def ranking(history: dict[int, list[float]]) -> list[int]:
     return sorted(history, key=lambda index: -statistics.pstdev(history[index]))
 
 
-def places(text: str, last: int) -> list[int]:
+def ranks(text: str, last: int) -> list[int]:
     """'1,2,13' -> [1, 2, 13]"""
-    ranks = text.split(",")
-    if not all(rank.strip().isdecimal() and 1 <= int(rank) <= last for rank in ranks):
+    words = text.split(",")
+    if not all(word.strip().isdecimal() and 1 <= int(word) <= last for word in words):
         raise ValueError(f"--rank is {text}; it must be numbers from 1 to {last}, as 1 or 1,2,13")
-    return list(map(int, ranks))
+    return list(map(int, words))
 
 
 def holds(row: Row, where: str) -> bool:

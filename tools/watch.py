@@ -20,7 +20,7 @@ from grpo.settings import dotted, read_yaml
 
 RECENT = 10
 """Steps whose median is the time of a step"""
-SHOWN = 5
+SHOWN_STEPS = 5
 
 
 def describe(planned: int, rows: list[dict], now: float, finished: bool, limit: int | None = None) -> str:
@@ -37,8 +37,8 @@ def describe(planned: int, rows: list[dict], now: float, finished: bool, limit: 
         head += f", {(planned - done) * median(seconds) / 60:.1f} min left; last written {age:.0f} s ago"
         if age > 5 * max(seconds):
             head += ": the run has stopped, or this step is very slow"
-    evaluated = [row for row in rows[:-SHOWN] if any(name.startswith("eval/") for name in row)]
-    steps = [f"  step {row['step']}  {'  '.join(figures(row, limit))}" for row in evaluated[-1:] + rows[-SHOWN:]]
+    evaluated = [row for row in rows[:-SHOWN_STEPS] if any(name.startswith("eval/") for name in row)]
+    steps = [f"  step {row['step']}  {'  '.join(figures(row, limit))}" for row in evaluated[-1:] + rows[-SHOWN_STEPS:]]
     notes = [SMOKE_NOTE.format(limit)] if any("*" in step for step in steps) else []
     return "\n".join([head, *steps, *notes])
 

@@ -53,7 +53,7 @@ class EngineCosts:
     logit_traffic: int
     """bytes moved for each logit of the running sequences in a decoding step"""
     step_s: float
-    """seconds of a decoding step beside its arithmetic and its traffic"""
+    """fixed overhead of a decoding step, in seconds"""
     host_token_s: float
     """seconds of the host's thread for a token, while the GPU works"""
     start_s: float
@@ -77,8 +77,8 @@ class EngineCosts:
 class Engine(Protocol):
     """Samples completions with a copy of the policy's weights.
 
-    Only `sync` gives it weights, and `version` counts the syncs. A fresh engine has version 0 and may not generate
-    before its first sync. A subclass inherits the methods that have a body here.
+    Only `sync` sets weights, and `version` counts its calls. A fresh engine has version 0 and may not generate before
+    its first sync. A subclass inherits the methods that have a body here.
     """
 
     name: ClassVar[str]
@@ -113,7 +113,7 @@ class Engine(Protocol):
 
 
 def kv_elements(model: PreTrainedConfig) -> int:
-    """Keys and values of one token in all layers of a text model."""
+    """Numbers that the KV cache holds for one token, over all layers of a text model."""
     width = getattr(model, "head_dim", None) or model.hidden_size // model.num_attention_heads
     heads = getattr(model, "num_key_value_heads", None) or model.num_attention_heads
     return 2 * model.num_hidden_layers * heads * width

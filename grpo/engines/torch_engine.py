@@ -187,7 +187,7 @@ class Context:
 
 
 def _common(texts: Sequence[tuple[int, ...]]) -> int:
-    """The number of tokens with which all texts begin: those that the first and the last in order share."""
+    """Length of the common prefix. Comparing the first and the last text in sorted order suffices."""
     first, last = min(texts), max(texts)
     return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
 

@@ -38,7 +38,7 @@ HEAD_DTYPE = "float32"  # of the logits: rounded to bfloat16 they would be anoth
 
 
 class VLLMEngine(Engine):
-    """An engine whose weights only `sync` sets. It sleeps at level 2, without them: the next sync brings them all."""
+    """vLLM in this process. It sleeps at level 2, without weights, because each sync brings all of them."""
 
     name: ClassVar[str] = "vllm"
     costs: ClassVar[EngineCosts] = EngineCosts(
@@ -86,7 +86,7 @@ class VLLMEngine(Engine):
         self._expected = self._llm.apply_model(checkpoint_names)[0]
 
     def sync(self, policy: Policy) -> None:
-        """Loads all weights, drops what was cached under the old ones, checks the result. Raises SamplerMismatch."""
+        """Loads all weights, drops everything cached under the old ones, checks the result. Raises SamplerMismatch."""
         self._ready = False  # a sync that fails leaves a mixture of weights
         with _trainer_undisturbed(self.device):
             self._wake("weights")
@@ -125,7 +125,7 @@ class VLLMEngine(Engine):
         torch.cuda.empty_cache()
 
     def _wake(self, tag: str) -> bool:
-        """True if all of the engine is awake."""
+        """Wakes a part. Returns True if the whole engine is awake."""
         torch.cuda.empty_cache()  # the learner's freed blocks, which torch would keep for itself
         return self._llm.wake_up(tags=[tag]) if self._asleep else True
 
@@ -207,7 +207,7 @@ def engine_arguments(config: Config, device: torch.device) -> dict[str, Any]:
     dtype = compute_dtype(config, device)
     name = base_of(config.model)
     model = load_config(name, config.policy.trust_remote_code)
-    own = _on_cpu(model.architectures or []) if device.type == "cpu" else _on_gpu(config)
+    build = _on_cpu(model.architectures or []) if device.type == "cpu" else _on_gpu(config)
     return {
         "model": name,
         "load_format": "dummy",
@@ -221,7 +221,7 @@ def engine_arguments(config: Config, device: torch.device) -> dict[str, Any]:
         "kv_cache_memory_bytes": _kv_bytes(config, kv_elements(model.get_text_config()) * dtype.itemsize, device),
         "logprobs_mode": "processed_logprobs",
         "hf_overrides": {"head_dtype": HEAD_DTYPE},
-        **own,
+        **build,
     }
 
 

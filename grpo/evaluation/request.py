@@ -26,7 +26,7 @@ SETTINGS = {
 
 
 class EvalRequest(Section):
-    """The options of one command. Defaults come from the model's run, else from the paper."""
+    """Options of eval.py. Defaults: those of the model's run, else the paper's."""
 
     bench: Names = ()
     """Benchmarks (--list shows them), data files or Hugging Face data sets, with commas between [held-out sets of

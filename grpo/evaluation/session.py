@@ -1,4 +1,4 @@
-"""Builds the evaluations of a request of eval.py and samples the missing completions.
+"""The evaluations of a request of eval.py, and the loop that samples their missing completions.
 
 A model and its engine are loaded only if a row is missing.
 """
@@ -91,7 +91,7 @@ def evaluate(request: EvalRequest, verifier: Verifier) -> list[Evaluation]:
 
 
 def _jobs(request: EvalRequest, device: torch.device) -> Iterator[Job]:
-    """The evaluations of the request. Raises UserError for what cannot work, before a model is loaded."""
+    """Yields the evaluations of the request. Raises UserError before a model is loaded if one cannot work."""
     engine = choose_engine(request.engine, device.type)
     rendered: dict[tuple[str, str, str], str] = {}
     trusted = request.trust_remote_code

@@ -161,7 +161,7 @@ def _time_lines(plan: Plan) -> list[str]:
 
 
 def planned_and_measured(plan: Plan, rows: Sequence[dict[str, float]]) -> str:
-    """Planned values beside the run's means (memory: its peak), without the first step, which warms up.
+    """Planned values beside the run's means (for memory, the peak), without the first step, which warms up.
 
     The last line is the share of the data sheet's operations that learning reached, counted with the mean length.
     """

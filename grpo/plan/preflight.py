@@ -255,7 +255,7 @@ def machine_blockers(plan: Plan, sets: Iterable[str]) -> Iterator[str]:
 
 
 def warnings(plan: Plan) -> Iterator[str]:
-    """Yields settings that work but are probably mistakes, one line each."""
+    """Yields a line for each setting that is probably a mistake but does not stop the run."""
     policy = plan.config.policy
     step = policy.lora_alpha * plan.config.learner.lr
     if policy.lora_rank and step < LEAST_LORA_STEP:

@@ -25,7 +25,7 @@ UNITS = {"days": 86400, "h": 3600, "min": 60, "s": 1}
 def step_seconds(run: RunShape, tokens: float, running: float) -> dict[str, float]:
     """Phase -> seconds of a step with `tokens` tokens a completion and `running` sequences decoded at once.
 
-    Rewards and the transfer of the weights take less time than the estimate's error.
+    Rewards and the transfer of the weights are smaller than the estimate's error and omitted.
     """
     return {"rollout": _rollout(run, tokens, running), "learn": _learn(run, tokens)}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from grpo.run import files
-from grpo.run.display import SMOKE_NOTE, star
+from grpo.run.display import SMOKE_NOTE, signal_means, star
 from grpo.settings import dotted, read_yaml
 
 
@@ -15,10 +15,10 @@ def plot_run(folder: Path) -> None:
 
     rows = files.read_rows(folder / "metrics.jsonl")
     limit = dotted(read_yaml(folder / "config.yaml")).get("eval.limit")
-    names = {name for row in rows for name in row if name.startswith("signal/") and not name.endswith("group_std")}
+    signals = signal_means({name for row in rows for name in row})
     charts = {
         f"held-out accuracy{star(limit)} (validation)": ["eval/greedy_accuracy", "eval/sampled_accuracy"],
-        "training completions (mean)": ["reward/mean", *sorted(names)],
+        "training completions (mean)": ["reward/mean", *sorted(signals)],
     }
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     for chart, (title, curves) in zip(figure.subplots(1, 2), charts.items(), strict=True):

@@ -44,8 +44,8 @@ def failure_modes(
     """Name and message of each. `first` and `now` are means over WINDOW steps with `completions` completions in all,
     `best` the highest mean reward before.
 
-    Where no answer was verified (a user's own reward), only the reward itself tells whether a task is solved: rewards
-    that are all equal are reported when they are below an earlier mean, or were 0 from the start.
+    Without verified answers (a user's own reward), equal rewards are reported only if below an earlier mean, or 0 from
+    the start.
     """
     reward = now["reward/mean"]
     right = now["outcome/correct"]

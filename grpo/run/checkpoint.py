@@ -74,9 +74,9 @@ class TrainingState:
     def write(self, folder: Path) -> None:
         """Writes the Hugging Face layout, and trainer.pt beside it (read back with weights_only: no pickle)."""
         small = {name: getattr(self, name) for name in ("step", "row", "notes", "settings", "reward_source")}
-        optimizer = {"optimizer": self.learner.optimizer.state_dict()}
+        sections = self._small | {"identity": self.identity, "optimizer": self.learner.optimizer.state_dict()}
         self.policy.save(folder)
-        torch.save(small | self.identity | self._small | optimizer, folder / TRAINER)
+        torch.save(small | sections, folder / TRAINER)
 
     def read(self, folder: Path) -> None:
         """Raises UserError if the checkpoint belongs to another training, ValueError if it is not a checkpoint."""
@@ -84,8 +84,9 @@ class TrainingState:
             saved = torch.load(folder / TRAINER, weights_only=True, map_location="cpu")
         except torch.serialization.pickle.UnpicklingError as error:
             raise ValueError(f"{TRAINER} cannot be read: {first_line(error)}") from error
-        before = saved["settings"] | {name: saved[name] for name in self.identity if name in saved}
-        refuse_other(before, self.settings | self.identity, folder, "Restore them")
+        if "identity" not in saved:
+            raise UserError(f"{folder / TRAINER} was written by another version of this trainer; continue with it")
+        refuse_other(saved["settings"] | saved["identity"], self.settings | self.identity, folder, "Restore them")
         if saved["reward_source"] != self.reward_source:
             notify(f"the reward's source was edited after {folder.name}: from here on the run follows the new one")
         self.learner.optimizer.load_state_dict(saved["optimizer"])
@@ -181,7 +182,7 @@ class Checkpoints:
         shutil.rmtree(away)
 
     def _make_room(self) -> None:
-        """Makes room for another checkpoint of the newest one's size: removes the oldest weights, never the best."""
+        """Frees space for a checkpoint as large as the newest: removes the oldest weights, never the best."""
         steps = self.steps()
         needed = sum(file.stat().st_size for step in steps[-1:] for file in self.path(step).rglob("*"))
         old = [step for step in steps[: -self.keep] if step != self.best()]

@@ -7,7 +7,7 @@ import shutil
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from grpo.terminal import command, escape_control, notify, shorten
 STARTING = "{desc} {elapsed}"
 STEPS = "step {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
 BEFORE_FIGURES = len("step 2000/2000 [10:00:00<10:00:00],  ")
-LONGEST = 1200
+SHOWN_CHARS = 1200
 """Characters of a completion that are shown; the rest is in completions/."""
 GREEN, RED, PLAIN = "\x1b[32m", "\x1b[31m", "\x1b[0m"
 SMOKE_NOTE = "*: smoke figures, of the first {} problems of each file (eval.limit)"
@@ -83,7 +83,7 @@ class Progress:
 
 def figures(metrics: dict[str, float], limit: int | None = None) -> list[str]:
     """The step's figures, the most telling first: held-out accuracy (starred where eval.limit is set), then reward."""
-    signals = [name for name in metrics if name.startswith("signal/") and not name.endswith("_group_std")]
+    signals = signal_means(metrics)
     shown = {
         f"sampled{star(limit)}": "eval/sampled_accuracy",
         f"greedy{star(limit)}": "eval/greedy_accuracy",
@@ -93,6 +93,11 @@ def figures(metrics: dict[str, float], limit: int | None = None) -> list[str]:
         "tokens/s": "speed/tokens_per_second",
     }
     return [f"{label} {_number(metrics[key])}" for label, key in shown.items() if metrics.get(key) is not None]
+
+
+def signal_means(names: Iterable[str]) -> list[str]:
+    """Those of the metrics that are a signal's mean."""
+    return [name for name in names if name.startswith("signal/") and not name.endswith("_group_std")]
 
 
 def star(limit: int | None) -> str:
@@ -152,7 +157,7 @@ def good_and_bad(rows: Sequence[dict]) -> str:
             f"answer {row['answer']}, truth {row['ground_truth']}, {row['tokens']} tokens, {row['finish_reason']}"[
                 :300
             ],
-            *shorten(row["completion"], LONGEST).expandtabs(4).split("\n"),
+            *shorten(row["completion"], SHOWN_CHARS).expandtabs(4).split("\n"),
         ]
         head, *wrapped = [textwrap.fill(escape_control(text), width, subsequent_indent="  ") for text in paragraphs]
         blocks += [f"{colour}{head}{PLAIN}" if colours else head, *wrapped]

@@ -173,7 +173,7 @@ def read_completions(folder: Path, step: int, limit: int | None = None) -> list[
 def create(folder: Path, config: Config) -> IO:
     """Makes the new run's folder and returns the lock that holds it. Raises UserError when the name was just taken.
 
-    The folder gets its name once it is complete, so a killed start leaves no run.
+    The folder is renamed when it is complete; a killed start leaves no run.
     """
     beside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
     with writing(folder):

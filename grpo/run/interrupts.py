@@ -17,7 +17,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupts:
-    """While entered, the first of SIGNALS raises Interrupted in the main thread; a second SIGINT ends the process."""
+    """While entered, a first signal raises Interrupted in the main thread; a later SIGINT ends the process at once."""
 
     def __init__(self) -> None:
         self.held = False

@@ -109,7 +109,7 @@ def decisive(config: Config) -> dict[str, str]:
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """Lists the values of `before` that differ in `after`, as `learner.lr 0.1 -> 0.5`; empty if none."""
+    """Lists each value of `before` that differs in `after`, as `learner.lr 0.1 -> 0.5`; empty if none."""
     other = [name for name in sorted(before) if after.get(name, before[name]) != before[name]]
     return ", ".join(f"{name} {before[name]!s:.60} -> {after[name]!s:.60}" for name in other)
 

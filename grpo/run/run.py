@@ -139,7 +139,7 @@ class Run:
         Completions and metrics are those of the groups that were trained on. accuracy.jsonl, the history by which
         examples are selected, has every group that was drawn: without the flat ones it would be censored.
         """
-        self.interrupts.hold()  # the learner does before its step; one that was skipped took none
+        self.interrupts.hold()  # the learner holds before each optimiser step, but not before a skipped one
         completions = completion_rows(step, groups, texts, scores, advantages)
         files.write_completions(self.folder, step, completions)
         problems = {group.problem.index: group.problem for group in groups if group.problem.index not in self._known}

@@ -87,7 +87,7 @@ def _read(node: Node, nouns: Sequence[str] | None) -> None:
 
 
 def same(truth: Node, answer: Node) -> bool:
-    """Returns whether the answer is the ground truth. Not symmetric: the ground truth decides how it is read."""
+    """True if the answer is the ground truth. Not symmetric: the ground truth decides how the answer is read."""
     depths = {set_depth(truth), set_depth(answer)}
     if len(depths) > 1 and max(depths) > 1:  # \{5\} may be 5, but \{\emptyset\} is not \emptyset
         return False

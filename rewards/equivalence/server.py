@@ -26,7 +26,7 @@ from rewards.verifier import PATIENCE
 OUT_OF_MEMORY = 1
 """Exit code of a worker that raised an error: only a MemoryError can escape"""
 IDLE = 2
-"""Exit code of a worker that had no answer to grade for IDLE_S seconds: the next one starts with a clean memory"""
+"""Exit code of a worker idle for IDLE_S; a fresh one replaces it"""
 IDLE_S = 1.0
 
 

@@ -151,7 +151,7 @@ def live_peak(config, architecture) -> tuple[float, float]:
     with meta_kernels(), live:
         model = AutoModelForCausalLM.from_config(architecture, dtype=getattr(torch, config.policy.dtype))
         policy = Policy(model, NoTokenizer(), config)
-        optimizer = Optimizer(policy.trainable().values(), config.learner)
+        optimizer = Optimizer(policy.trainable().values(), config.learner, total_steps=1)
         batch = pack(samples, [1.0] * len(samples), 10**9)[0]
         for _ in range(2):
             logprobs, entropy = policy.logprobs(batch, 0.6)

@@ -257,6 +257,12 @@ def test_nothing_is_unpickled(tmp_path):
     assert not list(tmp_path.glob("*.bin"))
 
 
+def test_the_checkpoint_of_another_version_is_refused(tmp_path):
+    torch.save({"step": 1, "settings": {}}, tmp_path / "trainer.pt")
+    with pytest.raises(UserError, match="written by another version"):
+        trainer().read(tmp_path)
+
+
 def test_other_problems_are_refused(tmp_path):
     trainer().write(tmp_path)
     for problems in (PROBLEMS[::-1], PROBLEMS[:1], [PROBLEMS[0], Problem(1, "2+2=", (3, 5), "5")]):
