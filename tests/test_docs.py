@@ -110,6 +110,16 @@ def test_settings_named_in_the_pages_exist(page: Path):
             assert name in config_names(), f"{page.name} names the setting {name}"
 
 
+def test_the_page_lists_the_settings_that_may_change_on_resume():
+    from grpo.run import resume
+
+    page = (REPO / "docs" / "reliability.md").read_text()
+    section = page.partition("## Settings that may change on resume")[2].partition("\n## ")[0]
+    groups = [set(re.findall(r"`([\w.]+)`", row)) for row in re.findall(r"^\|.*", section, re.MULTILINE)[2:]]
+    assert groups[:-1] == [resume.WHERE, resume.HOW_LONG, resume.LIMITS, resume.HOW_FAST, resume.ROUNDING]
+    assert set().union(*groups) == resume.FREE
+
+
 @pytest.mark.parametrize("page", PAGES, ids=ids)
 def test_metrics_named_in_the_pages_exist(page: Path):
     """In metrics.md, that is, which test_run.py compares with what a run writes. `outcome/*` names several."""
