@@ -130,10 +130,15 @@ def score(reward: Reward, groups: Sequence[Group], texts: Sequence[Sequence[str]
         reward.score_batch(
             [text for group in texts for text in group],
             [group.problem.ground_truth for group in groups for _ in group.completions],
-            [reward_row(group.problem, completion) for group in groups for completion in group.completions],
+            reward_rows(groups),
         )
     )
     return [[next(scores) for _ in group.completions] for group in groups]
+
+
+def reward_rows(groups: Sequence[Group]) -> list[Row]:
+    """Returns the `reward_row` of each completion, group after group."""
+    return [reward_row(group.problem, completion) for group in groups for completion in group.completions]
 
 
 def reward_row(problem: Problem, completion: Completion | None = None) -> Row:
@@ -163,8 +168,7 @@ def calibrate(
     n = math.ceil(reward.calibration_size / len(first))
     groups = rollout(engine, first, n, sampling, config.seed, 0)
     texts = [text for group in decode(tokenizer, groups) for text in group]
-    rows = [reward_row(group.problem, completion) for group in groups for completion in group.completions]
-    reward.calibrate(texts, rows)
+    reward.calibrate(texts, reward_rows(groups))
 
 
 def request_seed(*key: int) -> int:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForSequenceClassification
 
 from grpo.rollout import calibrate
-from grpo.settings import build
+from grpo.settings import HybridConfig, build
 from grpo.types import Completion, Problem
 from rewards import load_reward, make_reward
 from rewards.hybrid import HybridReward, RewardModel
@@ -113,6 +115,13 @@ def test_a_pass_before_training_sets_the_scale(model):
     calibrate(resumed, None, None, problems, config)
     for each in (reward, resumed):
         each.close()
+
+
+def test_the_class_and_the_settings_have_the_same_defaults():
+    """Settings must not import rewards/hybrid.py, which imports torch."""
+    parameters = inspect.signature(HybridReward).parameters
+    defaults = HybridConfig().model_dump()
+    assert {name: parameters[name].default for name in defaults} == defaults
 
 
 def test_the_settings_reach_the_reward(model):
