@@ -79,7 +79,8 @@ def train(config: Config, resumed: Path | None = None, interrupts: Interrupts | 
                 engine.sync(policy)
             # 5. Evaluate if due, log the step, save if due.
             run.log(validator.evaluate(engine, step))
-        print(run.finish(after=validator.test(engine)))
+        if figures := run.finish(after=validator.test(engine)):
+            print(figures)
     return run
 
 

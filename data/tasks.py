@@ -42,8 +42,8 @@ def read(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def item_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the names by which `scorer` finds a task's item again; empty for a row that is of no task."""
-    task = str(row.get("task", ""))
-    return {"task": task, "item": int(row["item"])} if task.startswith(PREFIX) else {}
+    task, item = str(row.get("task", "")), str(row.get("item", ""))
+    return {"task": task, "item": int(item)} if task.startswith(PREFIX) and item.isdecimal() else {}
 
 
 def scorer_of(row: Mapping[str, Any]) -> dict[str, Callable[[str], float]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterable
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import prompts
-from data import rows, sources
+from data import rows, sources, tasks
 from grpo.errors import UserError
 
 ADAPTER, ADAPTER_WEIGHTS, ORIGIN = "adapter_config.json", "adapter_model.safetensors", "base.json"
@@ -46,11 +47,17 @@ def located_prompt(name: str, run: Path) -> str:
 
 
 def located_data(name: str, run: Path) -> str:
-    """The same for a data file, or a data set in a folder. The name of a published set stays a name."""
+    """The same for a data file, or a data set in a folder. The name of a published set or of a task stays a name.
+
+    So does owner/name:config:split: it is the hub's, even if a folder is called owner/name.
+    """
     if Path(name).suffix in rows.READERS:
         return next(iter(places(name, run, Path.is_file)), name)
     folder, colon, rest = name.partition(":")
-    return name if name in sources.SOURCES else located_folder(folder, run) + colon + rest
+    of_hub = colon and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", folder)
+    if of_hub or name in sources.SOURCES or name.startswith(tasks.PREFIX):
+        return name
+    return located_folder(folder, run) + colon + rest
 
 
 def located_benchmark(name: str, run: Path) -> str:

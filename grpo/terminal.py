@@ -35,12 +35,18 @@ def print_above(text: str) -> None:
 
 
 def command(words: str, path: Path) -> str:
-    """`python WORDS PATH`, ready to be typed in the current folder, with the Python that runs now."""
+    """`python WORDS PATH`, ready to be typed in the current folder, with the Python that runs now.
+
+    A script runs from any folder, where it also finds the reward that lies there; a module only from the repository.
+    """
     repository = Path(__file__).parents[1]
     python = "python" if shutil.which("python") == sys.executable else shlex.quote(sys.executable)
     if Path.cwd() == repository:
         return f"{python} {words} {shlex.quote(str(path))}"
-    return f"cd {shlex.quote(str(repository))} && {python} {words} {shlex.quote(str(path.absolute()))}"
+    if words.startswith("-m "):
+        return f"cd {shlex.quote(str(repository))} && {python} {words} {shlex.quote(str(path.absolute()))}"
+    script, _, options = words.partition(" ")
+    return f"{python} {shlex.quote(str(repository / script))} {options} {shlex.quote(str(path))}"
 
 
 def shorten(text: str, limit: int) -> str:

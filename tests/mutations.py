@@ -55,7 +55,7 @@ BREAKS = (
           "test_advantage.py maxrl"),
     Break("what is left out is not counted", "loss.py", "sum(length > 0 for length in lengths)",
           "len(lengths)", "test_loss.py sum_to_one"),
-    Break("temperature", "logprob.py", "alpha=1 / temperature", "alpha=1.0", "test_logprob.py plain"),
+    Break("temperature", "logprob.py", "beta=0, alpha=1 / temperature", "beta=0, alpha=1.0", "test_logprob.py plain"),
     Break("float32 logits", "logprob.py", "hidden, head = hidden.to(wide), head.to(wide)",
           "hidden = hidden @ head.T; head = torch.eye(len(head)); hidden = hidden.to(wide)",
           "test_logprob.py unrounded"),

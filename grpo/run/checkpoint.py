@@ -85,7 +85,8 @@ class TrainingState:
         except torch.serialization.pickle.UnpicklingError as error:
             raise ValueError(f"{TRAINER} cannot be read: {first_line(error)}") from error
         if "identity" not in saved:
-            raise UserError(f"{folder / TRAINER} was written by another version of this trainer; continue with it")
+            commit = "versions.json of the run names its commit"
+            raise UserError(f"{folder / TRAINER} was written by another version; continue with that one: {commit}")
         refuse_other(saved["settings"] | saved["identity"], self.settings | self.identity, folder, "Restore them")
         if saved["reward_source"] != self.reward_source:
             notify(f"the reward's source was edited after {folder.name}: from here on the run follows the new one")

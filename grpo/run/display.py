@@ -135,10 +135,20 @@ def next_commands(folder: Path, config: Config) -> str:
     a run cannot be made longer.
     """
     bench = "" if config.eval.data or config.eval.test else " --bench math500"
-    lines = [f"look       {command('-m grpo.report', folder)}", f"evaluate   {command('eval.py --run', folder)}{bench}"]
+    trust = " --trust-remote-code" if config.policy.trust_remote_code else ""
+    lines = [
+        f"look       {command('-m grpo.report', folder)}",
+        f"evaluate   {command('eval.py --run', folder)}{bench}{trust}",
+    ]
     if config.learner.schedule != "linear":
-        lines.append(f"continue   {command('train.py --resume', folder)} --steps {2 * config.steps}")
+        lines.append(f"continue   {resume_command(folder, config)} --steps {2 * config.steps}")
     return "\n".join(lines)
+
+
+def resume_command(folder: Path, config: Config) -> str:
+    """The command that continues the run. It allows the model's own code only if this command was allowed to run it."""
+    trust = " --policy.trust_remote_code true" if config.policy.trust_remote_code else ""
+    return command("train.py --resume", folder) + trust
 
 
 def good_and_bad(rows: Sequence[dict]) -> str:

@@ -20,12 +20,12 @@ from grpo.run import files
 from grpo.run.alarms import Alarms
 from grpo.run.checkpoint import Checkpoints, TrainingState
 from grpo.run.clock import Clock
-from grpo.run.display import WHY_NO_LOSS, Progress, before_and_after, good_and_bad
+from grpo.run.display import WHY_NO_LOSS, Progress, before_and_after, good_and_bad, resume_command
 from grpo.run.interrupts import Interrupts
 from grpo.run.resume import decisive, differences, digest_reward, new_folder, rewind
 from grpo.run.trackers import Tracker
 from grpo.settings import Config, read_yaml
-from grpo.terminal import command, notify, print_above
+from grpo.terminal import notify, print_above
 from grpo.types import Group
 from rewards import Score, right_shares, summarize
 
@@ -73,7 +73,7 @@ class Run:
             finished = True
         except BaseException:  # also SystemExit, which a user's reward may raise
             self._save_last_step()
-            notify(f"resume with: {command('train.py --resume', self.folder)}")
+            notify(f"resume with: {resume_command(self.folder, self.config)}")
             raise
         finally:
             self.progress.close()

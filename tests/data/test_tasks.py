@@ -133,3 +133,11 @@ def test_the_task_of_docs_data_md_trains(tmp_path, monkeypatch):
     own = {"data": str(tmp_path / "my_task.jsonl"), "reward__name": "my_task:reward", "steps": 1}
     assert train.main(arguments(tmp_path, "own", **own)) == 0
     assert (Path(tmp_path) / "own" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("item", [None, "first", -1, 1.5])
+def test_a_row_without_the_number_of_an_item_is_of_no_task(item):
+    """Somebody's own column may be called task."""
+    row = {"question": "1+2=?", "task": "reasoning_gym:chain_sum"} | ({} if item is None else {"item": item})
+    assert tasks.item_of(row) == {}
+    assert tasks.item_of(row | {"item": "3"}) == tasks.item_of(row | {"item": 3}) != {}

@@ -418,6 +418,11 @@ def test_a_name_stays_a_name_although_a_file_or_folder_is_called_so(tmp_path):
     (tmp_path / "fresh_arithmetic").touch()
     (tmp_path / "runs" / "plain").write_text("another prompt")
     assert {name: flat(read_config(run))[name] for name in named} == named
+    of_others = {"data": "reasoning_gym:chain_sum?size=8", "eval.data": ("org/set:main:train",)}
+    write_config(run, parse(of_others))
+    for folder in ("reasoning_gym", "org/set"):
+        (tmp_path / folder).mkdir(parents=True)
+    assert {name: flat(read_config(run))[name] for name in of_others} == of_others
 
     placed = {"prompt": "mine.txt", "eval.data": ("own.jsonl", "sets/own"), "data": "sets::test", "model": "models/m"}
     write_config(run, parse(placed))

@@ -8,13 +8,14 @@ import os
 import pty
 import re
 import struct
+import subprocess
 import termios
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from small_runs import REPO, SMALL, arguments, start
+from small_runs import REPO, SMALL, arguments, rows, start
 
 import train
 from grpo.environment import versions
@@ -230,6 +231,19 @@ def test_the_commands_after_a_run_are_those_that_it_can_take():
     bare = commands(eval__data="none", eval__test="none", eval__every=0)
     assert re.search(r"^evaluate .* --run \S+ --bench math500$", bare, re.MULTILINE)
     assert "--bench" not in commands()
+    trusted = commands(policy__trust_remote_code=True)
+    assert re.search(r"^evaluate .* --trust-remote-code$", trusted, re.MULTILINE)
+    assert re.search(r"^continue .* --policy.trust_remote_code true --steps 120$", trusted, re.MULTILINE)
+
+
+def test_the_printed_command_continues_a_run_from_the_folder_of_its_reward(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "of_this_run.py").write_text("def f(completion, ground_truth): return {'length': len(completion)}\n")
+    assert train.main(arguments("runs", "run", steps=1, reward__name="of_this_run:f")) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("continue ")
+    subprocess.run(line.removeprefix("continue ").strip(), shell=True, check=True)
+    assert [row["step"] for row in rows(tmp_path / "runs" / "run")] == [0, 1, 2]
 
 
 def test_bad_rows_are_in_the_folder_and_one_row_fills_a_step(tmp_path, capsys):
