@@ -214,12 +214,14 @@ def table(runs: Sequence[Run], failed: dict[Path, str]) -> str:
     texts = cells.agg(interval)
     texts["runs"] = cells["runs"].sum().astype(str)
     limits = {run.cell: read_config(run.folder).eval.limit for run in runs if run.folder not in failed}
-    smoke = {cell: limit for cell, limit in limits.items() if limit}
-    for column in texts.columns.intersection(TESTED):
-        texts.loc[list(smoke), column] += "*"
+    smoke: set[int] = set()
+    for cell, column in itertools.product(limits, texts.columns.intersection(TESTED)):
+        if (limit := limits[cell]) and texts.loc[cell, column] != "-":
+            texts.loc[cell, column] += "*"
+            smoke.add(limit)
     lines = [f"| cell | {' | '.join(texts)} |", "|---" * (len(texts.columns) + 1) + "|"]
     lines += [f"| {cell} | {' | '.join(row)} |" for cell, row in texts.iterrows()]
-    lines += [SMOKE_NOTE.format(" or ".join(map(str, sorted(set(smoke.values())))))] if smoke else []
+    lines += [SMOKE_NOTE.format(" or ".join(map(str, sorted(smoke))))] if smoke else []
     return "\n".join([*lines, *(f"failed: {folder}: {why}" for folder, why in failed.items())])
 
 

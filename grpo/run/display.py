@@ -22,7 +22,7 @@ BEFORE_FIGURES = len("step 2000/2000 [10:00:00<10:00:00],  ")
 SHOWN_CHARS = 1200
 """Characters of a completion that are shown; the rest is in completions/."""
 GREEN, RED, PLAIN = "\x1b[32m", "\x1b[31m", "\x1b[0m"
-SMOKE_NOTE = "*: smoke figures, of the first {} problems of each file (eval.limit)"
+SMOKE_NOTE = "*: smoke figures, of at most the first {} problems of each file (eval.limit)"
 """The explanation of the star on held-out figures, with the limit to be filled in."""
 WHY_NO_LOSS = (
     "the loss stays near 0 by construction: the advantages of a group sum to 0 and the importance ratio starts at 1. "

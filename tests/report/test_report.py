@@ -19,7 +19,7 @@ from report_runs import EVIL, append, edit_completion, report, write_run
 from grpo.report import read
 from grpo.report.__main__ import main
 from grpo.report.charts import REST, charts_for
-from grpo.report.plot import plot_run
+from grpo.report.plot import draw
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -75,7 +75,7 @@ def test_figures_of_a_few_problems_are_marked(tmp_path: Path) -> None:
     """In the table, in the titles of the charts, and in a note; figures of another run are not."""
     few, every = write_run(tmp_path / "few", seed=1), write_run(tmp_path / "all")
     append(few / "config.yaml", "eval:\n  limit: 8\n")
-    note = "*: smoke figures, of the first 8 problems of each file (eval.limit)"
+    note = "*: smoke figures, of at most the first 8 problems of each file (eval.limit)"
     page = Page(report(few, every, out=tmp_path / "both.html"))
     assert page.text.count("10.0% → 71.0%*") == 1
     assert page.text.count("10.0% → 71.0%") == 2
@@ -89,12 +89,17 @@ def test_figures_of_a_few_problems_are_marked(tmp_path: Path) -> None:
 
 def test_the_plot_of_a_few_problems_is_marked(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "A")
-    pictures = []
-    for settings in ("", "", "eval:\n  limit: 8\n"):
-        append(folder / "config.yaml", settings)
-        plot_run(folder)
-        pictures.append((folder / "plot.png").read_bytes())
-    assert pictures[0] == pictures[1] != pictures[2]
+
+    def texts() -> tuple[str, str]:
+        figure = draw(folder)
+        return figure.axes[0].get_title(), figure.get_supxlabel()
+
+    assert texts() == ("held-out accuracy (validation)", "")
+    append(folder / "config.yaml", "eval:\n  limit: 8\n")
+    note = "*: smoke figures, of at most the first 8 problems of each file (eval.limit)"
+    assert texts() == ("held-out accuracy* (validation)", note)
+    (folder / "metrics.jsonl").write_text('{"step": 1, "reward/mean": 1.0}\n')
+    assert texts() == ("held-out accuracy (validation)", "")
 
 
 def test_a_run_still_going_with_cut_last_lines(tmp_path: Path) -> None:

@@ -211,7 +211,7 @@ def test_figures_of_a_few_problems_are_marked():
     summary = {"before": {"greedy_accuracy": 0.0}, "after": {"greedy_accuracy": 1.0}, "limit": 8}
     marked, note = before_and_after(summary).splitlines()
     assert marked == "test greedy accuracy*         0.0% -> 100.0%"
-    assert note == "*: smoke figures, of the first 8 problems of each file (eval.limit)"
+    assert note == "*: smoke figures, of at most the first 8 problems of each file (eval.limit)"
     assert before_and_after(summary | {"limit": None}) == "test greedy accuracy          0.0% -> 100.0%"
 
 

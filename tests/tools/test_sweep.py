@@ -76,19 +76,21 @@ def test_quantiles_of_student_s_t_are_where_its_density_holds_95_percent():
 
 
 def test_figures_of_a_few_problems_are_marked(tmp_path: Path):
-    """One cell with eval.limit, one without."""
+    """Two cells with eval.limit, of which one tested nothing, and one without."""
     runs = []
-    for cell, limit in (("few", 8), ("all", None)):
+    half = {"greedy_accuracy": 0.5}
+    for cell, limit, after in (("few", 8, half), ("all", None, half), ("none", 4, {})):
         runs.append(sweep.Run(cell, tmp_path / cell, {}))
         runs[-1].folder.mkdir()
         files.write_config(runs[-1].folder, build("cpu", {"eval.limit": limit}))
-        (runs[-1].folder / "summary.json").write_text('{"after": {"greedy_accuracy": 0.5}}')
+        (runs[-1].folder / "summary.json").write_text(json.dumps({"after": after}))
         (runs[-1].folder / "metrics.jsonl").write_text('{"step": 1, "reward/mean": 1.0}\n')
     lines = sweep.table(runs, {}).splitlines()
     assert lines[2:] == [
         "| few | 1 | 1.0 | 50.0* |",
         "| all | 1 | 1.0 | 50.0 |",
-        "*: smoke figures, of the first 8 problems of each file (eval.limit)",
+        "| none | 1 | 1.0 | - |",
+        "*: smoke figures, of at most the first 8 problems of each file (eval.limit)",
     ]
 
 

@@ -35,7 +35,7 @@ def test_figures_of_a_few_problems_are_marked(tmp_path: Path, capsys: pytest.Cap
     assert watch.main([str(folder), "--every", "0"]) == 0
     out = capsys.readouterr().out
     assert "  step 2  greedy* 0.5  reward 0.2\n" in out
-    assert out.endswith("\n*: smoke figures, of the first 8 problems of each file (eval.limit)\n")
+    assert out.endswith("\n*: smoke figures, of at most the first 8 problems of each file (eval.limit)\n")
 
 
 def test_a_run_that_stopped_is_told_from_one_that_works(tmp_path: Path):
