@@ -93,6 +93,18 @@ def test_a_setting_that_verl_lacks_is_refused(setting: str, value: object):
         export.check(changed(config, {setting: value}), 8, 1)
 
 
+def test_a_file_with_items_of_a_task_is_refused_as_the_task_is(tmp_path: Path, capsys):
+    """As tools.select_examples writes it from a run on a task: training grades its rows by the task's scorer."""
+    row = {"question": "gcd of 4 and 6?", "answer": "2", "task": "reasoning_gym:gcd", "item": 0}
+    (tmp_path / "chosen.jsonl").write_text(json.dumps(row) + "\n")
+    settings = {"data": str(tmp_path / "chosen.jsonl"), "model": str(REPO / "data/tiny-base"), "prompt": "plain"}
+    (tmp_path / "run").mkdir()
+    write_config(tmp_path / "run", build("h100", settings))
+    assert main(["verl", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 2
+    assert "chosen.jsonl is graded by the task's own scorer" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_run_s_data_is_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     settings = {"data": "mine.parquet", "model": str(REPO / "data/tiny-base"), "prompt": "plain"}
     (tmp_path / "here" / "runs" / "a").mkdir(parents=True)

@@ -38,15 +38,17 @@ def filled(template: str, config: Config, **values: Any) -> str:
     return environment.from_string(text).render(c=config, settings=settings, **values)
 
 
+def own_scorer(data: str) -> UserError:
+    return UserError(f"data {data} is graded by the task's own scorer, which the exported reward does not have")
+
+
 def check(config: Config, gpus: int, nodes: int) -> None:
-    """Raises UserError for what cannot be exported without changing the experiment."""
+    """Raises UserError for settings that cannot be exported without changing the experiment."""
     o = config.learner
     if config.reward.name == "hybrid" or ":" in config.reward.name:
         raise UserError(f"reward.name {config.reward.name} is not exported; write verl's reward file by hand")
     if config.data.startswith(tasks.PREFIX):
-        raise UserError(
-            f"data {config.data} is graded by the task's own scorer, which the exported reward does not have"
-        )
+        raise own_scorer(config.data)
     if not config.policy.lora_alpha.is_integer():
         raise UserError(f"policy.lora_alpha is {config.policy.lora_alpha}, but verl takes whole numbers; change it")
     if o.schedule != "constant" or o.advantage not in ("grpo", "dr_grpo", "rloo") or o.loss == "reinforce":
@@ -67,8 +69,13 @@ def check(config: Config, gpus: int, nodes: int) -> None:
 
 
 def rows(config: Config) -> list[dict[str, Any]]:
-    """The training data in verl's schema, with our system message in front; unusable rows are skipped."""
+    """The training data in verl's schema, with our system message in front; unusable rows are skipped.
+
+    Raises UserError if a row names the item of a task: the file is graded as the task is.
+    """
     problems, _ = training_problems(config, None)
+    if any(tasks.item_of(problem.extra) for problem in problems):
+        raise own_scorer(config.data)
     ours = [
         {
             "data_source": problem.source or "one_shot_grpo",
