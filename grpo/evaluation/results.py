@@ -16,8 +16,10 @@ from typing import Any
 
 import pandas as pd
 
+from data import tasks
 from grpo.environment import versions_of
 from grpo.errors import UserError
+from grpo.evaluation.benchmarks import label
 from grpo.evaluation.scores import COLUMNS, grade, grader, paired_difference, score_rows
 from grpo.run import files
 from rewards import Verifier
@@ -85,11 +87,17 @@ class Evaluation:
         return self._graded(rows, verifier)
 
     def _graded(self, rows: Sequence[dict], verifier: Verifier) -> list[dict]:
+        self.check_scorer()
         scorer = self.settings.get("scorer", {})
         if versions_of(scorer) != scorer:
             versions = ", ".join(f"{name} {version}" for name, version in scorer.items())
             raise UserError(f"{self.path} was graded by {versions}; install that version to grade it again")
         return grade(rows, verifier, self.settings.get("answer_from", "box"))
+
+    def check_scorer(self) -> None:
+        """Raises UserError for a task of an earlier version, whose rows do not name their items for the scorer."""
+        if str(self.settings["bench"]).startswith(label(tasks.PREFIX)) and "scorer" not in self.settings:
+            raise UserError(f"{self.path} is a task that was not graded by its own scorer; sample it again")
 
     def save(self, rows: Sequence[dict]) -> None:
         """Writes the graded rows, and their scores with the grader."""
@@ -148,6 +156,8 @@ def _write(path: Path, content: dict) -> None:
 
 def difference(a: Evaluation, b: Evaluation) -> dict[str, dict]:
     """Column -> paired b - a, and the problems that flipped. Raises UserError if the two cannot be compared."""
+    for evaluation in (a, b):
+        evaluation.check_scorer()
     for key in ("bench", "data_sha256", "problems", "scorer"):
         if a.settings.get(key) != b.settings.get(key):
             raise UserError(f"{a.path} and {b.path} differ in {key}: {a.settings.get(key)} and {b.settings.get(key)}")

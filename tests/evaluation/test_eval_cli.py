@@ -303,6 +303,9 @@ def test_grades_of_another_grader_are_made_again_and_never_compared(run, tiny, t
         monkeypatch.setattr(module, "grader", lambda: {"sympy": "9.9", "rules": "edited"})
     assert run(*ask)[0] == 0
     assert rows_of(a) == [row | {"graded_with": {"sympy": "9.9", "rules": "edited"}} for row in old]
+    (a / OUTPUTS).write_text(files.lines(old[:1]))  # unfinished: continued with the other grader
+    assert run(*ask)[0] == 0
+    assert rows_of(a) == [row | {"graded_with": {"sympy": "9.9", "rules": "edited"}} for row in old]
     code, _, error = run("--compare", a, b)
     assert code == 2
     assert "were not graded by the same grader; run --regrade on both" in error
@@ -333,6 +336,15 @@ def test_a_task_is_graded_by_its_own_scorer(run, tiny, tmp_path):
     settings["scorer"]["reasoning-gym"] = "0.0.1"
     (folder / "settings.json").write_text(json.dumps(settings))
     assert "was graded by reasoning-gym 0.0.1; install that version" in run("--regrade", folder)[2]
+
+    earlier = tmp_path / "earlier" / folder.name  # of a version that graded every row by the verifier
+    shutil.copytree(folder, earlier)
+    del settings["scorer"]
+    (earlier / "settings.json").write_text(json.dumps(settings))
+    for argv in (("--regrade", earlier), ("--compare", earlier, folder), ("--compare", folder, earlier)):
+        code, _, error = run(*argv)
+        assert code == 2
+        assert error == f"error: {earlier} is a task that was not graded by its own scorer; sample it again\n"
 
 
 def test_more_than_ten_flips_are_counted_and_not_listed(run, tiny, tmp_path):
