@@ -193,8 +193,7 @@ def suggest_fix(plan: Plan) -> dict[str, object]:
 def blockers(plan: Plan, sets: Iterable[str] = (), resumed: Path | None = None) -> list[str]:
     """One line, with its fix, for each known reason why the run would fail; a missing GPU comes first."""
     lines = [*(machine_blockers(plan, sets) if plan.hardware.here else []), *_run_blockers(plan)]
-    if resumed is None:  # a continued run has most of its files already, and makes room for the others as it goes
-        lines += _disk_blockers(plan)
+    lines += _disk_blockers(plan, resumed)
     no_gpu = plan.hardware.is_cpu and plan.config.device != "cpu" and lines
     return [NO_GPU, *lines] if no_gpu else lines
 
@@ -212,15 +211,18 @@ def _run_blockers(plan: Plan) -> Iterator[str]:
         yield line
 
 
-def _disk_blockers(plan: Plan) -> Iterator[str]:
-    """Requirements of a new run folder that the disk does not meet."""
+def _disk_blockers(plan: Plan, resumed: Path | None) -> Iterator[str]:
+    """Requirements of the run folder that the disk does not meet.
+
+    A resumed run needs no more room: it has most of its files already, and its saves make room for the others.
+    """
     config = plan.config
     folder, copies = nearest_folder(config), config.checkpoint.keep + 1  # one is being written
     checkpoint, _, completions = disk_parts(plan)
     need, free = checkpoint * copies + completions, shutil.disk_usage(folder).free
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
         yield f"out is {config.out}, where nothing can be written; name another folder by --out"
-    elif need > free:
+    elif resumed is None and need > free:
         yield (
             f"{folder} has {free / GIB:.1f} GiB free, and {copies} checkpoints with the completions take "
             f"{need / GIB:.1f}; use --out on another disk or --checkpoint.keep 1"
