@@ -112,9 +112,10 @@ class ChatTemplate:
 
     @cached_property
     def no_system(self) -> Chat:
-        """What starts a chat without a system message: an empty one if that keeps the template from adding its own.
+        """The first messages of a chat that has no system message of its own.
 
-        Qwen2.5 and SmolLM2 add one unless the chat begins with a system message.
+        One empty system message if that keeps the template from adding its own, as those of Qwen2.5 and SmolLM2 do;
+        else none.
         """
         return [EMPTY_SYSTEM] if self.added_text([]) and not self.added_text([EMPTY_SYSTEM]) else []
 

@@ -34,8 +34,8 @@ class Command(NamedTuple):
 def parse_args(argv: Sequence[str], default: str | None = None) -> Command:
     """Merges preset, file, environment and command line, in this order, into a checked Config.
 
-    `default` is the preset if none is named; None chooses the one that fits this machine. --help and --version print
-    and exit. Raises UserError for a wrong or unknown option.
+    Without a named preset, takes `default`, or the one that fits this machine if that is None. --help and --version
+    print and exit. Raises UserError for a wrong or unknown option.
     """
     given = vars(train_parser().parse_args(argv))
     resume, check, preset, file = (given.pop(name, None) for name in ("resume", "check", "preset", "config"))

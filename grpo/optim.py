@@ -68,12 +68,12 @@ class Optimizer:
             tensor.grad = None
 
     def state_dict(self) -> dict:
-        return {"adamw": self.adamw.state_dict(), "masters": self.masters, "steps": self.steps}
+        """Moments and masters, which only `step` changes. `Learner.counters` has `steps`, which `skip` changes too."""
+        return {"adamw": self.adamw.state_dict(), "masters": self.masters}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict) -> None:
         self.adamw.load_state_dict(state["adamw"])
-        self.steps = state["steps"]
         for parameter, master, saved in zip(self.parameters, self.masters, state["masters"], strict=True):
             master.copy_(saved)
             parameter.copy_(master)

@@ -10,7 +10,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 Row = Mapping[str, Any]
-"""What else is known of a completion, by name: question, prompt, token ids, and the other columns of its data row"""
+"""Further facts about a completion, by name: question, prompt, token ids, and the other columns of its data row"""
 OUTCOMES = ("correct", "wrong", "no_answer", "unparsed", "timeout", "over_budget")
 """Outcomes of grading an answer. `no_answer`: missing or empty. `unparsed`: past the length or nesting
 limit, or not readable as mathematics. `timeout`: past the limit of processor time or memory for one answer.

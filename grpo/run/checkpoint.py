@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from grpo.errors import UserError, first_line
 from grpo.hub import MANIFEST
 from grpo.learner import Learner
+from grpo.machine import GIB
 from grpo.policy import Policy
 from grpo.run import files
 from grpo.run.resume import digest_problems, refuse_other
@@ -31,7 +32,6 @@ from rewards import Reward
 
 TRAINER = "trainer.pt"
 UNFINISHED = ".unfinished_"
-GIB = 2**30
 
 
 class TrainingState:
